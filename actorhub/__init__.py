@@ -1,0 +1,63 @@
+"""Virtual actors on Postgres: every id is one live, typed, asyncio object."""
+
+from actorhub.client import Client
+from actorhub.cluster import Cluster
+from actorhub.context import Current, current
+from actorhub.core.address import ShardId
+from actorhub.core.errors import (
+    ActorhubError,
+    AlreadyProcessing,
+    CallCycle,
+    CallTimeout,
+    ConfigurationError,
+    DuplicateKey,
+    EntityError,
+    EntityNotAssigned,
+    HandlerFailed,
+    MailboxFull,
+    MalformedMessage,
+    MessageTooLarge,
+    NotConnected,
+    PersistenceError,
+    RunnerNotRegistered,
+    RunnerUnavailable,
+    ShuttingDown,
+    SingletonError,
+    UnknownEntityType,
+    UnknownHandler,
+)
+from actorhub.core.snowflake import Snowflake
+from actorhub.entity import Entity, handler
+from actorhub.hub import Hub
+
+__all__ = [
+    "ActorhubError",
+    "AlreadyProcessing",
+    "CallCycle",
+    "CallTimeout",
+    "Client",
+    "Cluster",
+    "ConfigurationError",
+    "Current",
+    "DuplicateKey",
+    "Entity",
+    "EntityError",
+    "EntityNotAssigned",
+    "HandlerFailed",
+    "Hub",
+    "MailboxFull",
+    "MalformedMessage",
+    "MessageTooLarge",
+    "NotConnected",
+    "PersistenceError",
+    "RunnerNotRegistered",
+    "RunnerUnavailable",
+    "ShardId",
+    "ShuttingDown",
+    "SingletonError",
+    "Snowflake",
+    "UnknownEntityType",
+    "UnknownHandler",
+    "current",
+    "handler",
+]

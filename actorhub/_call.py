@@ -1,0 +1,294 @@
+"""What a proxy method returns: a lazy call, sent when it is awaited, iterated or told."""
+
+import asyncio
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+
+from actorhub.core.codec import check_size
+from actorhub.core.envelope import ASK, STREAM, TELL, Credit
+from actorhub.core.errors import (
+    ActorhubError,
+    CallTimeout,
+    HandlerFailed,
+    MailboxFull,
+    MalformedMessage,
+    NotConnected,
+)
+from actorhub.engine.inbound import check_chain
+from actorhub.engine.message import DONE, FOREVER, NEW, RUNNING, SENT, Message, running
+from actorhub.engine.node import Node
+from actorhub.engine.spec import HandlerSpec
+
+MAX_CALLS: Final = 200_000
+"""Calls that one process may wait for."""
+STREAM_WINDOW: Final = 256
+"""Items of a stream that may be under way to a consumer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where the calls of a client go, and how."""
+
+    node: Node
+    timeout: float | None = 30.0
+    """Seconds; `None` waits for ever."""
+    waits_for_room: bool = False
+    headers: dict[str, str] | None = None
+    broadcast: bool = False
+
+
+class Call(Message):
+    """One lazy call: `await` it (ask), or hand it to `tell`. It can be used once; a dropped one warns."""
+
+    __slots__ = ("__weakref__", "_future", "_target", "_used")
+
+    def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
+        super().__init__(spec, entity_id, ASK)
+        self._target = target
+        self._used = False
+        self.args = args
+        self._future: asyncio.Future[bytes]
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if self._target.broadcast:
+            raise TypeError(f"{self.what} of active(): a broadcast has no reply: use `await cluster.tell(...)`")
+        node = self._target.node
+        self.prepare()
+        future = self._future = asyncio.get_running_loop().create_future()
+        node.deadlines.add(self)
+        node.router.route(self)
+        try:
+            body = yield from future
+        except asyncio.CancelledError:
+            node.router.withdraw(self, CallTimeout(f"{self.what}: the caller was cancelled"))
+            raise
+        finally:
+            node.deadlines.drop(self)
+        return decode_result(self.spec, body)
+
+    def __del__(self) -> None:
+        if not self._used:
+            warnings.warn(f"call of {self.what} was never awaited or told", RuntimeWarning, stacklevel=2)
+
+    def __repr__(self) -> str:
+        return f"<call of {self.what}({self.entity_id!r})>"
+
+    @property
+    def target(self) -> Target:
+        """Where it goes."""
+        return self._target
+
+    async def tell(self, message_id: int) -> int:
+        """Send it as a tell; return `message_id` once it is in a mailbox.
+
+        Raises:
+            ActorhubError: it was not accepted; no handler ran, or `possibly_executed` says otherwise.
+        """
+        node = self._target.node
+        self.begin_tell(message_id)
+        future = self._future = asyncio.get_running_loop().create_future()
+        node.deadlines.add(self)
+        node.router.route(self)
+        try:
+            await future
+        finally:
+            node.deadlines.drop(self)
+        return message_id
+
+    def begin_tell(self, message_id: int) -> None:
+        """Make it a tell; it does not belong to the caller's chain."""
+        self.kind = TELL
+        self.message_id = message_id
+        self.prepare()
+        self.chain = ()
+
+    def prepare(self) -> None:
+        """Encode, and inherit deadline and chain from the handler that this runs in.
+
+        Raises:
+            ActorhubError: the call cannot be sent; no handler ran.
+            RuntimeError: it was used before.
+        """
+        if self._used:
+            raise RuntimeError(f"{self!r} was used before: make a new one for each await or tell")
+        self._used = True
+        target, spec = self._target, self.spec
+        node = target.node
+        if node.closed:
+            raise NotConnected(f"{self.what}: the connection to the cluster is closed")
+        if len(node.deadlines) >= MAX_CALLS:
+            raise MailboxFull(f"{self.what}: this process waits for {MAX_CALLS} calls already")
+        if target.timeout is not None:
+            self.deadline = node.clock.monotonic() + target.timeout
+        parent = running.get()
+        if parent is not None and parent.phase == RUNNING:
+            self.chain = (*parent.chain, parent.address)
+            if not target.broadcast and self.kind != TELL:
+                check_chain(self.chain, self.address, spec, node.limits.max_call_depth)
+            if parent.deadline < self.deadline and self.kind != TELL:
+                self.deadline = parent.deadline
+        assert self.args is not None
+        self.body = spec.arguments.encode(self.args)
+        if len(self.body) > node.limits.max_message_bytes:
+            check_size(self.body, node.limits.max_message_bytes, f"{self.what}: arguments")
+        self.args = None
+        self.headers = target.headers
+        self.waits_for_room = target.waits_for_room
+
+    def accepted(self) -> None:
+        """Let the teller go on; from here on the message has no deadline."""
+        self._target.node.deadlines.drop(self)
+        self.deadline = FOREVER
+        self.completed(b"")
+
+    def completed(self, body: bytes) -> None:
+        """Wake the caller."""
+        if not self._future.done():
+            self._future.set_result(body)
+
+    def failed(self, error: ActorhubError) -> None:
+        """Wake the caller with the error; one that waits no longer does not hear of it."""
+        if not self._future.done():
+            self._future.set_exception(error)
+        elif self.kind == TELL:
+            self._target.node.tell_failed(self, error)
+
+
+class ToldCall(Message):
+    """A tell from inside a handler: it leaves when the handler's run is committed, and nobody waits for it."""
+
+    __slots__ = ("_node",)
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(call.spec, call.entity_id, TELL)
+        self._node = call.target.node
+        self.body = call.body
+        self.headers = call.headers
+        self.message_id = call.message_id
+        self.waits_for_room = call.waits_for_room
+
+    def completed(self, body: bytes) -> None:
+        """Nobody waits."""
+
+    def failed(self, error: ActorhubError) -> None:
+        """Log and count."""
+        self._node.tell_failed(self, error)
+
+
+class StreamCall(Call, AsyncIterator[Any]):
+    """A lazy stream: sent at the first item asked for, with a window of credit; closing it cancels the producer."""
+
+    __slots__ = ("_ended", "_error", "_granted", "_items", "_started", "_waiter")
+
+    def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
+        super().__init__(target, spec, entity_id, args)
+        self.kind = STREAM
+        self._items: deque[bytes] = deque()
+        self._started = False
+        self._ended = False
+        self._error: ActorhubError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._granted = STREAM_WINDOW
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        raise TypeError(f"{self.what} is a stream: use `async for item in ...`")
+
+    def __del__(self) -> None:
+        if not self._used:
+            super().__del__()
+        elif not self._ended and not self._target.node.closed:
+            self._withdraw()
+
+    def __aiter__(self) -> "StreamCall":
+        return self
+
+    async def __anext__(self) -> Any:
+        if not self._started:
+            self._start()
+        while not self._items:
+            if self._ended:
+                error, self._error = self._error, None
+                if error is not None:
+                    raise error
+                raise StopAsyncIteration
+            await self._wait()
+        body = self._items.popleft()
+        self._granted -= 1
+        if self._granted <= STREAM_WINDOW // 2 and not self._ended:
+            self._grant(STREAM_WINDOW - self._granted)
+        return decode_result(self.spec, body)
+
+    async def aclose(self) -> None:
+        """Stop the stream; the producer is cancelled."""
+        self._used = True
+        if self._started and not self._ended:
+            self._withdraw()
+        self._ended = True
+        self._items.clear()
+
+    def completed(self, body: bytes) -> None:
+        """The producer's end."""
+        self._end(None)
+
+    def failed(self, error: ActorhubError) -> None:
+        """The producer's error, after the items before it."""
+        self._end(error)
+
+    def chunk(self, bodies: Sequence[bytes]) -> None:
+        """Take items; the first sign of life ends the deadline, since a stream may be long."""
+        if self.deadline != FOREVER:
+            self._target.node.deadlines.drop(self)
+            self.deadline = FOREVER
+        self._items.extend(bodies)
+        self._wake()
+
+    def _start(self) -> None:
+        self.prepare()
+        self._started = True
+        self.credit = STREAM_WINDOW
+        self._target.node.deadlines.add(self)
+        self._target.node.router.route(self)
+
+    def _end(self, error: ActorhubError | None) -> None:
+        if not self._ended:
+            self._ended = True
+            self._error = error
+            self._target.node.deadlines.drop(self)
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _grant(self, count: int) -> None:
+        self._granted += count
+        if self.producer is not None:
+            self.producer.grant(count)
+        elif self.phase == SENT and self.peer is not None:
+            self.peer.link.send(Credit(self.request_id, count))
+
+    def _withdraw(self) -> None:
+        self._ended = True
+        node = self._target.node
+        node.deadlines.drop(self)
+        if self.phase not in (DONE, NEW):
+            node.router.withdraw(self, CallTimeout(f"{self.what}: the consumer went away"))
+
+
+def decode_result(spec: HandlerSpec, body: bytes) -> Any:
+    """Return the handler's value; one that does not fit its annotation is the handler's failure."""
+    try:
+        return spec.result.decode(body)
+    except MalformedMessage as exc:
+        raise HandlerFailed("TypeError", f"the handler returned something else than it declares: {exc}") from exc

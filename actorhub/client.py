@@ -1,0 +1,113 @@
+"""Typed clients: `client("ada")` looks like the entity class, and what the type checker shows is what there is."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, Final, Generic, Literal, TypeVar, cast
+
+import msgspec
+
+from actorhub._call import Call, StreamCall, Target
+from actorhub.core.address import check_entity_id
+from actorhub.engine.spec import EntitySpec, HandlerSpec
+from actorhub.entity import Entity
+
+E = TypeVar("E", bound=Entity[Any])
+
+_PLAIN_ID_LENGTH: Final = 63
+"""An ASCII id of up to this many printable characters needs no closer look: every limit allows it."""
+
+
+class Client(Generic[E]):
+    """Makes proxies of one entity type. Calling a proxy's method makes a lazy call: await it, iterate it, or tell it."""
+
+    def __init__(self, spec: EntitySpec, entity: type[E], target: Target) -> None:
+        self._spec = spec
+        self._entity = entity
+        self._target = target
+        self._proxy = _proxy_class(spec)
+
+    def __call__(self, entity_id: str) -> E:
+        """Return the proxy of one id.
+
+        Raises:
+            MalformedMessage: the id is empty, too long, or holds control characters.
+        """
+        if not (
+            isinstance(entity_id, str)
+            and 0 < len(entity_id) <= _PLAIN_ID_LENGTH
+            and entity_id.isascii()
+            and entity_id.isprintable()
+        ):
+            check_entity_id(entity_id, self._target.node.limits.max_entity_id_bytes)
+        return cast("E", self._proxy(self._target, entity_id))
+
+    def options(
+        self,
+        *,
+        timeout: timedelta | None | msgspec.UnsetType = msgspec.UNSET,
+        on_full: Literal["fail", "wait"] | msgspec.UnsetType = msgspec.UNSET,
+        headers: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET,
+    ) -> "Client[E]":
+        """Return a client like this one with other options.
+
+        Args:
+            timeout: How long an ask waits, a tell waits to be accepted, and a stream waits for its first sign of life.
+                `None` waits for ever. Default 30 s. Inside a handler the handler's own deadline counts too.
+            on_full: What a full mailbox means: `"fail"` (the default) raises `MailboxFull` at once, `"wait"` queues.
+            headers: Strings that the handler finds in `current().headers`.
+        """
+        target = self._target
+        if timeout is not msgspec.UNSET:
+            seconds = None if timeout is None else timeout.total_seconds()
+            if seconds is not None and seconds <= 0:
+                raise ValueError(f"timeout={timeout} must be more than zero, or None to wait for ever")
+            target = dataclasses.replace(target, timeout=seconds)
+        if on_full is not msgspec.UNSET:
+            if on_full not in ("fail", "wait"):
+                raise ValueError(f'on_full={on_full!r} must be "fail" or "wait"')
+            target = dataclasses.replace(target, waits_for_room=on_full == "wait")
+        if headers is not msgspec.UNSET:
+            target = dataclasses.replace(target, headers=dict(headers))
+        return Client(self._spec, self._entity, target)
+
+    def active(self) -> E:
+        """Return a proxy of every resident entity of the type: its calls can be told, and the tell returns how many."""
+        return cast("E", self._proxy(dataclasses.replace(self._target, broadcast=True), ""))
+
+    def __repr__(self) -> str:
+        return f"<client of {self._spec.name}>"
+
+
+class _Proxy:
+    """Base of the generated proxies; their methods are the entity's handlers."""
+
+    __slots__ = ("_id", "_target")
+
+    def __init__(self, target: Target, entity_id: str) -> None:
+        self._target = target
+        self._id = entity_id
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._id!r}>"
+
+
+def _proxy_class(spec: EntitySpec) -> type[_Proxy]:
+    methods = {name: _proxy_method(handler) for name, handler in spec.handlers.items()}
+    return type(f"proxy of {spec.name}", (_Proxy,), {"__slots__": (), **methods})
+
+
+def _proxy_method(spec: HandlerSpec) -> Callable[..., Call]:
+    make = StreamCall if spec.stream else Call
+    count = len(spec.parameters)
+    bind = spec.bind
+
+    def method(self: _Proxy, *args: Any, **kwargs: Any) -> Call:
+        if kwargs or len(args) != count:
+            args = bind(*args, **kwargs)
+        return make(self._target, spec, self._id, args)
+
+    method.__name__ = spec.name
+    method.__qualname__ = f"{spec.entity_type}.{spec.name}"
+    method.__doc__ = spec.function.__doc__
+    return method

@@ -1,0 +1,183 @@
+"""A connected hub: clients, tells, ids, and where entities live."""
+
+import asyncio
+from collections.abc import Awaitable
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import msgspec
+
+from actorhub._call import Call, Target, ToldCall
+from actorhub.client import Client
+from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
+from actorhub.core.envelope import BROADCAST
+from actorhub.core.errors import ConfigurationError, NotConnected, PersistenceError, UnknownEntityType
+from actorhub.core.snowflake import Snowflake, SnowflakeGenerator
+from actorhub.engine.message import Message
+from actorhub.engine.node import Node, Runner
+from actorhub.engine.node import Client as ClientNode
+from actorhub.engine.spec import EntitySpec
+from actorhub.entity import Entity
+
+E = TypeVar("E", bound=Entity[Any])
+
+cluster_here: ContextVar["Cluster"] = ContextVar("actorhub_cluster")
+"""The cluster that the handlers of this process belong to."""
+
+
+class Cluster:
+    """This program's connection to the cluster. Made by `hub.connect()` and `hub.runner()`; closed with them."""
+
+    def __init__(self, part: Runner | ClientNode, specs: dict[str, EntitySpec]) -> None:
+        self._part = part
+        self._node: Node = part.node
+        self._specs = specs
+        self._target = Target(self._node)
+        self._ids: SnowflakeGenerator | None = None
+        self.leaving = False
+
+    def client(self, entity: type[E]) -> Client[E]:
+        """Return a typed client of an entity class.
+
+        Raises:
+            ConfigurationError: the class was not registered with the hub.
+        """
+        spec = entity.__declaration__.spec
+        if self._specs.get(spec.name) is not spec:
+            raise ConfigurationError(f"{entity.__name__} is not registered: call hub.register({entity.__name__}) first")
+        return Client(spec, entity, self._target)
+
+    async def tell(self, call: Awaitable[Any]) -> int:
+        """Send a call without waiting for its reply; return once it is in the entity's mailbox.
+
+        Args:
+            call: What a proxy's method returned. Of `client.active()`: it goes to every resident entity of the type.
+
+        Returns:
+            The message's id; of a broadcast, how many entities got it.
+
+        Raises:
+            ActorhubError: it was not accepted. A volatile tell that was accepted is lost with its runner.
+        """
+        told = as_call(call)
+        if told.target.broadcast:
+            return await self._broadcast(told)
+        return await told.tell(int(self.snowflake()))
+
+    def tell_later(self, call: Awaitable[Any], outbox: list[Message]) -> int:
+        """Add a call to what leaves when the running handler's work is committed; return the message's id."""
+        told = as_call(call)
+        if told.target.broadcast:
+            raise TypeError("a broadcast from a handler is not part of its commit: use `await cluster.tell(...)`")
+        message_id = int(self.snowflake())
+        told.begin_tell(message_id)
+        outbox.append(ToldCall(told))
+        return message_id
+
+    def snowflake(self) -> Snowflake:
+        """Return a new id: unique in the cluster, strictly increasing within this process.
+
+        Raises:
+            PersistenceError: this process has no machine id, or could not renew its lease of it.
+        """
+        if self._ids is None:
+            if self._part.machine_id < 0:
+                raise PersistenceError("no machine id was leased to this process yet")
+            self._ids = SnowflakeGenerator(self._part.machine_id, self._node.clock)
+        if self._part.machine_id_until < self._node.clock.monotonic():
+            raise PersistenceError("the lease of this process's machine id ran out: the store cannot be reached")
+        return self._ids.next_id()
+
+    def shard_of(self, entity: type[Entity[Any]], entity_id: str) -> ShardId:
+        """Return the shard of an id."""
+        check_entity_id(entity_id, self._node.limits.max_entity_id_bytes)
+        return self._node.router.shard_of(entity.__declaration__.spec, entity_id)
+
+    def is_local(self, entity: type[Entity[Any]], entity_id: str) -> bool:
+        """Whether this very process owns the id's shard."""
+        return isinstance(self._part, Runner) and self.shard_of(entity, entity_id) in self._part.ownership.owned
+
+    @property
+    def is_shutting_down(self) -> bool:
+        """Whether this process is leaving."""
+        return self.leaving
+
+    @property
+    def runner(self) -> RunnerAddress | None:
+        """This process as a runner; `None` for a client."""
+        return self._part.info.runner if isinstance(self._part, Runner) else None
+
+    @property
+    def part(self) -> "Runner | ClientNode":
+        """The engine underneath, for operations."""
+        return self._part
+
+    async def _broadcast(self, told: Call) -> int:
+        told.kind = BROADCAST
+        told.prepare()
+        counts = [self._here(told)]
+        waiting = []
+        for peer in self._node.peers.runners():
+            call = _BroadcastPart(told)
+            self._node.deadlines.add(call)
+            self._node.router.send_to(call, peer)
+            waiting.append(call)
+        for call in waiting:
+            try:
+                counts.append(msgspec.msgpack.decode(await call.future, type=int))
+            except UnknownEntityType:
+                counts.append(0)
+            finally:
+                self._node.deadlines.drop(call)
+        return sum(counts)
+
+    def _here(self, told: Call) -> int:
+        part = self._part
+        if not isinstance(part, Runner) or told.spec.entity_type not in part.host.types:
+            return 0
+        return part.inbound.broadcast_here(told.spec, told.body, 0)
+
+
+class _BroadcastPart(Message):
+    """A broadcast's request to one runner."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, told: Call) -> None:
+        super().__init__(told.spec, "", BROADCAST)
+        self.body = told.body
+        self.deadline = told.deadline
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def completed(self, body: bytes) -> None:
+        """Take the count."""
+        if not self.future.done():
+            self.future.set_result(body)
+
+    def failed(self, error: Exception) -> None:
+        """Take the error."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def as_call(call: Awaitable[Any]) -> Call:
+    """Return `call` if it is one.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not isinstance(call, Call):
+        raise TypeError(f"tell takes a call, such as client('id').method(...), not {type(call).__name__}")
+    return call
+
+
+def cluster_of_handler() -> Cluster:
+    """Return the cluster of the running handler.
+
+    Raises:
+        NotConnected: no handler runs here.
+    """
+    try:
+        return cluster_here.get()
+    except LookupError:
+        raise NotConnected("current() works inside handlers only") from None

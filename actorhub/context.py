@@ -1,0 +1,113 @@
+"""`current()`: what a running handler knows about itself, in downstream code too."""
+
+from collections.abc import Awaitable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from actorhub.client import Client
+from actorhub.cluster import cluster_of_handler
+from actorhub.core.address import RunnerAddress, ShardId
+from actorhub.core.errors import NotConnected
+from actorhub.engine.cell import DEAD, Cell
+from actorhub.engine.message import FOREVER, Message, running
+from actorhub.entity import Entity
+
+E = TypeVar("E", bound=Entity[Any])
+
+
+class Current:
+    """The running handler's view of itself. Get it anew by `current()`; do not keep it beyond the run."""
+
+    __slots__ = ("_cell", "_message")
+
+    def __init__(self, message: Message, cell: Cell) -> None:
+        self._message = message
+        self._cell = cell
+
+    @property
+    def entity_type(self) -> str:
+        """Name of the entity's type."""
+        return self._message.spec.entity_type
+
+    @property
+    def entity_id(self) -> str:
+        """The entity's id."""
+        return self._message.entity_id
+
+    @property
+    def shard_id(self) -> ShardId:
+        """The shard that the entity is in."""
+        return self._cell.shard.id
+
+    @property
+    def runner(self) -> RunnerAddress:
+        """The runner that this runs on."""
+        runner = cluster_of_handler().runner
+        assert runner is not None
+        return runner
+
+    @property
+    def incarnation(self) -> str:
+        """The random id of that runner's start."""
+        return self.runner.incarnation
+
+    @property
+    def epoch(self) -> int:
+        """The shard's epoch when this run started: the fencing token for systems outside."""
+        return self._message.epoch
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this runner still owns the shard, as far as it can prove."""
+        host = self._cell.shard.host
+        return self._cell.phase != DEAD and host.lease_is_fresh()
+
+    @property
+    def message_id(self) -> int:
+        """The message's id; 0 for an ask, which nobody can refer to later."""
+        return self._message.message_id
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the caller stops waiting; `None` if it never does."""
+        deadline = self._message.deadline
+        if deadline == FOREVER:
+            return None
+        return datetime.now(UTC) + timedelta(seconds=deadline - cluster_of_handler().part.node.clock.monotonic())
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the caller sent along."""
+        return self._message.headers or {}
+
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """`type/id` of the entities that wait for this call, outermost first."""
+        return self._message.chain
+
+    def client(self, entity: type[E]) -> Client[E]:
+        """Return a typed client, as `cluster.client` does; its calls inherit this run's deadline and chain."""
+        return cluster_of_handler().client(entity)
+
+    async def tell(self, call: Awaitable[Any]) -> int:
+        """Send a call if and when this run commits; return its message id now. Nothing is sent if the handler raises."""
+        outbox = self._message.outbox
+        if outbox is None:
+            outbox = self._message.outbox = []
+        return cluster_of_handler().tell_later(call, outbox)
+
+    def keep_alive(self, enabled: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a sentence
+        """Keep this activation in memory when idle, until called with `False`; a move to another runner ends it."""
+        self._cell.kept = enabled
+
+
+def current() -> Current:
+    """Return the context of the handler that runs here.
+
+    Raises:
+        NotConnected: no handler runs here.
+    """
+    message = running.get()
+    if message is None or message.cell is None:
+        raise NotConnected("current() works inside handlers only")
+    return Current(message, message.cell)

@@ -1,0 +1,1 @@
+"""Values only: addresses, envelopes, errors, settings. No I/O lives here."""

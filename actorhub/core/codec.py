@@ -1,0 +1,189 @@
+"""User data to bytes and back: handler arguments, results, state and errors. msgspec only, validated on decode."""
+
+import dataclasses
+import typing
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from actorhub.core import errors
+from actorhub.core.errors import ActorhubError, EntityError, HandlerFailed, MalformedMessage, MessageTooLarge
+
+T = TypeVar("T")
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_JSON: Final = msgspec.json.Encoder()
+
+
+class Codec(Generic[T]):
+    """Encoder and decoder of one type; decode validates and names the field that does not fit."""
+
+    __slots__ = ("_decode", "_decode_json", "what")
+
+    def __init__(self, type_: Any, what: str) -> None:
+        """Prepare the decoders.
+
+        Args:
+            type_: Any type that msgspec supports.
+            what: What the data is, for error messages: `orders.process: arguments`.
+
+        Raises:
+            TypeError: msgspec does not support the type.
+        """
+        self.what = what
+        try:
+            self._decode = msgspec.msgpack.Decoder(type_).decode
+            self._decode_json = msgspec.json.Decoder(type_).decode
+        except TypeError as exc:
+            raise TypeError(f"{what}: {exc}: use types that msgspec can encode") from exc
+
+    def decode(self, data: bytes) -> T:
+        """Return the value in `data`.
+
+        Raises:
+            MalformedMessage: the bytes do not hold a value of the type.
+        """
+        try:
+            return typing.cast("T", self._decode(data))
+        except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
+            raise MalformedMessage(f"{self.what}: {exc}") from exc
+
+    def decode_json(self, data: bytes) -> T:
+        """Return the value in the JSON text `data`.
+
+        Raises:
+            MalformedMessage: the text does not hold a value of the type.
+        """
+        try:
+            return typing.cast("T", self._decode_json(data))
+        except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
+            raise MalformedMessage(f"{self.what}: {exc}") from exc
+
+    def encode(self, value: T) -> bytes:
+        """Return `value` in msgpack.
+
+        Raises:
+            MalformedMessage: `value` holds something that msgspec cannot encode.
+        """
+        return encode(value, self.what)
+
+    def encode_json(self, value: T) -> bytes:
+        """Return `value` as JSON text.
+
+        Raises:
+            MalformedMessage: `value` holds something that msgspec cannot encode.
+        """
+        try:
+            return _JSON.encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            raise MalformedMessage(f"{self.what}: {exc}") from exc
+
+
+def encode(value: object, what: str) -> bytes:
+    """Return `value` in msgpack.
+
+    Raises:
+        MalformedMessage: `value` holds something that msgspec cannot encode.
+    """
+    try:
+        return _encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+        raise MalformedMessage(f"{what}: {exc}") from exc
+
+
+def check_size(data: bytes, limit: int, what: str) -> bytes:
+    """Return `data` if it is at most `limit` bytes.
+
+    Raises:
+        MessageTooLarge: it is larger.
+    """
+    if len(data) > limit:
+        raise MessageTooLarge(
+            f"{what}: {len(data)} bytes, the limit is {limit}: send less, or raise max_message_bytes on every runner"
+        )
+    return data
+
+
+class _ErrorRecord(msgspec.Struct, array_like=True):
+    """The wire form of an error. A wire format: append fields only."""
+
+    kind: str
+    message: str
+    possibly_executed: bool
+    fields: dict[str, msgspec.Raw]
+    domain: bool = False
+
+
+_decode_error: Final = msgspec.msgpack.Decoder(_ErrorRecord).decode
+_decode_any: Final = msgspec.msgpack.Decoder().decode
+_SENT_FIELDS: Final = ("retry_after", "path", "type", "traceback", "reason")
+
+
+def encode_error(error: ActorhubError) -> bytes:
+    """Return the wire form of `error`; a domain error that cannot be encoded becomes a `HandlerFailed`."""
+    if isinstance(error, EntityError):
+        try:
+            fields = {f.name: msgspec.Raw(_encode(getattr(error, f.name))) for f in dataclasses.fields(error)}  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            name = _domain_name(type(error))
+            return encode_error(HandlerFailed(name, f"{error}: its fields cannot be encoded: {exc}"))
+        return _encode(_ErrorRecord(_domain_name(type(error)), str(error), True, fields, True))
+    fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in _SENT_FIELDS if hasattr(error, name)}
+    return _encode(_ErrorRecord(type(error).__name__, error.message, error.possibly_executed, fields))
+
+
+def decode_error(data: bytes) -> ActorhubError:
+    """Return the error in `data`; one whose class this process does not know comes back as `HandlerFailed`."""
+    try:
+        record = _decode_error(data)
+        return _domain_error(record) if record.domain else _framework_error(record)
+    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
+        return HandlerFailed("unreadable error", f"the peer's error cannot be decoded: {exc}")
+
+
+def _framework_error(record: _ErrorRecord) -> ActorhubError:
+    cls = getattr(errors, record.kind, None)
+    if not (isinstance(cls, type) and issubclass(cls, ActorhubError)):
+        return HandlerFailed(record.kind, record.message, possibly_executed=record.possibly_executed)
+    fields = {name: _decode_any(raw) for name, raw in record.fields.items() if name in _SENT_FIELDS}
+    if "retry_after" in fields:
+        fields["retry_after"] = msgspec.convert(fields["retry_after"], timedelta)
+    if "path" in fields:
+        fields["path"] = tuple(fields["path"])
+    return typing.cast(
+        "ActorhubError", cls(message=record.message, possibly_executed=record.possibly_executed, **fields)
+    )
+
+
+def _domain_error(record: _ErrorRecord) -> ActorhubError:
+    cls = _domain_class(record.kind)
+    if cls is None:
+        return HandlerFailed(record.kind, record.message)
+    types = typing.get_type_hints(cls)
+    return cls(
+        **{
+            field.name: msgspec.msgpack.decode(record.fields[field.name], type=types[field.name])
+            for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+            if field.name in record.fields
+        }
+    )
+
+
+def _domain_name(cls: type[EntityError]) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _domain_class(name: str) -> type[EntityError] | None:
+    """Find the class by module and name; by name alone where that is unique (a script's module is `__main__`)."""
+    known = list(_subclasses(EntityError))
+    exact = [cls for cls in known if _domain_name(cls) == name]
+    if exact:
+        return exact[-1]
+    alike = [cls for cls in known if cls.__qualname__ == name.partition(":")[2]]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _subclasses(cls: type[EntityError]) -> Sequence[type[EntityError]]:
+    return [found for child in cls.__subclasses__() for found in (child, *_subclasses(child))]

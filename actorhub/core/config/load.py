@@ -1,0 +1,119 @@
+"""Reading settings: flags or keywords beat the environment, which beats `actorhub.toml`, which beats defaults."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+import msgspec
+
+from actorhub.core.config.settings import SETTINGS, Setting, Settings
+from actorhub.core.errors import ConfigurationError
+
+Origin = Literal["flag", "hub.connect", "hub.runner"]
+"""Who gave the overrides; error messages name it."""
+
+CONFIG_FILE: Final = "actorhub.toml"
+CONFIG_VARIABLE: Final = "ACTORHUB_CONFIG"
+
+
+def load_settings(
+    overrides: Mapping[str, object],
+    environ: Mapping[str, str],
+    toml_path: Path | None = None,
+    *,
+    origin: Origin = "hub.connect",
+) -> Settings:
+    """Return the settings that hold for this process, each one checked.
+
+    Args:
+        overrides: Flags or keywords by setting name, as text or typed; `None` and `()` mean "not given".
+        environ: The environment; an empty variable counts as not set.
+        toml_path: The file to read. Without it: what ACTORHUB_CONFIG names, else `actorhub.toml` in the current
+            directory if there is one.
+        origin: Who gave `overrides`.
+
+    Raises:
+        ConfigurationError: A value is wrong, a name is unknown, or values contradict each other; the text names the
+            setting, where it came from, and what is allowed.
+    """
+    file, content = _read_file(environ, toml_path)
+    for unknown in content.keys() - SETTINGS.keys():
+        raise ConfigurationError(f"{file}: unknown setting {unknown!r}{_suggestion(unknown)}")
+    for unknown in overrides.keys() - SETTINGS.keys():
+        raise ConfigurationError(f"{_override_source(origin, unknown)}: unknown setting{_suggestion(unknown)}")
+    typed: dict[str, object] = {}
+    sources: dict[str, str] = {}
+    for name, setting in SETTINGS.items():
+        for source, value in (
+            (_override_source(origin, name), overrides.get(name)),
+            (f"environment {setting.env}", environ.get(setting.env) or None),
+            (f"{file} key {name}", content.get(name)),
+        ):
+            if value is not None and value != ():
+                typed[name] = _parse(setting, value, source)
+                sources[name] = source
+                break
+    settings = msgspec.convert(typed, Settings)
+    _check_together(settings, sources)
+    return settings
+
+
+def _read_file(environ: Mapping[str, str], toml_path: Path | None) -> tuple[str, dict[str, object]]:
+    named = toml_path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
+    source = f" ({CONFIG_VARIABLE})" if named and not toml_path else ""
+    path = named or Path(CONFIG_FILE)
+    try:
+        content: dict[str, object] = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        if not named:
+            return str(path), {}
+        raise ConfigurationError(f"settings file {path}{source} does not exist") from error
+    except OSError as error:
+        raise ConfigurationError(f"settings file {path}{source} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"settings file {path}{source} is not valid TOML: {error}") from error
+    return str(path), content
+
+
+def _parse(setting: Setting, value: object, source: str) -> object:
+    try:
+        return setting.parse(value)
+    except (ValueError, OverflowError):
+        # Not chained: the parser's own error may quote a secret that the text below masks.
+        raise ConfigurationError(
+            f"{setting.name} is wrong: {setting.shown(value)} (from {source}); allowed is {setting.allowed}"
+        ) from None
+
+
+def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
+    tls = {name: sources.get(name) for name in ("tls_cert", "tls_key", "tls_ca")}
+    missing = [name for name, source in tls.items() if source is None]
+    if 0 < len(missing) < len(tls):
+        given = ", ".join(f"{name} (from {source})" for name, source in tls.items() if source)
+        raise ConfigurationError(
+            f"mutual TLS needs tls_cert, tls_key and tls_ca: {given} given, but not {' and '.join(missing)}"
+        )
+    listen = f"listen = {settings.listen} (from {sources.get('listen', 'the default')})"
+    if not settings.listen.is_loopback and not settings.has_mutual_tls and not settings.insecure:
+        raise ConfigurationError(
+            f"{listen} is reachable from other machines without mutual TLS: give tls_cert, tls_key and tls_ca, "
+            "listen at a loopback address such as 127.0.0.1:7700, or accept the risk with insecure (--insecure)"
+        )
+    if settings.listen.is_wildcard and settings.advertise is None:
+        raise ConfigurationError(
+            f"{listen} stands for all addresses: say with advertise (--advertise HOST:PORT) which one peers should use"
+        )
+
+
+def _override_source(origin: Origin, name: str) -> str:
+    if origin == "flag":
+        setting = SETTINGS.get(name)
+        return f"flag {setting.flag if setting else name}"
+    return f"{origin}({name}=...)"
+
+
+def _suggestion(name: str) -> str:
+    close = difflib.get_close_matches(name.replace("-", "_"), SETTINGS, n=1)
+    return f": did you mean {close[0]!r}?" if close else f": allowed are {', '.join(SETTINGS)}"

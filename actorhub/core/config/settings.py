@@ -1,0 +1,233 @@
+"""The table of all settings: type, default, allowed values and help stand once, at the field."""
+
+import typing
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from actorhub.core.config import values
+from actorhub.core.config.values import HostPort, mask_secrets
+
+LogFormat = Literal["text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+_NAME_RULE: Final = "a lower-case letter, then up to 30 lower-case letters, digits or underscores"
+
+
+class Setting(msgspec.Struct, frozen=True, kw_only=True):
+    """How one setting is read and explained; the command line, the environment and the file all use it."""
+
+    parse: Callable[[object], object]
+    """Returns the typed value of text or of a typed value, or raises `ValueError`."""
+    allowed: str
+    """What may be given, for error messages."""
+    help: str
+    """One line for `--help`, with the unit."""
+    metavar: str = "TEXT"
+    """Placeholder in `--help`; empty for a switch that takes no value."""
+    flag: str = ""
+    """Command-line flag, such as `--max-resident`."""
+    secret: bool = False
+    """Whether its value must never be shown."""
+    name: str = ""
+    """Name in `Settings`, in keywords and in `actorhub.toml`."""
+    default: object = None
+    """Typed value where nobody says anything."""
+
+    @property
+    def env(self) -> str:
+        """The environment variable that sets it."""
+        return f"ACTORHUB_{self.name.upper()}"
+
+    def shown(self, value: object) -> str:
+        """Return `value` as it may appear in messages and logs: secrets masked, length bounded."""
+        if self.secret:
+            return "***"
+        text = value if isinstance(value, str) else str(value)
+        return repr(mask_secrets(text)[:200]) if isinstance(value, str) else mask_secrets(text)[:200]
+
+
+def _whole(minimum: int, maximum: int, text: str) -> Setting:
+    allowed = f"a whole number from {minimum} to {maximum}"
+    return Setting(parse=values.whole(minimum, maximum), allowed=allowed, help=text, metavar="N")
+
+
+def _duration(minimum: timedelta, maximum: timedelta, limits: str, text: str) -> Setting:
+    allowed = f"a duration {limits}, such as 500ms, 15s, 5m, 2h, 1d, or a number of seconds"
+    return Setting(parse=values.duration(minimum, maximum), allowed=allowed, help=text, metavar="DURATION")
+
+
+def _path(text: str) -> Setting:
+    return Setting(parse=values.parse_path, allowed="a path", help=text, metavar="PATH")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set, checked and typed; `repr` shows no secrets."""
+
+    database_url: Annotated[
+        str | None,
+        Setting(
+            parse=values.parse_database_url,
+            allowed="a URL such as postgresql://user:password@host:5432/database",
+            help="Postgres to use; without it, an embedded one under ./.actorhub.",
+            metavar="URL",
+            flag="--database",
+        ),
+    ] = None
+    listen: Annotated[
+        HostPort,
+        Setting(
+            parse=values.parse_host_port,
+            allowed="HOST:PORT, such as 127.0.0.1:7700 or [::1]:7700; port 0 picks a free one",
+            help="Where this runner's gRPC server listens.",
+            metavar="HOST:PORT",
+        ),
+    ] = HostPort("127.0.0.1", 7700)
+    advertise: Annotated[
+        HostPort | None,
+        Setting(
+            parse=values.parse_target,
+            allowed="HOST:PORT that other machines can connect to: not port 0, not 0.0.0.0 or [::]",
+            help="Address that peers and clients use for this runner; by default the one it listens at.",
+            metavar="HOST:PORT",
+        ),
+    ] = None
+    workers: Annotated[int, _whole(1, 1024, "Runner processes to start.")] = 1
+    weight: Annotated[
+        float,
+        Setting(
+            parse=values.parse_weight,
+            allowed="a number from 0.001 to 1000",
+            help="Share of the shards relative to other runners.",
+            metavar="W",
+        ),
+    ] = 1.0
+    groups: Annotated[
+        tuple[str, ...],
+        Setting(
+            parse=values.parse_names,
+            allowed=f"one or more different names, separated by commas, each {_NAME_RULE}",
+            help="Shard groups that this runner hosts.",
+            metavar="A,B",
+        ),
+    ] = ("default",)
+    http: Annotated[
+        HostPort | None,
+        Setting(
+            parse=values.parse_host_port,
+            allowed="HOST:PORT, such as 127.0.0.1:8080; port 0 picks a free one",
+            help="Where health, metrics and the dashboard are served; off by default.",
+            metavar="HOST:PORT",
+        ),
+    ] = None
+    namespace: Annotated[
+        str,
+        Setting(
+            parse=values.parse_name,
+            allowed=_NAME_RULE,
+            help="Name of the cluster; also the database schema. Clusters with different names never meet.",
+            metavar="NAME",
+        ),
+    ] = "actorhub"
+    admin: Annotated[
+        HostPort,
+        Setting(
+            parse=values.parse_target,
+            allowed="HOST:PORT of any runner, such as 127.0.0.1:7700",
+            help="Runner that the administration commands ask.",
+            metavar="HOST:PORT",
+        ),
+    ] = HostPort("127.0.0.1", 7700)
+    gateway: Annotated[
+        tuple[HostPort, ...],
+        Setting(
+            parse=values.parse_targets,
+            allowed="one or more HOST:PORT of runners, separated by commas",
+            help="Runners through which a client without a database reaches the cluster.",
+            metavar="HOST:PORT[,…]",
+        ),
+    ] = ()
+    tls_cert: Annotated[Path | None, _path("PEM file with this process's certificate (mutual TLS).")] = None
+    tls_key: Annotated[Path | None, _path("PEM file with the private key of that certificate.")] = None
+    tls_ca: Annotated[Path | None, _path("PEM file with the authority that signs the peers' certificates.")] = None
+    token: Annotated[
+        str | None,
+        Setting(
+            parse=values.parse_text,
+            allowed="printable text",
+            help="Secret that clients and administration commands must show.",
+            secret=True,
+        ),
+    ] = None
+    insecure: Annotated[
+        bool,
+        Setting(
+            parse=values.parse_flag,
+            allowed="true or false",
+            help="Allow listening beyond loopback without mutual TLS.",
+            metavar="",
+        ),
+    ] = False
+    shards_per_group: Annotated[int, _whole(1, 1_000_000, "Shards in each group; equal in the whole cluster.")] = 300
+    max_resident: Annotated[int, _whole(1, 100_000_000, "Most entities in memory at once, per runner.")] = 100_000
+    max_message_bytes: Annotated[int, _whole(1024, 1 << 30, "Largest message, in bytes.")] = 4 << 20
+    max_entity_id_bytes: Annotated[int, _whole(1, 1000, "Longest entity id, in bytes of UTF-8.")] = 255
+    max_call_depth: Annotated[int, _whole(1, 10_000, "Longest chain of calls from entity to entity.")] = 32
+    grace: Annotated[
+        timedelta,
+        _duration(timedelta(), timedelta(days=1), "from 0s to 1d", "Time that a shutdown waits for running handlers."),
+    ] = timedelta(seconds=15)
+    retention: Annotated[
+        timedelta,
+        _duration(
+            timedelta(seconds=1), timedelta(days=3650), "from 1s to 3650d", "How long processed messages are kept."
+        ),
+    ] = timedelta(days=1)
+    log_format: Annotated[
+        LogFormat,
+        Setting(
+            parse=values.one_of("text", "json"), allowed="text or json", help="Form of log lines.", metavar="FORMAT"
+        ),
+    ] = "text"
+    log_level: Annotated[
+        LogLevel,
+        Setting(
+            parse=values.one_of("debug", "info", "warning", "error", "critical"),
+            allowed="debug, info, warning, error or critical",
+            help="Least severity that is logged.",
+            metavar="LEVEL",
+        ),
+    ] = "info"
+
+    @property
+    def has_mutual_tls(self) -> bool:
+        """Whether certificate, key and authority are all given."""
+        return None not in (self.tls_cert, self.tls_key, self.tls_ca)
+
+    def __repr__(self) -> str:
+        shown = (
+            f"{name}={'None' if (value := getattr(self, name)) is None else setting.shown(value)}"
+            for name, setting in SETTINGS.items()
+        )
+        return f"Settings({', '.join(shown)})"
+
+
+def _table() -> Mapping[str, Setting]:
+    hints = typing.get_type_hints(Settings, include_extras=True)
+    settings: dict[str, Setting] = {}
+    for field in msgspec.structs.fields(Settings):
+        (setting,) = (extra for extra in hints[field.name].__metadata__ if isinstance(extra, Setting))
+        settings[field.name] = msgspec.structs.replace(
+            setting,
+            name=field.name,
+            flag=setting.flag or f"--{field.name.replace('_', '-')}",
+            default=field.default,
+        )
+    return settings
+
+
+SETTINGS: Final = _table()
+"""All settings by name, in the order of the fields of `Settings`."""

@@ -1,0 +1,1 @@
+"""Ownership, delivery, mailboxes and activations: what the project exists for."""

@@ -1,0 +1,171 @@
+"""Making and ending activations: an entity's instance comes with its first message and goes when it is idle."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from actorhub.core.clock import Clock
+from actorhub.core.errors import ActorhubError, MalformedMessage, PersistenceError
+from actorhub.engine.cell import ACTIVATING, ACTIVE, CLOSING, DEAD, Cell, StateRecord
+from actorhub.engine.message import DONE
+from actorhub.engine.results import Results, handler_failed
+from actorhub.engine.supervision import Supervisor
+from actorhub.engine.turns import Turns, run_in
+from actorhub.storage.ports import Storage
+
+_log: Final = logging.getLogger("actorhub.activation")
+
+_ATTEMPTS: Final = 4
+_FIRST_DELAY: Final = 0.05
+_HOOK_LIMIT: Final = 10.0
+"""Seconds that `on_deactivate` may take."""
+
+
+class Activations:
+    """Builds instances with retries and ends them without ever having two alive.
+
+    A message that comes while an activation closes waits in the cell and gets a fresh one.
+    """
+
+    def __init__(self, turns: Turns, results: Results, storage: Storage, supervisor: Supervisor, clock: Clock) -> None:
+        self._turns = turns
+        self._results = results
+        self._storage = storage
+        self._supervisor = supervisor
+        self._clock = clock
+        self.gone: Callable[[Cell], None]
+        """Told when a cell holds no instance any more; its queue is the receiver's to place."""
+        self.activated = 0
+        self.passivated = 0
+        self.failed = 0
+
+    def begin(self, cell: Cell) -> None:
+        """Make the instance: at once where no I/O and no hook is needed, else in a task."""
+        if cell.hosted.is_simple:
+            try:
+                cell.instance = self._turns.context.copy().run(cell.hosted.factory)
+            except Exception as exc:  # noqa: BLE001 - the border to user code
+                _log.warning("%s: its constructor failed: %r; trying again", cell.address, exc)
+            else:
+                self._ready(cell)
+                return
+        self._supervisor.spawn(self._activate(cell), "activate")
+
+    def close(self, cell: Cell) -> None:
+        """Stop starting runs; passivate once nothing runs."""
+        if cell.phase == ACTIVE:
+            cell.phase = CLOSING
+            for task in cell.streams or ():
+                task.cancel()
+            if cell.load == 0 and cell.nested == 0:
+                self.idle(cell)
+
+    def idle(self, cell: Cell) -> None:
+        """Passivate a closing cell in which nothing runs any more."""
+        if cell.phase != CLOSING or cell.instance is None or cell.streams:
+            return
+        if cell.hosted.spec.has_on_deactivate:
+            self._supervisor.spawn(self._deactivate(cell), "passivate")
+        else:
+            self._passivated(cell)
+
+    async def _activate(self, cell: Cell) -> None:
+        delay = _FIRST_DELAY
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                await self._build(cell)
+            except asyncio.CancelledError:
+                raise
+            except Exception as exc:  # noqa: BLE001 - the border to user code
+                if cell.phase == DEAD:
+                    return
+                cell.instance = None
+                if attempt == _ATTEMPTS or isinstance(exc, _Undecodable):
+                    self._give_up(cell, exc)
+                    return
+                _log.warning("%s: activation failed (attempt %d): %r; trying again", cell.address, attempt, exc)
+                await asyncio.sleep(delay * (0.5 + self._clock.random()))
+                delay *= 2
+            else:
+                return
+
+    async def _build(self, cell: Cell) -> None:
+        spec = cell.hosted.spec
+        state: Any = None
+        if spec.state is not None:
+            stored = await self._storage.load_state(spec.name, cell.entity_id)
+            if stored is None:
+                state = spec.initial_state()
+                cell.record = StateRecord(0, spec.state.encode(state))
+            else:
+                cell.record = StateRecord(stored.version, stored.data)
+                try:
+                    state = spec.state.decode(stored.data)
+                except MalformedMessage as exc:
+                    raise _Undecodable(f"{cell.address}: its stored state does not fit: {exc}") from exc
+                cell.record.data = spec.state.encode(state)
+        if cell.phase == DEAD:
+            return
+        context = self._turns.context.copy()
+        instance = context.run(cell.hosted.factory)
+        if spec.state is not None:
+            instance.state = state
+        cell.instance = instance
+        if spec.has_on_activate:
+            await run_in(context, instance.on_activate())
+        await self._settle_state(cell, instance)
+        if cell.phase == ACTIVATING:
+            self._ready(cell)
+
+    async def _settle_state(self, cell: Cell, instance: Any) -> None:
+        """Commit what `on_activate` changed, so that the first handler starts from committed state."""
+        record, codec = cell.record, cell.hosted.spec.state
+        if record is None or codec is None:
+            return
+        data = codec.encode(instance.state)
+        if data != record.data:
+            await self._results.commit(cell, cell.shard.epoch, data)
+            record.version += 1
+            record.data = data
+
+    def _ready(self, cell: Cell) -> None:
+        self.activated += 1
+        cell.last_used = self._clock.monotonic()
+        cell.phase = ACTIVE
+        if cell.shard.draining:
+            self.close(cell)
+        else:
+            self._turns.pump(cell)
+
+    def _give_up(self, cell: Cell, exc: Exception) -> None:
+        self.failed += 1
+        _log.error("%s: activation failed for good", cell.address, exc_info=exc)
+        error: ActorhubError = exc if isinstance(exc, ActorhubError) else handler_failed(exc)
+        error.possibly_executed = False
+        cell.phase = DEAD
+        for message in cell.take_queue():
+            message.phase = DONE
+            message.failed(error)
+        self.gone(cell)
+
+    async def _deactivate(self, cell: Cell) -> None:
+        try:
+            async with asyncio.timeout(_HOOK_LIMIT):
+                await run_in(self._turns.context.copy(), cell.instance.on_deactivate())
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            _log.exception("%s: on_deactivate failed; passivated all the same", cell.address)
+        if cell.phase == CLOSING:
+            self._passivated(cell)
+
+    def _passivated(self, cell: Cell) -> None:
+        self.passivated += 1
+        cell.instance = None
+        cell.phase = DEAD
+        self.gone(cell)
+
+
+class _Undecodable(PersistenceError):
+    """The stored state cannot be decoded; trying again does not help."""

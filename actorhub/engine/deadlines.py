@@ -1,0 +1,81 @@
+"""One sweeper for every deadline in the process: adding and dropping one costs two dictionary steps, no timer."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Generic, Protocol, TypeVar
+
+from actorhub.core.clock import Clock
+
+_TICKS_PER_SECOND: Final = 20
+_NEVER: Final = 1 << 62
+
+
+class HasDeadline(Protocol):
+    """Something that expires at `deadline`, in seconds of the monotonic clock."""
+
+    deadline: float
+
+
+T = TypeVar("T", bound=HasDeadline)
+
+
+class Deadlines(Generic[T]):
+    """Calls back, within 50 ms after their deadline, for the items that were not dropped before."""
+
+    __slots__ = ("_clock", "_expired", "_loop", "_size", "_ticks", "_timer")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, expired: Callable[[T], None]) -> None:
+        """Prepare an empty table.
+
+        Args:
+            loop: Runs the sweeper.
+            clock: Its monotonic time is what deadlines are given in.
+            expired: Called on the loop for each item whose deadline passed; must not raise.
+        """
+        self._loop = loop
+        self._clock = clock
+        self._expired = expired
+        self._ticks: dict[int, dict[T, None]] = {}
+        self._size = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return self._size
+
+    def add(self, item: T) -> None:
+        """Watch `item`; an infinite deadline is counted but never expires."""
+        tick = _tick(item.deadline)
+        items = self._ticks.get(tick)
+        if items is None:
+            items = self._ticks[tick] = {}
+            if self._timer is None:
+                self._timer = self._loop.call_later(1 / _TICKS_PER_SECOND, self._sweep)
+        items[item] = None
+        self._size += 1
+
+    def drop(self, item: T) -> None:
+        """Forget `item`; nothing happens when it expired or was dropped before."""
+        items = self._ticks.get(_tick(item.deadline))
+        if items is not None and items.pop(item, 0) is None:
+            self._size -= 1
+
+    def _sweep(self) -> None:
+        current = _tick(self._clock.monotonic())
+        for tick in sorted(tick for tick, items in self._ticks.items() if tick < current or not items):
+            items = self._ticks.pop(tick)
+            self._size -= len(items)
+            for item in items:
+                self._expired(item)
+        self._timer = self._loop.call_later(1 / _TICKS_PER_SECOND, self._sweep) if self._ticks else None
+
+    def close(self) -> None:
+        """Stop watching; what is left never expires."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._ticks.clear()
+        self._size = 0
+
+
+def _tick(deadline: float) -> int:
+    return int(deadline * _TICKS_PER_SECOND) if deadline != float("inf") else _NEVER

@@ -1,0 +1,205 @@
+"""What this process hosts: owned shards, their resident entities, and the way in for messages."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Final
+
+import msgspec
+
+from actorhub.core.address import ShardId
+from actorhub.core.clock import Clock
+from actorhub.core.errors import ActorhubError, MailboxFull
+from actorhub.engine.activation import Activations
+from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, Cell, HostedShard, HostedType
+from actorhub.engine.message import DONE, NEW, Message
+from actorhub.engine.residency import Residency
+from actorhub.engine.results import Results, ResultStatistics
+from actorhub.engine.streams import Streams
+from actorhub.engine.supervision import Supervisor
+from actorhub.engine.turns import Lease, Turns
+from actorhub.storage.ports import Storage
+
+_log: Final = logging.getLogger("actorhub.host")
+
+
+class HostStatistics(msgspec.Struct, frozen=True):
+    """What is hosted now, and counts since the start of this process."""
+
+    shards: int
+    resident: int
+    queued: int
+    started: int
+    activated: int
+    passivated: int
+    failed_activations: int
+    results: ResultStatistics
+
+
+class Host:
+    """Owns the cells. A cell exists only in a shard that `granted` named and neither `revoked` nor `drain` ended."""
+
+    def __init__(
+        self,
+        *,
+        types: Mapping[str, HostedType],
+        storage: Storage,
+        clock: Clock,
+        lease: Lease,
+        supervisor: Supervisor,
+        incarnation: str,
+        max_message_bytes: int,
+        max_resident: int,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.types = types
+        self._lease = lease
+        self.shards: dict[ShardId, HostedShard] = {}
+        self.resident = 0
+        self._max_resident = max_resident
+        self._clock = clock
+        self.turns = Turns(loop, clock, lease)
+        self.results = Results(self.turns, storage, incarnation, max_message_bytes)
+        self.results.streams = Streams(loop, self.turns, self.results, supervisor, max_message_bytes)
+        self.results.distrust = self._distrust
+        self.activations = Activations(self.turns, self.results, storage, supervisor, clock)
+        self.activations.gone = self._gone
+        self.residency = Residency(types, self.activations, clock)
+        self.turns.outcomes = self.results
+        self.turns.idle = self.activations.idle
+        self.turns.not_owned = self._take_back
+        self.reroute: Callable[[Message], None]
+        """Takes a message that did not start here and whose shard is, or will be, somebody else's."""
+        self.mistrusted: Callable[[ShardId], None]
+        """Told of a shard for which the store refused a commit: ownership must be checked."""
+
+    def submit(self, message: Message, shard: HostedShard) -> None:
+        """Queue `message` for its entity, activating it first if it is not resident."""
+        hosted = self.types[message.spec.entity_type]
+        cell = hosted.cells.get(message.entity_id)
+        if cell is not None:
+            self.turns.enqueue(cell, message)
+        elif shard.draining:
+            shard.held.append(message)
+        elif self.resident >= self._max_resident and not self.residency.make_room():
+            message.phase = DONE
+            message.failed(MailboxFull(f"{message.address}: {self.resident} entities are resident and all are busy"))
+        else:
+            self.turns.enqueue(self._new_cell(hosted, shard, message.entity_id), message)
+
+    def granted(self, shards: Mapping[ShardId, int]) -> None:
+        """Start hosting `shards` (shard to epoch)."""
+        for shard, epoch in shards.items():
+            self.shards[shard] = HostedShard(self, shard, epoch)
+
+    def revoked(self, shards: Collection[ShardId], reason: str) -> None:
+        """Stop everything of `shards` now; what runs is cancelled, what did not start goes to its next owner."""
+        for shard_id in shards:
+            shard = self.shards.pop(shard_id, None)
+            if shard is not None:
+                self._kill(shard)
+        self.turns.cancel_dead(reason)
+
+    async def drain(self, shard_id: ShardId, grace: float) -> None:
+        """Start nothing more in the shard, let what runs finish for at most `grace` seconds, passivate all."""
+        shard = self.shards.get(shard_id)
+        if shard is None:
+            return
+        shard.draining = True
+        if shard.cells:
+            shard.emptied = asyncio.get_running_loop().create_future()
+            for cell in list(shard.cells):
+                self.activations.close(cell)
+            try:
+                async with asyncio.timeout(grace):
+                    await shard.emptied
+            except TimeoutError:
+                _log.warning("shard %s: %d entities did not finish within %.1f s", shard_id, len(shard.cells), grace)
+        if self.shards.get(shard_id) is shard:
+            del self.shards[shard_id]
+            self._kill(shard)
+            self.turns.cancel_dead("the shard moved and the handler did not finish within the grace time")
+
+    def lease_is_fresh(self) -> bool:
+        """Whether this process can prove its ownership right now."""
+        return self._clock.monotonic() < self._lease.fresh_until
+
+    def cells(self) -> Iterator[Cell]:
+        """Iterate over everything resident."""
+        for shard in self.shards.values():
+            yield from shard.cells
+
+    def statistics(self) -> HostStatistics:
+        """Return counts; walks all owned shards."""
+        return HostStatistics(
+            shards=len(self.shards),
+            resident=self.resident,
+            queued=sum(shard.queued for shard in self.shards.values()),
+            started=self.turns.started,
+            activated=self.activations.activated,
+            passivated=self.activations.passivated,
+            failed_activations=self.activations.failed,
+            results=self.results.statistics(),
+        )
+
+    def _new_cell(self, hosted: HostedType, shard: HostedShard, entity_id: str) -> Cell:
+        cell = Cell(hosted, shard, entity_id)
+        hosted.cells[entity_id] = cell
+        shard.cells.add(cell)
+        self.resident += 1
+        self.activations.begin(cell)
+        return cell
+
+    def _gone(self, cell: Cell) -> None:
+        """Forget a cell without an instance; messages that came meanwhile get a fresh activation, here or elsewhere."""
+        hosted, shard = cell.hosted, cell.shard
+        if hosted.cells.get(cell.entity_id) is cell:
+            del hosted.cells[cell.entity_id]
+        if cell in shard.cells:
+            shard.cells.discard(cell)
+            self.resident -= 1
+        left = cell.take_queue()
+        if shard.draining:
+            shard.held.extend(left)
+            if not shard.cells and shard.emptied is not None and not shard.emptied.done():
+                shard.emptied.set_result(None)
+        elif self.shards.get(shard.id) is shard:
+            for message in left:
+                self.submit(message, shard)
+        else:
+            for message in left:
+                self._take_back(message)
+
+    def _kill(self, shard: HostedShard) -> None:
+        held, shard.held = shard.held, type(shard.held)()
+        for cell in list(shard.cells):
+            self._kill_cell(cell)
+            held.extend(cell.take_queue())
+        shard.cells.clear()
+        if shard.emptied is not None and not shard.emptied.done():
+            shard.emptied.set_result(None)
+        for message in held:
+            self._take_back(message)
+
+    def _kill_cell(self, cell: Cell) -> None:
+        cell.phase = DEAD
+        if cell.hosted.cells.get(cell.entity_id) is cell:
+            del cell.hosted.cells[cell.entity_id]
+        self.resident -= 1
+        for task in cell.streams or ():
+            task.cancel()
+
+    def _take_back(self, message: Message) -> None:
+        if message.producer is None:
+            message.phase = NEW
+            message.cell = None
+            message.is_nested = False
+            self.reroute(message)
+
+    def _distrust(self, cell: Cell, error: ActorhubError) -> None:
+        """The store refused this cell's commit: build it anew, and have the shard's ownership checked."""
+        _log.warning("%s: commit refused: %s", cell.address, error)
+        if cell.phase in (ACTIVE, CLOSING):
+            cell.phase = DEAD
+            self._gone(cell)
+        self.mistrusted(cell.shard.id)

@@ -1,0 +1,239 @@
+"""Calls that come from other processes, and the replies that go back."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from actorhub.core.address import ShardId, check_entity_id
+from actorhub.core.clock import Clock
+from actorhub.core.codec import encode_error
+from actorhub.core.envelope import BROADCAST, TELL, Cancel, Chunk, Failure, NotOwner, Reply, Request
+from actorhub.core.errors import (
+    ActorhubError,
+    CallCycle,
+    CallTimeout,
+    MailboxFull,
+    MessageTooLarge,
+    RunnerUnavailable,
+    UnknownEntityType,
+)
+from actorhub.engine.host import Host
+from actorhub.engine.message import DONE, Message
+from actorhub.engine.peers import MAX_IN_FLIGHT, Peer
+from actorhub.engine.router import Router
+from actorhub.engine.spec import HandlerSpec
+from actorhub.engine.turns import Lease
+
+_log: Final = logging.getLogger("actorhub.inbound")
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Sizes that a message must keep to."""
+
+    max_message_bytes: int
+    max_entity_id_bytes: int
+    max_call_depth: int
+
+
+class RemoteMessage(Message):
+    """A call whose reply goes back over a link. Nothing is sent once the lease is not fresh (invariant B)."""
+
+    __slots__ = ("_inbound", "caller", "caller_id")
+
+    def __init__(self, inbound: "Inbound", peer: Peer, request: Request, spec: HandlerSpec) -> None:
+        super().__init__(spec, request.entity_id, request.kind)
+        self._inbound = inbound
+        self.caller = peer
+        self.caller_id = request.id
+        self.body = request.body
+        self.chain = request.chain
+        self.headers = request.headers
+        self.message_id = request.message_id
+        self.hops = request.hops
+        self.credit = request.credit
+        self.waits_for_room = request.waits_for_room
+
+    def accepted(self) -> None:
+        """Tell the sender of a tell that its message is in a mailbox."""
+        if self.caller.serving.pop(self.caller_id, None) is self:
+            self.caller.link.send(Reply(self.caller_id, self.epoch, b""))
+
+    def completed(self, body: bytes) -> None:
+        """Send the result."""
+        if self.caller.serving.pop(self.caller_id, None) is self:
+            if self._inbound.may_reply():
+                self.caller.link.send(Reply(self.caller_id, self.epoch, body))
+            else:
+                self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
+
+    def failed(self, error: ActorhubError) -> None:
+        """Send the error; a tell that was accepted before has nobody to hear of it."""
+        if self.caller.serving.pop(self.caller_id, None) is self:
+            self._inbound.fail(self.caller, self.caller_id, self.epoch, error)
+        elif self.kind == TELL:
+            self._inbound.dropped(self, error)
+
+    def chunk(self, bodies: Sequence[bytes]) -> None:
+        """Send items of a stream."""
+        if self._inbound.may_reply():
+            self.caller.link.send(Chunk(self.caller_id, self.epoch, list(bodies)))
+
+
+class Inbound:
+    """Turns requests of peers into messages on the host."""
+
+    def __init__(self, *, host: Host, router: Router, lease: Lease, clock: Clock, limits: Limits) -> None:
+        self._host = host
+        self._router = router
+        self._lease = lease
+        self._monotonic = clock.monotonic
+        self._limits = limits
+        self.dropped: Callable[[Message, ActorhubError], None]
+        """Told of a tell that ended in an error that nobody waits for."""
+
+    def may_reply(self) -> bool:
+        """Whether this process is sure enough of its ownership for its replies to count."""
+        return self._monotonic() < self._lease.fresh_until
+
+    def request(self, peer: Peer, request: Request) -> None:
+        """Start, queue, send back or refuse one call."""
+        try:
+            spec = self._checked(peer, request)
+        except ActorhubError as error:
+            self.fail(peer, request.id, 0, error)
+            return
+        if request.kind == BROADCAST:
+            self._broadcast(peer, request, spec)
+            return
+        message = RemoteMessage(self, peer, request, spec)
+        if request.timeout_ms:
+            message.deadline = self._monotonic() + request.timeout_ms / 1000
+        cell = self._host.types[spec.entity_type].cells.get(request.entity_id)
+        if cell is not None:
+            peer.serving[request.id] = message
+            self._host.turns.enqueue(cell, message)
+            return
+        try:
+            check_entity_id(request.entity_id, self._limits.max_entity_id_bytes)
+        except ActorhubError as error:
+            self.fail(peer, request.id, 0, error)
+            return
+        peer.serving[request.id] = message
+        message.shard = shard_id = self._router.shard_of(
+            self._host.types[spec.entity_type].spec, request.entity_id
+        )
+        shard = self._host.shards.get(shard_id)
+        if shard is not None:
+            self._host.submit(message, shard)
+        else:
+            self.give_back(message)
+
+    def give_back(self, message: Message) -> None:
+        """Answer that we do not own the shard, or keep the call where we are about to own it; nothing ran."""
+        if isinstance(message, RemoteMessage) and message.caller.serving.get(message.caller_id) is message:
+            shard = message.shard
+            if shard is None:
+                spec = self._host.types[message.spec.entity_type].spec
+                shard = message.shard = self._router.shard_of(spec, message.entity_id)
+            if self.is_coming(shard):
+                self._router.route(message)
+                return
+            del message.caller.serving[message.caller_id]
+            message.phase = DONE
+            message.caller.link.send(NotOwner(message.caller_id, self._router.table.owner(shard)))
+        else:
+            self._router.route(message)
+
+    def is_coming(self, shard: ShardId) -> bool:
+        """Whether this process is about to own the shard; the node sets what decides."""
+        return False
+
+    def cancel(self, peer: Peer, cancel: Cancel) -> None:
+        """The caller no longer waits."""
+        message = peer.serving.pop(cancel.id, None)
+        if message is not None and message.kind != TELL:
+            text = f"{message.what}: the caller {'ran out of time' if cancel.timed_out else 'went away'}"
+            self._router.withdraw(message, CallTimeout(text))
+
+    def abandoned(self, peer: Peer) -> None:
+        """The link to a caller broke: what it asked for is called back; what it told goes on."""
+        serving, peer.serving = peer.serving, {}
+        for message in serving.values():
+            if message.kind != TELL:
+                self._router.withdraw(message, CallTimeout(f"{message.what}: the caller's link broke"))
+
+    def fail(self, peer: Peer, request_id: int, epoch: int, error: ActorhubError) -> None:
+        """Answer with an error."""
+        peer.link.send(Failure(request_id, epoch, encode_error(error)))
+
+    def _checked(self, peer: Peer, request: Request) -> HandlerSpec:
+        hosted = self._host.types.get(request.entity_type)
+        if hosted is None:
+            known = ", ".join(sorted(self._host.types)) or "none"
+            raise UnknownEntityType(f"this runner hosts no entity type {request.entity_type!r}: it hosts {known}")
+        spec = hosted.spec.handler(request.handler)
+        if len(request.body) > self._limits.max_message_bytes:
+            raise MessageTooLarge(
+                f"{request.entity_type}.{request.handler}: arguments of {len(request.body)} bytes, "
+                f"the limit is {self._limits.max_message_bytes}"
+            )
+        if len(peer.serving) >= MAX_IN_FLIGHT:
+            raise MailboxFull(f"{len(peer.serving)} calls of this caller are in progress: wait for some of them")
+        if request.chain:
+            check_chain(request.chain, f"{request.entity_type}/{request.entity_id}", spec, self._limits.max_call_depth)
+        return spec
+
+    def _broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
+        count = self.broadcast_here(spec, request.body, request.message_id)
+        peer.link.send(Reply(request.id, 0, msgspec.msgpack.encode(count)))
+
+    def broadcast_here(self, spec: HandlerSpec, body: bytes, message_id: int) -> int:
+        """Tell every resident entity of the type; return to how many."""
+        cells = list(self._host.types[spec.entity_type].cells.values())
+        for cell in cells:
+            message = Detached(spec, cell.entity_id, self)
+            message.body = body
+            message.message_id = message_id
+            self._host.turns.enqueue(cell, message)
+        return len(cells)
+
+
+class Detached(Message):
+    """A tell that nobody waits for; its error is logged and counted."""
+
+    __slots__ = ("_inbound",)
+
+    def __init__(self, spec: HandlerSpec, entity_id: str, inbound: Inbound) -> None:
+        super().__init__(spec, entity_id, TELL)
+        self._inbound = inbound
+
+    def completed(self, body: bytes) -> None:
+        """Nobody waits for it."""
+
+    def failed(self, error: ActorhubError) -> None:
+        """Log and count the error."""
+        self._inbound.dropped(self, error)
+
+
+def check_chain(chain: Sequence[str], address: str, spec: HandlerSpec, max_depth: int) -> None:
+    """Refuse a call that would wait for itself.
+
+    Raises:
+        CallCycle: `address` is on the chain and the handler is not reentrant, or the chain is too deep.
+    """
+    if address in chain and not spec.reentrant:
+        raise CallCycle((*chain, address))
+    if len(chain) > max_depth:
+        path = (*chain, address)
+        raise CallCycle(path, f"the call chain is deeper than {max_depth}: {' -> '.join(path)}")
+
+
+def _stale(message: Message) -> RunnerUnavailable:
+    return RunnerUnavailable(
+        f"{message.address}: the runner could not prove its ownership when the reply was ready",
+        possibly_executed=True,
+    )
+
+

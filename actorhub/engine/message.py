@@ -1,0 +1,142 @@
+"""A call on its way through the engine, from the caller's `await` to the reply."""
+
+import asyncio
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from actorhub.core.envelope import ASK, STREAM
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from actorhub.core.address import ShardId
+    from actorhub.core.errors import ActorhubError
+    from actorhub.engine.cell import Cell
+    from actorhub.engine.peers import Peer
+    from actorhub.engine.spec import HandlerSpec
+    from actorhub.engine.streams import Producer
+
+NEW: Final = 0
+"""Not handed to any mailbox yet: failing it promises that no handler ran."""
+PARKED: Final = 1
+"""Waits in the router for an owner."""
+SENT: Final = 2
+"""Handed to a peer: the outcome is the peer's to tell."""
+QUEUED: Final = 3
+"""In a mailbox of this process."""
+RUNNING: Final = 4
+COMMITTING: Final = 5
+"""The handler is done; its state is being committed and cannot be called back."""
+DONE: Final = 6
+
+FOREVER: Final = float("inf")
+
+
+class Message:
+    """One call of one handler. Subclasses say where the reply goes.
+
+    Exactly one of `completed` and `failed` is called, once, by whoever moves `phase` to `DONE`.
+    """
+
+    __slots__ = (
+        "abandoned_for",
+        "args",
+        "body",
+        "cell",
+        "chain",
+        "credit",
+        "deadline",
+        "entity_id",
+        "epoch",
+        "headers",
+        "hops",
+        "is_nested",
+        "kind",
+        "message_id",
+        "outbox",
+        "peer",
+        "phase",
+        "producer",
+        "request_id",
+        "shard",
+        "spec",
+        "task",
+        "waits_for_room",
+    )
+
+    def __init__(self, spec: "HandlerSpec", entity_id: str, kind: int = ASK) -> None:
+        self.spec = spec
+        self.entity_id = entity_id
+        self.kind = kind
+        self.args: tuple[Any, ...] | None = None
+        """Decoded arguments, private to the run; `None` while only `body` exists."""
+        self.body: bytes = b""
+        self.deadline: float = FOREVER
+        """Monotonic seconds."""
+        self.chain: tuple[str, ...] = ()
+        """`type/id` of the entities that wait for this call, outermost first."""
+        self.headers: dict[str, str] | None = None
+        self.phase = NEW
+        self.hops = 0
+        self.message_id = 0
+        self.epoch = 0
+        """Epoch of the shard when the run started."""
+        self.producer: Producer | None = None
+        """What makes the items of a stream that runs in this process."""
+        self.peer: Peer | None = None
+        """Whom it was sent to."""
+        self.request_id = 0
+        """Its number on that peer's link."""
+        self.outbox: list[Message] | None = None
+        """What the handler told, to be sent once its run is committed."""
+        self.waits_for_room = False
+        """Queue beyond the mailbox's capacity instead of failing."""
+        self.is_nested = False
+        """Runs beside another run of its cell (`reentrant`)."""
+        self.credit = 0
+        """Stream: how many items the consumer takes at first."""
+        self.abandoned_for: ActorhubError | None = None
+        """Why a run is being cancelled."""
+        self.shard: ShardId | None = None
+        self.cell: Cell | None = None
+        """Where it runs or queues."""
+        self.task: asyncio.Task[Any] | None = None
+        """The task that a suspended run belongs to."""
+
+    @property
+    def address(self) -> str:
+        """`type/id` of the target."""
+        return f"{self.spec.entity_type}/{self.entity_id}"
+
+    @property
+    def what(self) -> str:
+        """`type.handler`, for error messages."""
+        return f"{self.spec.entity_type}.{self.spec.name}"
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the reply is a stream of items."""
+        return self.kind == STREAM
+
+    def drop_outbox(self) -> None:
+        """Forget what the handler told: its run does not count."""
+        self.outbox = None
+
+    def accepted(self) -> None:
+        """A tell is in a mailbox: from now on its sender does not hear of it."""
+
+    def completed(self, body: bytes) -> None:
+        """Take the encoded result; for a stream, its end."""
+        raise AssertionError
+
+    def failed(self, error: "ActorhubError") -> None:
+        """Take the error that the call ended with."""
+        raise AssertionError
+
+    def chunk(self, bodies: "Sequence[bytes]") -> None:
+        """Take items of a stream, encoded."""
+        raise AssertionError
+
+
+running: ContextVar[Message | None] = ContextVar("actorhub_running", default=None)
+"""The message whose handler runs in this context; `None` outside of handlers."""

@@ -1,0 +1,228 @@
+"""What becomes of a finished run: commit what changed, then reply; or roll back, then reply with the error."""
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from actorhub.core.codec import check_size
+from actorhub.core.errors import (
+    ActorhubError,
+    EntityError,
+    HandlerFailed,
+    MalformedMessage,
+    MessageTooLarge,
+    PersistenceError,
+)
+from actorhub.engine.cell import DEAD, EXCLUSIVE, Cell
+from actorhub.engine.message import COMMITTING, DONE, Message, running
+from actorhub.engine.turns import Turns, lost_owner
+from actorhub.storage.ports import StateCommit, Storage
+
+if TYPE_CHECKING:
+    from actorhub.engine.streams import Streams
+
+_log: Final = logging.getLogger("actorhub.results")
+
+
+class ResultStatistics(msgspec.Struct, frozen=True):
+    """Counts since the start of this process."""
+
+    commits: int
+    refused_commits: int
+    """Commits that the store refused because ownership or version no longer held."""
+    failed: int
+    """Runs that ended with an exception that is not an `EntityError`."""
+
+
+class Results:
+    """Settles runs. A reply leaves only after the commit that it belongs to (invariant E)."""
+
+    def __init__(self, turns: Turns, storage: Storage, incarnation: str, max_message_bytes: int) -> None:
+        self._turns = turns
+        self._storage = storage
+        self._incarnation = incarnation
+        self._limit = max_message_bytes
+        self._commits = 0
+        self._refused = 0
+        self._failed = 0
+        self.distrust: Callable[[Cell, ActorhubError], None]
+        """Told of a cell whose store disagrees with it: it must be built anew, or its shard was lost."""
+        self.streams: Streams
+
+    def statistics(self) -> ResultStatistics:
+        """Return the counts."""
+        return ResultStatistics(self._commits, self._refused, self._failed)
+
+    def returned(self, message: Message, value: Any) -> None:
+        """Reply with `value`, after committing the state if the run changed it."""
+        cell = message.cell
+        assert cell is not None
+        if message.abandoned_for is not None or cell.phase == DEAD:
+            self.raised(message, asyncio.CancelledError())
+            return
+        try:
+            body = check_size(message.spec.result.encode(value), self._limit, f"{message.what}: result")
+        except (MalformedMessage, MessageTooLarge) as error:
+            error.possibly_executed = True
+            self.raised(message, error)
+            return
+        if cell.record is None:
+            self._done(message, body)
+        else:
+            self._settle(message, cell, body)
+
+    def stream(self, message: Message) -> None:
+        """Begin or go on with a stream that got its turn."""
+        self.streams.take_turn(message)
+
+    def raised(self, message: Message, error: BaseException) -> None:
+        """Take the state back to what is committed and reply with the error."""
+        cell = message.cell
+        assert cell is not None
+        if cell.record is not None and not message.is_nested and cell.phase != DEAD:
+            roll_back(cell, shared=cell.load != EXCLUSIVE)
+        message.phase = DONE
+        message.drop_outbox()
+        message.failed(self._as_reply(message, error))
+        self._turns.ended(message)
+
+    def _as_reply(self, message: Message, error: BaseException) -> ActorhubError:
+        if message.abandoned_for is not None:
+            message.abandoned_for.possibly_executed = True
+            return message.abandoned_for
+        if isinstance(error, EntityError):
+            return error
+        if isinstance(error, asyncio.CancelledError) and message.cell is not None and message.cell.phase == DEAD:
+            return lost_owner(message, "its runner lost the shard while the handler ran")
+        self._failed += 1
+        if isinstance(error, ActorhubError):
+            error.possibly_executed = True
+            return error
+        _log.error("%s(%s) failed", message.what, message.entity_id, exc_info=error)
+        return handler_failed(error)
+
+    def _settle(self, message: Message, cell: Cell, body: bytes) -> None:
+        record = cell.record
+        assert record is not None
+        state_codec = cell.hosted.spec.state
+        assert state_codec is not None
+        try:
+            data = check_size(state_codec.encode(cell.instance.state), self._limit, f"{cell.address}: state")
+        except (MalformedMessage, MessageTooLarge) as error:
+            self.raised(message, error)
+            return
+        if data == record.data or message.is_nested:
+            self._done(message, body)
+        elif message.spec.readonly:
+            self.raised(message, TypeError(f"{message.what} is readonly and changed the state: remove readonly=True"))
+        else:
+            message.phase = COMMITTING
+            self.commit(cell, message.epoch, data).add_done_callback(
+                partial(self._committed, message, cell, data, body), context=self._turns.context
+            )
+
+    def commit(self, cell: Cell, epoch: int, data: bytes) -> "asyncio.Future[None]":
+        """Hand the cell's next state to the group commit; the caller stores `data` in the record once it succeeded."""
+        assert cell.record is not None
+        commit = StateCommit(
+            cell.shard.id, epoch, cell.hosted.spec.name, cell.entity_id, cell.record.version + 1, data
+        )
+        return self._storage.commit_state(commit, self._incarnation)
+
+    def committed(self, cell: Cell, data: bytes, outcome: "asyncio.Future[None]") -> ActorhubError | None:
+        """Take note of a commit's outcome; return the error if it did not succeed."""
+        error = outcome.exception() if not outcome.cancelled() else asyncio.CancelledError()
+        if error is None:
+            assert cell.record is not None
+            cell.record.version += 1
+            cell.record.data = data
+            self._commits += 1
+            return None
+        self._refused += 1
+        if not isinstance(error, ActorhubError):
+            error = PersistenceError(f"{cell.address}: commit failed: {error!r}")
+        error.possibly_executed = True
+        self.distrust(cell, error)
+        return error
+
+    def _committed(
+        self, message: Message, cell: Cell, data: bytes, body: bytes, outcome: "asyncio.Future[None]"
+    ) -> None:
+        error = self.committed(cell, data, outcome)
+        if error is None:
+            self._done(message, body)
+        else:
+            message.phase = DONE
+            message.drop_outbox()
+            message.failed(error)
+            self._turns.ended(message)
+
+    def _done(self, message: Message, body: bytes) -> None:
+        message.phase = DONE
+        message.completed(body)
+        if message.outbox:
+            for told in message.outbox:
+                self._turns.send(told)
+        self._turns.ended(message)
+
+
+async def save_now() -> None:
+    """Commit the state of the entity whose handler runs in this context, as it is now.
+
+    Raises:
+        RuntimeError: outside of a handler, or in one that may not commit.
+        PersistenceError: ownership was lost, or the store failed.
+    """
+    message = running.get()
+    cell = message.cell if message is not None else None
+    if message is None or cell is None or cell.record is None or cell.hosted.spec.state is None:
+        raise RuntimeError("save() works in the handlers of an Entity with state")
+    if message.spec.readonly or message.is_nested:
+        raise RuntimeError(f"{message.what}: a readonly handler, or one inside another's turn, cannot save")
+    data = cell.hosted.spec.state.encode(cell.instance.state)
+    if data != cell.record.data:
+        results = cell.shard.host.results
+        future = results.commit(cell, message.epoch, data)
+        cancelled = await settled(future)
+        if (error := results.committed(cell, data, future)) is not None:
+            raise error
+        if cancelled:
+            raise asyncio.CancelledError
+
+
+async def settled(future: "asyncio.Future[None]") -> bool:
+    """Wait for a commit, whose outcome must be known, through cancellations; return whether there was one."""
+    cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:
+            cancelled = True
+    return cancelled
+
+
+def roll_back(cell: Cell, *, shared: bool) -> None:
+    """Make the instance's state what is committed; beside other readers only if it differs."""
+    record, codec = cell.record, cell.hosted.spec.state
+    assert record is not None
+    assert codec is not None
+    if shared:
+        try:
+            if codec.encode(cell.instance.state) == record.data:
+                return
+        except MalformedMessage:
+            _log.warning("%s: a readonly handler left a state that cannot be encoded; taken back", cell.address)
+    cell.instance.state = codec.decode(record.data)
+    record.data = codec.encode(cell.instance.state)
+
+
+def handler_failed(error: BaseException) -> HandlerFailed:
+    """Return the reply for an exception of user code, with its traceback."""
+    cls = type(error)
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return HandlerFailed(name, str(error), "".join(traceback.format_exception(error)))

@@ -1,0 +1,269 @@
+"""Routing: every message goes to its shard's owner, here or elsewhere, and waits for one where there is none."""
+
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+import msgspec
+
+from actorhub.core.address import ShardId, ShardOwner, shard_number
+from actorhub.core.clock import Clock
+from actorhub.core.envelope import Cancel, Request
+from actorhub.core.errors import (
+    ActorhubError,
+    CallTimeout,
+    EntityNotAssigned,
+    MailboxFull,
+    RunnerUnavailable,
+)
+from actorhub.engine.host import Host
+from actorhub.engine.message import COMMITTING, DONE, FOREVER, NEW, PARKED, QUEUED, RUNNING, SENT, Message
+from actorhub.engine.peers import Peer, Peers
+from actorhub.engine.spec import EntitySpec
+from actorhub.engine.table import RoutingTable
+
+_log: Final = logging.getLogger("actorhub.router")
+
+MAX_HOPS: Final = 16
+"""How often a call may be sent on before it only waits for news."""
+MAX_PARKED: Final = 100_000
+_LONGEST_TIMEOUT_MS: Final = 2**31 - 1
+
+
+class RouterStatistics(msgspec.Struct, frozen=True):
+    """Counts since the start of this process, and how much waits now."""
+
+    local: int
+    remote: int
+    parked: int
+    not_owner: int
+    """Calls that came back because their receiver did not own the shard."""
+    refused_replies: int
+    """Replies of former owners that were dropped."""
+
+
+class Router:
+    """Sends messages on their way. All methods are synchronous; what waits is in `_parked` and the peers' tables."""
+
+    def __init__(
+        self, *, specs: Mapping[str, EntitySpec], table: RoutingTable, peers: Peers, host: Host | None, clock: Clock
+    ) -> None:
+        self._specs = specs
+        self.table = table
+        self.host = host
+        self._peers = peers
+        self._clock = clock
+        self._parked: dict[ShardId, deque[Message]] = {}
+        self._parked_count = 0
+        self._ids = itertools.count(1)
+        self.shards_per_group = 0
+        """0 until the cluster's value is known; everything waits until then."""
+        self._shard_ids: dict[str, tuple[ShardId, ...]] = {}
+        self._early: list[Message] = []
+        self._local = self._remote = self._not_owner = self.refused_replies = 0
+        self.stranded: Callable[[], None] = lambda: None
+        """Told when a message starts to wait for an owner."""
+        self.undeliverable: Callable[[Message], ActorhubError | None] = lambda _message: None
+        """Returns the error of a message that no runner of the cluster can take, ever."""
+
+    def statistics(self) -> RouterStatistics:
+        """Return counts."""
+        return RouterStatistics(self._local, self._remote, self._parked_count, self._not_owner, self.refused_replies)
+
+    def shard_of(self, spec: EntitySpec, entity_id: str) -> ShardId:
+        """Return the entity's shard; cluster values must be known."""
+        key = spec.shard_key(entity_id) if spec.shard_key is not None else entity_id
+        shards = self._shard_ids.get(spec.shard_group)
+        if shards is None:
+            shards = tuple(ShardId(spec.shard_group, number) for number in range(self.shards_per_group))
+            self._shard_ids[spec.shard_group] = shards
+        return shards[shard_number(key, self.shards_per_group)]
+
+    def route(self, message: Message) -> None:
+        """Deliver here, send to the owner, or park until there is one. Errors arrive as the message's reply."""
+        host = self.host
+        if host is not None:
+            hosted = host.types.get(message.spec.entity_type)
+            if hosted is not None and (cell := hosted.cells.get(message.entity_id)) is not None:
+                self._local += 1
+                host.turns.enqueue(cell, message)
+                return
+        if self.shards_per_group == 0:
+            self._early.append(message)
+            message.phase = PARKED
+            return
+        shard_id = message.shard
+        if shard_id is None:
+            shard_id = message.shard = self.shard_of(self._specs[message.spec.entity_type], message.entity_id)
+        if host is not None and (shard := host.shards.get(shard_id)) is not None:
+            self._local += 1
+            host.submit(message, shard)
+            return
+        owner = self.table.owner(shard_id)
+        peer = self._peers.by_runner(owner.runner) if owner is not None else None
+        if peer is not None and message.hops < MAX_HOPS:
+            self._send(message, peer)
+        else:
+            self._park(message, shard_id)
+
+    def send_to(self, message: Message, peer: Peer) -> None:
+        """Send to that peer, whoever owns what."""
+        self._send(message, peer)
+
+    def cluster_values_known(self, shards_per_group: int) -> None:
+        """Let everything go that waited for the number of shards."""
+        self.shards_per_group = shards_per_group
+        early, self._early = self._early, []
+        for message in early:
+            if message.phase == PARKED:
+                message.phase = NEW
+                self.route(message)
+
+    def release(self, shards: Iterable[ShardId]) -> None:
+        """Route again what is parked for `shards`, in the order in which it was parked."""
+        for shard in shards:
+            parked = self._parked.pop(shard, None)
+            if parked is None:
+                continue
+            self._parked_count -= len(parked)
+            for message in parked:
+                if message.phase == PARKED:
+                    message.phase = NEW
+                    self.route(message)
+
+    def parked_shards(self) -> list[ShardId]:
+        """Return the shards for which something waits."""
+        return list(self._parked)
+
+    def reconsider(self) -> None:
+        """Fail what can never be delivered, and give what was sent on too often another round."""
+        for shard, parked in list(self._parked.items()):
+            for message in list(parked):
+                message.hops = 0
+                if message.phase == PARKED and (error := self.undeliverable(message)) is not None:
+                    message.phase = DONE
+                    message.failed(error)
+            self.release([shard])
+
+    def not_owner(self, peer: Peer, request_id: int, hint: ShardOwner | None) -> None:
+        """A peer sent our call back unexecuted: believe its hint if it is news, and route again."""
+        message = peer.pending.pop(request_id, None)
+        if message is None:
+            return
+        self._not_owner += 1
+        shard = message.shard
+        assert shard is not None
+        self.table.forget(shard, peer.runner)
+        if hint is not None and hint.runner != peer.runner:
+            self.table.learn([hint], self._clock.monotonic())
+        message.hops += 1
+        self._again(message)
+
+    def link_lost(self, peer: Peer, unsent: Iterable[int], reason: str) -> None:
+        """Route again what never left, fail what may have been executed."""
+        never_left = set(unsent)
+        pending, peer.pending = peer.pending, {}
+        for request_id, message in pending.items():
+            if message.phase != SENT:
+                continue
+            if request_id in never_left:
+                self._again(message)
+            else:
+                self.lost(message, peer, f"the link broke before the reply came: {reason}")
+
+    def lost(self, message: Message, peer: Peer, reason: str) -> None:
+        """The peer may or may not have run the call, and its answer will not come or does not count."""
+        message.phase = DONE
+        message.failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
+
+    def expire(self, message: Message) -> None:
+        """The caller's deadline passed: tell it, and call back what can be called back."""
+        phase = message.phase
+        left = message.what + "(" + message.entity_id + ")"
+        if phase in (NEW, PARKED):
+            message.phase = DONE
+            message.failed(EntityNotAssigned(f"{left}: no runner owned its shard {message.shard} before the deadline"))
+        elif phase == QUEUED:
+            self.withdraw(message, CallTimeout(f"{left}: it waited in the mailbox until the deadline"))
+        elif phase in (SENT, RUNNING, COMMITTING):
+            error = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
+            message.failed(error)
+            self.withdraw(message, error, timed_out=True)
+
+    def withdraw(self, message: Message, error: ActorhubError, *, timed_out: bool = False) -> None:
+        """The caller no longer waits: dequeue the message or cancel its run, wherever it is."""
+        if message.phase == SENT:
+            message.phase = DONE
+            peer = message.peer
+            if peer is not None and peer.pending.pop(message.request_id, None) is not None:
+                peer.link.send(Cancel(message.request_id, timed_out))
+        elif message.phase in (NEW, PARKED):
+            message.phase = DONE
+        elif self.host is not None:
+            self.host.turns.abandon(message, error)
+
+    def close(self, error: ActorhubError) -> None:
+        """Fail everything that is parked."""
+        waiting = [*self._early, *(m for parked in self._parked.values() for m in parked)]
+        self._early.clear()
+        self._parked.clear()
+        self._parked_count = 0
+        for message in waiting:
+            if message.phase == PARKED:
+                message.phase = DONE
+                message.failed(error)
+
+    def _again(self, message: Message) -> None:
+        message.phase = NEW
+        message.peer = None
+        self.route(message)
+
+    def _send(self, message: Message, peer: Peer) -> None:
+        try:
+            peer.check_room()
+        except MailboxFull as error:
+            message.phase = DONE
+            message.failed(error)
+            return
+        self._remote += 1
+        request_id = message.request_id = next(self._ids)
+        timeout_ms = 0
+        if message.deadline != FOREVER:
+            left = int((message.deadline - self._clock.monotonic()) * 1000)
+            timeout_ms = min(max(left, 1), _LONGEST_TIMEOUT_MS)
+        message.phase = SENT
+        message.peer = peer
+        peer.pending[request_id] = message
+        spec = message.spec
+        peer.link.send(
+            Request(
+                request_id,
+                message.kind,
+                spec.entity_type,
+                message.entity_id,
+                spec.name,
+                message.body,
+                timeout_ms,
+                message.hops,
+                message.chain,
+                message.headers or {},
+                message.message_id,
+                message.credit,
+                message.waits_for_room,
+            )
+        )
+
+    def _park(self, message: Message, shard: ShardId) -> None:
+        error = self.undeliverable(message)
+        if error is None and self._parked_count >= MAX_PARKED:
+            error = MailboxFull(f"{message.address}: {self._parked_count} calls wait for owners already")
+        if error is not None:
+            message.phase = DONE
+            message.failed(error)
+            return
+        message.phase = PARKED
+        self._parked_count += 1
+        self._parked.setdefault(shard, deque()).append(message)
+        self.stranded()

@@ -1,0 +1,104 @@
+"""Declaring entities: subclass `Entity`; every public async method is a handler."""
+
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
+
+import msgspec
+from typing_extensions import TypeVar as TypeVarWithDefault
+
+from actorhub._declaration import Declaration, EntityOptions, HandlerOptions, attach_options, declare, snake_case
+from actorhub.engine.results import save_now
+
+S = TypeVarWithDefault("S", default=None)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Entity(Generic[S]):
+    """One addressable object of the cluster: all of its public async methods are handlers, run one at a time.
+
+    `Entity` keeps what it knows in memory only. `Entity[State]` also has `state`, loaded on activation and committed,
+    fenced, after each handler that changed it; a handler that raises leaves it as it was.
+
+    A handler may *run* more than once (after a failure whose outcome is unknown, if the caller asks again); its state
+    changes commit in one order per entity.
+
+    Args:
+        name: What messages are addressed to; default is the class name in snake case.
+        shard_group: Which group of shards its ids are spread over.
+        mailbox_capacity: How many messages of one id may wait; one more fails with `MailboxFull`.
+        concurrency: How many handlers of one id may run interleaved; more than 1 only without state.
+        max_idle: How long an id without work stays in memory (it leaves after 1 to 1.5 times that).
+        shard_key: Function of the id; ids with equal keys share a shard.
+
+    Raises:
+        TypeError: at class definition, when a public name is anything but an async method or an UPPER_CASE constant.
+    """
+
+    state: S
+    """The committed state plus what the running handler changed; there from `on_activate` on, not in `__init__`."""
+
+    __declaration__: ClassVar[Declaration]
+
+    def __init_subclass__(
+        cls,
+        *,
+        name: str | None = None,
+        shard_group: str = "default",
+        mailbox_capacity: int = 4096,
+        concurrency: int = 1,
+        max_idle: timedelta = timedelta(minutes=1),
+        shard_key: Callable[[str], str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init_subclass__(**kwargs)
+        options = EntityOptions(
+            name=snake_case(cls.__name__) if name is None else name,
+            shard_group=shard_group,
+            mailbox_capacity=mailbox_capacity,
+            concurrency=concurrency,
+            max_idle=max_idle,
+            shard_key=shard_key,
+        )
+        scope = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name what the class statement's scope holds
+        cls.__declaration__ = declare(cls, options, scope)
+
+    async def on_activate(self) -> None:
+        """Run before the first handler; what it changes in `state` is committed. Retried if it raises."""
+
+    async def on_deactivate(self) -> None:
+        """Run before a graceful passivation, for at most 10 s. Not run when the runner dies or loses the shard."""
+
+    async def save(self, state: S | msgspec.UnsetType = msgspec.UNSET) -> None:
+        """Commit the state now, in the middle of a handler; a later error rolls back to here.
+
+        Args:
+            state: Replaces `self.state` first.
+
+        Raises:
+            PersistenceError: ownership was lost, or the store failed.
+        """
+        if state is not msgspec.UNSET:
+            self.state = state
+        await save_now()
+
+
+def handler(
+    *, readonly: bool = False, reentrant: bool = False, timeout: timedelta | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Set options of a handler; its signature stays what it is.
+
+    Args:
+        readonly: Never commits, and may run beside other readonly handlers. Changing `state` in it is an error.
+        reentrant: May start while another handler of the same entity is suspended, so calls may come back to it.
+            What it changes in `state` inside another handler's turn becomes part of that handler's commit.
+        timeout: How long one run may take; then it is cancelled and the caller gets `CallTimeout`.
+    """
+
+    def mark(function: Callable[P, R]) -> Callable[P, R]:
+        attach_options(function, HandlerOptions(readonly=readonly, reentrant=reentrant, timeout=timeout))
+        return function
+
+    return mark

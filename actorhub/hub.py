@@ -1,0 +1,232 @@
+"""The hub: what a program declares, and the ways to join a cluster with it."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from actorhub.cluster import Cluster, cluster_here
+from actorhub.core.address import HASH_VERSION, RunnerAddress, RunnerInfo
+from actorhub.core.clock import Clock, SystemClock
+from actorhub.core.config import Settings, load_settings
+from actorhub.core.envelope import PROTOCOL_VERSION, Hello
+from actorhub.core.errors import ConfigurationError
+from actorhub.engine.cell import HostedType
+from actorhub.engine.inbound import Limits
+from actorhub.engine.node import Client, Door, Runner
+from actorhub.engine.spec import EntitySpec
+from actorhub.entity import Entity
+from actorhub.ops import port_services
+from actorhub.storage.ports import ClusterValues, Storage
+from actorhub.storage.postgres import PostgresStorage
+from actorhub.storage.postgres.embedded import EmbeddedPostgres
+from actorhub.transport.grpc import GrpcTransport, TlsFiles
+from actorhub.transport.outbox import LinkLimits
+from actorhub.transport.ports import Transport
+
+E = TypeVar("E", bound=Entity[Any])
+
+VERSION: Final = "0.1.0"
+
+_CONNECT_DEADLINE: Final = 10.0
+"""Seconds that `connect` waits for a first runner."""
+
+
+class Hub:
+    """What a program declares. Import it by reference (`shop:hub`) to run it with `actorhub serve`."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, HostedType] = {}
+
+    def register(self, entity: type[E], factory: Callable[[], E] | None = None) -> None:
+        """Declare an entity class.
+
+        Args:
+            entity: The class.
+            factory: Makes an instance, once per activation; by default the class itself, without arguments.
+
+        Raises:
+            ConfigurationError: another class has the same name.
+            TypeError: an annotation of the class cannot be resolved, or is of a type that cannot be sent.
+        """
+        spec = entity.__declaration__.spec
+        if spec.name in self._types:
+            raise ConfigurationError(
+                f"two entity classes are called {spec.name!r}: give one of them another name: "
+                f"class {entity.__name__}(Entity, name=...)"
+            )
+        self._types[spec.name] = HostedType(spec, factory or entity)
+
+    @property
+    def specs(self) -> Mapping[str, EntitySpec]:
+        """The declared entity types by name."""
+        return {name: hosted.spec for name, hosted in self._types.items()}
+
+    @asynccontextmanager
+    async def connect(self, **settings: Any) -> AsyncIterator[Cluster]:
+        """Join as a client that only calls.
+
+        Args:
+            settings: The settings of `actorhub serve` by keyword; those not given come from the environment, then from
+                `actorhub.toml`. With `gateway` (one or more HOST:PORT of runners) no database is needed; with
+                `database_url` the runners are found there; with neither, a runner at 127.0.0.1:7700 is asked.
+
+        Raises:
+            ConfigurationError: a setting is wrong.
+            RunnerUnavailable: no runner answered within 10 s.
+        """
+        loaded = load_settings(settings, os.environ, origin="hub.connect")
+        async with self.connect_with(loaded) as cluster:
+            yield cluster
+
+    @asynccontextmanager
+    async def runner(self, **settings: Any) -> AsyncIterator[Cluster]:
+        """Join as a runner that hosts shards in this very process, until the block ends; then hand them over.
+
+        Args:
+            settings: As for `connect`. Without `database_url`, an embedded Postgres under `./.actorhub` is used.
+
+        Raises:
+            ConfigurationError: a setting is wrong, the database cannot be used, the port is taken, or the cluster has
+                other values.
+        """
+        loaded = load_settings(settings, os.environ, origin="hub.runner")
+        async with self.run_with(loaded) as cluster:
+            yield cluster
+
+    @asynccontextmanager
+    async def connect_with(self, settings: Settings) -> AsyncIterator[Cluster]:
+        """Join as a client, with settings that are loaded already."""
+        async with AsyncExitStack() as stack:
+            clock = SystemClock()
+            find = await _runner_finder(settings, clock, stack)
+            hello = Hello(PROTOCOL_VERSION, settings.namespace, "", clock.token(), machine_id_wanted=True)
+            client = Client(
+                find_runners=find,
+                specs=self.specs,
+                transport=_grpc(settings, hello),
+                clock=clock,
+                incarnation=hello.incarnation,
+                limits=_limits(settings),
+            )
+            cluster = Cluster(client, self.specs)
+            stack.push_async_callback(_leave, cluster, settings.grace.total_seconds())
+            await client.start(_CONNECT_DEADLINE)
+            yield cluster
+
+    @asynccontextmanager
+    async def run_with(self, settings: Settings) -> AsyncIterator[Cluster]:
+        """Join as a runner, with settings that are loaded already."""
+        async with AsyncExitStack() as stack:
+            clock = SystemClock()
+            url = settings.database_url or await _embedded(stack)
+            storage = PostgresStorage(url, namespace=settings.namespace, clock=clock)
+            door = Door()
+            listen = str(settings.listen)
+            advertise = str(settings.advertise) if settings.advertise else _port_follows(settings)
+            hello = Hello(PROTOCOL_VERSION, settings.namespace, advertise, clock.token())
+            transport = _grpc(settings, hello, listen=listen, services=port_services(door, self.specs, settings))
+            yield await self.assemble(settings, stack, clock=clock, storage=storage, transport=transport, door=door)
+
+    async def assemble(
+        self,
+        settings: Settings,
+        stack: AsyncExitStack,
+        *,
+        clock: Clock,
+        storage: Storage,
+        transport: Transport,
+        door: Door,
+    ) -> Cluster:
+        """Make a runner of its parts and start it; `stack` ends it again."""
+        stack.push_async_callback(storage.aclose)
+        await storage.open()
+        await storage.agree(ClusterValues(shards_per_group=settings.shards_per_group, hash_version=HASH_VERSION))
+        stack.push_async_callback(transport.aclose, 1.0)
+        await transport.listen(door)
+        hello = transport.hello
+        runner = Runner(
+            info=RunnerInfo(
+                runner=RunnerAddress(hello.address, hello.incarnation),
+                weight=settings.weight,
+                groups=settings.groups,
+                entity_types=tuple(sorted(self._types)),
+                version=VERSION,
+            ),
+            types={name: HostedType(hosted.spec, hosted.factory) for name, hosted in self._types.items()},
+            specs=self.specs,
+            storage=storage,
+            transport=transport,
+            clock=clock,
+            limits=_limits(settings),
+            shards_per_group=settings.shards_per_group,
+            max_resident=settings.max_resident,
+        )
+        cluster = Cluster(runner, self.specs)
+        runner.host.turns.context.run(cluster_here.set, cluster)
+        door.runner = runner
+        stack.push_async_callback(_leave, cluster, settings.grace.total_seconds())
+        await runner.start()
+        return cluster
+
+
+async def _leave(cluster: Cluster, grace: float) -> None:
+    cluster.leaving = True
+    await cluster.part.leave(grace)
+
+
+async def _embedded(stack: AsyncExitStack) -> str:
+    server = EmbeddedPostgres()
+    url = await server.start()
+    stack.push_async_callback(server.stop)
+    return url
+
+
+def _port_follows(settings: Settings) -> str:
+    """Advertise the listening host; a port that is picked at the bind is filled in then."""
+    return str(settings.listen)
+
+
+async def _runner_finder(
+    settings: Settings, clock: Clock, stack: AsyncExitStack
+) -> Callable[[], Any]:
+    if settings.gateway or settings.database_url is None:
+        gateways = [str(address) for address in settings.gateway or (settings.admin,)]
+
+        async def given() -> Collection[str]:
+            return gateways
+
+        return given
+    storage = PostgresStorage(settings.database_url, namespace=settings.namespace, clock=clock)
+    stack.push_async_callback(storage.aclose)
+    await storage.open()
+
+    async def registered() -> Collection[str]:
+        return [runner.info.runner.address for runner in await storage.runners()]
+
+    return registered
+
+
+def _grpc(
+    settings: Settings, hello: Hello, *, listen: str | None = None, services: Sequence[Any] = ()
+) -> GrpcTransport:
+    tls = None
+    if settings.tls_cert and settings.tls_key and settings.tls_ca:
+        tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_ca)
+    return GrpcTransport(
+        hello,
+        listen=listen,
+        tls=tls,
+        token=settings.token,
+        insecure=settings.insecure,
+        limits=LinkLimits(max_message_bytes=settings.max_message_bytes),
+        services=services,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_message_bytes=settings.max_message_bytes,
+        max_entity_id_bytes=settings.max_entity_id_bytes,
+        max_call_depth=settings.max_call_depth,
+    )

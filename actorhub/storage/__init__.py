@@ -1,0 +1,1 @@
+"""What must survive: the cluster's membership, shard ownership with its fence, and entity state."""

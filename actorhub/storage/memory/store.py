@@ -1,0 +1,251 @@
+"""What a server would keep: one `MemoryStore` stands for one database."""
+
+import asyncio
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+
+import msgspec
+
+from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
+from actorhub.core.clock import Clock
+from actorhub.core.errors import PersistenceError
+from actorhub.storage.ports import (
+    SESSION_IDLE_LIMIT,
+    ClusterValues,
+    Fenced,
+    LiveRunner,
+    ShardRow,
+    StateCommit,
+    StoredState,
+    VersionConflict,
+)
+
+MACHINE_IDS: Final = 1024
+
+
+class _Shard(msgspec.Struct):
+    epoch: int = 0
+    owner: RunnerAddress | None = None
+
+
+class _State(msgspec.Struct, frozen=True):
+    version: int
+    epoch: int
+    data: bytes
+
+
+class _Registration(msgspec.Struct):
+    info: RunnerInfo
+    heartbeat_at: float
+    started_at: float
+
+
+class _Lease(msgspec.Struct):
+    id: int
+    expires_at: float
+
+
+@dataclasses.dataclass(eq=False)
+class ServerSession:
+    """The server's side of a lock session."""
+
+    incarnation: str
+    heard_at: float
+    ended: bool = False
+    frozen: bool = False
+    thawed: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+
+class MemoryStore:
+    """A database in memory; each `MemoryStorage` of it acts as one process.
+
+    Everything happens in one step of the loop, so each method is a transaction. Time is the clock's: a lock session
+    that was silent for `SESSION_IDLE_LIMIT` has ended, whoever looks next.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.available = True
+        """Whether it answers: while `False`, every operation fails like one on a stopped server."""
+        self._clock = clock
+        self._values: ClusterValues | None = None
+        self._sessions: list[ServerSession] = []
+        self._frozen: list[ServerSession] = []
+        self._locks: dict[ShardId, ServerSession] = {}
+        self._runners: dict[str, _Registration] = {}
+        self._shards: dict[ShardId, _Shard] = {}
+        self._states: dict[tuple[str, str], _State] = {}
+        self._machine_ids: dict[str, _Lease] = {}
+
+    def freeze_sessions(self, incarnation: str) -> int:
+        """Make the lock sessions of `incarnation` silent, as a stopped process is; return how many there are."""
+        found = list(self._sessions_of(incarnation))
+        for session in found:
+            session.frozen = True
+            session.thawed.clear()
+        self._frozen += found
+        return len(found)
+
+    def thaw_sessions(self, incarnation: str) -> None:
+        """Let frozen lock sessions of `incarnation` go on; those that the store has ended meanwhile notice it now."""
+        for session in [session for session in self._frozen if session.incarnation == incarnation]:
+            self._frozen.remove(session)
+            session.frozen = False
+            session.thawed.set()
+
+    def restart(self) -> None:
+        """End every lock session, as a restart of the server does; what was committed stays."""
+        for session in list(self._sessions):
+            self.end_session(session)
+
+    def check_available(self) -> None:
+        """Do nothing while the store answers.
+
+        Raises:
+            PersistenceError: it does not.
+        """
+        if not self.available:
+            raise PersistenceError("the store is unreachable", possibly_executed=True)
+
+    def agreed(self, values: ClusterValues) -> ClusterValues:
+        """Return the cluster's values: `values` if they are the first."""
+        self._values = self._values or values
+        return self._values
+
+    @property
+    def values(self) -> ClusterValues | None:
+        """What the cluster agreed on."""
+        return self._values
+
+    def open_session(self, incarnation: str) -> ServerSession:
+        """Return a new lock session."""
+        session = ServerSession(incarnation, self._clock.monotonic())
+        self._sessions.append(session)
+        return session
+
+    def end_session(self, session: ServerSession) -> None:
+        """End a lock session and free its locks; nothing happens if that was done before."""
+        session.ended = True
+        if session in self._sessions:
+            self._sessions.remove(session)
+            self._locks = {shard: holder for shard, holder in self._locks.items() if holder is not session}
+
+    def end_silent_sessions(self) -> None:
+        """End the lock sessions that were silent for too long."""
+        limit = self._clock.monotonic() - SESSION_IDLE_LIMIT.total_seconds()
+        for session in [session for session in self._sessions if session.heard_at <= limit]:
+            self.end_session(session)
+
+    def terminate_sessions(self, incarnation: str) -> int:
+        """End the lock sessions of `incarnation`; return how many there were."""
+        found = list(self._sessions_of(incarnation))
+        for session in found:
+            self.end_session(session)
+        return len(found)
+
+    def hear(self, session: ServerSession) -> None:
+        """Note that a session spoke."""
+        session.heard_at = self._clock.monotonic()
+
+    def try_lock(self, session: ServerSession, shards: Sequence[ShardId]) -> Sequence[ShardId]:
+        """Return those of `shards` whose lock `session` holds now."""
+        self.end_silent_sessions()
+        return [shard for shard in dict.fromkeys(shards) if self._locks.setdefault(shard, session) is session]
+
+    def unlock(self, session: ServerSession, shards: Sequence[ShardId]) -> None:
+        """Free those of `shards` whose lock `session` holds."""
+        for shard in shards:
+            if self._locks.get(shard) is session:
+                del self._locks[shard]
+
+    def register(self, info: RunnerInfo) -> None:
+        """Write a runner's row."""
+        now = self._clock.monotonic()
+        known = self._runners.get(info.runner.incarnation)
+        started_at = self._clock.time() if known is None else known.started_at
+        self._runners[info.runner.incarnation] = _Registration(info, now, started_at)
+
+    def runners(self) -> Sequence[LiveRunner]:
+        """Return every registered runner."""
+        now = self._clock.monotonic()
+        return [LiveRunner(row.info, now - row.heartbeat_at, row.started_at) for row in self._runners.values()]
+
+    def remove_runner(self, incarnation: str) -> None:
+        """Delete a runner's row."""
+        self._runners.pop(incarnation, None)
+
+    def take(self, shards: Sequence[ShardId], runner: RunnerAddress) -> Mapping[ShardId, int]:
+        """Make `runner` owner at the next epochs; return those."""
+        epochs: dict[ShardId, int] = {}
+        for shard in dict.fromkeys(shards):
+            row = self._shards.setdefault(shard, _Shard())
+            row.epoch += 1
+            row.owner = runner
+            epochs[shard] = row.epoch
+        return epochs
+
+    def release(self, shards: Mapping[ShardId, int], incarnation: str) -> None:
+        """Leave those of `shards` without an owner that `incarnation` owns at the given epoch."""
+        for shard, epoch in shards.items():
+            if self._owns(incarnation, shard, epoch):
+                self._shards[shard].owner = None
+
+    def shards(self) -> Sequence[ShardRow]:
+        """Return every shard that ever had an owner, in order."""
+        return [
+            ShardRow(shard, row.epoch, None if row.owner is None else ShardOwner(shard, row.owner, row.epoch))
+            for shard, row in sorted(self._shards.items())
+        ]
+
+    def load(self, key: tuple[str, str]) -> StoredState | None:
+        """Return an entity's committed state."""
+        state = self._states.get(key)
+        return None if state is None else StoredState(state.version, state.data)
+
+    def commit(self, commit: StateCommit, incarnation: str) -> None:
+        """Write a state, or see that this very commit was written before.
+
+        Raises:
+            Fenced: `incarnation` does not own the shard at that epoch.
+            VersionConflict: another version is stored.
+        """
+        key = (commit.entity_type, commit.entity_id)
+        stored = self._states.get(key)
+        made = _State(commit.version, commit.epoch, commit.data)
+        if stored == made:
+            return
+        if not self._owns(incarnation, commit.shard, commit.epoch):
+            raise Fenced(f"{commit.shard} does not belong to {incarnation} at epoch {commit.epoch} any more")
+        if (stored.version if stored else 0) != commit.version - 1:
+            raise VersionConflict(f"{'/'.join(key)}: version {commit.version - 1} is not the stored one")
+        self._states[key] = made
+
+    def lease_machine_id(self, holder: str, duration: timedelta) -> int | None:
+        """Return the holder's id, renewed, else a fresh one, else the one that expired first; `None`: all are taken."""
+        now = self._clock.monotonic()
+        lease = self._machine_ids.get(holder)
+        if lease is None:
+            taken = {other.id for other in self._machine_ids.values()}
+            fresh = next((number for number in range(MACHINE_IDS) if number not in taken), None)
+            expired = sorted(
+                (other.expires_at, name) for name, other in self._machine_ids.items() if other.expires_at <= now
+            )
+            if fresh is None and not expired:
+                return None
+            lease = _Lease(fresh, 0.0) if fresh is not None else self._machine_ids.pop(expired[0][1])
+            self._machine_ids[holder] = lease
+        lease.expires_at = now + duration.total_seconds()
+        return lease.id
+
+    def release_machine_id(self, holder: str) -> None:
+        """Give the holder's id back."""
+        self._machine_ids.pop(holder, None)
+
+    def _owns(self, incarnation: str, shard: ShardId, epoch: int) -> bool:
+        row = self._shards.get(shard)
+        return row is not None and row.epoch == epoch and row.owner is not None and row.owner.incarnation == incarnation
+
+    def _sessions_of(self, incarnation: str) -> Iterator[ServerSession]:
+        self.end_silent_sessions()
+        return (session for session in list(self._sessions) if session.incarnation == incarnation)

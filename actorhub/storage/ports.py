@@ -1,0 +1,199 @@
+"""What the engine asks of a store. Two implementations keep these promises: `memory` and `postgres`."""
+
+from asyncio import Future
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Final, Protocol
+
+import msgspec
+
+from actorhub.core.address import RunnerInfo, ShardId, ShardOwner
+from actorhub.core.errors import ActorhubError, PersistenceError
+
+HEARTBEAT_INTERVAL: Final = timedelta(seconds=1)
+LEASE: Final = timedelta(seconds=2.5)
+"""A runner whose last acknowledged heartbeat was *sent* longer ago than this may act for no shard."""
+SESSION_IDLE_LIMIT: Final = timedelta(seconds=4)
+"""The server ends a lock session that was silent for this long, which frees its locks."""
+
+
+class SessionLost(ActorhubError):
+    """The lock session is gone, and with it every lock that it held."""
+
+
+class Fenced(PersistenceError):
+    """The shard belongs to another owner or epoch: nothing was written."""
+
+    possibly_executed = True
+
+
+class VersionConflict(PersistenceError):
+    """The entity's stored version is not the one before the commit's: nothing was written."""
+
+    possibly_executed = True
+
+
+class ClusterValues(msgspec.Struct, frozen=True, kw_only=True):
+    """What every runner of a cluster must agree on."""
+
+    shards_per_group: int
+    hash_version: str
+
+
+class LiveRunner(msgspec.Struct, frozen=True):
+    """A registered runner and how long ago the store heard from it, by the store's clock."""
+
+    info: RunnerInfo
+    silent_for: float
+    """Seconds since its last heartbeat arrived."""
+    started_at: float = 0.0
+    """Seconds since the Unix epoch, by the store's clock."""
+
+
+class ShardRow(msgspec.Struct, frozen=True):
+    """The stored owner of a shard; `owner` is `None` after a graceful release."""
+
+    shard: ShardId
+    epoch: int
+    owner: ShardOwner | None
+
+
+class StoredState(msgspec.Struct, frozen=True):
+    """The committed state of an entity."""
+
+    version: int
+    data: bytes
+
+
+class StateCommit(msgspec.Struct, frozen=True):
+    """One entity's next state, to be written only if shard ownership and version still hold."""
+
+    shard: ShardId
+    epoch: int
+    entity_type: str
+    entity_id: str
+    version: int
+    """The version that this commit makes: the committed one plus one; 1 for a new entity."""
+    data: bytes
+
+
+class LockSession(Protocol):
+    """One dedicated session that holds this runner's shard locks; lost once, lost for good (never reconnects).
+
+    One operation runs at a time; each has a hard deadline, and one that misses it loses the session.
+    Every method raises `SessionLost` once the session is gone.
+    """
+
+    @property
+    def lost(self) -> bool:
+        """Whether the session is known to be gone."""
+        ...
+
+    async def heartbeat(self, info: RunnerInfo) -> Sequence[LiveRunner]:
+        """Prove the session alive, write `info`'s row (again, if somebody deleted it), return all registered runners."""
+        ...
+
+    async def try_lock(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
+        """Return those of `shards` whose lock this session now holds; asking again for a held one returns it, once."""
+        ...
+
+    async def unlock(self, shards: Sequence[ShardId]) -> None:
+        """Free the locks of `shards`; those not held are ignored."""
+        ...
+
+    async def aclose(self) -> None:
+        """End the session, which frees its locks. Bounded in time, never raises `SessionLost`, can be called twice."""
+        ...
+
+
+class Storage(Protocol):
+    """One process's access to the cluster's store. All methods raise `PersistenceError` when the store fails."""
+
+    async def open(self) -> None:
+        """Connect, check the server (version, durability, schema) and apply missing migrations.
+
+        Raises:
+            ConfigurationError: the store cannot serve; says what to do.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Let go of every connection. Bounded in time; can be called twice."""
+        ...
+
+    async def agree(self, values: ClusterValues) -> None:
+        """Store `values` if they are the first, else compare.
+
+        Raises:
+            ConfigurationError: the cluster has another value; names which, both sides, and the remedy.
+        """
+        ...
+
+    async def cluster_values(self) -> ClusterValues | None:
+        """Return what the cluster agreed on; `None` before its first runner."""
+        ...
+
+    async def open_lock_session(self, incarnation: str) -> LockSession:
+        """Return a new lock session; its server side is marked with `incarnation`."""
+        ...
+
+    async def terminate_sessions(self, incarnation: str) -> int:
+        """End the lock sessions of a stale incarnation on the server; return how many there were."""
+        ...
+
+    async def runners(self) -> Sequence[LiveRunner]:
+        """Return every registered runner."""
+        ...
+
+    async def remove_runner(self, incarnation: str) -> None:
+        """Delete the runner's row; nothing happens when there is none."""
+        ...
+
+    async def take(self, shards: Sequence[ShardId], info: RunnerInfo) -> Mapping[ShardId, int]:
+        """Become owner of `shards`, whose locks the caller holds; return their new epochs.
+
+        Each epoch grows by one. When this returns, no commit of a former owner is under way, and none will be accepted:
+        the former incarnations' fences are taken exclusively while owner and epoch are written.
+        """
+        ...
+
+    async def release(self, shards: Mapping[ShardId, int], incarnation: str) -> None:
+        """Write that nobody owns `shards` (shard to epoch) any more, where (`incarnation`, epoch) still owns them."""
+        ...
+
+    async def shards(self) -> Sequence[ShardRow]:
+        """Return every shard that ever had an owner."""
+        ...
+
+    def load_state(self, entity_type: str, entity_id: str) -> Future[StoredState | None]:
+        """Return a future of the committed state. Concurrent loads share round trips.
+
+        The future fails with `PersistenceError`; cancelling it drops the result, nothing else.
+        """
+        ...
+
+    def commit_state(self, commit: StateCommit, incarnation: str) -> Future[None]:
+        """Write the state if `incarnation` owns the shard at that epoch and the stored version is `version - 1`.
+
+        Concurrent commits share one transaction; one refused row never fails another. A commit whose outcome is
+        unknown (lost connection) is repeated until it is known: repeating the same commit is harmless.
+        The call only queues and returns a future; a cancelled future leaves the outcome open: the write may still happen.
+
+        Raises (from the future):
+            Fenced: ownership was lost. Nothing was written.
+            VersionConflict: another version is stored. Nothing was written.
+            PersistenceError: Postgres failed it for another reason, or stayed unreachable.
+        """
+        ...
+
+    async def lease_machine_id(self, holder: str, duration: timedelta) -> int:
+        """Return a machine id in [0, 1024) that no other live holder has, kept for `duration`; renews the holder's own.
+
+        Raises:
+            PersistenceError: all are taken.
+        """
+        ...
+
+    async def release_machine_id(self, holder: str) -> None:
+        """Give the holder's machine id back."""
+        ...

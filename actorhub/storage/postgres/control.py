@@ -1,0 +1,63 @@
+"""Statements that are too rare to be grouped, over one connection that is made when it is needed."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import asyncpg
+
+from actorhub.core.errors import PersistenceError
+from actorhub.storage.postgres.connection import Connection, Target, close, deadline
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
+from actorhub.storage.postgres.queries import queries
+
+STATEMENT_LIMIT: Final = timedelta(seconds=12)
+_SETTINGS: Final = {"statement_timeout": "10s", "lock_timeout": "2s"}
+
+
+class ControlConnection:
+    """One statement at a time; a lost connection fails the statement under way, the next one connects again."""
+
+    def __init__(self, target: Target, name: str) -> None:
+        self._target = target
+        self._name = name
+        self._turn = asyncio.Lock()
+        self._connection: Connection | None = None
+        self._closed = False
+
+    async def open(self) -> None:
+        """Connect for the first time.
+
+        Raises:
+            ConfigurationError: it failed; says what to do.
+        """
+        async with self._turn:
+            self._connection = await self._target.first_connect(self._name, _SETTINGS)
+            self._closed = False
+
+    async def fetch(self, doing: str, query: str, *arguments: object) -> Sequence[asyncpg.Record]:
+        """Return the rows of the named query.
+
+        Raises:
+            PersistenceError: it failed; its cause is asyncpg's exception.
+        """
+        try:
+            async with self._turn:
+                connection = await self._ready()
+                async with deadline(connection, STATEMENT_LIMIT):
+                    return await connection.fetch(queries()[query], *arguments)
+        except FOREIGN_ERRORS as exc:
+            raise translate(exc, doing) from exc
+
+    async def aclose(self) -> None:
+        """End the connection; a statement under way fails."""
+        self._closed = True
+        await close(self._connection)
+
+    async def _ready(self) -> Connection:
+        if self._closed:
+            raise PersistenceError("the storage is closed")
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._target.connect(self._name, _SETTINGS)
+        return self._connection

@@ -1,0 +1,167 @@
+"""The Postgres that serves where no database is given: real, durable, shared by the processes of one directory.
+
+Everything lies in one directory (`./.actorhub`): the data (`postgres`), the server's log, and two lock files.
+Processes that use the server hold a shared lock on `postgres.users` for as long as they use it; the kernel takes it
+back from a process that is killed, so nothing is ever counted wrong. Whoever leaves and can have the lock alone is the
+last, and stops the server. `postgres.lock` makes those decisions one at a time. A server whose users were all killed
+stays up until the next user adopts it, and stops when that one leaves.
+
+Postgres refuses to run as root. Started by root it runs as user `postgres`, else `nobody`, else a user `actorhub` made
+for it. Where that user cannot enter the directory, the data lies under `/var/lib/actorhub`, and `postgres` is a link
+to it.
+"""
+
+import asyncio
+import fcntl
+import os
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from actorhub.core.clock import SystemClock
+from actorhub.core.errors import ConfigurationError
+from actorhub.storage.postgres.local_server import LocalServer
+from actorhub.storage.postgres.programs import ROOT_STORE, Account, find_programs, reachable, server_account
+
+_TURN_SECONDS: Final = 150.0
+"""How long to wait for others that start or stop the server: longer than both can take."""
+
+
+class EmbeddedPostgres:
+    """A share in the directory's Postgres server; several may exist in a process.
+
+    Args:
+        directory: Where data, log and locks are kept between runs; made if missing.
+    """
+
+    def __init__(self, directory: Path = Path(".actorhub")) -> None:
+        self._directory = directory.absolute()
+        self._clock = SystemClock()
+        self._pause = threading.Event()
+        self._stopped = False
+        self._users: int | None = None
+        self._server: LocalServer | None = None
+
+    async def start(self) -> str:
+        """Use the server, starting it if nobody has, and return its URL for asyncpg once it takes connections.
+
+        Cancelled, it leaves again before it returns. Use each object once.
+
+        Raises:
+            ConfigurationError: there is no Postgres to start, or it does not start; says why and what to do.
+        """
+        try:
+            return await asyncio.to_thread(self._join)
+        except BaseException:
+            # What start has to say comes first; a server that cannot be stopped either is in the same log.
+            with suppress(ConfigurationError):
+                await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop using the server; the last to leave shuts it down cleanly. Can be called twice, and before `start`.
+
+        Raises:
+            ConfigurationError: the server did not end in time; quotes the end of its log.
+        """
+        await asyncio.to_thread(self._leave)
+
+    def _join(self) -> str:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with self._turn():
+                if self._stopped:
+                    raise ConfigurationError("this EmbeddedPostgres was stopped: make a new one")
+                if self._users is None:
+                    self._users = os.open(self._directory / "postgres.users", os.O_RDWR | os.O_CREAT, 0o644)
+                    fcntl.flock(self._users, fcntl.LOCK_SH)
+                self._server = self._server or self._find_server()
+                self._server.initialize()
+                self._server.start()
+                return self._server.url
+        except OSError as exc:
+            raise ConfigurationError(f"cannot keep a Postgres in {self._directory}: {exc}") from exc
+
+    def _leave(self) -> None:
+        self._stopped = True
+        if not self._directory.exists():
+            return
+        with self._turn():
+            users, self._users = self._users, None
+            if users is None:
+                return
+            try:
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self._server is not None:
+                    self._server.stop()
+            except BlockingIOError:
+                pass  # others still use the server: the last of them stops it
+            finally:
+                os.close(users)
+
+    @contextmanager
+    def _turn(self) -> Generator[None, None, None]:
+        """Be the only one, of all processes and threads, that starts or stops the directory's server."""
+        try:
+            lock = os.open(self._directory / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as exc:
+            raise ConfigurationError(f"cannot use the Postgres in {self._directory}: {exc}") from exc
+        try:
+            self._wait_for(lock)
+            yield
+        finally:
+            os.close(lock)
+
+    def _wait_for(self, lock: int) -> None:
+        deadline = self._clock.monotonic() + _TURN_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if self._clock.monotonic() > deadline:
+                    raise ConfigurationError(
+                        f"another process has been starting or stopping the Postgres in {self._directory} for "
+                        f"{_TURN_SECONDS:.0f} s: see {self._log}"
+                    ) from None
+            self._pause.wait(0.02)
+
+    @property
+    def _log(self) -> Path:
+        return self._directory / "postgres.log"
+
+    def _find_server(self) -> LocalServer:
+        data = self._directory / "postgres"
+        account = server_account(data)
+        if account is not None:
+            data = self._reachable_data(data, account)
+        version = data / "PG_VERSION"
+        major = int(version.read_text()) if version.exists() else None
+        try:
+            programs = find_programs(account, major)
+        except ConfigurationError as exc:
+            if major is None:
+                raise
+            raise ConfigurationError(
+                f"the data in {data} was made by Postgres {major}, and only programs of that version read it: {exc}, "
+                f"or remove {data} to start empty"
+            ) from exc
+        return LocalServer(data, programs, self._log)
+
+    def _reachable_data(self, data: Path, account: Account) -> Path:
+        """Where the data lies: in the directory, unless the server's user cannot enter it."""
+        if data.is_symlink():
+            elsewhere = data.readlink()
+        elif reachable(self._directory, account):
+            return data
+        else:
+            name = sha256(os.fsencode(self._directory.resolve())).hexdigest()[:16]
+            elsewhere = ROOT_STORE / name / "postgres"
+            data.symlink_to(elsewhere)
+        elsewhere.parent.mkdir(parents=True, exist_ok=True)
+        for directory in (ROOT_STORE, elsewhere.parent):
+            directory.chmod(0o755)
+        return elsewhere

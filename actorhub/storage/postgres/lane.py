@@ -1,0 +1,191 @@
+"""Requests that share round trips over a connection of their own."""
+
+import asyncio
+import logging
+from asyncio import Future
+from collections.abc import Sequence
+from contextvars import Context
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias
+
+from actorhub.core.clock import Clock
+from actorhub.core.errors import PersistenceError
+from actorhub.storage.postgres.connection import Connection, Target, close, deadline
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, Cause, cause, summary, translate
+from actorhub.storage.postgres.grouping import Entry, Outage, RequestT, ResultT, Waiting
+from actorhub.storage.statistics import StorageCounters
+
+if TYPE_CHECKING:
+    from asyncpg.prepared_stmt import PreparedStatement
+
+    Statement: TypeAlias = PreparedStatement
+
+_log: Final = logging.getLogger(__name__)
+
+GROUP_LIMIT: Final = timedelta(seconds=7)
+"""A group without an answer for so long has lost its connection."""
+CLOSE_LIMIT: Final = timedelta(seconds=2)
+_SETTINGS: Final = {"statement_timeout": "6s", "lock_timeout": "5s"}
+
+
+class GroupWork(Protocol[RequestT, ResultT]):
+    """What a lane does with a group."""
+
+    @property
+    def name(self) -> str:
+        """What it does, for messages: `commit state`."""
+        ...
+
+    @property
+    def sql(self) -> str:
+        """The statement, prepared once per connection."""
+        ...
+
+    async def run(
+        self, statement: "Statement", group: Sequence[Entry[RequestT, ResultT]]
+    ) -> Sequence[ResultT | PersistenceError]:
+        """Return each entry's outcome, in order. Running a group again after an unknown outcome is harmless."""
+        ...
+
+
+class Lane(Generic[RequestT, ResultT]):
+    """Gathers requests while a group is in flight, then sends them as the next one; a lone request waits for nobody.
+
+    A group whose connection is lost is repeated over a new one until `Outage.PATIENCE` has passed.
+    """
+
+    def __init__(
+        self, target: Target, clock: Clock, work: GroupWork[RequestT, ResultT], counters: StorageCounters
+    ) -> None:
+        self._target = target
+        self._clock = clock
+        self._work = work
+        self._counters = counters
+        self._waiting: Waiting[RequestT, ResultT] = Waiting()
+        self._group: list[Entry[RequestT, ResultT]] = []
+        self._outage = Outage()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._connection: Connection | None = None
+        self._statement: Statement | None = None
+        self._connected_before = False
+        self._closing = False
+
+    @property
+    def pending(self) -> int:
+        """How many requests have no result yet."""
+        return len(self._waiting) + len(self._group)
+
+    def submit_nowait(self, request: RequestT, key: tuple[str, str], party: str, size: int) -> Future[ResultT]:
+        """Queue a request; return the future of its result, failed already where there is no room."""
+        future: Future[ResultT] = asyncio.get_running_loop().create_future()
+        if self._closing:
+            future.set_exception(PersistenceError(f"cannot {self._work.name}: the storage is closed"))
+        elif not self._waiting.add_nowait(Entry(request, future, key, party, size)):
+            self._counters.failed += 1
+            future.set_exception(PersistenceError(f"cannot {self._work.name}: {len(self._waiting)} wait already"))
+        elif self._task is None:
+            self._task = asyncio.Task(self._run(), name=f"actorhub {self._work.name}", context=Context())
+        else:
+            self._wake.set()
+        return future
+
+    async def aclose(self) -> None:
+        """Finish what waits if that takes less than `CLOSE_LIMIT`, fail the rest, end the connection."""
+        self._closing = True
+        self._wake.set()
+        task, self._task = self._task, None
+        try:
+            if task is not None:
+                await asyncio.wait([task], timeout=CLOSE_LIMIT.total_seconds())
+        finally:
+            if self._connection is not None and task is not None and not task.done():
+                self._connection.terminate()
+            if task is not None:
+                task.cancel()
+            self._fail([*self._group, *self._waiting.drain()], PersistenceError("the storage was closed: outcome open"))
+        await close(self._connection)
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            self._group = self._waiting.next_group()
+            if self._group:
+                await self._attempt()
+            elif self._closing:
+                return
+            else:
+                await self._wake.wait()
+
+    async def _attempt(self) -> None:
+        try:
+            await self._settle(await self._prepared(), self._group)
+            self._group = []
+            self._outage.ended()
+        except FOREIGN_ERRORS as exc:
+            await self._retry_later(exc)
+        except Exception as exc:  # noqa: BLE001 - supervised loop: a defect fails one group, the lane goes on
+            _log.exception("defect: cannot %s", self._work.name)
+            self._fail(self._group, translate(exc, self._work.name))
+            self._group = []
+            self._drop_connection()
+
+    async def _settle(self, statement: "Statement", group: Sequence[Entry[RequestT, ResultT]]) -> None:
+        assert self._connection is not None
+        try:
+            async with deadline(self._connection, GROUP_LIMIT):
+                outcomes = await self._work.run(statement, group)
+        except FOREIGN_ERRORS as exc:
+            match cause(exc):
+                case Cause.TRANSIENT:
+                    raise
+                case Cause.DATA if len(group) > 1:
+                    middle = len(group) // 2
+                    await self._settle(statement, group[:middle])
+                    await self._settle(statement, group[middle:])
+                case _:
+                    failure = translate(exc, self._work.name)
+                    failure.__cause__ = exc
+                    self._fail(group, failure)
+            return
+        for entry, outcome in zip(group, outcomes, strict=True):
+            if not entry.future.done():
+                if isinstance(outcome, PersistenceError):
+                    entry.future.set_exception(outcome)
+                else:
+                    entry.future.set_result(outcome)
+
+    async def _retry_later(self, error: BaseException) -> None:
+        self._drop_connection()
+        now = self._clock.monotonic()
+        pause = self._outage.failed(now, self._clock.random())
+        if self._outage.too_long(now):
+            failure = translate(error, self._work.name)
+            failure.__cause__ = error
+            self._fail([*self._group, *self._waiting.drain()], failure)
+        else:
+            _log.warning("cannot %s, will repeat %d: %s", self._work.name, len(self._group), summary(error))
+            self._waiting.give_back(self._group)
+        self._group = []
+        await asyncio.sleep(pause)
+
+    async def _prepared(self) -> "Statement":
+        if self._statement is None or self._connection is None or self._connection.is_closed():
+            self._drop_connection()
+            self._counters.reconnects += self._connected_before
+            self._connection = await self._target.connect(f"actorhub {self._work.name}", _SETTINGS)
+            self._connected_before = True
+            async with deadline(self._connection, GROUP_LIMIT):
+                self._statement = await self._connection.prepare(self._work.sql)
+        return self._statement
+
+    def _drop_connection(self) -> None:
+        connection, self._connection, self._statement = self._connection, None, None
+        if connection is not None:
+            connection.terminate()
+
+    def _fail(self, entries: Sequence[Entry[RequestT, ResultT]], failure: PersistenceError) -> None:
+        for entry in entries:
+            if not entry.future.done():
+                self._counters.failed += 1
+                entry.future.set_exception(failure)

@@ -1,0 +1,23 @@
+"""The named SQL statements of `queries.sql`."""
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from types import MappingProxyType
+from typing import Final
+
+_NAME: Final = re.compile(r"^-- name: ([a-z_]+)$", re.MULTILINE)
+
+
+@cache
+def queries() -> Mapping[str, str]:
+    """Return every statement by its name; descriptions are left out."""
+    text = resources.files(__package__ or "").joinpath("queries.sql").read_text(encoding="utf-8")
+    _, *parts = _NAME.split(text)
+    return MappingProxyType({name: _statement(body) for name, body in zip(parts[::2], parts[1::2], strict=True)})
+
+
+def _statement(body: str) -> str:
+    lines = [line for line in body.strip().splitlines() if not line.startswith("--")]
+    return "\n".join(lines).rstrip(";")

@@ -1,0 +1,210 @@
+"""The lock session: one dedicated connection that holds a runner's shard locks."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from actorhub.core.address import RunnerInfo, ShardId, lock_key, shard_lock_key
+from actorhub.core.errors import ConfigurationError
+from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, SessionLost
+from actorhub.storage.postgres.connection import Connection, Target, close, deadline
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, POOLER, Cause, cause, place, refused_connection, summary, translate
+from actorhub.storage.postgres.queries import queries
+from actorhub.storage.postgres.rows import live_runners
+
+OPERATION_LIMIT: Final = timedelta(seconds=2)
+_IDLE_MILLISECONDS: Final = round(SESSION_IDLE_LIMIT.total_seconds() * 1000)
+_SETTINGS: Final = {
+    "idle_session_timeout": str(_IDLE_MILLISECONDS),
+    "statement_timeout": "1500",
+    "lock_timeout": "1000",
+    # A heartbeat that a crashed server forgets is worth nothing anyway, and must not wait for a slow disk or standby.
+    "synchronous_commit": "off",
+}
+
+
+class SessionProbe(msgspec.Struct, frozen=True):
+    """What a session looked like from the server in one statement."""
+
+    pid: int
+    application_name: str
+    idle_milliseconds: int
+    lock_seen: bool
+    """Whether an advisory lock, taken by the statement before, was held by this very session."""
+
+
+def application_name(incarnation: str) -> str:
+    """Return what marks the lock session of `incarnation` on the server, which cuts names at 63 bytes."""
+    return f"actorhub lock {incarnation}"[:63]
+
+
+def pooler_symptom(first: SessionProbe, second: SessionProbe, name: str) -> str | None:
+    """Return what shows that the two probes did not meet one dedicated server session; `None` if they did."""
+    if first.pid != second.pid:
+        return f"two statements ran in two server processes ({first.pid} and {second.pid})"
+    for probe in (first, second):
+        if probe.application_name != name:
+            return f"application_name is {probe.application_name!r} instead of {name!r}"
+        if probe.idle_milliseconds != _IDLE_MILLISECONDS:
+            return f"idle_session_timeout is {probe.idle_milliseconds} ms instead of {_IDLE_MILLISECONDS} ms"
+        if not probe.lock_seen:
+            return "an advisory lock that was taken is not held by the session that took it"
+    return None
+
+
+async def open_lock_session(target: Target, incarnation: str) -> "PostgresLockSession":
+    """Return a new lock session after proving that it has a server process of its own.
+
+    Raises:
+        ConfigurationError: a pooler is in the way.
+        PersistenceError: Postgres cannot be reached.
+    """
+    name = application_name(incarnation)
+    try:
+        connection = await target.connect(name, _SETTINGS)
+    except FOREIGN_ERRORS as exc:
+        # Waiting does not cure a wrong password, or a pooler that rejects settings.
+        explained = refused_connection(exc, target.url)
+        if cause(exc) is Cause.PERMANENT or POOLER in str(explained):
+            raise explained from exc
+        raise translate(exc, "open a lock session") from exc
+    try:
+        async with deadline(connection, OPERATION_LIMIT):
+            key = lock_key(target.namespace, f"probe/{incarnation}")
+            await connection.execute("select pg_advisory_lock($1)", key)
+            first = await _probe(connection, key)
+            second = await _probe(connection, key)
+            await connection.execute("select pg_advisory_unlock($1)", key)
+    except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as exc:
+        connection.terminate()
+        raise _unfit(target, f"statements prepared in it are gone ({summary(exc)})") from exc
+    except FOREIGN_ERRORS as exc:
+        connection.terminate()
+        raise translate(exc, "open a lock session") from exc
+    if (symptom := pooler_symptom(first, second, name)) is not None:
+        await close(connection)
+        raise _unfit(target, symptom)
+    return PostgresLockSession(connection, target.namespace, first.pid)
+
+
+def _unfit(target: Target, symptom: str) -> ConfigurationError:
+    return ConfigurationError(f"the lock session at {place(target.url)} cannot hold locks: {symptom}: {POOLER}")
+
+
+async def _probe(connection: Connection, key: int) -> SessionProbe:
+    row = await connection.fetchrow(queries()["session_probe"], key)
+    assert row is not None
+    return SessionProbe(row["pid"], row["application_name"], row["idle_milliseconds"], row["lock_seen"])
+
+
+class PostgresLockSession:
+    """A `LockSession` on Postgres.
+
+    `_held` is the truth about the locks only because the session never reconnects: after any failure, or a cancellation
+    in the middle of an operation, the connection is ended, which frees whatever it holds.
+    """
+
+    def __init__(self, connection: Connection, namespace: str, pid: int) -> None:
+        self.pid = pid
+        """The server process."""
+        self._connection = connection
+        self._namespace = namespace
+        self._held: dict[int, ShardId] = {}
+        self._turn = asyncio.Lock()
+        self._loss: str = ""
+
+    @property
+    def lost(self) -> bool:
+        """Whether the session is known to be gone."""
+        if not self._loss and self._connection.is_closed():
+            self._lose("the server ended it")
+        return bool(self._loss)
+
+    async def heartbeat(self, info: RunnerInfo) -> Sequence[LiveRunner]:
+        """Prove the session alive, write `info`'s row (again, if it was deleted), return all registered runners."""
+        runner = info.runner
+        async with self._turn:
+            rows = await self._fetch(
+                "heartbeat",
+                runner.incarnation,
+                runner.address,
+                info.weight,
+                info.groups,
+                info.entity_types,
+                info.draining,
+                info.version,
+            )
+            self._check(rows[0]["this_backend"])
+        return live_runners(rows)
+
+    async def try_lock(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
+        """Return those of `shards` whose lock this session now holds; asking again for a held one returns it, once."""
+        wanted = {shard_lock_key(self._namespace, shard): shard for shard in shards}
+        async with self._turn:
+            # A session lock is re-entrant: taken twice, it would survive its unlock.
+            if keys := [key for key in wanted if key not in self._held]:
+                for key, taken, backend in await self._fetch("try_lock", keys):
+                    self._check(backend)
+                    if taken:
+                        self._held[key] = wanted[key]
+            elif self.lost:
+                raise SessionLost(self._loss)
+            return [shard for key, shard in wanted.items() if key in self._held]
+
+    async def unlock(self, shards: Sequence[ShardId]) -> None:
+        """Free the locks of `shards`; those not held are ignored."""
+        wanted = {shard_lock_key(self._namespace, shard) for shard in shards}
+        async with self._turn:
+            if not (keys := [key for key in wanted if key in self._held]):
+                if self.lost:
+                    raise SessionLost(self._loss)
+                return
+            missing = await self._fetch("unlock", keys)
+            for key in keys:
+                del self._held[key]
+            if missing:
+                self._lose(f"{len(missing)} locks were not held by the session that took them")
+                raise SessionLost(self._loss)
+
+    async def aclose(self) -> None:
+        """End the session, which frees its locks. Bounded in time, never raises `SessionLost`, can be called twice."""
+        if not self.lost:
+            self._loss = "the lock session was closed"
+            try:
+                async with deadline(self._connection, OPERATION_LIMIT):
+                    # By itself the server would free them a moment after the session's end.
+                    await self._connection.execute("select pg_advisory_unlock_all()")
+            except FOREIGN_ERRORS:
+                self._connection.terminate()
+        self._held.clear()
+        await close(self._connection)
+
+    async def _fetch(self, name: str, *arguments: object) -> Sequence[asyncpg.Record]:
+        if self.lost:
+            raise SessionLost(self._loss)
+        try:
+            async with deadline(self._connection, OPERATION_LIMIT):
+                rows = await self._connection.fetch(queries()[name], *arguments)
+        except FOREIGN_ERRORS as exc:
+            self._lose(f"the lock session was lost in {name}: {summary(exc)}")
+            raise SessionLost(self._loss) from exc
+        except asyncio.CancelledError:
+            self._lose(f"{name} was cancelled in the middle")
+            raise
+        if self._loss:
+            raise SessionLost(self._loss)
+        return rows
+
+    def _check(self, backend: int) -> None:
+        if backend != self.pid:
+            self._lose(f"server process {backend} answered instead of {self.pid}: {POOLER}")
+            raise SessionLost(self._loss)
+
+    def _lose(self, reason: str) -> None:
+        self._loss = self._loss or reason
+        self._held.clear()
+        self._connection.terminate()

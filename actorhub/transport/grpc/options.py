@@ -1,0 +1,104 @@
+"""gRPC's settings, and the credentials of both ends."""
+
+import re
+from pathlib import Path
+from typing import Final, TypeAlias
+
+import grpc
+import msgspec
+
+from actorhub.core.errors import ConfigurationError
+
+ChannelOptions: TypeAlias = list[tuple[str, int]]
+
+_TOKEN: Final = re.compile(r"[!-~]+")
+
+
+class TlsFiles(msgspec.Struct, frozen=True):
+    """Where this process's certificate, its private key, and the authority that signs its peers lie (PEM files)."""
+
+    cert: Path
+    key: Path
+    ca: Path
+
+
+def link_options(max_frame_bytes: int) -> ChannelOptions:
+    """Return what both ends of a connection are set to: a silent peer is noticed within 4.5 seconds."""
+    return [
+        ("grpc.max_receive_message_length", max_frame_bytes + 1024),
+        ("grpc.max_send_message_length", max_frame_bytes + 1024),
+        ("grpc.keepalive_time_ms", 2_000),
+        ("grpc.keepalive_timeout_ms", 2_500),
+        # While a ping of the bandwidth probe is unanswered no keepalive ping is sent: it needs the same time-out.
+        ("grpc.http2.ping_timeout_ms", 2_500),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
+def server_options(max_frame_bytes: int) -> ChannelOptions:
+    """Return the accepting end's settings: the port is ours alone, and peers may ping as often as they like."""
+    return [
+        *link_options(max_frame_bytes),
+        ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 500),
+        ("grpc.http2.max_ping_strikes", 0),
+    ]
+
+
+def channel_options(max_frame_bytes: int) -> ChannelOptions:
+    """Return the connecting end's settings: each channel has a connection of its own and never a proxy.
+
+    `min_reconnect_backoff_ms` stays at its default, since it also bounds the attempt itself, TLS handshake included:
+    whoever connects sets a deadline.
+    """
+    return [
+        *link_options(max_frame_bytes),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.enable_retries", 0),
+        ("grpc.service_config_disable_resolution", 1),
+    ]
+
+
+def server_credentials(tls: TlsFiles) -> grpc.ServerCredentials:
+    """Return credentials that demand a certificate signed by `tls.ca` of every client.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
+    pair = (_read(tls.key, "TLS key"), _read(tls.cert, "TLS certificate"))
+    return grpc.ssl_server_credentials([pair], root_certificates=_read(tls.ca, "TLS CA"), require_client_auth=True)
+
+
+def channel_credentials(tls: TlsFiles) -> grpc.ChannelCredentials:
+    """Return credentials that show our certificate and demand one signed by `tls.ca` for the dialled host.
+
+    Raises:
+        ConfigurationError: a file cannot be read.
+    """
+    return grpc.ssl_channel_credentials(
+        root_certificates=_read(tls.ca, "TLS CA"),
+        private_key=_read(tls.key, "TLS key"),
+        certificate_chain=_read(tls.cert, "TLS certificate"),
+    )
+
+
+def check_token(token: str | None) -> str | None:
+    """Return `token` if it can travel in a header.
+
+    Raises:
+        ConfigurationError: it cannot. The text does not show it.
+    """
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise ConfigurationError("the token must be printable ASCII without spaces and not empty: choose another")
+    return token
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as exc:
+        raise ConfigurationError(f"{what} {path}: {exc.strerror or exc}: name a readable PEM file") from exc

@@ -1,0 +1,101 @@
+"""What the engine asks of a transport. Two implementations keep these promises: `memory` and `grpc`."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from actorhub.core.envelope import Envelope, Hello
+
+
+class LinkEvents(Protocol):
+    """What a link's user is told. Calls are synchronous, on the event loop, and must not block or raise."""
+
+    def received(self, envelopes: Sequence[Envelope]) -> None:
+        """Take the envelopes of one frame, in the order in which the peer sent them. Never called after `closed`."""
+        ...
+
+    def closed(self, reason: str, unsent: Sequence[Envelope]) -> None:
+        """Learn, once, that the link is gone. `unsent` were never handed to the network: the peer did not get them.
+
+        Whatever was sent and not answered may or may not have reached the peer.
+        """
+        ...
+
+
+class Link(Protocol):
+    """One established link to one peer; it breaks once and for good (a new connection is a new link)."""
+
+    @property
+    def peer(self) -> Hello:
+        """Who is at the other end, as it said in its first envelope."""
+        ...
+
+    @property
+    def queued_bytes(self) -> int:
+        """Estimated bytes of envelopes that were not handed to the network yet."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `send` still takes envelopes."""
+        ...
+
+    def send(self, envelope: Envelope) -> None:
+        """Queue an envelope; all that is queued at a loop tick leaves in one frame (split at the frame limit), in order.
+
+        Does nothing on a closed link: the user has been told by `closed`, or is about to be, with it in `unsent`.
+        """
+        ...
+
+    def close(self, reason: str) -> None:
+        """Break the link now; what is queued is reported as unsent."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until everything queued so far was handed to the network, or the link closed."""
+        ...
+
+
+class Acceptor(Protocol):
+    """Decides about incoming links."""
+
+    def accept(self, link: Link) -> LinkEvents:
+        """Return who listens to the new link; called after its `Hello` arrived and ours was sent.
+
+        Raises:
+            ActorhubError: the link is refused; the peer's `connect` fails with this text.
+        """
+        ...
+
+
+class Transport(Protocol):
+    """One process's ends of all links."""
+
+    @property
+    def hello(self) -> Hello:
+        """What this process says of itself when a link opens."""
+        ...
+
+    async def listen(self, acceptor: Acceptor) -> str:
+        """Start taking links; return the address (`host:port`) that is really bound.
+
+        Raises:
+            ConfigurationError: the address cannot be bound (in use, not ours, not allowed).
+        """
+        ...
+
+    async def connect(self, address: str, events: LinkEvents, *, deadline: float) -> Link:
+        """Open a link to the process at `address`; returns after its `Hello` arrived.
+
+        Args:
+            address: `host:port`.
+            events: Who listens to the link.
+            deadline: Seconds that it may take.
+
+        Raises:
+            RunnerUnavailable: nobody answers there, in time, or the peer refuses (its text is in the message).
+        """
+        ...
+
+    async def aclose(self, grace: float) -> None:
+        """Stop listening and close every link after flushing what is queued, within `grace` seconds."""
+        ...

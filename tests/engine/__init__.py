@@ -1,0 +1,1 @@
+"""Tests of ownership, delivery, mailboxes and activations."""

@@ -1,0 +1,20 @@
+"""The Postgres store keeps the promises."""
+
+import pytest
+
+from actorhub.testing.storage_suite import OwnershipSuite, StateSuite
+from tests.storage.conftest import PostgresWorld
+
+
+@pytest.fixture
+def world(postgres_world: PostgresWorld) -> PostgresWorld:
+    """The suite's world is an empty database."""
+    return postgres_world
+
+
+class TestPostgresOwnership(OwnershipSuite):
+    """Ownership on Postgres."""
+
+
+class TestPostgresState(StateSuite):
+    """State on Postgres."""

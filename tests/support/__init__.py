@@ -1,0 +1,1 @@
+"""What tests start and talk to: never imported by the package."""

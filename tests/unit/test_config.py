@@ -1,0 +1,269 @@
+"""Settings: where they come from, who wins, and what a wrong one says."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from actorhub.core.config import SETTINGS, HostPort, Origin, Settings, load_settings, mask_secrets
+from actorhub.core.errors import ConfigurationError
+
+TLS = {"tls_cert": "cert.pem", "tls_key": "key.pem", "tls_ca": "ca.pem"}
+
+
+@pytest.fixture(autouse=True)
+def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refusal(
+    overrides: dict[str, object] | None = None, environ: dict[str, str] | None = None, origin: Origin = "hub.connect"
+) -> str:
+    """Return the text of the error that these settings end in."""
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(overrides or {}, environ or {}, origin=origin)
+    return caught.value.message
+
+
+def test_without_any_source_the_documented_defaults_hold() -> None:
+    """The defaults are a contract with users."""
+    settings = load_settings({}, {})
+    assert settings == Settings()
+    assert settings.database_url is None
+    assert settings.listen == settings.admin == HostPort("127.0.0.1", 7700)
+    assert (settings.workers, settings.weight, settings.groups) == (1, 1.0, ("default",))
+    assert (settings.shards_per_group, settings.max_resident, settings.max_call_depth) == (300, 100_000, 32)
+    assert (settings.max_message_bytes, settings.max_entity_id_bytes) == (4 * 1024 * 1024, 255)
+    assert (settings.grace, settings.retention) == (timedelta(seconds=15), timedelta(days=1))
+
+
+def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path) -> None:
+    """Each source hides the ones below it, setting by setting."""
+    file = tmp_path / "other.toml"
+    file.write_text('workers = 2\nweight = 2.0\nnamespace = "from_file"\nretention = "2d"\n')
+    environ = {"ACTORHUB_WORKERS": "3", "ACTORHUB_WEIGHT": "3"}
+    settings = load_settings({"workers": "4"}, environ, file)
+    assert (settings.workers, settings.weight, settings.namespace) == (4, 3.0, "from_file")
+    assert (settings.retention, settings.grace) == (timedelta(days=2), timedelta(seconds=15))
+
+
+def test_the_file_in_the_current_directory_is_read(tmp_path: Path) -> None:
+    """`actorhub.toml` needs no flag."""
+    (tmp_path / "actorhub.toml").write_text('groups = ["a", "b"]\ngateway = "one:1,two:2"\nhttp = "localhost:0"\n')
+    settings = load_settings({}, {})
+    assert settings.groups == ("a", "b")
+    assert settings.gateway == (HostPort("one", 1), HostPort("two", 2))
+    assert settings.http == HostPort("localhost", 0)
+
+
+def test_a_file_named_by_the_environment_replaces_the_one_in_the_directory(tmp_path: Path) -> None:
+    """ACTORHUB_CONFIG wins over `actorhub.toml`, and must exist."""
+    (tmp_path / "actorhub.toml").write_text("workers = 2")
+    (tmp_path / "named.toml").write_text("workers = 5")
+    assert load_settings({}, {"ACTORHUB_CONFIG": "named.toml"}).workers == 5
+    assert refusal({}, {"ACTORHUB_CONFIG": "gone.toml"}) == "settings file gone.toml (ACTORHUB_CONFIG) does not exist"
+
+
+def test_what_is_none_or_empty_counts_as_not_given() -> None:
+    """A command line that passes every option, and an empty variable, leave the default."""
+    settings = load_settings({"workers": None, "gateway": ()}, {"ACTORHUB_HTTP": ""})
+    assert settings == Settings()
+
+
+def test_every_setting_has_a_flag_a_variable_and_help() -> None:
+    """The command line is made from the table, so the table is complete."""
+    assert tuple(SETTINGS) == Settings.__struct_fields__
+    assert SETTINGS["database_url"].flag == "--database"
+    assert SETTINGS["max_resident"].flag == "--max-resident"
+    assert SETTINGS["tls_cert"].env == "ACTORHUB_TLS_CERT"
+    for setting in SETTINGS.values():
+        assert setting.help.endswith(".")
+        assert setting.allowed
+        if setting.default not in (None, ()):
+            assert setting.parse(setting.default) == setting.default
+
+
+def test_typed_keywords_are_taken_as_they_are() -> None:
+    """`hub.connect` passes Python values, not text."""
+    settings = load_settings(
+        {"grace": timedelta(seconds=3), "listen": HostPort("::1", 0), "insecure": True, "tls_ca": None, "weight": 2}, {}
+    )
+    assert (settings.grace, settings.listen, settings.insecure) == (timedelta(seconds=3), HostPort("::1", 0), True)
+    assert settings.weight == 2.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("workers", "0"),
+        ("workers", "many"),
+        ("workers", True),
+        ("workers", 1.5),
+        ("weight", "nan"),
+        ("weight", "-1"),
+        ("weight", "heavy"),
+        ("groups", "a,,b"),
+        ("groups", "a,a"),
+        ("groups", "Ä"),
+        ("groups", ["a", 3]),
+        ("namespace", "Upper"),
+        ("namespace", "a" * 32),
+        ("namespace", "a;drop"),
+        ("namespace", "good\n"),
+        ("listen", "7700"),
+        ("listen", ":7700"),
+        ("listen", "127.0.0.1:99999"),
+        ("listen", "::1:7700"),
+        ("listen", "[nonsense]:1"),
+        ("listen", "http://127.0.0.1:1"),
+        ("advertise", "0.0.0.0:7700"),
+        ("admin", "127.0.0.1:0"),
+        ("gateway", "a:1,b"),
+        ("insecure", "maybe"),
+        ("grace", "soon"),
+        ("grace", "-1s"),
+        ("grace", -1),
+        ("grace", 10**400),
+        ("grace", "999999999999d"),
+        ("retention", "0s"),
+        ("max_message_bytes", "12"),
+        ("max_entity_id_bytes", 5000),
+        ("log_level", "loud"),
+        ("log_format", 3),
+        ("database_url", "mysql://localhost/db"),
+        ("database_url", "localhost/db"),
+        ("database_url", "postgresql://host:port/db"),
+        ("database_url", "postgresql://"),
+        ("database_url", "postgresql:db"),
+        ("token", "two\nlines"),
+        ("tls_cert", 3),
+    ],
+)
+def test_a_wrong_value_names_the_setting_its_source_and_what_is_allowed(name: str, value: object) -> None:
+    """Whoever gave the value can find and correct it from the message alone."""
+    text = refusal({name: value})
+    assert text.startswith(f"{name} is wrong: ")
+    assert f"(from hub.connect({name}=...))" in text
+    assert text.endswith(f"allowed is {SETTINGS[name].allowed}")
+    assert len(text) < 500
+
+
+def test_the_source_of_a_wrong_value_is_named_for_every_source(tmp_path: Path) -> None:
+    """Flag, keyword, environment and file each say so."""
+    assert "'x' (from flag --database)" in refusal({"database_url": "x"}, origin="flag")
+    assert "(from hub.runner(workers=...))" in refusal({"workers": "x"}, origin="hub.runner")
+    assert "(from environment ACTORHUB_WORKERS)" in refusal({}, {"ACTORHUB_WORKERS": "x"})
+    (tmp_path / "actorhub.toml").write_text("workers = 0")
+    assert "workers is wrong: 0 (from actorhub.toml key workers)" in refusal()
+
+
+def test_an_unknown_name_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
+    """A misspelt setting must not be silently without effect."""
+    assert refusal({"databse_url": "x"}) == (
+        "hub.connect(databse_url=...): unknown setting: did you mean 'database_url'?"
+    )
+    (tmp_path / "actorhub.toml").write_text("shards-per-group = 3")
+    assert refusal() == "actorhub.toml: unknown setting 'shards-per-group': did you mean 'shards_per_group'?"
+    (tmp_path / "actorhub.toml").write_text("zzz = 3")
+    assert "unknown setting 'zzz': allowed are database_url, listen" in refusal()
+
+
+def test_a_file_that_cannot_be_read_as_toml_is_named(tmp_path: Path) -> None:
+    """A broken, binary or unreadable file ends in one clear error."""
+    (tmp_path / "actorhub.toml").write_text("workers = = 3")
+    assert "settings file actorhub.toml is not valid TOML" in refusal()
+    (tmp_path / "actorhub.toml").write_bytes(b"\xff\xfe")
+    assert "settings file actorhub.toml is not valid TOML" in refusal()
+    (tmp_path / "directory").mkdir()
+    assert "cannot be read: Is a directory" in refusal({}, {"ACTORHUB_CONFIG": "directory"})
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("mysql://ada:s3cret@db/x", "mysql://ada:***@db/x"),
+        ("mysql://ada:s3cret:s3cret@s3cret@db/x", "mysql://ada:***@db/x"),
+        ("ada:s3cret@db/x", "ada:***@db/x"),
+        ("postgresql:/ada:s3cret@db/x", "postgresql:***@db/x"),
+        ("mysql://db/x?user=ada&password=s3cret&a=b", "mysql://db/x?user=ada&password=***&a=b"),
+        ("host=db password = s3cret user=ada", "host=db password = *** user=ada"),
+    ],
+)
+def test_a_database_password_is_never_shown(url: str, shown: str) -> None:
+    """Neither in errors nor in `repr`, however badly the URL is written."""
+    text = refusal({"database_url": url})
+    assert shown in text
+    assert "s3cret" not in text
+
+
+def test_repr_shows_no_secrets() -> None:
+    """Settings may be logged."""
+    settings = load_settings({"database_url": "postgres://ada:s3cret@db/x", "token": "s3cret"}, {})
+    assert settings.database_url == "postgres://ada:s3cret@db/x"
+    assert settings.token == "s3cret"
+    for text in (repr(settings), str(settings), f"{settings}"):
+        assert "s3cret" not in text
+        assert "token=***" in text
+    assert "***" in refusal({"token": "s3\ncret"})
+    assert "token=None" in repr(Settings())
+
+
+@given(password=st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=4, max_size=20))
+def test_no_password_survives_masking(password: str) -> None:
+    """Masking does not depend on what the password is made of."""
+    masked = mask_secrets(f"postgresql://ada:{password}@database.example/x")
+    assert masked == "postgresql://ada:***@database.example/x"
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "192.168.0.1:1", "example.com:1"])
+def test_listening_beyond_loopback_needs_mutual_tls_or_insecure(listen: str) -> None:
+    """Nobody opens an unauthenticated port to the network by accident."""
+    given_values: dict[str, object] = {"listen": listen, "advertise": "me:1"}
+    assert "without mutual TLS" in refusal(given_values)
+    assert load_settings({**given_values, "insecure": True}, {}).insecure
+    assert load_settings({**given_values, **TLS}, {}).has_mutual_tls
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "localhost:1"])
+def test_loopback_needs_nothing(listen: str) -> None:
+    """The default stays one command."""
+    assert load_settings({"listen": listen}, {}).listen.is_loopback
+
+
+def test_half_of_mutual_tls_is_refused() -> None:
+    """A forgotten authority would mean that peers are not checked."""
+    text = refusal({"tls_cert": "cert.pem"}, {"ACTORHUB_TLS_KEY": "key.pem"})
+    assert "tls_cert (from hub.connect(tls_cert=...)), tls_key (from environment ACTORHUB_TLS_KEY)" in text
+    assert "but not tls_ca" in text
+
+
+def test_a_wildcard_listen_needs_an_address_to_advertise() -> None:
+    """Peers cannot connect to 0.0.0.0."""
+    text = refusal({"listen": "0.0.0.0:7700", "insecure": True})
+    assert "advertise" in text
+    assert "0.0.0.0:7700" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("500ms", timedelta(milliseconds=500)),
+        ("15s", timedelta(seconds=15)),
+        ("1.5m", timedelta(seconds=90)),
+        ("2 h", timedelta(hours=2)),
+        ("1d", timedelta(days=1)),
+        ("7", timedelta(seconds=7)),
+        (0.25, timedelta(milliseconds=250)),
+    ],
+)
+def test_durations_are_written_with_a_unit_or_in_seconds(text: object, expected: timedelta) -> None:
+    """Text and numbers mean what they say."""
+    assert load_settings({"grace": text}, {}).grace == expected
+
+
+@given(st.builds(HostPort, st.sampled_from(["localhost", "10.0.0.1", "::1", "a-b.example"]), st.integers(0, 65535)))
+def test_an_address_survives_being_written(address: HostPort) -> None:
+    """`str` and `parse` are inverse."""
+    assert HostPort.parse(str(address)) == address
