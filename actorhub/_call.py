@@ -5,7 +5,6 @@ import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Generator, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, Final
 
 from actorhub.core.codec import check_size

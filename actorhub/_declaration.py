@@ -45,7 +45,13 @@ class EntityOptions:
 class Declaration:
     """One checked entity class; `spec` resolves its types at the first use, when every name is known."""
 
-    def __init__(self, cls: type, options: EntityOptions, handlers: Mapping[str, Callable[..., Any]], scope: Mapping[str, Any]) -> None:  # fmt: skip
+    def __init__(
+        self,
+        cls: type,
+        options: EntityOptions,
+        handlers: Mapping[str, Callable[..., Any]],
+        scope: Mapping[str, Any],
+    ) -> None:
         self.cls = cls
         self.options = options
         self.handlers = handlers
@@ -91,8 +97,8 @@ class Declaration:
             concurrency=options.concurrency,
             max_idle=options.max_idle,
             shard_key=options.shard_key,
-            has_on_activate=cls.on_activate is not base.on_activate,  # type: ignore[attr-defined]
-            has_on_deactivate=cls.on_deactivate is not base.on_deactivate,  # type: ignore[attr-defined]
+            has_on_activate=_overrides(cls, base, "on_activate"),
+            has_on_deactivate=_overrides(cls, base, "on_deactivate"),
         )
 
     def _handler(self, name: str, function: Callable[..., Any]) -> HandlerSpec:
@@ -100,7 +106,7 @@ class Declaration:
         what = f"{self.options.name}.{name}"
         hints = _hints(function, self._scope | {self.cls.__name__: self.cls}, what)
         signature = inspect.signature(function)
-        parameters = [p for p in list(signature.parameters.values())[1:]]
+        parameters = list(signature.parameters.values())[1:]
         types = tuple(hints[p.name] for p in parameters)
         defaults = tuple(p.default for p in parameters if p.default is not p.empty)
         stream = inspect.isasyncgenfunction(function)
@@ -139,7 +145,7 @@ def declare(cls: type, options: EntityOptions, scope: Mapping[str, Any]) -> Decl
                 _check_public(cls, name, value)
                 if inspect.isfunction(value):
                     handlers[name] = value
-        for name in owner.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(owner):
             if not name.startswith("_") and not name.isupper() and name not in handlers:
                 raise TypeError(
                     f"{cls.__name__}.{name}: public attributes of an entity cannot be reached from outside: "
@@ -165,6 +171,10 @@ def attach_options(function: Callable[..., Any], options: HandlerOptions) -> Non
 
 class _UnknownName(TypeError):
     """An annotation names something that is not defined yet."""
+
+
+def _overrides(cls: type, base: type, hook: str) -> bool:
+    return getattr(cls, hook) is not getattr(base, hook)
 
 
 def _user_classes(cls: type) -> list[type]:
@@ -208,7 +218,7 @@ def _check_public(cls: type, name: str, value: object) -> None:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(f"{where}: *{parameter.name} cannot be sent over the wire: name each parameter")
         if parameter.annotation is parameter.empty:
-            raise TypeError(f"{where}: annotate {parameter.name}, e.g. `{parameter.name}: str`: it is validated by type")
+            raise TypeError(f"{where}: annotate {parameter.name}: write e.g. `{parameter.name}: str`; it is validated")
     if inspect.signature(value).return_annotation is inspect.Signature.empty:
         raise TypeError(f"{where}: annotate the result, e.g. `-> None`: it is validated by type")
 

@@ -19,7 +19,7 @@ _PLAIN_ID_LENGTH: Final = 63
 
 
 class Client(Generic[E]):
-    """Makes proxies of one entity type. Calling a proxy's method makes a lazy call: await it, iterate it, or tell it."""
+    """Makes proxies of one entity type; calling a proxy's method makes a lazy call: await, iterate, or tell it."""
 
     def __init__(self, spec: EntitySpec, entity: type[E], target: Target) -> None:
         self._spec = spec
@@ -34,7 +34,7 @@ class Client(Generic[E]):
             MalformedMessage: the id is empty, too long, or holds control characters.
         """
         if not (
-            isinstance(entity_id, str)
+            type(entity_id) is str
             and 0 < len(entity_id) <= _PLAIN_ID_LENGTH
             and entity_id.isascii()
             and entity_id.isprintable()
@@ -45,7 +45,7 @@ class Client(Generic[E]):
     def options(
         self,
         *,
-        timeout: timedelta | None | msgspec.UnsetType = msgspec.UNSET,
+        timeout: timedelta | msgspec.UnsetType | None = msgspec.UNSET,
         on_full: Literal["fail", "wait"] | msgspec.UnsetType = msgspec.UNSET,
         headers: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET,
     ) -> "Client[E]":
@@ -102,7 +102,7 @@ def _proxy_method(spec: HandlerSpec) -> Callable[..., Call]:
     count = len(spec.parameters)
     bind = spec.bind
 
-    def method(self: _Proxy, *args: Any, **kwargs: Any) -> Call:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Call:
         if kwargs or len(args) != count:
             args = bind(*args, **kwargs)
         return make(self._target, spec, self._id, args)

@@ -1,7 +1,7 @@
 """A connected hub: clients, tells, ids, and where entities live."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -14,8 +14,8 @@ from actorhub.core.envelope import BROADCAST
 from actorhub.core.errors import ConfigurationError, NotConnected, PersistenceError, UnknownEntityType
 from actorhub.core.snowflake import Snowflake, SnowflakeGenerator
 from actorhub.engine.message import Message
-from actorhub.engine.node import Node, Runner
 from actorhub.engine.node import Client as ClientNode
+from actorhub.engine.node import Node, Runner
 from actorhub.engine.spec import EntitySpec
 from actorhub.entity import Entity
 
@@ -28,7 +28,7 @@ cluster_here: ContextVar["Cluster"] = ContextVar("actorhub_cluster")
 class Cluster:
     """This program's connection to the cluster. Made by `hub.connect()` and `hub.runner()`; closed with them."""
 
-    def __init__(self, part: Runner | ClientNode, specs: dict[str, EntitySpec]) -> None:
+    def __init__(self, part: Runner | ClientNode, specs: Mapping[str, EntitySpec]) -> None:
         self._part = part
         self._node: Node = part.node
         self._specs = specs
@@ -116,7 +116,7 @@ class Cluster:
         told.kind = BROADCAST
         told.prepare()
         counts = [self._here(told)]
-        waiting = []
+        waiting: list[_BroadcastPart] = []
         for peer in self._node.peers.runners():
             call = _BroadcastPart(told)
             self._node.deadlines.add(call)

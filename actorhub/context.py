@@ -1,7 +1,7 @@
 """`current()`: what a running handler knows about itself, in downstream code too."""
 
 from collections.abc import Awaitable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from actorhub.client import Client
@@ -73,7 +73,8 @@ class Current:
         deadline = self._message.deadline
         if deadline == FOREVER:
             return None
-        return datetime.now(UTC) + timedelta(seconds=deadline - cluster_of_handler().part.node.clock.monotonic())
+        clock = cluster_of_handler().part.node.clock
+        return datetime.fromtimestamp(clock.time() + deadline - clock.monotonic(), UTC)
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -90,13 +91,13 @@ class Current:
         return cluster_of_handler().client(entity)
 
     async def tell(self, call: Awaitable[Any]) -> int:
-        """Send a call if and when this run commits; return its message id now. Nothing is sent if the handler raises."""
+        """Send a call when this run commits, and not at all if the handler raises; return its message id now."""
         outbox = self._message.outbox
         if outbox is None:
             outbox = self._message.outbox = []
         return cluster_of_handler().tell_later(call, outbox)
 
-    def keep_alive(self, enabled: bool = True) -> None:  # noqa: FBT001, FBT002 - reads as a sentence
+    def keep_alive(self, enabled: bool = True) -> None:
         """Keep this activation in memory when idle, until called with `False`; a move to another runner ends it."""
         self._cell.kept = enabled
 

@@ -62,7 +62,8 @@ class Entity(Generic[S]):
             max_idle=max_idle,
             shard_key=shard_key,
         )
-        scope = sys._getframe(1).f_locals  # noqa: SLF001 - annotations may name what the class statement's scope holds
+        # Annotations may name what only the scope of the class statement knows.
+        scope = sys._getframe(1).f_locals  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         cls.__declaration__ = declare(cls, options, scope)
 
     async def on_activate(self) -> None:

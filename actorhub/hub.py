@@ -1,7 +1,7 @@
 """The hub: what a program declares, and the ways to join a cluster with it."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
 
@@ -63,7 +63,7 @@ class Hub:
         return {name: hosted.spec for name, hosted in self._types.items()}
 
     @asynccontextmanager
-    async def connect(self, **settings: Any) -> AsyncIterator[Cluster]:
+    async def connect(self, **settings: Any) -> AsyncGenerator[Cluster, None]:
         """Join as a client that only calls.
 
         Args:
@@ -80,7 +80,7 @@ class Hub:
             yield cluster
 
     @asynccontextmanager
-    async def runner(self, **settings: Any) -> AsyncIterator[Cluster]:
+    async def runner(self, **settings: Any) -> AsyncGenerator[Cluster, None]:
         """Join as a runner that hosts shards in this very process, until the block ends; then hand them over.
 
         Args:
@@ -95,7 +95,7 @@ class Hub:
             yield cluster
 
     @asynccontextmanager
-    async def connect_with(self, settings: Settings) -> AsyncIterator[Cluster]:
+    async def connect_with(self, settings: Settings) -> AsyncGenerator[Cluster, None]:
         """Join as a client, with settings that are loaded already."""
         async with AsyncExitStack() as stack:
             clock = SystemClock()
@@ -115,7 +115,7 @@ class Hub:
             yield cluster
 
     @asynccontextmanager
-    async def run_with(self, settings: Settings) -> AsyncIterator[Cluster]:
+    async def run_with(self, settings: Settings) -> AsyncGenerator[Cluster, None]:
         """Join as a runner, with settings that are loaded already."""
         async with AsyncExitStack() as stack:
             clock = SystemClock()
@@ -187,9 +187,7 @@ def _port_follows(settings: Settings) -> str:
     return str(settings.listen)
 
 
-async def _runner_finder(
-    settings: Settings, clock: Clock, stack: AsyncExitStack
-) -> Callable[[], Any]:
+async def _runner_finder(settings: Settings, clock: Clock, stack: AsyncExitStack) -> Callable[[], Any]:
     if settings.gateway or settings.database_url is None:
         gateways = [str(address) for address in settings.gateway or (settings.admin,)]
 

@@ -41,7 +41,7 @@ def run(main: Coroutine[Any, Any, T], loop: str) -> T:
     """Run `main` on the event loop of that name."""
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if loop == "uvloop":
-        import uvloop
+        import uvloop  # noqa: PLC0415 - the `speed` extra may be absent
 
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:

@@ -1,9 +1,9 @@
 """What does a link cost beside the bare gRPC stream under it?
 
-`raw` is grpc.aio with coalescing and nothing else, `ping` its bare round trip, `link` is ours. All of them carry the same
-envelopes between two processes; they run interleaved, each in fresh processes.
+`raw` is grpc.aio with coalescing and nothing else, `ping` its bare round trip, `link` is ours. All of them carry the
+same envelopes between two processes; they run interleaved, each in fresh processes.
 
-    python benchmarks/bench_stream.py [--rounds 3] [--asks 150000]
+    python -m benchmarks.bench_stream [--rounds 3] [--asks 150000]
 """
 
 import argparse
@@ -14,19 +14,25 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import grpc
 import grpc.aio
 
 from actorhub.core.envelope import ASK, PROTOCOL_VERSION, Envelope, Hello, Reply, Request, decode_frame, encode_frame
 from actorhub.transport.grpc import GrpcTransport
-from actorhub.transport.grpc._pb.runner_v1_pb2 import Frame
+from actorhub.transport.grpc.streams import (
+    ClientStream,
+    ServerStream,
+    add_stream_service,
+    open_stream,
+    pack_frame,
+    read_message,
+    unpack_frame,
+)
 from actorhub.transport.ports import Link, LinkEvents
 from benchmarks._harness import LOOPS, latencies, medians, peer, report, result_of, rss_bytes, run
 
 BODY = b"x" * 100
 IN_FLIGHT = 256
 ROUND_TRIPS = 3_000
-METHOD = "/benchmark.Stream/Link"
 
 
 def ask(number: int) -> Request:
@@ -36,7 +42,7 @@ def ask(number: int) -> Request:
 class Coalescer:
     """The least that coalesces: a list, and a task that writes all of it."""
 
-    def __init__(self, write: Callable[[Frame], Awaitable[None]]) -> None:
+    def __init__(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         self._write = write
         self._queue: list[Envelope] = []
         self._wakeup: asyncio.Future[None] | None = None
@@ -53,21 +59,22 @@ class Coalescer:
                 self._wakeup = asyncio.get_running_loop().create_future()
                 await self._wakeup
             batch, self._queue = self._queue, []
-            await self._write(Frame(envelopes=encode_frame(batch)))
+            await self._write(pack_frame(encode_frame(batch)))
 
 
 class Caller:
     """Asks over anything that sends, and matches the replies."""
 
     def __init__(self) -> None:
-        self.send: Callable[[Envelope], None] = lambda envelope: None
+        self.send: Callable[[Envelope], None]
         self._pending: dict[int, asyncio.Future[Reply]] = {}
         self._number = 0
         self._loop = asyncio.get_running_loop()
 
     async def ask(self) -> Reply:
         self._number = number = self._number + 1
-        self._pending[number] = reply = self._loop.create_future()
+        reply: asyncio.Future[Reply] = self._loop.create_future()
+        self._pending[number] = reply
         self.send(ask(number))
         return await reply
 
@@ -100,21 +107,21 @@ class EchoDoor:
         return Echo(link.send)
 
 
-async def serve_raw(_: Any, context: Any) -> None:
+async def serve_raw(_: object, context: ServerStream) -> None:
     async with asyncio.TaskGroup() as tasks:
         out = Coalescer(context.write)
         writing = tasks.create_task(out.run())
         echo = Echo(out.send)
-        while (frame := await context.read()) is not grpc.aio.EOF:
-            echo.received(decode_frame(frame.envelopes))
+        while (message := await read_message(context)) is not None:
+            echo.received(decode_frame(unpack_frame(message)))
         writing.cancel()
 
 
-async def serve_ping(_: Any, context: Any) -> None:
-    while (frame := await context.read()) is not grpc.aio.EOF:
-        [request] = decode_frame(frame.envelopes)
+async def serve_ping(_: object, context: ServerStream) -> None:
+    while (message := await read_message(context)) is not None:
+        [request] = decode_frame(unpack_frame(message))
         assert isinstance(request, Request)
-        await context.write(Frame(envelopes=encode_frame([Reply(request.id, 1, request.body)])))
+        await context.write(pack_frame(encode_frame([Reply(request.id, 1, request.body)])))
 
 
 async def serve(mode: str) -> None:
@@ -123,12 +130,7 @@ async def serve(mode: str) -> None:
         print(await transport.listen(EchoDoor()), flush=True)
         await asyncio.Event().wait()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    method = grpc.stream_stream_rpc_method_handler(
-        serve_ping if mode == "ping" else serve_raw,
-        request_deserializer=Frame.FromString,
-        response_serializer=Frame.SerializeToString,
-    )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("benchmark.Stream", {"Link": method}),))
+    add_stream_service(server, serve_ping if mode == "ping" else serve_raw)
     print(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", flush=True)
     await server.start()
     await server.wait_for_termination()
@@ -172,12 +174,12 @@ async def call_link(address: str, asks: int) -> dict[str, float]:
 async def call_raw(address: str, asks: int) -> dict[str, float]:
     caller = Caller()
 
-    async def read(call: Any) -> None:
-        while (frame := await call.read()) is not grpc.aio.EOF:
-            caller.received(decode_frame(frame.envelopes))
+    async def read(call: ClientStream) -> None:
+        while (message := await read_message(call)) is not None:
+            caller.received(decode_frame(unpack_frame(message)))
 
     async with grpc.aio.insecure_channel(address) as channel, asyncio.TaskGroup() as tasks:
-        call: Any = channel.stream_stream(METHOD, Frame.SerializeToString, Frame.FromString)()
+        call = open_stream(channel, None)
         out = Coalescer(call.write)
         caller.send = out.send
         moving = [tasks.create_task(read(call)), tasks.create_task(out.run())]
@@ -189,11 +191,11 @@ async def call_raw(address: str, asks: int) -> dict[str, float]:
 
 async def call_ping(address: str, _asks: int) -> dict[str, float]:
     async with grpc.aio.insecure_channel(address) as channel:
-        call: Any = channel.stream_stream(METHOD, Frame.SerializeToString, Frame.FromString)()
+        call = open_stream(channel, None)
 
         async def once() -> None:
-            await call.write(Frame(envelopes=encode_frame([ask(1)])))
-            decode_frame((await call.read()).envelopes)
+            await call.write(pack_frame(encode_frame([ask(1)])))
+            decode_frame(unpack_frame(await read_message(call)))
 
         return await round_trips(once)
 

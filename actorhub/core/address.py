@@ -71,7 +71,7 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shard_number(key: str, shards: int) -> int:
-    """Return which of `shards` slots `key` falls into. A wire format: every runner of a cluster must agree on it."""
+    """Return which of `shards` slots `key` falls into: a wire format, on which every runner of a cluster agrees."""
     return mmh3.hash(key.encode(), 0, signed=False) % shards
 
 
@@ -95,7 +95,7 @@ def fence_lock_key(namespace: str, incarnation: str) -> int:
     return lock_key(namespace, f"fence/{incarnation}")
 
 
-def check_entity_id(entity_id: str, max_bytes: int) -> str:
+def check_entity_id(entity_id: object, max_bytes: int) -> str:
     """Return `entity_id` if it may be an entity's id.
 
     Raises:
@@ -109,6 +109,6 @@ def check_entity_id(entity_id: str, max_bytes: int) -> str:
         raise MalformedMessage(f"entity id {entity_id[:80]!r} holds a control character: remove it")
     if len(entity_id) * 4 > max_bytes and (size := len(entity_id.encode())) > max_bytes:
         raise MalformedMessage(
-            f"entity id {entity_id[:40]!r}… has {size} bytes, the limit is {max_bytes}: use a shorter id or a hash of it"
+            f"entity id {entity_id[:40]!r}… has {size} bytes, the limit is {max_bytes}: shorten or hash it"
         )
     return entity_id

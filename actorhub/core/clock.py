@@ -32,7 +32,7 @@ class SystemClock:
     def __init__(self) -> None:
         self.time = time
         self.monotonic = monotonic
-        self.random = random.Random(secrets.randbits(64)).random
+        self.random = random.Random(secrets.randbits(64)).random  # noqa: S311 - jitter, no secrets
 
     def token(self) -> str:
         """Return 16 hexadecimal digits from the operating system's random source."""

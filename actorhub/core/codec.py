@@ -1,6 +1,5 @@
 """User data to bytes and back: handler arguments, results, state and errors. msgspec only, validated on decode."""
 
-import dataclasses
 import typing
 from collections.abc import Sequence
 from datetime import timedelta
@@ -9,7 +8,14 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from actorhub.core import errors
-from actorhub.core.errors import ActorhubError, EntityError, HandlerFailed, MalformedMessage, MessageTooLarge
+from actorhub.core.errors import (
+    ActorhubError,
+    EntityError,
+    HandlerFailed,
+    MalformedMessage,
+    MessageTooLarge,
+    field_names,
+)
 
 T = TypeVar("T")
 
@@ -125,7 +131,7 @@ def encode_error(error: ActorhubError) -> bytes:
     """Return the wire form of `error`; a domain error that cannot be encoded becomes a `HandlerFailed`."""
     if isinstance(error, EntityError):
         try:
-            fields = {f.name: msgspec.Raw(_encode(getattr(error, f.name))) for f in dataclasses.fields(error)}  # type: ignore[arg-type]
+            fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in field_names(type(error))}
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             name = _domain_name(type(error))
             return encode_error(HandlerFailed(name, f"{error}: its fields cannot be encoded: {exc}"))
@@ -152,9 +158,8 @@ def _framework_error(record: _ErrorRecord) -> ActorhubError:
         fields["retry_after"] = msgspec.convert(fields["retry_after"], timedelta)
     if "path" in fields:
         fields["path"] = tuple(fields["path"])
-    return typing.cast(
-        "ActorhubError", cls(message=record.message, possibly_executed=record.possibly_executed, **fields)
-    )
+    error: ActorhubError = cls(message=record.message, possibly_executed=record.possibly_executed, **fields)
+    return error
 
 
 def _domain_error(record: _ErrorRecord) -> ActorhubError:
@@ -164,9 +169,9 @@ def _domain_error(record: _ErrorRecord) -> ActorhubError:
     types = typing.get_type_hints(cls)
     return cls(
         **{
-            field.name: msgspec.msgpack.decode(record.fields[field.name], type=types[field.name])
-            for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-            if field.name in record.fields
+            name: msgspec.msgpack.decode(record.fields[name], type=types[name])
+            for name in field_names(cls)
+            if name in record.fields
         }
     )
 

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import inspect
 from datetime import timedelta
 from typing import Any, Final, Literal, dataclass_transform
 
@@ -188,14 +189,19 @@ class EntityError(ActorhubError):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name in cls.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(cls):
             if name in _RESERVED_FIELDS or name.startswith("_"):
                 raise TypeError(f"{cls.__name__}.{name}: an EntityError field cannot have that name: choose another")
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
 
     def __str__(self) -> str:
-        fields = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
-        return ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields) or super().__str__()
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in field_names(type(self))) or super().__str__()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self})"
+
+
+def field_names(cls: type[EntityError]) -> tuple[str, ...]:
+    """Return the names of the fields that a domain error class declares, inherited ones first."""
+    untyped: Any = cls
+    return tuple(field.name for field in dataclasses.fields(untyped)) if dataclasses.is_dataclass(untyped) else ()

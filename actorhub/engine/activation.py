@@ -45,12 +45,12 @@ class Activations:
         if cell.hosted.is_simple:
             try:
                 cell.instance = self._turns.context.copy().run(cell.hosted.factory)
-            except Exception as exc:  # noqa: BLE001 - the border to user code
+            except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
                 _log.warning("%s: its constructor failed: %r; trying again", cell.address, exc)
             else:
                 self._ready(cell)
                 return
-        self._supervisor.spawn(self._activate(cell), "activate")
+        _ = self._supervisor.spawn(self._activate(cell), "activate")
 
     def close(self, cell: Cell) -> None:
         """Stop starting runs; passivate once nothing runs."""
@@ -66,7 +66,7 @@ class Activations:
         if cell.phase != CLOSING or cell.instance is None or cell.streams:
             return
         if cell.hosted.spec.has_on_deactivate:
-            self._supervisor.spawn(self._deactivate(cell), "passivate")
+            _ = self._supervisor.spawn(self._deactivate(cell), "passivate")
         else:
             self._passivated(cell)
 
@@ -77,7 +77,7 @@ class Activations:
                 await self._build(cell)
             except asyncio.CancelledError:
                 raise
-            except Exception as exc:  # noqa: BLE001 - the border to user code
+            except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
                 if cell.phase == DEAD:
                     return
                 cell.instance = None
@@ -155,7 +155,7 @@ class Activations:
                 await run_in(self._turns.context.copy(), cell.instance.on_deactivate())
         except asyncio.CancelledError:
             raise
-        except Exception:
+        except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
             _log.exception("%s: on_deactivate failed; passivated all the same", cell.address)
         if cell.phase == CLOSING:
             self._passivated(cell)

@@ -79,13 +79,12 @@ class Exchange:
         """Handle one frame."""
         inbound = self.inbound
         for envelope in envelopes:
-            kind = type(envelope)
-            if kind is Reply:
-                message = self._answered(peer, envelope)  # type: ignore[arg-type]
+            if isinstance(envelope, Reply):
+                message = self._answered(peer, envelope)
                 if message is not None:
-                    message.completed(envelope.body)  # type: ignore[union-attr]
-            elif kind is Request and inbound is not None:
-                inbound.request(peer, envelope)  # type: ignore[arg-type]
+                    message.completed(envelope.body)
+            elif isinstance(envelope, Request) and inbound is not None:
+                inbound.request(peer, envelope)
             else:
                 self._control(peer, envelope)
 
@@ -95,16 +94,18 @@ class Exchange:
         if message is None or message.phase != SENT:
             return None
         shard = message.shard
-        if shard is not None and envelope.epoch:
-            if self.router.table.is_superseded(shard, envelope.epoch, self._monotonic()):
-                self.router.refused_replies += 1
-                self.router.lost(message, peer, "it does not own the shard any more")
-                return None
+        if (
+            shard is not None
+            and envelope.epoch
+            and self.router.table.is_superseded(shard, envelope.epoch, self._monotonic())
+        ):
+            self.router.refused_replies += 1
+            self.router.lost(message, peer, "it does not own the shard any more")
+            return None
         message.phase = DONE
         return message
 
     def _control(self, peer: Peer, envelope: Envelope) -> None:
-        inbound = self.inbound
         match envelope:
             case Failure():
                 message = self._answered(peer, envelope)
@@ -116,12 +117,8 @@ class Exchange:
                 message = peer.pending.get(envelope.id)
                 if message is not None and message.phase == SENT:
                     message.chunk(envelope.bodies)
-            case Credit() if inbound is not None:
-                served = peer.serving.get(envelope.id)
-                if served is not None and served.producer is not None:
-                    served.producer.grant(envelope.count)
-            case Cancel() if inbound is not None:
-                inbound.cancel(peer, envelope)
+            case Credit() | Cancel() if self.inbound is not None:
+                self.inbound.control(peer, envelope)
             case Owners():
                 self._learn(peer, envelope)
             case Members():
@@ -143,4 +140,3 @@ class Exchange:
         changed = table.learn(news.owned, self._monotonic())
         self._news.owners(peer, news)
         self.router.release(changed)
-

@@ -9,7 +9,7 @@ import msgspec
 from actorhub.core.address import ShardId, check_entity_id
 from actorhub.core.clock import Clock
 from actorhub.core.codec import encode_error
-from actorhub.core.envelope import BROADCAST, TELL, Cancel, Chunk, Failure, NotOwner, Reply, Request
+from actorhub.core.envelope import BROADCAST, TELL, Cancel, Chunk, Credit, Failure, NotOwner, Reply, Request
 from actorhub.core.errors import (
     ActorhubError,
     CallCycle,
@@ -90,6 +90,8 @@ class Inbound:
         self._lease = lease
         self._monotonic = clock.monotonic
         self._limits = limits
+        self.is_coming: Callable[[ShardId], bool]
+        """Whether this process is about to own a shard."""
         self.dropped: Callable[[Message, ActorhubError], None]
         """Told of a tell that ended in an error that nobody waits for."""
 
@@ -121,9 +123,7 @@ class Inbound:
             self.fail(peer, request.id, 0, error)
             return
         peer.serving[request.id] = message
-        message.shard = shard_id = self._router.shard_of(
-            self._host.types[spec.entity_type].spec, request.entity_id
-        )
+        message.shard = shard_id = self._router.shard_of(self._host.types[spec.entity_type].spec, request.entity_id)
         shard = self._host.shards.get(shard_id)
         if shard is not None:
             self._host.submit(message, shard)
@@ -146,12 +146,16 @@ class Inbound:
         else:
             self._router.route(message)
 
-    def is_coming(self, shard: ShardId) -> bool:
-        """Whether this process is about to own the shard; the node sets what decides."""
-        return False
+    def control(self, peer: Peer, envelope: Credit | Cancel) -> None:
+        """The caller takes more items, or no longer waits."""
+        if isinstance(envelope, Cancel):
+            self._cancel(peer, envelope)
+            return
+        message = peer.serving.get(envelope.id)
+        if message is not None and message.producer is not None:
+            message.producer.grant(envelope.count)
 
-    def cancel(self, peer: Peer, cancel: Cancel) -> None:
-        """The caller no longer waits."""
+    def _cancel(self, peer: Peer, cancel: Cancel) -> None:
         message = peer.serving.pop(cancel.id, None)
         if message is not None and message.kind != TELL:
             text = f"{message.what}: the caller {'ran out of time' if cancel.timed_out else 'went away'}"
@@ -235,5 +239,3 @@ def _stale(message: Message) -> RunnerUnavailable:
         f"{message.address}: the runner could not prove its ownership when the reply was ready",
         possibly_executed=True,
     )
-
-

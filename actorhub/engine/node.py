@@ -160,13 +160,13 @@ class Runner:
             max_resident=max_resident,
         )
         inbound = Inbound(host=self.host, router=node.router, lease=self.ownership, clock=clock, limits=limits)
-        inbound.is_coming = lambda shard: self.ownership.state(shard) == "acquiring"
         self.inbound = node.exchange.inbound = inbound
+        inbound.is_coming = self._is_coming
         inbound.dropped = node.tell_failed
         self.host.turns.send = node.router.route
         self.host.reroute = inbound.give_back
         self.host.mistrusted = self._mistrusted
-        self.members: Sequence[LiveRunner] = ()
+        self.known_runners: Sequence[LiveRunner] = ()
         self.machine_id = -1
         self.machine_id_until = 0.0
         """Monotonic seconds until which the machine id is surely ours."""
@@ -177,8 +177,8 @@ class Runner:
         self.node.router.cluster_values_known(self.shards_per_group)
         await self._renew_machine_id()
         await self.ownership.start()
-        self.node.supervisor.loop("residency", self.host.residency.run)
-        self.node.supervisor.loop("machine id", self._keep_machine_ids)
+        _ = self.node.supervisor.loop("residency", self.host.residency.run)
+        _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
 
     async def leave(self, grace: float) -> None:
         """Hand every shard over, then end. Bounded by about `grace` seconds, after which the rest is cut off."""
@@ -223,11 +223,9 @@ class Runner:
 
     def members_changed(self, runners: Sequence[LiveRunner]) -> None:
         """Link to who lives, and tell the clients."""
-        self.members = runners
+        self.known_runners = runners
         live = [r.info for r in runners if r.silent_for < _SILENT]
-        self.node.known_types = frozenset(
-            name for info in (*live, self.info) for name in info.entity_types
-        )
+        self.node.known_types = frozenset(name for info in (*live, self.info) for name in info.entity_types)
         own = self.info.runner
         self.node.peers.want([i.runner.address for i in live if i.runner.incarnation != own.incarnation])
         self._tell_members([peer for peer in self.node.peers.linked.values() if not peer.is_runner])
@@ -241,7 +239,7 @@ class Runner:
         else:
             self._tell_members([peer])
             if peer.link.peer.machine_id_wanted:
-                self.node.supervisor.spawn(self._lend_machine_id(peer), "lend machine id")
+                _ = self.node.supervisor.spawn(self._lend_machine_id(peer), "lend machine id")
         peer.link.send(Owners(owned, complete=True))
 
     def peer_lost(self, peer: Peer) -> None:
@@ -257,11 +255,14 @@ class Runner:
     def members(self, peer: Peer, news: Members) -> None:
         """Runners learn of members from the store, not from each other."""
 
+    def _is_coming(self, shard: ShardId) -> bool:
+        return self.ownership.state(shard) == "acquiring"
+
     def _mistrusted(self, shard: ShardId) -> None:
         self.ownership.mistrust(shard)
 
     def _tell_members(self, peers: Sequence[Peer]) -> None:
-        live = [r.info.runner for r in self.members if r.silent_for < _SILENT] or [self.info.runner]
+        live = [r.info.runner for r in self.known_runners if r.silent_for < _SILENT] or [self.info.runner]
         types = sorted(self.node.known_types or self.info.entity_types)
         for peer in peers:
             peer.link.send(Members(live, self.shards_per_group, types))
@@ -344,7 +345,7 @@ class Client:
         Raises:
             RunnerUnavailable: no runner answered within `deadline` seconds; names the last failure.
         """
-        self.node.supervisor.loop("find runners", self._keep_linked)
+        _ = self.node.supervisor.loop("find runners", self._keep_linked)
         try:
             async with asyncio.timeout(deadline):
                 await self._ready.wait()

@@ -1,4 +1,4 @@
-"""Which entities stay in memory: idle ones leave after their type's `max_idle`, and the cap evicts the least recently used."""
+"""Which entities stay in memory: idle ones leave after `max_idle`, and the cap evicts the least recently used."""
 
 import asyncio
 from collections.abc import Mapping

@@ -129,9 +129,7 @@ class Results:
     def commit(self, cell: Cell, epoch: int, data: bytes) -> "asyncio.Future[None]":
         """Hand the cell's next state to the group commit; the caller stores `data` in the record once it succeeded."""
         assert cell.record is not None
-        commit = StateCommit(
-            cell.shard.id, epoch, cell.hosted.spec.name, cell.entity_id, cell.record.version + 1, data
-        )
+        commit = StateCommit(cell.shard.id, epoch, cell.hosted.spec.name, cell.entity_id, cell.record.version + 1, data)
         return self._storage.commit_state(commit, self._incarnation)
 
     def committed(self, cell: Cell, data: bytes, outcome: "asyncio.Future[None]") -> ActorhubError | None:

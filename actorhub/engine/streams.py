@@ -1,7 +1,7 @@
 """Streams: handlers that are async generators.
 
-Each step of the generator (from one `yield` to the next) is one turn of its entity; between steps, and while it waits for
-credit, others get theirs. Items made within one tick of the event loop leave together.
+Each step of the generator (from one `yield` to the next) is one turn of its entity; between steps, and while it waits
+for credit, others get theirs. Items made within one tick of the event loop leave together.
 """
 
 import asyncio
@@ -100,8 +100,8 @@ class Producer:
         except ActorhubError as exc:
             exc.possibly_executed = True
             error = exc
-        except Exception as exc:
-            _log.exception("%s(%s) failed", message.what, message.entity_id)
+        except Exception as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
+            _log.error("%s(%s) failed", message.what, message.entity_id, exc_info=exc)
             error = handler_failed(exc)
         self._end(cell, error)
 
@@ -136,7 +136,7 @@ class Producer:
             while True:
                 await self._may_go_on(cell)
                 try:
-                    item = await run_in(context, generator.__anext__())  # type: ignore[arg-type]
+                    item = await run_in(context, generator.__anext__())
                 except StopAsyncIteration:
                     await self._save(cell)
                     return
@@ -144,7 +144,7 @@ class Producer:
                 self._emit(check_size(spec.result.encode(item), self._max_bytes, f"{message.what}: item"))
         finally:
             async with asyncio.timeout(_CLOSE_LIMIT):
-                await run_in(context, generator.aclose())  # type: ignore[arg-type]
+                await run_in(context, generator.aclose())
 
     def _emit(self, body: bytes) -> None:
         if not self._bodies:
@@ -204,4 +204,3 @@ class Producer:
             raise error
         if cancelled:
             raise asyncio.CancelledError
-

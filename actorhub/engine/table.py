@@ -1,4 +1,4 @@
-"""The routing table: who owns which shard, as far as this process knows. It is a hint; the owner and its fence decide."""
+"""The routing table: who owns which shard, as far as this process knows. A hint: owner and fence decide."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -31,7 +31,7 @@ class RoutingTable:
 
     def learn(self, owners: Iterable[ShardOwner], now: float) -> list[ShardId]:
         """Take news at monotonic time `now`; return the shards whose owner changed."""
-        changed = []
+        changed: list[ShardId] = []
         for owner in owners:
             known, _ = self._newest.get(owner.shard, (0, 0.0))
             if owner.epoch > known or (owner.epoch == known and owner.shard not in self._owners):

@@ -1,8 +1,8 @@
 """Turns: which message of which cell runs next, and the tasks that carry the runs.
 
-A *carrier* is a task that takes started messages off one ready list and runs each handler's coroutine itself, every step
-in a context of the run's own. A handler that never suspends costs no task. When one suspends, its carrier waits with it
-(so `asyncio.current_task`, timeouts and cancellation work as usual) and another carrier goes on with the rest.
+A *carrier* is a task that takes started messages off one ready list and runs each handler's coroutine itself, every
+step in a context of the run's own. A handler that never suspends costs no task. When one suspends, its carrier waits
+with it (so `asyncio.current_task`, timeouts and cancellation work as usual) and another carrier goes on with the rest.
 """
 
 import asyncio
@@ -190,8 +190,11 @@ class Turns:
             if self._ready:
                 self._spawn_carrier()
 
+    async def _carry(self) -> None:
+        await self._runs()
+
     @types.coroutine
-    def _carry(self) -> Generator[Any, Any, None]:
+    def _runs(self) -> Generator[Any, Any, None]:
         ready = self._ready
         runs = 0
         while ready:
@@ -205,7 +208,7 @@ class Turns:
                 step = context.run(coroutine.send, None)
             except StopIteration as stop:
                 self.outcomes.returned(message, stop.value)
-            except BaseException as exc:  # noqa: BLE001 - the border to user code
+            except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
                 self.outcomes.raised(message, exc)
             else:
                 yield from self._wait_with(message, context, coroutine, step)
@@ -252,7 +255,6 @@ class Turns:
         message.failed(error)
         self.ended(message)
 
-    @types.coroutine
     def _wait_with(
         self, message: Message, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
     ) -> Generator[Any, Any, None]:
@@ -272,7 +274,7 @@ class Turns:
             value = yield from _drive(context, coroutine, step)
         except GeneratorExit:
             raise
-        except BaseException as exc:  # noqa: BLE001 - the border to user code
+        except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
             self._resumed(message)
             self.outcomes.raised(message, exc)
         else:
@@ -293,9 +295,7 @@ class Turns:
         self.abandon(message, CallTimeout(text, possibly_executed=True))
 
 
-def _drive(
-    context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
-) -> Generator[Any, Any, Any]:
+def _drive(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any) -> Generator[Any, Any, Any]:
     """Run the rest of `coroutine`, whose first step yielded `step`, every step inside `context`."""
     while True:
         try:
@@ -303,7 +303,7 @@ def _drive(
         except GeneratorExit:
             context.run(coroutine.close)
             raise
-        except BaseException as exc:  # noqa: BLE001 - thrown on into the coroutine
+        except BaseException as exc:  # noqa: BLE001 - user code: thrown on into its coroutine
             resume = partial(coroutine.throw, exc)
         else:
             resume = partial(coroutine.send, value)

@@ -65,7 +65,7 @@ def commit(
 async def locked(session: LockSession, shards: Sequence[ShardId]) -> None:
     """Return once `session` holds `shards`."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while len(await session.try_lock(shards)) < len(shards):
+        while len(await session.try_lock(shards)) < len(shards):  # noqa: ASYNC110 - no event tells of a freed lock
             await asyncio.sleep(0.01)
 
 

@@ -17,7 +17,7 @@ T = TypeVar("T")
 SHARDS = 30
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc,valid-type]
+class _JumpingSelector(selectors.DefaultSelector):
     """Never waits: where a loop would sleep, its time jumps."""
 
     now = 0.0

@@ -10,6 +10,7 @@ from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.engine.lease import Watchdog
 from actorhub.engine.ownership_plan import wishes
 from actorhub.storage.memory import MemoryStorage, MemoryStore
+from actorhub.storage.memory.session import MemoryLockSession
 from actorhub.storage.ports import LEASE
 from tests.engine.ownership_cluster import SHARDS, Cluster, VirtualClock, VirtualLoop, in_virtual_time
 
@@ -256,6 +257,63 @@ def test_a_take_that_fails_strands_nothing_and_holds_no_other_shard() -> None:
         storage.stuck = frozenset()
         await cluster.until(lambda: len(one.shards) == SHARDS, deadline=2.0)
         assert cluster.ledger.wrong == []
+
+    in_virtual_time(scenario)
+
+
+class _HangingSessions(MemoryStorage):
+    """Hangs while it opens a session, and cancelled, hangs on: as a partitioned connection does."""
+
+    hanging = 0
+    hung = 0
+
+    async def open_lock_session(self, incarnation: str) -> MemoryLockSession:
+        """Open a session unless it is one of the hanging ones."""
+        if self.hung < self.hanging:
+            self.hung += 1
+            for _ in range(3):
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    await asyncio.sleep(30)
+        return await super().open_lock_session(incarnation)
+
+
+def test_a_rebuild_that_hangs_does_not_end_all_rebuilding() -> None:
+    """A new session that hangs is given up, even where its clean-up hangs as well, and the next one serves."""
+
+    async def scenario(cluster: Cluster, store: MemoryStore) -> None:
+        storage = _HangingSessions(store)
+        cluster.make_storage = lambda: storage
+        (one,) = await cluster.start("h:1")
+        storage.hanging = 2
+        await storage.terminate_sessions(one.incarnation)
+        await cluster.until(lambda: not one.shards)
+        await cluster.until(lambda: len(one.shards) == SHARDS)
+        assert storage.hung == 2
+        assert one.supervisor.statistics().abandoned == {"open lock session": 2}
+        assert cluster.ledger.wrong == []
+
+    in_virtual_time(scenario)
+
+
+def test_a_process_that_was_stopped_fences_itself_in_the_first_round() -> None:
+    """After ten seconds without the event loop the lease is over, and shards are revoked before anything else."""
+
+    async def scenario(cluster: Cluster, store: MemoryStore) -> None:
+        (one,) = await cluster.start("h:1")
+        await asyncio.sleep(5)
+        before = dict(one.ownership.owned)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        loop.selector.now += 10.0
+        assert not one.ownership.is_fresh()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert one.host.events[-1] == ("revoked", frozenset(before))
+        assert one.ownership.statistics().self_fenced == 1
+        await cluster.until(lambda: len(one.shards) == SHARDS)
+        assert one.ownership.owned == {shard: epoch + 1 for shard, epoch in before.items()}
 
     in_virtual_time(scenario)
 

@@ -43,10 +43,10 @@ async def _converse(path: str, reader: asyncio.StreamReader, writer: asyncio.Str
     startup = await _startup(reader)
     servers = [await asyncio.open_unix_connection(path) for _ in range(2)]
     try:
-        for server_reader, server_writer in servers:
+        for _, server_writer in servers:
             server_writer.write(startup)
-            greeting = await _until_ready(server_reader)
-        writer.write(greeting)
+        await _until_ready(servers[0][0])
+        writer.write(await _until_ready(servers[1][0]))
         async with asyncio.TaskGroup() as tasks:
             for server_reader, _ in servers:
                 tasks.create_task(_relay(server_reader, writer))

@@ -18,7 +18,7 @@ class SteppedClock(SystemClock):
     def __init__(self) -> None:
         super().__init__()
         self.now = 1000.0
-        self.monotonic = lambda: self.now  # type: ignore[method-assign, assignment]
+        self.monotonic = lambda: self.now
 
 
 class MemoryWorld:

@@ -95,6 +95,21 @@ async def test_a_row_that_postgres_cannot_store_fails_alone(postgres_world: Post
     assert storage.statistics().failed == 2
 
 
+async def test_loads_of_large_states_are_split_by_bytes(postgres_world: PostgresWorld) -> None:
+    """Twelve states of three megabytes arrive in several answers, each of bounded size."""
+    storage = await postgres_world.storage()
+    await storage.take(SHARDS, runner("a"))
+    data = bytes(3 << 20)
+    made = [commit(f"e{number}", 1, data=data) for number in range(12)]
+    assert await outcomes(storage, made, "a") == [None] * 12
+    loads = [storage.load_state("orders", each.entity_id) for each in made]
+    async with asyncio.timeout(3 * PATIENCE_SECONDS):
+        for load in loads:
+            assert await load == StoredState(1, data)
+    counts = storage.statistics()
+    assert (counts.loads, counts.load_groups, counts.waiting) == (12, 4, 0)
+
+
 async def test_statements_prepared_on_an_empty_table_use_its_index_later(postgres_world: PostgresWorld) -> None:
     """With 100,000 rows that came after the first statement, no commit or load reads the whole table."""
     storage, sql = await postgres_world.storage(), await postgres_world.sql()
@@ -103,8 +118,8 @@ async def test_statements_prepared_on_an_empty_table_use_its_index_later(postgre
     await storage.load_state("orders", "ada")
     await sql.execute("vacuum analyze entity_state")
     await sql.execute(
-        "insert into entity_state (version, epoch, updated_at, shard_number, shard_group, entity_type, entity_id, data) "
-        "select 1, 1, now(), 0, 'default', 'orders', 'e' || n, 'x' from generate_series(1, 100000) as n"
+        "insert into entity_state (version, epoch, updated_at, shard_number, shard_group, entity_type, entity_id, data)"
+        " select 1, 1, now(), 0, 'default', 'orders', 'e' || n, 'x' from generate_series(1, 100000) as n"
     )
     await sql.execute("select pg_stat_reset()")
     for first in range(1, 600, 100):

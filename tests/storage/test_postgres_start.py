@@ -26,6 +26,7 @@ GOOD = ServerFacts(
     full_page_writes=True,
     encoding="UTF8",
     standby=False,
+    settings_kept=True,
     lock_slots=6400,
 )
 
@@ -70,7 +71,9 @@ async def test_a_missing_database_and_a_missing_socket_are_named(postgres_server
     assert "/nonexistent" in await _refusal("postgresql://postgres@/postgres?host=/nonexistent")
 
 
-@pytest.mark.parametrize("url", ["", "mysql://ada:sesame@h/d", "postgresql://ada:sesame@[::1/d", "postgresql://h:port/d"])
+@pytest.mark.parametrize(
+    "url", ["", "mysql://ada:sesame@h/d", "postgresql://ada:sesame@[::1/d", "postgresql://h:port/d"]
+)
 async def test_an_unreadable_url_is_refused(url: str) -> None:
     """What is no Postgres URL is called so, and the password stays secret."""
     assert "sesame" not in await _refusal(url)
@@ -85,7 +88,9 @@ def test_a_namespace_that_is_no_identifier_is_refused(namespace: str) -> None:
 
 def test_a_wrong_password_is_explained() -> None:
     """The remedy names user, password and pg_hba.conf."""
-    text = str(refused_connection(asyncpg.InvalidPasswordError("password authentication failed"), "postgresql://u:p@h/d"))
+    text = str(
+        refused_connection(asyncpg.InvalidPasswordError("password authentication failed"), "postgresql://u:p@h/d")
+    )
     assert "h/d" in text
     assert "check user and password" in text
 
@@ -105,10 +110,11 @@ def test_a_place_never_shows_who_connects() -> None:
 
 
 def test_unfit_servers_are_refused() -> None:
-    """An old version, a standby and another encoding each end the start."""
+    """An old version, lost settings, a standby and another encoding each end the start."""
     check_server(GOOD, "h/d")
     for changes, text in (
         ({"version": "13.9", "version_number": 130009}, "13.9.*14 or newer"),
+        ({"settings_kept": False}, "direct .session. connection"),
         ({"standby": True}, "standby.*primary"),
         ({"encoding": "SQL_ASCII"}, "SQL_ASCII.*UTF8"),
     ):

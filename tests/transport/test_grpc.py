@@ -39,7 +39,7 @@ async def test_a_peer_that_says_nothing_fails_the_connect_at_its_deadline(
     begin = loop.time()
     with pytest.raises(RunnerUnavailable, match=r"did not answer within 0\.3 s"):
         await transport.connect(silent_address, Recorder(), deadline=0.3)
-    assert 0.3 <= loop.time() - begin < 1
+    assert 0.29 <= loop.time() - begin < 1.5
 
 
 async def test_a_cancelled_connect_leaves_nothing_behind(world: GrpcWorld, silent_address: str) -> None:

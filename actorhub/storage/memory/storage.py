@@ -182,6 +182,7 @@ class MemoryStorage:
                 self._counters.refused += 1
                 future.set_exception(exc)
             except PersistenceError as exc:
+                exc.possibly_executed = True
                 self._counters.failed += 1
                 future.set_exception(exc)
             else:

@@ -106,7 +106,7 @@ class MemoryStore:
             PersistenceError: it does not.
         """
         if not self.available:
-            raise PersistenceError("the store is unreachable", possibly_executed=True)
+            raise PersistenceError("the store is unreachable")
 
     def agreed(self, values: ClusterValues) -> ClusterValues:
         """Return the cluster's values: `values` if they are the first."""

@@ -56,7 +56,7 @@ def cause(error: BaseException) -> Cause:
 
 def translate(error: BaseException, doing: str) -> PersistenceError:
     """Return the `PersistenceError` for `error`; raise it `from` that."""
-    return PersistenceError(f"cannot {doing}: {summary(error)}", possibly_executed=True)
+    return PersistenceError(f"cannot {doing}: {summary(error)}")
 
 
 def refused_connection(error: BaseException, url: str) -> ConfigurationError:

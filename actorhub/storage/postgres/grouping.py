@@ -83,6 +83,10 @@ class Waiting(Generic[RequestT, ResultT]):
         return entries
 
 
+class Again:
+    """The outcome of a request that did not fit into its group's answer: it goes first into the next group."""
+
+
 class Outage:
     """How long something has failed without a break, and how long to pause before the next attempt."""
 

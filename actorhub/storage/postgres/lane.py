@@ -12,7 +12,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.postgres.connection import Connection, Target, close, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, Cause, cause, summary, translate
-from actorhub.storage.postgres.grouping import Entry, Outage, RequestT, ResultT, Waiting
+from actorhub.storage.postgres.grouping import Again, Entry, Outage, RequestT, ResultT, Waiting
 from actorhub.storage.statistics import StorageCounters
 
 if TYPE_CHECKING:
@@ -37,14 +37,19 @@ class GroupWork(Protocol[RequestT, ResultT]):
         ...
 
     @property
+    def writes(self) -> bool:
+        """Whether a failed request may have been carried out."""
+        ...
+
+    @property
     def sql(self) -> str:
         """The statement, prepared once per connection."""
         ...
 
     async def run(
         self, statement: "Statement", group: Sequence[Entry[RequestT, ResultT]]
-    ) -> Sequence[ResultT | PersistenceError]:
-        """Return each entry's outcome, in order. Running a group again after an unknown outcome is harmless."""
+    ) -> Sequence[ResultT | PersistenceError | Again]:
+        """Return each entry's outcome, in order, not only `Again`. Running a group again after an unknown outcome is harmless."""
         ...
 
 
@@ -83,7 +88,9 @@ class Lane(Generic[RequestT, ResultT]):
             future.set_exception(PersistenceError(f"cannot {self._work.name}: the storage is closed"))
         elif not self._waiting.add_nowait(Entry(request, future, key, party, size)):
             self._counters.failed += 1
-            future.set_exception(PersistenceError(f"cannot {self._work.name}: {len(self._waiting)} wait already"))
+            future.set_exception(
+                PersistenceError(f"cannot {self._work.name}: {len(self._waiting)} requests wait already")
+            )
         elif self._task is None:
             self._task = asyncio.Task(self._run(), name=f"actorhub {self._work.name}", context=Context())
         else:
@@ -103,7 +110,7 @@ class Lane(Generic[RequestT, ResultT]):
                 self._connection.terminate()
             if task is not None:
                 task.cancel()
-            self._fail([*self._group, *self._waiting.drain()], PersistenceError("the storage was closed: outcome open"))
+            self._fail([*self._group, *self._waiting.drain()], ConnectionAbortedError("the storage was closed"))
         await close(self._connection)
 
     async def _run(self) -> None:
@@ -126,7 +133,7 @@ class Lane(Generic[RequestT, ResultT]):
             await self._retry_later(exc)
         except Exception as exc:  # noqa: BLE001 - supervised loop: a defect fails one group, the lane goes on
             _log.exception("defect: cannot %s", self._work.name)
-            self._fail(self._group, translate(exc, self._work.name))
+            self._fail(self._group, exc)
             self._group = []
             self._drop_connection()
 
@@ -144,25 +151,26 @@ class Lane(Generic[RequestT, ResultT]):
                     await self._settle(statement, group[:middle])
                     await self._settle(statement, group[middle:])
                 case _:
-                    failure = translate(exc, self._work.name)
-                    failure.__cause__ = exc
-                    self._fail(group, failure)
+                    self._fail(group, exc)
             return
+        again: list[Entry[RequestT, ResultT]] = []
         for entry, outcome in zip(group, outcomes, strict=True):
-            if not entry.future.done():
-                if isinstance(outcome, PersistenceError):
-                    entry.future.set_exception(outcome)
-                else:
-                    entry.future.set_result(outcome)
+            if entry.future.done():
+                continue
+            if isinstance(outcome, PersistenceError):
+                entry.future.set_exception(outcome)
+            elif isinstance(outcome, Again):
+                again.append(entry)
+            else:
+                entry.future.set_result(outcome)
+        self._waiting.give_back(again)
 
     async def _retry_later(self, error: BaseException) -> None:
         self._drop_connection()
         now = self._clock.monotonic()
         pause = self._outage.failed(now, self._clock.random())
         if self._outage.too_long(now):
-            failure = translate(error, self._work.name)
-            failure.__cause__ = error
-            self._fail([*self._group, *self._waiting.drain()], failure)
+            self._fail([*self._group, *self._waiting.drain()], error)
         else:
             _log.warning("cannot %s, will repeat %d: %s", self._work.name, len(self._group), summary(error))
             self._waiting.give_back(self._group)
@@ -184,8 +192,11 @@ class Lane(Generic[RequestT, ResultT]):
         if connection is not None:
             connection.terminate()
 
-    def _fail(self, entries: Sequence[Entry[RequestT, ResultT]], failure: PersistenceError) -> None:
+    def _fail(self, entries: Sequence[Entry[RequestT, ResultT]], error: BaseException) -> None:
         for entry in entries:
             if not entry.future.done():
                 self._counters.failed += 1
+                failure = translate(error, self._work.name)
+                failure.possibly_executed = self._work.writes
+                failure.__cause__ = error
                 entry.future.set_exception(failure)

@@ -95,10 +95,19 @@ insert into cluster_value (name, value) select * from unnest($1::text[], $2::tex
 select name, value from cluster_value;
 
 -- name: load_states
--- Committed states of entities, by position in the request; those without state are left out.
-select r.position - 1 as position, x.version, x.data
-from unnest($1::text[], $2::text[]) with ordinality as r (t, i, position)
-join entity_state as x on x.entity_type = r.t and x.entity_id = r.i;
+-- Committed states of entities, by position in the request; those without state are left out. Once the data exceed $3
+-- bytes, the rest comes without data, to be asked for again.
+select
+    found.position - 1 as position,
+    found.version,
+    case when found.bytes_so_far - octet_length(found.data) < $3 then found.data end as data
+from (
+    select
+        r.position, x.version, x.data,
+        sum(octet_length(x.data)) over (order by r.position) as bytes_so_far
+    from unnest($1::text[], $2::text[]) with ordinality as r (t, i, position)
+    join entity_state as x on x.entity_type = r.t and x.entity_id = r.i
+) as found;
 
 -- name: commit_states
 -- Write a group of states: null when all were written, else a verdict for each.
@@ -113,7 +122,7 @@ select lease_machine_id($1, $2, $3);
 delete from machine_id where holder = $1;
 
 -- name: server
--- What the server is, for the checks at start.
+-- What the server is, for the checks at start; $1 is the namespace.
 select
     current_setting('server_version') as version,
     current_setting('server_version_num')::integer as version_number,
@@ -122,6 +131,8 @@ select
     current_setting('full_page_writes')::boolean as full_page_writes,
     current_setting('server_encoding') as encoding,
     pg_is_in_recovery() as standby,
+    current_setting('search_path') = $1 and current_setting('default_transaction_isolation') = 'read committed'
+        as settings_kept,
     current_setting('max_locks_per_transaction')::bigint
         * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint) as lock_slots;
 

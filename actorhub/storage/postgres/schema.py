@@ -127,6 +127,7 @@ async def _apply(connection: Connection, namespace: str) -> int:
     # `create schema if not exists` wants the right to create one even where it exists.
     if not await connection.fetchval(queries()["namespace_exists"], namespace):
         await connection.execute(f"create schema {namespace}")
+    await connection.execute(f"set local search_path = {namespace}")
     await connection.execute(_BOOKKEEPING)
     steps = missing(await _applied(connection, namespace))
     for step in steps:

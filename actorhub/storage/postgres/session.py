@@ -12,7 +12,16 @@ from actorhub.core.address import RunnerInfo, ShardId, lock_key, shard_lock_key
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, SessionLost
 from actorhub.storage.postgres.connection import Connection, Target, close, deadline
-from actorhub.storage.postgres.errors import FOREIGN_ERRORS, POOLER, Cause, cause, place, refused_connection, summary, translate
+from actorhub.storage.postgres.errors import (
+    FOREIGN_ERRORS,
+    POOLER,
+    Cause,
+    cause,
+    place,
+    refused_connection,
+    summary,
+    translate,
+)
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.postgres.rows import live_runners
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from actorhub.core.address import fence_lock_key
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.ports import Fenced, StateCommit, StoredState, VersionConflict
-from actorhub.storage.postgres.grouping import Entry
+from actorhub.storage.postgres.grouping import MAX_GROUP_BYTES, Again, Entry
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.statistics import StorageCounters
 
@@ -24,20 +24,23 @@ class StateLoads:
     """Reads the states of a group in one statement."""
 
     name = "load state"
+    writes = False
 
     def __init__(self, counters: StorageCounters) -> None:
         self.sql = queries()["load_states"]
         self._counters = counters
 
-    async def run(self, statement: "Statement", group: Sequence[LoadEntry]) -> Sequence[StoredState | None]:
+    async def run(self, statement: "Statement", group: Sequence[LoadEntry]) -> Sequence[StoredState | Again | None]:
         """Return the state of each entity."""
         self._counters.load_groups += 1
         keys = [entry.request for entry in group]
-        rows = await statement.fetch([key[0] for key in keys], [key[1] for key in keys])
-        found: list[StoredState | None] = [None] * len(group)
+        rows = await statement.fetch([key[0] for key in keys], [key[1] for key in keys], MAX_GROUP_BYTES)
+        found: list[StoredState | Again | None] = [None] * len(group)
+        again = 0
         for position, version, data in rows:
-            found[position] = StoredState(version, data)
-        self._counters.loads += len(group)
+            found[position] = Again() if data is None else StoredState(version, data)
+            again += data is None
+        self._counters.loads += len(group) - again
         return found
 
 
@@ -45,6 +48,7 @@ class StateCommits:
     """Writes the states of a group in one transaction under the committer's fence."""
 
     name = "commit state"
+    writes = True
 
     def __init__(self, namespace: str, counters: StorageCounters, *, fence: bool) -> None:
         self.sql = queries()["commit_states"]

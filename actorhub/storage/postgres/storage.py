@@ -64,7 +64,7 @@ class PostgresStorage:
         """
         try:
             await self._control.open()
-            rows = await self._control.fetch("read the server's settings", "server")
+            rows = await self._control.fetch("read the server's settings", "server", self._target.namespace)
             self._facts = server_facts(rows[0])
             check_server(self._facts, place(self._target.url))
             await migrate(self._target.url, self._target.namespace)

@@ -56,6 +56,14 @@ class ClientStream(Stream, Protocol):
         """Tell the accepting end that nothing more comes."""
         ...
 
+    def code(self) -> Awaitable[grpc.StatusCode]:
+        """Wait for the end of the stream and return its status."""
+        ...
+
+    def details(self) -> Awaitable[str]:
+        """Wait for the end of the stream and return its status's text."""
+        ...
+
 
 ServeStream: TypeAlias = Callable[[object, ServerStream], Awaitable[None]]
 

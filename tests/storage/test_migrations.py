@@ -1,0 +1,129 @@
+"""The schema is the sum of its migrations, and applying them is safe at any time."""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from actorhub.core.errors import ConfigurationError
+from actorhub.storage.postgres import migrate, migration_sql
+from actorhub.storage.postgres.queries import queries
+from actorhub.storage.postgres.schema import migrations, missing
+from actorhub.testing.storage_suite import PATIENCE_SECONDS
+from tests.storage.conftest import PostgresWorld
+from tests.support.postgres_server import PostgresServer
+
+_CATALOG = """
+select table_name || '.' || column_name || ' ' || data_type || ' ' || is_nullable as line
+from information_schema.columns where table_schema = current_schema()
+union all
+select conrelid::regclass || ' ' || pg_get_constraintdef(oid) from pg_constraint
+where connamespace = current_schema()::regnamespace and contype <> 'n'
+union all
+select indexdef from pg_indexes where schemaname = current_schema()
+union all
+select proname || '(' || pg_get_function_arguments(oid) || ') ' || md5(prosrc) from pg_proc
+where pronamespace = current_schema()::regnamespace
+union all
+select relname || ' ' || array_to_string(reloptions, ',') from pg_class
+where relnamespace = current_schema()::regnamespace and reloptions is not null
+order by line
+"""
+
+
+async def _catalog(sql: "asyncpg.Connection[asyncpg.Record]") -> Sequence[str]:
+    namespace = await sql.fetchval("select current_schema()")
+    return [row["line"].replace(namespace, "NAMESPACE") for row in await sql.fetch(_CATALOG)]
+
+
+async def test_the_printed_script_makes_the_schema_that_migrate_makes(postgres_world: PostgresWorld) -> None:
+    """Both ways end in the same tables, constraints, indexes and functions, and know the same migrations."""
+    assert await migrate(postgres_world.url, "blue") == len(migrations())
+    sql = await postgres_world.sql("green")
+    await sql.execute(migration_sql("green"))
+    made, printed = await _catalog(await postgres_world.sql("blue")), await _catalog(sql)
+    assert made == printed
+    assert any("entity_state.version bigint NO" in line for line in made)
+    assert await migrate(postgres_world.url, "green") == 0
+
+
+async def test_migrating_again_changes_nothing(postgres_world: PostgresWorld) -> None:
+    """The second time finds nothing to do."""
+    assert await migrate(postgres_world.url, "actorhub") == len(migrations())
+    before = await _catalog(await postgres_world.sql())
+    assert await migrate(postgres_world.url, "actorhub") == 0
+    assert await _catalog(await postgres_world.sql()) == before
+
+
+async def test_processes_that_migrate_at_once_share_the_work(postgres_world: PostgresWorld) -> None:
+    """Of many at once one applies the migrations and all succeed."""
+    async with asyncio.timeout(3 * PATIENCE_SECONDS), asyncio.TaskGroup() as tasks:
+        runs = [tasks.create_task(migrate(postgres_world.url, "actorhub")) for _ in range(6)]
+    assert sorted(run.result() for run in runs) == [0, 0, 0, 0, 0, len(migrations())]
+
+
+async def test_a_schema_of_a_newer_release_is_refused(postgres_world: PostgresWorld) -> None:
+    """The error names the migration and says to install the newer release."""
+    await migrate(postgres_world.url, "actorhub")
+    sql = await postgres_world.sql()
+    await sql.execute("insert into migration (number, name, checksum) values (999, 'future', 'x')")
+    with pytest.raises(ConfigurationError, match=r"999 \(future\).*install the newer release"):
+        await postgres_world.storage()
+
+
+async def test_a_changed_migration_is_refused(postgres_world: PostgresWorld) -> None:
+    """A checksum that differs from the one applied ends the start."""
+    await migrate(postgres_world.url, "actorhub")
+    await (await postgres_world.sql()).execute("update migration set checksum = 'x' where number = 1")
+    with pytest.raises(ConfigurationError, match=r"migration 1 .* was applied with another text"):
+        await postgres_world.storage()
+
+
+async def test_a_failed_migration_leaves_nothing(postgres_world: PostgresWorld) -> None:
+    """All or none: a table in the way fails the whole and names it."""
+    sql = await postgres_world.sql()
+    await sql.execute("create schema actorhub; create table actorhub.shard ()")
+    with pytest.raises(Exception, match="shard"):
+        await migrate(postgres_world.url, "actorhub")
+    assert [row[0] for row in await sql.fetch("select tablename from pg_tables where schemaname = 'actorhub'")] == [
+        "shard"
+    ]
+
+
+async def test_a_user_without_rights_needs_none_once_migrated(
+    postgres_world: PostgresWorld, postgres_server: PostgresServer
+) -> None:
+    """A user who may not change the schema starts on a migrated one, and is told what to do on another."""
+    sql = await postgres_world.sql()
+    role = f"r{await sql.fetchval('select current_database()')}"
+    await sql.execute(f'create role "{role}" login')
+    try:
+        url = postgres_world.url.replace("//postgres@", f"//{role}@")
+        with pytest.raises(ConfigurationError, match="--print-sql"):
+            await migrate(url, "actorhub")
+        await migrate(postgres_world.url, "actorhub")
+        await sql.execute(f'grant usage on schema actorhub to "{role}"')
+        await sql.execute(f'grant all on all tables in schema actorhub to "{role}"')
+        assert await migrate(url, "actorhub") == 0
+    finally:
+        await sql.execute(f'drop owned by "{role}"; drop role "{role}"')
+
+
+def test_migrations_are_numbered_from_one_without_gaps() -> None:
+    """Their order is their number."""
+    assert [migration.number for migration in migrations()] == list(range(1, len(migrations()) + 1))
+    assert missing([]) == list(migrations())
+
+
+def test_every_query_is_used_and_described() -> None:
+    """No statement lies around: each name in queries.sql appears in the code and has a description."""
+    import actorhub.storage.postgres as package
+
+    folder = Path(package.__file__).parent
+    code = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    assert [name for name in queries() if f'"{name}"' not in code] == []
+    text = (folder / "queries.sql").read_text(encoding="utf-8")
+    assert len(re.findall(r"^-- name: [a-z_]+\n-- [A-Z]", text, re.MULTILINE)) == len(queries())
