@@ -1,7 +1,7 @@
 """The hub: what a program declares, and the ways to join a cluster with it."""
 
 import os
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
 
@@ -16,12 +16,7 @@ from actorhub.engine.inbound import Limits
 from actorhub.engine.node import Client, Door, Runner
 from actorhub.engine.spec import EntitySpec
 from actorhub.entity import Entity
-from actorhub.ops import port_services
 from actorhub.storage.ports import ClusterValues, Storage
-from actorhub.storage.postgres import PostgresStorage
-from actorhub.storage.postgres.embedded import EmbeddedPostgres
-from actorhub.transport.grpc import GrpcTransport, TlsFiles
-from actorhub.transport.outbox import LinkLimits
 from actorhub.transport.ports import Transport
 
 E = TypeVar("E", bound=Entity[Any])
@@ -97,14 +92,16 @@ class Hub:
     @asynccontextmanager
     async def connect_with(self, settings: Settings) -> AsyncGenerator[Cluster, None]:
         """Join as a client, with settings that are loaded already."""
+        from actorhub import _network  # noqa: PLC0415 - gRPC and asyncpg load when first used: declaring stays fast
+
         async with AsyncExitStack() as stack:
             clock = SystemClock()
-            find = await _runner_finder(settings, clock, stack)
+            find = await _network.runner_finder(settings, clock, stack)
             hello = Hello(PROTOCOL_VERSION, settings.namespace, "", clock.token(), machine_id_wanted=True)
             client = Client(
                 find_runners=find,
                 specs=self.specs,
-                transport=_grpc(settings, hello),
+                transport=_network.grpc_transport(settings, hello),
                 clock=clock,
                 incarnation=hello.incarnation,
                 limits=_limits(settings),
@@ -117,15 +114,17 @@ class Hub:
     @asynccontextmanager
     async def run_with(self, settings: Settings) -> AsyncGenerator[Cluster, None]:
         """Join as a runner, with settings that are loaded already."""
+        from actorhub import _network  # noqa: PLC0415 - as in `connect_with`
+
         async with AsyncExitStack() as stack:
             clock = SystemClock()
-            url = settings.database_url or await _embedded(stack)
-            storage = PostgresStorage(url, namespace=settings.namespace, clock=clock)
+            storage = await _network.postgres_storage(settings, clock, stack)
             door = Door()
-            listen = str(settings.listen)
-            advertise = str(settings.advertise) if settings.advertise else _port_follows(settings)
-            hello = Hello(PROTOCOL_VERSION, settings.namespace, advertise, clock.token())
-            transport = _grpc(settings, hello, listen=listen, services=port_services(door, self.specs, settings))
+            # A port that is picked at the bind is filled in then.
+            hello = Hello(
+                PROTOCOL_VERSION, settings.namespace, str(settings.advertise or settings.listen), clock.token()
+            )
+            transport = _network.runner_transport(settings, hello, door, self.specs)
             yield await self.assemble(settings, stack, clock=clock, storage=storage, transport=transport, door=door)
 
     async def assemble(
@@ -149,7 +148,7 @@ class Hub:
             info=RunnerInfo(
                 runner=RunnerAddress(hello.address, hello.incarnation),
                 weight=settings.weight,
-                groups=settings.groups,
+                groups=settings.groups or self._groups(),
                 entity_types=tuple(sorted(self._types)),
                 version=VERSION,
             ),
@@ -169,57 +168,14 @@ class Hub:
         await runner.start()
         return cluster
 
+    def _groups(self) -> tuple[str, ...]:
+        """Return every shard group that a declared entity lives in."""
+        return tuple(sorted({"default", *(hosted.spec.shard_group for hosted in self._types.values())}))
+
 
 async def _leave(cluster: Cluster, grace: float) -> None:
     cluster.leaving = True
     await cluster.part.leave(grace)
-
-
-async def _embedded(stack: AsyncExitStack) -> str:
-    server = EmbeddedPostgres()
-    url = await server.start()
-    stack.push_async_callback(server.stop)
-    return url
-
-
-def _port_follows(settings: Settings) -> str:
-    """Advertise the listening host; a port that is picked at the bind is filled in then."""
-    return str(settings.listen)
-
-
-async def _runner_finder(settings: Settings, clock: Clock, stack: AsyncExitStack) -> Callable[[], Any]:
-    if settings.gateway or settings.database_url is None:
-        gateways = [str(address) for address in settings.gateway or (settings.admin,)]
-
-        async def given() -> Collection[str]:
-            return gateways
-
-        return given
-    storage = PostgresStorage(settings.database_url, namespace=settings.namespace, clock=clock)
-    stack.push_async_callback(storage.aclose)
-    await storage.open()
-
-    async def registered() -> Collection[str]:
-        return [runner.info.runner.address for runner in await storage.runners()]
-
-    return registered
-
-
-def _grpc(
-    settings: Settings, hello: Hello, *, listen: str | None = None, services: Sequence[Any] = ()
-) -> GrpcTransport:
-    tls = None
-    if settings.tls_cert and settings.tls_key and settings.tls_ca:
-        tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_ca)
-    return GrpcTransport(
-        hello,
-        listen=listen,
-        tls=tls,
-        token=settings.token,
-        insecure=settings.insecure,
-        limits=LinkLimits(max_message_bytes=settings.max_message_bytes),
-        services=services,
-    )
 
 
 def _limits(settings: Settings) -> Limits:

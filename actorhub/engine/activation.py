@@ -28,7 +28,9 @@ class Activations:
     A message that comes while an activation closes waits in the cell and gets a fresh one.
     """
 
-    def __init__(self, turns: Turns, results: Results, storage: Storage, supervisor: Supervisor, clock: Clock) -> None:
+    def __init__(
+        self, *, turns: Turns, results: Results, storage: Storage, supervisor: Supervisor, clock: Clock
+    ) -> None:
         self._turns = turns
         self._results = results
         self._storage = storage

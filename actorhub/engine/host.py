@@ -60,9 +60,11 @@ class Host:
         self._clock = clock
         self.turns = Turns(loop, clock, lease)
         self.results = Results(self.turns, storage, incarnation, max_message_bytes)
-        self.results.streams = Streams(loop, self.turns, self.results, supervisor, max_message_bytes)
+        self.results.streams = Streams(self.turns, self.results, supervisor, max_message_bytes)
         self.results.distrust = self._distrust
-        self.activations = Activations(self.turns, self.results, storage, supervisor, clock)
+        self.activations = Activations(
+            turns=self.turns, results=self.results, storage=storage, supervisor=supervisor, clock=clock
+        )
         self.activations.gone = self._gone
         self.residency = Residency(types, self.activations, clock)
         self.turns.outcomes = self.results

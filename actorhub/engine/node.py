@@ -60,7 +60,7 @@ class Node:
         self.transport = transport
         self.supervisor = Supervisor(clock)
         self.exchange = Exchange(clock=clock, news=news)
-        self.peers = Peers(transport, self.exchange, self.supervisor, clock, incarnation)
+        self.peers = Peers(transport, self.exchange, self.supervisor, clock)
         self.table = RoutingTable()
         self.router = Router(specs=specs, table=self.table, peers=self.peers, host=None, clock=clock)
         self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self.router.expire)

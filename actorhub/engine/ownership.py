@@ -31,8 +31,6 @@ _LOOK_AT_SESSION: Final = 0.1
 """Seconds between looks at whether the session's connection broke: cheaper than to wait for the next heartbeat."""
 _SHORTEST_INTERVAL: Final = 0.02
 """Seconds that heartbeats are apart, however many peers ask for a look at the runner table."""
-_NUDGE_LASTS: Final = 3.0
-"""Seconds for which a peer's word counts as a wish; the runner table confirms it before."""
 _DRAINS_AT_ONCE: Final = 16
 _DRAINS_AT_LEAVE: Final = 32
 
@@ -125,7 +123,6 @@ class Ownership:
             shards_per_group=shards_per_group,
             again=self._look_again,
         )
-        self._nudged: dict[ShardId, float] = {}
         self._last_sent = NEVER
         self._drain_deadline: float | None = None
         self._drains_waiting = 0
@@ -196,13 +193,10 @@ class Ownership:
             self._wake.set()
 
     def nudge(self, shards: Iterable[ShardId]) -> None:
-        """Try the locks of shards that a peer released for this runner, before the runner table says why."""
-        if self._holdings.leaving:
-            return
-        until = self._clock.monotonic() + _NUDGE_LASTS
-        self._nudged.update((shard, until) for shard in shards if shard.group in self._info.groups)
-        self._look_again()
-        self._beat_now.set()
+        """Try the locks of shards that a peer released, should they be ours, by a runner table read anew."""
+        if any(shard.group in self._info.groups for shard in shards):
+            self._look_again()
+            self._beat_now.set()
 
     def refresh(self) -> None:
         """Read the runner table now instead of at the next heartbeat: a peer just appeared or disappeared."""
@@ -369,12 +363,7 @@ class Ownership:
     def _wanted(self) -> frozenset[ShardId]:
         if self._holdings.leaving:
             return frozenset()
-        wanted = self._membership.wishes(self._info).mine
-        if self._nudged:
-            now = self._clock.monotonic()
-            self._nudged = {shard: until for shard, until in self._nudged.items() if now < until}
-            wanted |= self._nudged.keys()
-        return wanted
+        return self._membership.wishes(self._info).mine
 
     def _given_away(self) -> frozenset[ShardId]:
         wishes, owned = self._membership.wishes(self._info), self._holdings.owned

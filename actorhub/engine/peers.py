@@ -86,14 +86,11 @@ class Peer:
 class Peers:
     """Keeps one link to every other live runner, whoever of the two opened it."""
 
-    def __init__(
-        self, transport: Transport, events: PeerEvents, supervisor: Supervisor, clock: Clock, own_incarnation: str
-    ) -> None:
+    def __init__(self, transport: Transport, events: PeerEvents, supervisor: Supervisor, clock: Clock) -> None:
         self._transport = transport
         self._events = events
         self._supervisor = supervisor
         self._clock = clock
-        self._own = own_incarnation
         self._wanted: set[str] = set()
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self.linked: dict[str, Peer] = {}

@@ -123,7 +123,7 @@ class Results:
         else:
             message.phase = COMMITTING
             self.commit(cell, message.epoch, data).add_done_callback(
-                partial(self._committed, message, cell, data, body), context=self._turns.context
+                partial(self._committed, message, data, body), context=self._turns.context
             )
 
     def commit(self, cell: Cell, epoch: int, data: bytes) -> "asyncio.Future[None]":
@@ -148,9 +148,9 @@ class Results:
         self.distrust(cell, error)
         return error
 
-    def _committed(
-        self, message: Message, cell: Cell, data: bytes, body: bytes, outcome: "asyncio.Future[None]"
-    ) -> None:
+    def _committed(self, message: Message, data: bytes, body: bytes, outcome: "asyncio.Future[None]") -> None:
+        cell = message.cell
+        assert cell is not None
         error = self.committed(cell, data, outcome)
         if error is None:
             self._done(message, body)

@@ -49,7 +49,7 @@ class HandlerSpec:
                 try:
                     return (*codec.decode(body), *self.defaults[-missing:])
                 except MalformedMessage:
-                    continue
+                    continue  # an even older caller left out more; the first error is the one to report
             raise MalformedMessage(self._with_names(error.message)) from error
 
     def decode_json_arguments(self, text: bytes) -> tuple[Any, ...]:

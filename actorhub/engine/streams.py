@@ -26,14 +26,11 @@ _CLOSE_LIMIT: Final = 5.0
 class Streams:
     """Starts producers and gives them their turns."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, turns: Turns, results: Results, supervisor: Supervisor, max_bytes: int
-    ) -> None:
-        self._loop = loop
-        self._turns = turns
-        self._results = results
+    def __init__(self, turns: Turns, results: Results, supervisor: Supervisor, max_message_bytes: int) -> None:
+        self.turns = turns
+        self.results = results
+        self.max_message_bytes = max_message_bytes
         self._supervisor = supervisor
-        self._max_bytes = max_bytes
 
     def take_turn(self, message: Message) -> None:
         """Begin the stream of `message`, or let its producer go on."""
@@ -41,7 +38,7 @@ class Streams:
         if producer is not None:
             producer.turn_granted()
             return
-        producer = message.producer = Producer(self._loop, self._turns, self._results, message, self._max_bytes)
+        producer = message.producer = Producer(self, message)
         message.task = self._supervisor.spawn(producer.run(), "stream")
         cell = message.cell
         assert cell is not None
@@ -53,14 +50,12 @@ class Streams:
 class Producer:
     """Runs one generator within the consumer's credit."""
 
-    def __init__(
-        self, loop: asyncio.AbstractEventLoop, turns: Turns, results: Results, message: Message, max_bytes: int
-    ) -> None:
-        self._loop = loop
-        self._turns = turns
-        self._results = results
+    def __init__(self, streams: Streams, message: Message) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._turns = streams.turns
+        self._results = streams.results
         self._message = message
-        self._max_bytes = max_bytes
+        self._max_bytes = streams.max_message_bytes
         self._credit = message.credit
         self._bodies: list[bytes] = []
         self._wake: asyncio.Future[None] | None = None

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
+import msgspec
 import pytest
 
 from actorhub.core.address import RunnerInfo, ShardId
@@ -254,9 +255,30 @@ def test_a_take_that_fails_strands_nothing_and_holds_no_other_shard() -> None:
         assert one.shards == set()
         await cluster.until(lambda: len(one.shards) == SHARDS - 1)
         await asyncio.sleep(5)
+        await cluster.until(lambda: one.ownership.state(stuck) == "unowned")
+        stranger = await storage.open_lock_session("stranger")
+        assert await stranger.try_lock([stuck]) == [stuck]
+        await stranger.aclose()
         storage.stuck = frozenset()
         await cluster.until(lambda: len(one.shards) == SHARDS, deadline=2.0)
         assert cluster.ledger.wrong == []
+
+    in_virtual_time(scenario)
+
+
+def test_a_session_that_was_given_up_does_not_keep_its_locks_from_the_next() -> None:
+    """A runner ends its own former session at the server instead of waiting until that was silent for long enough."""
+
+    async def scenario(cluster: Cluster, store: MemoryStore) -> None:
+        (one,) = await cluster.start("h:1")
+        before = dict(one.ownership.owned)
+        frozen_at = cluster.clock.monotonic()
+        store.freeze_sessions(one.incarnation)
+        await cluster.until(lambda: not one.shards)
+        await cluster.until(lambda: len(one.shards) == SHARDS)
+        assert cluster.clock.monotonic() - frozen_at < 3.0
+        assert one.ownership.owned == {shard: epoch + 1 for shard, epoch in before.items()}
+        assert one.ownership.statistics().sessions_lost == 1
 
     in_virtual_time(scenario)
 
@@ -318,18 +340,26 @@ def test_a_process_that_was_stopped_fences_itself_in_the_first_round() -> None:
     in_virtual_time(scenario)
 
 
-def test_a_nudge_is_believed_before_the_runner_table_says_why() -> None:
-    """A released shard is taken by the one who was told, and goes home when placement knows better."""
+def test_a_nudge_reads_the_runner_table_before_its_turn() -> None:
+    """A runner that is told of a release learns at once that the peer is leaving, and takes nothing from a stayer."""
 
     async def scenario(cluster: Cluster, store: MemoryStore) -> None:
         one, two = await cluster.start("h:1", "h:2")
         await cluster.balanced(one, two)
-        shard = min(two.shards)
-        two.ownership.mistrust(shard)
-        one.ownership.nudge([shard])
-        await cluster.until(lambda: one.ownership.epoch(shard) is not None or two.ownership.epoch(shard) is not None)
-        await cluster.until(lambda: two.ownership.epoch(shard) is not None)
-        await cluster.balanced(one, two)
+        await asyncio.sleep(0.5)
+        theirs = sorted(two.shards)
+        one.ownership.nudge(theirs)
+        await asyncio.sleep(0.3)
+        assert not one.shards.intersection(theirs)
+        began = cluster.clock.monotonic()
+        store.register(msgspec.structs.replace(two.info, draining=True))
+        two.dead = True
+        await two.supervisor.aclose(1.0)
+        cluster.ledger.dies(two.incarnation)
+        store.terminate_sessions(two.incarnation)
+        one.ownership.nudge(theirs)
+        await cluster.until(lambda: len(one.shards) == SHARDS)
+        assert cluster.clock.monotonic() - began < 0.1
         assert cluster.ledger.wrong == []
 
     in_virtual_time(scenario)

@@ -122,7 +122,7 @@ async def test_a_bounded_wait_ends_even_if_the_work_resists(supervisor: Supervis
             try:
                 await release.wait()
             except asyncio.CancelledError:
-                continue
+                continue  # stubborn on purpose
 
     with pytest.raises(TimeoutError, match="stubborn took longer"):
         await supervisor.bounded(stubborn(), "stubborn", 0.01)
@@ -175,7 +175,7 @@ async def test_closing_names_what_does_not_end_and_starts_nothing_new() -> None:
             try:
                 await release.wait()
             except asyncio.CancelledError:
-                continue
+                continue  # stubborn on purpose
 
     _ = supervisor.spawn(stubborn(), "stubborn")
     easy = supervisor.spawn(asyncio.sleep(60), "easy")

@@ -33,7 +33,7 @@ def test_without_any_source_the_documented_defaults_hold() -> None:
     assert settings == Settings()
     assert settings.database_url is None
     assert settings.listen == settings.admin == HostPort("127.0.0.1", 7700)
-    assert (settings.workers, settings.weight, settings.groups) == (1, 1.0, ("default",))
+    assert (settings.workers, settings.weight, settings.groups) == (1, 1.0, ())
     assert (settings.shards_per_group, settings.max_resident, settings.max_call_depth) == (300, 100_000, 32)
     assert (settings.max_message_bytes, settings.max_entity_id_bytes) == (4 * 1024 * 1024, 255)
     assert (settings.grace, settings.retention) == (timedelta(seconds=15), timedelta(days=1))

@@ -110,10 +110,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(
             parse=values.parse_names,
             allowed=f"one or more different names, separated by commas, each {_NAME_RULE}",
-            help="Shard groups that this runner hosts.",
+            help="Shard groups that this runner hosts; by default those of the declared entities.",
             metavar="A,B",
         ),
-    ] = ("default",)
+    ] = ()
     http: Annotated[
         HostPort | None,
         Setting(

@@ -49,7 +49,7 @@ class GroupWork(Protocol[RequestT, ResultT]):
     async def run(
         self, statement: "Statement", group: Sequence[Entry[RequestT, ResultT]]
     ) -> Sequence[ResultT | PersistenceError | Again]:
-        """Return each entry's outcome, in order, not only `Again`. Running a group again after an unknown outcome is harmless."""
+        """Return each entry's outcome, in order, not only `Again`. Running a group twice is harmless."""
         ...
 
 

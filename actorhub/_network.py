@@ -1,0 +1,69 @@
+"""The parts of a real cluster, made from settings: Postgres and gRPC."""
+
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack
+
+from actorhub.core.clock import Clock
+from actorhub.core.config import Settings
+from actorhub.core.envelope import Hello
+from actorhub.engine.node import Door
+from actorhub.engine.spec import EntitySpec
+from actorhub.ops import port_services
+from actorhub.storage.postgres import PostgresStorage
+from actorhub.storage.postgres.embedded import EmbeddedPostgres
+from actorhub.transport.grpc import AddService, GrpcTransport, TlsFiles
+from actorhub.transport.outbox import LinkLimits
+
+
+async def postgres_storage(settings: Settings, clock: Clock, stack: AsyncExitStack) -> PostgresStorage:
+    """Return the store at the database given, or in an embedded Postgres, which `stack` lets go of."""
+    url = settings.database_url
+    if url is None:
+        server = EmbeddedPostgres()
+        url = await server.start()
+        stack.push_async_callback(server.stop)
+    return PostgresStorage(url, namespace=settings.namespace, clock=clock)
+
+
+async def runner_finder(
+    settings: Settings, clock: Clock, stack: AsyncExitStack
+) -> Callable[[], Awaitable[Collection[str]]]:
+    """Return what a client asks for runners' addresses: the gateways given, or the store's table of runners."""
+    if settings.gateway or settings.database_url is None:
+        gateways = [str(address) for address in settings.gateway or (settings.admin,)]
+
+        async def given() -> Collection[str]:
+            return gateways
+
+        return given
+    storage = PostgresStorage(settings.database_url, namespace=settings.namespace, clock=clock)
+    stack.push_async_callback(storage.aclose)
+    await storage.open()
+
+    async def registered() -> Collection[str]:
+        return [runner.info.runner.address for runner in await storage.runners()]
+
+    return registered
+
+
+def runner_transport(settings: Settings, hello: Hello, door: Door, specs: Mapping[str, EntitySpec]) -> GrpcTransport:
+    """Return a transport that listens, with the operator's services on the same port."""
+    return grpc_transport(settings, hello, listen=str(settings.listen), services=port_services(door, specs, settings))
+
+
+def grpc_transport(
+    settings: Settings, hello: Hello, *, listen: str | None = None, services: Sequence[AddService] = ()
+) -> GrpcTransport:
+    """Return a transport; without `listen` it only connects."""
+    tls = None
+    if settings.tls_cert and settings.tls_key and settings.tls_ca:
+        tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_ca)
+    return GrpcTransport(
+        hello,
+        listen=listen,
+        tls=tls,
+        token=settings.token,
+        insecure=settings.insecure,
+        limits=LinkLimits(max_message_bytes=settings.max_message_bytes),
+        services=services,
+    )

@@ -1,0 +1,1 @@
+"""Programs that show actorhub at work."""

@@ -1,0 +1,109 @@
+"""What the demo shows: on a terminal with a live progress bar, elsewhere as plain lines."""
+
+import asyncio
+from collections.abc import Iterable
+from time import monotonic
+from typing import Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from examples.flights.driver import Driver
+
+_REDRAW_SECONDS: Final = 0.1
+_LINE_SECONDS: Final = 5.0
+
+
+class Screen:
+    """Prints with the time since its making in front.
+
+    Args:
+        console: Where to print.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._start = monotonic()
+
+    def say(self, text: str, style: str = "") -> None:
+        """Print a line."""
+        self._console.print(
+            f"[dim]{monotonic() - self._start:6.1f} s[/]  {f'[{style}]{text}[/]' if style else text}", highlight=False
+        )
+
+    async def follow(self, driver: Driver, calls: int) -> None:
+        """Show how far the driver is, until cancelled."""
+        if self._console.is_terminal:
+            await self._draw(driver, calls)
+        else:
+            await self._list(driver, calls)
+
+    def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+        """Print a table of two columns."""
+        table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
+        table.add_column(style="cyan")
+        table.add_column()
+        for name, value in rows:
+            table.add_row(name, value)
+        self._console.print(table)
+
+    async def _draw(self, driver: Driver, calls: int) -> None:
+        columns = (
+            TextColumn("  calls"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[retries]}"),
+        )
+        with Progress(*columns, console=self._console, auto_refresh=False) as progress:
+            bar = progress.add_task("", total=calls, rate="", retries="")
+            rate = Rate(driver)
+            try:
+                while True:
+                    progress.update(bar, completed=driver.done, rate=f"{rate():,.0f}/s", retries=retries_of(driver))
+                    progress.refresh()
+                    await asyncio.sleep(_REDRAW_SECONDS)
+            finally:
+                progress.update(bar, completed=driver.done)
+
+    async def _list(self, driver: Driver, calls: int) -> None:
+        rate = Rate(driver)
+        while True:
+            await asyncio.sleep(_LINE_SECONDS)
+            share = driver.done / calls
+            retries = retries_of(driver)
+            self.say(f"{driver.done:>9,} of {calls:,} calls ({share:.0%}), {rate():,.0f}/s{retries and f', {retries}'}")
+
+
+class Rate:
+    """Calls per second over the last few seconds.
+
+    Args:
+        driver: Whose calls.
+    """
+
+    _WINDOW = 3.0
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._points = [(monotonic(), driver.done)]
+
+    def __call__(self) -> float:
+        """Return the rate up to now."""
+        now = monotonic()
+        self._points.append((now, self._driver.done))
+        while len(self._points) > 2 and self._points[1][0] < now - self._WINDOW:
+            del self._points[0]
+        then, done = self._points[0]
+        return (self._driver.done - done) / max(now - then, 1e-9)
+
+
+def retries_of(driver: Driver) -> str:
+    """Return the number of retries in words, by error; nothing when there were none."""
+    total = driver.retries.total()
+    if total == 0:
+        return ""
+    return f"{total} sent again ({'; '.join(f'{error}: {count}' for error, count in driver.retries.most_common())})"
