@@ -80,10 +80,11 @@ class Cluster:
         Raises:
             PersistenceError: this process has no machine id, or could not renew its lease of it.
         """
-        if self._ids is None:
-            if self._part.machine_id < 0:
+        machine = self._part.machine_id
+        if self._ids is None or self._ids.machine != machine:
+            if machine < 0:
                 raise PersistenceError("no machine id was leased to this process yet")
-            self._ids = SnowflakeGenerator(self._part.machine_id, self._node.clock)
+            self._ids = SnowflakeGenerator(machine, self._node.clock)
         if self._part.machine_id_until < self._node.clock.monotonic():
             raise PersistenceError("the lease of this process's machine id ran out: the store cannot be reached")
         return self._ids.next_id()

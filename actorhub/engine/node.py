@@ -35,8 +35,6 @@ _log: Final = logging.getLogger("actorhub.node")
 
 _REFRESH: Final = 0.5
 """Seconds between looks at the store while calls wait for an owner: the safety net under the peers' news."""
-_SILENT: Final = 3.0
-"""Seconds without a heartbeat after which nobody connects to a runner any more."""
 _MACHINE_LEASE: Final = timedelta(seconds=60)
 _RENEW_MACHINE: Final = 15.0
 
@@ -224,7 +222,7 @@ class Runner:
     def members_changed(self, runners: Sequence[LiveRunner]) -> None:
         """Link to who lives, and tell the clients."""
         self.known_runners = runners
-        live = [r.info for r in runners if r.silent_for < _SILENT]
+        live = [runner.info for runner in runners]
         self.node.known_types = frozenset(name for info in (*live, self.info) for name in info.entity_types)
         own = self.info.runner
         self.node.peers.want([i.runner.address for i in live if i.runner.incarnation != own.incarnation])
@@ -236,6 +234,8 @@ class Runner:
         owned = [ShardOwner(shard, self.info.runner, epoch) for shard, epoch in self.ownership.owned.items()]
         if peer.is_runner:
             self.ownership.trust(peer.runner.incarnation)
+            if all(known.info.runner != peer.runner for known in self.known_runners):
+                self.ownership.refresh()
         else:
             self._tell_members([peer])
             if peer.link.peer.machine_id_wanted:
@@ -262,7 +262,7 @@ class Runner:
         self.ownership.mistrust(shard)
 
     def _tell_members(self, peers: Sequence[Peer]) -> None:
-        live = [r.info.runner for r in self.known_runners if r.silent_for < _SILENT] or [self.info.runner]
+        live = [runner.info.runner for runner in self.known_runners] or [self.info.runner]
         types = sorted(self.node.known_types or self.info.entity_types)
         for peer in peers:
             peer.link.send(Members(live, self.shards_per_group, types))

@@ -22,7 +22,7 @@ from actorhub.engine.ownership_members import Membership
 from actorhub.engine.ownership_moves import SLOW_DRAIN, Acquisitions, HandOvers, Holdings, ShardHost, ShardState
 from actorhub.engine.ownership_plan import decide
 from actorhub.engine.supervision import Backoff, Supervisor
-from actorhub.storage.ports import LEASE, LiveRunner, Storage
+from actorhub.storage.ports import LEASE, LiveRunner, SessionLost, Storage
 
 _log: Final = logging.getLogger("actorhub.ownership")
 
@@ -230,6 +230,9 @@ class Ownership:
             ]
             self._balance()
             await self._until_settled()
+        except SessionLost as error:
+            self._stop("its start failed")
+            raise PersistenceError(f"the first lock session was lost at once: {error}") from error
         except BaseException:
             self._stop("its start failed")
             raise
@@ -262,7 +265,7 @@ class Ownership:
             try:
                 # Peers that are told of a release must find in the table that this runner does not want it back.
                 await self._beat()
-            except PersistenceError as error:
+            except (PersistenceError, SessionLost) as error:
                 _log.warning("leaving without announcing it: %s", error)
         self._holdings.leaving = True
         self._wake.set()

@@ -7,7 +7,7 @@ from typing import Final
 
 from actorhub.core.address import RunnerAddress, RunnerInfo
 from actorhub.core.clock import Clock
-from actorhub.core.errors import ConfigurationError, PersistenceError
+from actorhub.core.errors import ConfigurationError, PersistenceError, ShuttingDown
 from actorhub.engine.lease import NEVER, store_call
 from actorhub.engine.ownership_plan import (
     LIVE_WITHIN,
@@ -150,5 +150,5 @@ class Membership:
             elif forget:
                 work_left = self._storage.remove_runner(incarnation)
                 await store_call(self._supervisor, work_left, "remove runner", _DEADLINE)
-        except PersistenceError as error:
+        except (PersistenceError, ShuttingDown) as error:
             _log.warning("cannot evict the silent runner %s, next try in a second: %s", incarnation, error)
