@@ -14,6 +14,7 @@ from actorhub.core.errors import ConfigurationError
 from actorhub.engine.cell import HostedType
 from actorhub.engine.inbound import Limits
 from actorhub.engine.node import Client, Door, Runner
+from actorhub.engine.placement import PLACEMENT_VERSION
 from actorhub.engine.spec import EntitySpec
 from actorhub.entity import Entity
 from actorhub.storage.ports import ClusterValues, Storage
@@ -140,7 +141,11 @@ class Hub:
         """Make a runner of its parts and start it; `stack` ends it again."""
         stack.push_async_callback(storage.aclose)
         await storage.open()
-        await storage.agree(ClusterValues(shards_per_group=settings.shards_per_group, hash_version=HASH_VERSION))
+        await storage.agree(
+            ClusterValues(
+                shards_per_group=settings.shards_per_group, hash_version=f"{HASH_VERSION},{PLACEMENT_VERSION}"
+            )
+        )
         stack.push_async_callback(transport.aclose, 1.0)
         await transport.listen(door)
         hello = transport.hello

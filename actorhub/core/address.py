@@ -68,6 +68,8 @@ class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Names of the entity types that it can host."""
     draining: bool = False
     version: str = ""
+    slot: int = -1
+    """Its number among the registered runners of its groups, given by the store when it registers; -1 before that."""
 
 
 def shard_number(key: str, shards: int) -> int:

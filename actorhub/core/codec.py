@@ -128,7 +128,10 @@ _SENT_FIELDS: Final = ("retry_after", "path", "type", "traceback", "reason")
 
 
 def encode_error(error: ActorhubError) -> bytes:
-    """Return the wire form of `error`; a domain error that cannot be encoded becomes a `HandlerFailed`."""
+    """Return the wire form of `error`; a domain error that cannot be encoded becomes a `HandlerFailed`.
+
+    A subclass that only one side knows travels as the public error that it specialises.
+    """
     if isinstance(error, EntityError):
         try:
             fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in field_names(type(error))}
@@ -137,7 +140,8 @@ def encode_error(error: ActorhubError) -> bytes:
             return encode_error(HandlerFailed(name, f"{error}: its fields cannot be encoded: {exc}"))
         return _encode(_ErrorRecord(_domain_name(type(error)), str(error), True, fields, True))
     fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in _SENT_FIELDS if hasattr(error, name)}
-    return _encode(_ErrorRecord(type(error).__name__, error.message, error.possibly_executed, fields))
+    kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
+    return _encode(_ErrorRecord(kind, error.message, error.possibly_executed, fields))
 
 
 def decode_error(data: bytes) -> ActorhubError:
@@ -145,7 +149,7 @@ def decode_error(data: bytes) -> ActorhubError:
     try:
         record = _decode_error(data)
         return _domain_error(record) if record.domain else _framework_error(record)
-    except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
+    except (msgspec.MsgspecError, TypeError, ValueError, NameError, RecursionError) as exc:
         return HandlerFailed("unreadable error", f"the peer's error cannot be decoded: {exc}")
 
 

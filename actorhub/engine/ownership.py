@@ -322,6 +322,9 @@ class Ownership:
         self.fresh_until = self._holdings.fresh_until = self._last_sent + _LEASE
         if self._watchdog is not None:
             self._watchdog.arm(self.fresh_until)
+        slot = next((row.info.slot for row in rows if row.info.runner == self._info.runner), self._info.slot)
+        if slot != self._info.slot:
+            self._info = msgspec.structs.replace(self._info, slot=slot)
         if self._membership.observe(rows, self._info):
             self._host.members_changed(self._membership.living)
         self._wake.set()

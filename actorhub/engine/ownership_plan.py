@@ -102,7 +102,13 @@ def wishes(infos: Sequence[RunnerInfo], suspects: Collection[str], me: RunnerInf
 def _layout(infos: Sequence[RunnerInfo], me: RunnerInfo, shards_per_group: int) -> dict[ShardId, RunnerAddress]:
     runners = {info.runner.address: info.runner for info in infos}
     candidates = [
-        Candidate(address=info.runner.address, weight=info.weight, groups=info.groups, draining=info.draining)
+        Candidate(
+            address=info.runner.address,
+            slot=info.slot,
+            weight=info.weight,
+            groups=info.groups,
+            draining=info.draining,
+        )
         for info in infos
     ]
     return {

@@ -90,7 +90,11 @@ class LockSession(Protocol):
         ...
 
     async def heartbeat(self, info: RunnerInfo) -> Sequence[LiveRunner]:
-        """Prove the session alive, write `info`'s row (again, if somebody deleted it), return all registered runners."""
+        """Prove the session alive, write `info`'s row (again, if somebody deleted it), return all registered runners.
+
+        A new row gets the slot of a row with the same address if there is one, else the lowest that no row of an
+        overlapping set of groups has; it keeps it. `info.slot` is not looked at.
+        """
         ...
 
     async def try_lock(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
@@ -134,7 +138,11 @@ class Storage(Protocol):
         ...
 
     async def open_lock_session(self, incarnation: str) -> LockSession:
-        """Return a new lock session; its server side is marked with `incarnation`."""
+        """Return a new lock session; its server side is marked with `incarnation`.
+
+        Raises:
+            ConfigurationError: the connection is no session of its own: a transaction pooler sits between.
+        """
         ...
 
     async def terminate_sessions(self, incarnation: str) -> int:
@@ -177,7 +185,7 @@ class Storage(Protocol):
 
         Concurrent commits share one transaction; one refused row never fails another. A commit whose outcome is
         unknown (lost connection) is repeated until it is known: repeating the same commit is harmless.
-        The call only queues and returns a future; a cancelled future leaves the outcome open: the write may still happen.
+        The call only queues and returns a future. A cancelled future leaves the outcome open: the write may happen.
 
         Raises (from the future):
             Fenced: ownership was lost. Nothing was written.
@@ -188,6 +196,8 @@ class Storage(Protocol):
 
     async def lease_machine_id(self, holder: str, duration: timedelta) -> int:
         """Return a machine id in [0, 1024) that no other live holder has, kept for `duration`; renews the holder's own.
+
+        A holder whose lease ran out may get another id than before: compare.
 
         Raises:
             PersistenceError: all are taken.

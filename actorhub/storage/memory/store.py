@@ -164,7 +164,18 @@ class MemoryStore:
         now = self._clock.monotonic()
         known = self._runners.get(info.runner.incarnation)
         started_at = self._clock.time() if known is None else known.started_at
-        self._runners[info.runner.incarnation] = _Registration(info, now, started_at)
+        slot = self._free_slot(info) if known is None else known.info.slot
+        self._runners[info.runner.incarnation] = _Registration(
+            msgspec.structs.replace(info, slot=slot), now, started_at
+        )
+
+    def _free_slot(self, info: RunnerInfo) -> int:
+        others = [row.info for row in self._runners.values()]
+        for other in others:
+            if other.runner.address == info.runner.address:
+                return other.slot
+        taken = {other.slot for other in others if not set(other.groups).isdisjoint(info.groups)}
+        return next(slot for slot in range(len(taken) + 1) if slot not in taken)
 
     def runners(self) -> Sequence[LiveRunner]:
         """Return every registered runner."""

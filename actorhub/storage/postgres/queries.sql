@@ -2,9 +2,9 @@
 -- Write the caller's row and return every runner's, with the server process that ran this.
 with mine as (
     insert into runner as r (
-        incarnation, address, weight, groups, entity_types, draining, version, backend_pid, heartbeat_at
+        incarnation, address, weight, groups, entity_types, draining, version, slot, backend_pid, heartbeat_at
     )
-    values ($1, $2, $3, $4, $5, $6, $7, pg_backend_pid(), clock_timestamp())
+    values ($1, $2, $3, $4, $5, $6, $7, runner_slot($1, $2, $4), pg_backend_pid(), clock_timestamp())
     on conflict (incarnation) do update
     set address = excluded.address, weight = excluded.weight, groups = excluded.groups,
         entity_types = excluded.entity_types, draining = excluded.draining, version = excluded.version,
@@ -17,7 +17,7 @@ everyone as (
     select mine.* from mine
 )
 select
-    e.incarnation, e.address, e.weight, e.groups, e.entity_types, e.draining, e.version,
+    e.incarnation, e.address, e.weight, e.groups, e.entity_types, e.draining, e.version, e.slot,
     greatest(extract(epoch from clock_timestamp() - e.heartbeat_at), 0)::double precision as silent_for,
     extract(epoch from e.started_at)::double precision as started_at,
     pg_backend_pid() as this_backend
@@ -26,7 +26,7 @@ from everyone as e;
 -- name: runners
 -- Every runner's row.
 select
-    r.incarnation, r.address, r.weight, r.groups, r.entity_types, r.draining, r.version,
+    r.incarnation, r.address, r.weight, r.groups, r.entity_types, r.draining, r.version, r.slot,
     greatest(extract(epoch from clock_timestamp() - r.heartbeat_at), 0)::double precision as silent_for,
     extract(epoch from r.started_at)::double precision as started_at
 from runner as r;

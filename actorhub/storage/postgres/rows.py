@@ -26,7 +26,7 @@ def live_runners(rows: Sequence[asyncpg.Record]) -> list[LiveRunner]:
 
 
 def _live_runner(row: asyncpg.Record) -> LiveRunner:
-    names = ("weight", "groups", "entity_types", "draining", "version")
+    names = ("weight", "groups", "entity_types", "draining", "version", "slot")
     values = {name: row[name] for name in names}
     runner = RunnerAddress(row["address"], row["incarnation"])
     info = msgspec.convert({**values, "runner": [runner.address, runner.incarnation]}, RunnerInfo)

@@ -14,12 +14,41 @@ create table runner (
     entity_types text[] not null,
     draining boolean not null,
     version text not null,
+    slot integer not null,
     backend_pid integer not null,
     started_at timestamptz not null default clock_timestamp(),
     heartbeat_at timestamptz not null default clock_timestamp()
 ) with (fillfactor = 50);
 comment on table runner is 'Registered runners; each writes its row again with every heartbeat of its lock session.';
 comment on column runner.backend_pid is 'Server process of the lock session.';
+comment on column runner.slot is 'Given once, at the first heartbeat: placement depends on it.';
+
+-- One registration at a time, so that two runners that start together do not get the same slot.
+create function runner_slot(new_incarnation text, new_address text, new_groups text[]) returns integer
+language plpgsql as $$
+declare
+    found_slot integer;
+begin
+    select r.slot into found_slot from runner as r where r.incarnation = new_incarnation;
+    if found then
+        return found_slot;
+    end if;
+
+    perform pg_advisory_xact_lock(hashtextextended(current_schema() || '/slots', 0));
+
+    select r.slot into found_slot from runner as r where r.address = new_address order by r.started_at desc limit 1;
+    if found then
+        return found_slot;
+    end if;
+
+    return (
+        select min(free.slot)
+        from generate_series(0, (select count(*)::integer from runner)) as free (slot)
+        where not exists (select from runner as r where r.slot = free.slot and r.groups && new_groups)
+    );
+end
+$$;
+comment on function runner_slot is 'The slot of a registered runner, or the one that a new runner gets.';
 
 create table shard (
     shard_group text not null,
