@@ -1,5 +1,11 @@
 """Virtual actors on Postgres: every id is one live, typed, asyncio object."""
 
+import os
+
+# gRPC reads this when it is imported. Its fork handlers can crash the child of a program that starts another one (seen
+# under uvloop), and a forked process cannot use gRPC anyway: workers are spawned.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 from actorhub.client import Client
 from actorhub.cluster import Cluster
 from actorhub.context import Current, current

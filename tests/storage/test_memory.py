@@ -9,6 +9,7 @@ from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.ports import SESSION_IDLE_LIMIT, SessionLost, StoredState
+from actorhub.testing.slot_suite import SlotSuite
 from actorhub.testing.storage_suite import SHARDS, OwnershipSuite, StateSuite, commit, lock_session, outcomes, runner
 
 
@@ -50,6 +51,10 @@ async def world() -> AsyncIterator[MemoryWorld]:
 
 class TestMemoryOwnership(OwnershipSuite):
     """Ownership on the memory store."""
+
+
+class TestMemorySlots(SlotSuite):
+    """Slots on the memory store."""
 
 
 class TestMemoryState(StateSuite):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from actorhub.testing.slot_suite import SlotSuite
 from actorhub.testing.storage_suite import OwnershipSuite, StateSuite
 from tests.storage.conftest import PostgresWorld
 
@@ -14,6 +15,10 @@ def world(postgres_world: PostgresWorld) -> PostgresWorld:
 
 class TestPostgresOwnership(OwnershipSuite):
     """Ownership on Postgres."""
+
+
+class TestPostgresSlots(SlotSuite):
+    """Slots on Postgres."""
 
 
 class TestPostgresState(StateSuite):
