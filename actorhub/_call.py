@@ -21,6 +21,7 @@ from actorhub.engine.inbound import check_chain
 from actorhub.engine.message import DONE, FOREVER, NEW, RUNNING, SENT, Message, running
 from actorhub.engine.node import Node
 from actorhub.engine.spec import HandlerSpec
+from actorhub.engine.streams import STREAM_WINDOW_BYTES
 
 MAX_CALLS: Final = 200_000
 """Calls that one process may wait for."""
@@ -41,9 +42,12 @@ class Target:
 
 
 class Call(Message):
-    """One lazy call: `await` it (ask), or hand it to `tell`. It can be used once; a dropped one warns."""
+    """One lazy call: `await` it (ask), or hand it to `tell`. It can be used once; a dropped one warns.
 
-    __slots__ = ("__weakref__", "_future", "_target", "_used")
+    It is a coroutine, as its type says, so `TaskGroup.create_task` and the like take it.
+    """
+
+    __slots__ = ("__weakref__", "_future", "_steps", "_target", "_used")
 
     def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
         super().__init__(spec, entity_id, ASK)
@@ -51,6 +55,8 @@ class Call(Message):
         self._used = False
         self.args = args
         self._future: asyncio.Future[bytes]
+        self._steps: Generator[Any, Any, Any]
+        """Its steps when a task runs it as a coroutine; `await` makes its own."""
 
     def __await__(self) -> Generator[Any, None, Any]:
         if self._target.broadcast:
@@ -59,8 +65,8 @@ class Call(Message):
         self.prepare()
         future = self._future = asyncio.get_running_loop().create_future()
         node.deadlines.add(self)
-        node.router.route(self)
         try:
+            node.router.route(self)
             body = yield from future
         except asyncio.CancelledError:
             node.router.withdraw(self, CallTimeout(f"{self.what}: the caller was cancelled"))
@@ -68,6 +74,25 @@ class Call(Message):
         finally:
             node.deadlines.drop(self)
         return decode_result(self.spec, body)
+
+    def send(self, value: Any) -> Any:
+        """Run one step, as a task does."""
+        if not hasattr(self, "_steps"):
+            self._steps = self.__await__()
+        return self._steps.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        """Raise `error` where it waits, as a task does; before its start, nothing was or will be sent."""
+        if not hasattr(self, "_steps"):
+            self._used = True
+            self._steps = _not_started()
+        return self._steps.throw(*error)
+
+    def close(self) -> None:
+        """End it; before its start, nothing was or will be sent."""
+        self._used = True
+        if hasattr(self, "_steps"):
+            self._steps.close()
 
     def __del__(self) -> None:
         if not self._used:
@@ -91,9 +116,13 @@ class Call(Message):
         self.begin_tell(message_id)
         future = self._future = asyncio.get_running_loop().create_future()
         node.deadlines.add(self)
-        node.router.route(self)
         try:
+            node.router.route(self)
             await future
+        except asyncio.CancelledError:
+            if future.cancelled():
+                node.router.withdraw(self, CallTimeout(f"{self.what}: the teller was cancelled"))
+            raise
         finally:
             node.deadlines.drop(self)
         return message_id
@@ -178,56 +207,109 @@ class ToldCall(Message):
         self._node.tell_failed(self, error)
 
 
-class StreamCall(Call, AsyncIterator[Any]):
-    """A lazy stream: sent at the first item asked for, with a window of credit; closing it cancels the producer."""
+class StreamCall(AsyncIterator[Any]):
+    """A lazy stream: sent at the first item asked for, with a window of credit.
 
-    __slots__ = ("_ended", "_error", "_granted", "_items", "_started", "_waiter")
+    Closing it cancels the producer, and so does dropping it: the engine holds the message behind it, not this.
+    """
+
+    __slots__ = ("__weakref__", "_message")
 
     def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
-        super().__init__(target, spec, entity_id, args)
-        self.kind = STREAM
-        self._items: deque[bytes] = deque()
-        self._started = False
-        self._ended = False
-        self._error: ActorhubError | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self._granted = STREAM_WINDOW
+        self._message = _StreamMessage(target, spec, entity_id, args)
 
     def __await__(self) -> Generator[Any, None, Any]:
-        raise TypeError(f"{self.what} is a stream: use `async for item in ...`")
-
-    def __del__(self) -> None:
-        if not self._used:
-            super().__del__()
-        elif not self._ended and not self._target.node.closed:
-            self._withdraw()
+        self.discard()
+        raise TypeError(f"{self._message.what} is a stream: use `async for item in ...`")
 
     def __aiter__(self) -> "StreamCall":
         return self
 
     async def __anext__(self) -> Any:
-        if not self._started:
+        message = self._message
+        items = message.items
+        if not items:
+            await message.wait_for_items()
+        body = items.popleft()
+        message.taken(len(body))
+        return decode_result(message.spec, body)
+
+    def discard(self) -> None:
+        """Do without it: it does not warn when it is dropped."""
+        self._message.mark_used()
+
+    async def aclose(self) -> None:
+        """Stop the stream; the producer is cancelled."""
+        self.discard()
+        self._message.withdraw()
+        self._message.items.clear()
+
+    def __del__(self) -> None:
+        self._message.withdraw_soon()
+
+    def __repr__(self) -> str:
+        return f"<stream of {self._message.what}({self._message.entity_id!r})>"
+
+
+class _StreamMessage(Call):
+    """What the engine knows of a stream's consumer."""
+
+    __slots__ = ("_error", "_is_over", "_loop", "_taken", "_taken_bytes", "_waiter", "items")
+
+    def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
+        super().__init__(target, spec, entity_id, args)
+        self.kind = STREAM
+        self.items: deque[bytes] = deque()
+        """Items that arrived and were not taken."""
+        self._is_over = False
+        self._error: ActorhubError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._taken = self._taken_bytes = 0
+        """What the consumer took since it last granted credit."""
+
+    def mark_used(self) -> None:
+        """Note that somebody did something with it."""
+        self._used = True
+
+    async def wait_for_items(self) -> None:
+        """Return once there is an item.
+
+        Raises:
+            StopAsyncIteration: the stream ended.
+            ActorhubError: the stream ended with it.
+            RuntimeError: another task waits for an item already.
+        """
+        if self._loop is None:
             self._start()
-        while not self._items:
-            if self._ended:
+        while not self.items:
+            if self._is_over:
                 error, self._error = self._error, None
                 if error is not None:
                     raise error
                 raise StopAsyncIteration
-            await self._wait()
-        body = self._items.popleft()
-        self._granted -= 1
-        if self._granted <= STREAM_WINDOW // 2 and not self._ended:
-            self._grant(STREAM_WINDOW - self._granted)
-        return decode_result(self.spec, body)
+            if self._waiter is not None:
+                raise RuntimeError(f"two tasks take items of one stream of {self.what}: make one stream each")
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            except asyncio.CancelledError:
+                # As in a generator of this process: cancelling who waits for the next item ends the stream.
+                self.withdraw()
+                raise
+            finally:
+                self._waiter = None
 
-    async def aclose(self) -> None:
-        """Stop the stream; the producer is cancelled."""
-        self._used = True
-        if self._started and not self._ended:
-            self._withdraw()
-        self._ended = True
-        self._items.clear()
+    def taken(self, size: int) -> None:
+        """Count an item that the consumer took; grant credit in batches, by number or by bytes."""
+        self._taken += 1
+        self._taken_bytes += size
+        if (self._taken >= STREAM_WINDOW // 2 or self._taken_bytes >= STREAM_WINDOW_BYTES // 4) and not self._is_over:
+            count, self._taken, self._taken_bytes = self._taken, 0, 0
+            if self.producer is not None:
+                self.producer.grant(count)
+            elif self.phase == SENT and self.peer is not None:
+                self.peer.link.send(Credit(self.request_id, count))
 
     def completed(self, body: bytes) -> None:
         """The producer's end."""
@@ -242,19 +324,37 @@ class StreamCall(Call, AsyncIterator[Any]):
         if self.deadline != FOREVER:
             self._target.node.deadlines.drop(self)
             self.deadline = FOREVER
-        self._items.extend(bodies)
+        self.items.extend(bodies)
         self._wake()
 
+    def withdraw(self) -> None:
+        """End it from the consumer's side."""
+        if self._is_over:
+            return
+        self._is_over = True
+        node = self._target.node
+        node.deadlines.drop(self)
+        if self.phase not in (DONE, NEW):
+            node.router.withdraw(self, CallTimeout(f"{self.what}: the consumer went away"))
+
+    def withdraw_soon(self) -> None:
+        """End it in the loop's next turn, from whatever thread the garbage is collected in."""
+        if self._loop is not None and not self._is_over and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.withdraw)
+
     def _start(self) -> None:
+        if self._target.broadcast:
+            self._used = True
+            raise TypeError(f"{self.what} of active(): a broadcast has no reply, so no stream either")
         self.prepare()
-        self._started = True
+        self._loop = asyncio.get_running_loop()
         self.credit = STREAM_WINDOW
         self._target.node.deadlines.add(self)
         self._target.node.router.route(self)
 
     def _end(self, error: ActorhubError | None) -> None:
-        if not self._ended:
-            self._ended = True
+        if not self._is_over:
+            self._is_over = True
             self._error = error
             self._target.node.deadlines.drop(self)
             self._wake()
@@ -263,26 +363,10 @@ class StreamCall(Call, AsyncIterator[Any]):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
-    def _grant(self, count: int) -> None:
-        self._granted += count
-        if self.producer is not None:
-            self.producer.grant(count)
-        elif self.phase == SENT and self.peer is not None:
-            self.peer.link.send(Credit(self.request_id, count))
-
-    def _withdraw(self) -> None:
-        self._ended = True
-        node = self._target.node
-        node.deadlines.drop(self)
-        if self.phase not in (DONE, NEW):
-            node.router.withdraw(self, CallTimeout(f"{self.what}: the consumer went away"))
+def _not_started() -> Generator[Any, Any, Any]:
+    return
+    yield
 
 
 def decode_result(spec: HandlerSpec, body: bytes) -> Any:

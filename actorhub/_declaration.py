@@ -4,12 +4,13 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from actorhub.core.address import NAME_PATTERN
 from actorhub.core.codec import Codec
@@ -80,7 +81,9 @@ class Declaration:
     def _resolve(self) -> EntitySpec:
         options, cls = self.options, self.cls
         state_type = _state_type(cls, self._scope)
-        state = None if state_type is None else Codec[Any](state_type, f"{options.name}: state")
+        if isinstance(state_type, TypeVar):
+            state_type = None  # A generic class in between: what derives from it says.
+        state = None if state_type is None else _codec(state_type, f"{options.name}: state")
         if state is not None and options.concurrency > 1:
             raise TypeError(
                 f"{cls.__name__}: concurrency={options.concurrency} needs an Entity without state, because interleaved "
@@ -116,14 +119,15 @@ class Declaration:
             function=_positional(function, parameters),
             parameters=tuple(p.name for p in parameters),
             defaults=defaults,
+            by_position=sum(p.kind is not p.KEYWORD_ONLY for p in parameters),
             bind=_binder(signature, name),
-            arguments=Codec(_tuple_type(types), f"{what}: arguments"),
+            arguments=_codec(_tuple_type(types), f"{what}: arguments"),
             leading=tuple(
                 Codec(_tuple_type(types[: len(types) - missing]), f"{what}: arguments")
                 for missing in range(1, len(defaults) + 1)
             ),
             named=_named_codec(what, parameters, types),
-            result=Codec(_item_type(hints["return"], what) if stream else hints["return"], f"{what}: result"),
+            result=_codec(_item_type(hints["return"], what) if stream else hints["return"], f"{what}: result"),
             stream=stream,
             readonly=options.readonly,
             reentrant=options.reentrant,
@@ -165,7 +169,16 @@ def snake_case(name: str) -> str:
 
 
 def attach_options(function: Callable[..., Any], options: HandlerOptions) -> None:
-    """Remember what `@handler(...)` said; the function stays itself."""
+    """Remember what `@handler(...)` said; the function stays itself.
+
+    Raises:
+        TypeError: the timeout is not more than zero, or the function is private and so no handler.
+    """
+    name = getattr(function, "__qualname__", repr(function))
+    if options.timeout is not None and options.timeout <= timedelta(0):
+        raise TypeError(f"{name}: timeout={options.timeout} must be more than zero")
+    if getattr(function, "__name__", "").startswith("_"):
+        raise TypeError(f"{name}: @handler on a private method, which nobody can call: rename it, or drop @handler")
     setattr(function, _OPTIONS, options)
 
 
@@ -231,22 +244,31 @@ def _hints(function: Callable[..., Any], scope: Mapping[str, Any], what: str) ->
 
 
 def _state_type(cls: type, scope: Mapping[str, Any]) -> Any:
-    """Return the argument of `Entity[...]`, or `None` for an entity without state."""
-    for owner in cls.__mro__:
-        for generic in owner.__dict__.get("__orig_bases__", ()):
-            origin = typing.get_origin(generic)
-            if origin is not None and getattr(origin, "__module__", "") == "actorhub.entity":
-                (argument,) = typing.get_args(generic)
-                if isinstance(argument, typing.ForwardRef):
-                    module = vars(sys.modules[owner.__module__])
-                    try:
-                        argument = eval(argument.__forward_code__, module, dict(scope))  # noqa: S307 - an annotation
-                    except NameError as exc:
-                        raise _UnknownName(f"{cls.__name__}: {exc}") from exc
-                if argument is type(None) or isinstance(argument, TypeVar):
-                    return None
-                return argument
-    return None
+    """Return the argument of `Entity[...]`, or `None` for an entity without state.
+
+    Generic classes in between count: with `class Kept(Entity[S])`, `class Orders(Kept[Ledger])` has the state `Ledger`.
+    """
+    for generic in getattr(cls, "__orig_bases__", ()) if "__orig_bases__" in vars(cls) else ():
+        origin, arguments = typing.get_origin(generic), typing.get_args(generic)
+        if origin is None or not hasattr(origin, "__declaration__"):
+            if getattr(origin, "__module__", "") == "actorhub.entity":
+                return _known_state(cls, arguments[0], scope)
+            continue
+        state = _state_type(origin, scope)
+        if isinstance(state, TypeVar):
+            return _known_state(cls, arguments[origin.__parameters__.index(state)], scope)
+    found = (_state_type(base, scope) for base in cls.__bases__)
+    return next((state for state in found if state is not None), None)
+
+
+def _known_state(cls: type, argument: Any, scope: Mapping[str, Any]) -> Any:
+    if isinstance(argument, typing.ForwardRef):
+        module = vars(sys.modules[cls.__module__])
+        try:
+            argument = eval(argument.__forward_code__, module, dict(scope))  # noqa: S307 - an annotation
+        except NameError as exc:
+            raise _UnknownName(f"{cls.__name__}: {exc}") from exc
+    return None if argument is type(None) else argument
 
 
 def _initial_state(cls: type, state_type: Any) -> Callable[[], Any]:
@@ -263,6 +285,27 @@ def _initial_state(cls: type, state_type: Any) -> Callable[[], Any]:
             "give every field of the state a default"
         ) from exc
     return typing.cast("Callable[[], Any]", make)
+
+
+def _codec(type_: Any, what: str) -> Codec[Any]:
+    """Return a codec of types that can be encoded; msgspec itself would take any class, and fail at the first call."""
+    codec = Codec[Any](type_, what)
+    unknown = next(_custom_types(msgspec.inspect.type_info(type_), set()), None)
+    if unknown is not None:
+        raise TypeError(f"{what}: {unknown.__qualname__} cannot be sent or stored: use types that msgspec can encode")
+    return codec
+
+
+def _custom_types(info: object, seen: set[int]) -> Iterator[type]:
+    if isinstance(info, tuple):
+        for part in info:
+            yield from _custom_types(part, seen)
+    elif isinstance(info, msgspec.Struct) and id(info) not in seen:
+        seen.add(id(info))
+        if isinstance(info, msgspec.inspect.CustomType) and info.cls is not object:
+            yield info.cls
+        for name in info.__struct_fields__:
+            yield from _custom_types(getattr(info, name), seen)
 
 
 def _tuple_type(types: tuple[Any, ...]) -> Any:

@@ -15,7 +15,7 @@ from actorhub.entity import Entity
 E = TypeVar("E", bound=Entity[Any])
 
 _PLAIN_ID_LENGTH: Final = 63
-"""An ASCII id of up to this many printable characters needs no closer look: every limit allows it."""
+"""An ASCII id of up to this many printable characters needs no closer look, unless the limit is set lower."""
 
 
 class Client(Generic[E]):
@@ -26,6 +26,7 @@ class Client(Generic[E]):
         self._entity = entity
         self._target = target
         self._proxy = _proxy_class(spec)
+        self._plain_length = min(_PLAIN_ID_LENGTH, target.node.limits.max_entity_id_bytes)
 
     def __call__(self, entity_id: str) -> E:
         """Return the proxy of one id.
@@ -35,7 +36,7 @@ class Client(Generic[E]):
         """
         if not (
             type(entity_id) is str
-            and 0 < len(entity_id) <= _PLAIN_ID_LENGTH
+            and 0 < len(entity_id) <= self._plain_length
             and entity_id.isascii()
             and entity_id.isprintable()
         ):
@@ -97,9 +98,9 @@ def _proxy_class(spec: EntitySpec) -> type[_Proxy]:
     return type(f"proxy of {spec.name}", (_Proxy,), {"__slots__": (), **methods})
 
 
-def _proxy_method(spec: HandlerSpec) -> Callable[..., Call]:
+def _proxy_method(spec: HandlerSpec) -> Callable[..., Call | StreamCall]:
     make = StreamCall if spec.stream else Call
-    count = len(spec.parameters)
+    count = len(spec.parameters) if spec.by_position == len(spec.parameters) else -1
     bind = spec.bind
 
     def method(self: Any, *args: Any, **kwargs: Any) -> Call:

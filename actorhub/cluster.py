@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from actorhub._call import Call, Target, ToldCall
+from actorhub._call import Call, StreamCall, Target, ToldCall
 from actorhub.client import Client
 from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
 from actorhub.core.envelope import BROADCAST
@@ -167,6 +167,9 @@ def as_call(call: Awaitable[Any]) -> Call:
     Raises:
         TypeError: it is something else.
     """
+    if isinstance(call, StreamCall):
+        call.discard()
+        raise TypeError(f"{call!r} cannot be told, because nobody would take its items: use `async for item in ...`")
     if not isinstance(call, Call):
         raise TypeError(f"tell takes a call, such as client('id').method(...), not {type(call).__name__}")
     return call

@@ -9,7 +9,7 @@ from actorhub.cluster import cluster_of_handler
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
 from actorhub.engine.cell import DEAD, Cell
-from actorhub.engine.message import FOREVER, Message, running
+from actorhub.engine.message import FOREVER, RUNNING, Message, running
 from actorhub.entity import Entity
 
 E = TypeVar("E", bound=Entity[Any])
@@ -91,7 +91,13 @@ class Current:
         return cluster_of_handler().client(entity)
 
     async def tell(self, call: Awaitable[Any]) -> int:
-        """Send a call when this run commits, and not at all if the handler raises; return its message id now."""
+        """Send a call when this run commits, and not at all if the handler raises; return its message id now.
+
+        Raises:
+            RuntimeError: the run is over, for example in a task that outlives its handler.
+        """
+        if self._message.phase != RUNNING:
+            raise RuntimeError(f"{self._message.what}: its run is over, so nothing can be sent with its commit")
         outbox = self._message.outbox
         if outbox is None:
             outbox = self._message.outbox = []

@@ -1,5 +1,6 @@
 """The hub: what a program declares, and the ways to join a cluster with it."""
 
+import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -43,7 +44,8 @@ class Hub:
 
         Raises:
             ConfigurationError: another class has the same name.
-            TypeError: an annotation of the class cannot be resolved, or is of a type that cannot be sent.
+            TypeError: an annotation of the class cannot be resolved, or is of a type that cannot be sent; or its
+                constructor takes arguments and there is no factory.
         """
         spec = entity.__declaration__.spec
         if spec.name in self._types:
@@ -51,6 +53,8 @@ class Hub:
                 f"two entity classes are called {spec.name!r}: give one of them another name: "
                 f"class {entity.__name__}(Entity, name=...)"
             )
+        if factory is None:
+            _check_constructor(entity)
         self._types[spec.name] = HostedType(spec, factory or entity)
 
     @property
@@ -176,6 +180,16 @@ class Hub:
     def _groups(self) -> tuple[str, ...]:
         """Return every shard group that a declared entity lives in."""
         return tuple(sorted({"default", *(hosted.spec.shard_group for hosted in self._types.values())}))
+
+
+def _check_constructor(entity: type[Entity[Any]]) -> None:
+    try:
+        inspect.signature(entity).bind()
+    except TypeError as exc:
+        name = entity.__name__
+        raise TypeError(
+            f"{name}() fails: {exc}: register it with a factory: hub.register({name}, lambda: {name}(...))"
+        ) from exc
 
 
 async def _leave(cluster: Cluster, grace: float) -> None:

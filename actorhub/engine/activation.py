@@ -9,7 +9,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, MalformedMessage, PersistenceError
 from actorhub.engine.cell import ACTIVATING, ACTIVE, CLOSING, DEAD, Cell, StateRecord
 from actorhub.engine.message import DONE
-from actorhub.engine.results import Results, handler_failed
+from actorhub.engine.results import Results, commit_now, handler_failed
 from actorhub.engine.supervision import Supervisor
 from actorhub.engine.turns import Turns, run_in
 from actorhub.storage.ports import Storage
@@ -77,9 +77,9 @@ class Activations:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 await self._build(cell)
-            except asyncio.CancelledError:
-                raise
-            except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
+            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - user code: tried again, then the reply
+                if _is_being_cancelled():
+                    raise
                 if cell.phase == DEAD:
                     return
                 cell.instance = None
@@ -116,20 +116,16 @@ class Activations:
         cell.instance = instance
         if spec.has_on_activate:
             await run_in(context, instance.on_activate())
-        await self._settle_state(cell, instance)
+        await self._settle_state(cell)
         if cell.phase == ACTIVATING:
             self._ready(cell)
 
-    async def _settle_state(self, cell: Cell, instance: Any) -> None:
+    async def _settle_state(self, cell: Cell) -> None:
         """Commit what `on_activate` changed, so that the first handler starts from committed state."""
-        record, codec = cell.record, cell.hosted.spec.state
-        if record is None or codec is None:
+        if cell.record is None:
             return
-        data = codec.encode(instance.state)
-        if data != record.data:
-            await self._results.commit(cell, cell.shard.epoch, data)
-            record.version += 1
-            record.data = data
+        if (data := self._results.changed_state(cell)) is not None:
+            await commit_now(cell, cell.shard.epoch, data)
 
     def _ready(self, cell: Cell) -> None:
         self.activated += 1
@@ -140,7 +136,7 @@ class Activations:
         else:
             self._turns.pump(cell)
 
-    def _give_up(self, cell: Cell, exc: Exception) -> None:
+    def _give_up(self, cell: Cell, exc: BaseException) -> None:
         self.failed += 1
         _log.error("%s: activation failed for good", cell.address, exc_info=exc)
         error: ActorhubError = exc if isinstance(exc, ActorhubError) else handler_failed(exc)
@@ -155,9 +151,9 @@ class Activations:
         try:
             async with asyncio.timeout(_HOOK_LIMIT):
                 await run_in(self._turns.context.copy(), cell.instance.on_deactivate())
-        except asyncio.CancelledError:
-            raise
-        except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - user code: a failing hook keeps no entity in memory
+            if _is_being_cancelled():
+                raise
             _log.exception("%s: on_deactivate failed; passivated all the same", cell.address)
         if cell.phase == CLOSING:
             self._passivated(cell)
@@ -167,6 +163,12 @@ class Activations:
         cell.instance = None
         cell.phase = DEAD
         self.gone(cell)
+
+
+def _is_being_cancelled() -> bool:
+    """Whether somebody cancels this task, unlike user code that raised CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _Undecodable(PersistenceError):

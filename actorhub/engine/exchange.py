@@ -139,4 +139,4 @@ class Exchange:
             table.forget(shard, peer.runner)
         changed = table.learn(news.owned, self._monotonic())
         self._news.owners(peer, news)
-        self.router.release(changed)
+        self.router.owners_changed(changed)

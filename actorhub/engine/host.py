@@ -192,7 +192,8 @@ class Host:
             task.cancel()
 
     def _take_back(self, message: Message) -> None:
-        if message.producer is None:
+        """Send a message that did not start on its way again, unless its caller has been told that it failed."""
+        if message.producer is None and message.phase != DONE:
             message.phase = NEW
             message.cell = None
             message.is_nested = False
@@ -203,5 +204,9 @@ class Host:
         _log.warning("%s: commit refused: %s", cell.address, error)
         if cell.phase in (ACTIVE, CLOSING):
             cell.phase = DEAD
+            for task in cell.streams or ():
+                # A stream whose own commit this was ends with that error.
+                if task is not asyncio.current_task():
+                    task.cancel()
             self._gone(cell)
         self.mistrusted(cell.shard.id)

@@ -9,18 +9,19 @@ import msgspec
 from actorhub.core.address import ShardId, check_entity_id
 from actorhub.core.clock import Clock
 from actorhub.core.codec import encode_error
-from actorhub.core.envelope import BROADCAST, TELL, Cancel, Chunk, Credit, Failure, NotOwner, Reply, Request
+from actorhub.core.envelope import BROADCAST, STREAM, TELL, Cancel, Chunk, Credit, Failure, NotOwner, Reply, Request
 from actorhub.core.errors import (
     ActorhubError,
     CallCycle,
     CallTimeout,
     MailboxFull,
+    MalformedMessage,
     MessageTooLarge,
     RunnerUnavailable,
     UnknownEntityType,
 )
 from actorhub.engine.host import Host
-from actorhub.engine.message import DONE, Message
+from actorhub.engine.message import DONE, FOREVER, NEW, PARKED, Message
 from actorhub.engine.peers import MAX_IN_FLIGHT, Peer
 from actorhub.engine.router import Router
 from actorhub.engine.spec import HandlerSpec
@@ -56,7 +57,8 @@ class RemoteMessage(Message):
         self.waits_for_room = request.waits_for_room
 
     def accepted(self) -> None:
-        """Tell the sender of a tell that its message is in a mailbox."""
+        """Tell the sender of a tell that its message is in a mailbox; from here on it has no deadline."""
+        self.deadline = FOREVER
         if self.caller.serving.pop(self.caller_id, None) is self:
             self.caller.link.send(Reply(self.caller_id, self.epoch, b""))
 
@@ -119,11 +121,12 @@ class Inbound:
             return
         try:
             check_entity_id(request.entity_id, self._limits.max_entity_id_bytes)
+            shard_id = self._router.shard_of(self._host.types[spec.entity_type].spec, request.entity_id)
         except ActorhubError as error:
             self.fail(peer, request.id, 0, error)
             return
         peer.serving[request.id] = message
-        message.shard = shard_id = self._router.shard_of(self._host.types[spec.entity_type].spec, request.entity_id)
+        message.shard = shard_id
         shard = self._host.shards.get(shard_id)
         if shard is not None:
             self._host.submit(message, shard)
@@ -143,8 +146,11 @@ class Inbound:
             del message.caller.serving[message.caller_id]
             message.phase = DONE
             message.caller.link.send(NotOwner(message.caller_id, self._router.table.owner(shard)))
-        else:
+        elif self.may_reply():
             self._router.route(message)
+        else:
+            # Routed at once it would come back to its cell, and back here, until the watchdog got its turn: never.
+            self._router.wait_for_owner(message)
 
     def control(self, peer: Peer, envelope: Credit | Cancel) -> None:
         """The caller takes more items, or no longer waits."""
@@ -156,10 +162,18 @@ class Inbound:
             message.producer.grant(envelope.count)
 
     def _cancel(self, peer: Peer, cancel: Cancel) -> None:
-        message = peer.serving.pop(cancel.id, None)
-        if message is not None and message.kind != TELL:
+        message = peer.serving.get(cancel.id)
+        if message is None:
+            return
+        if message.kind == TELL or not cancel.timed_out:
+            del peer.serving[cancel.id]
+        if message.kind != TELL:
+            # Who ran out of time waits a moment longer, to learn whether its handler started.
+            waited = message.phase in (NEW, PARKED)
             text = f"{message.what}: the caller {'ran out of time' if cancel.timed_out else 'went away'}"
-            self._router.withdraw(message, CallTimeout(text))
+            self._router.withdraw(message, error := CallTimeout(text))
+            if waited:
+                message.failed(error)
 
     def abandoned(self, peer: Peer) -> None:
         """The link to a caller broke: what it asked for is called back; what it told goes on."""
@@ -178,6 +192,9 @@ class Inbound:
             known = ", ".join(sorted(self._host.types)) or "none"
             raise UnknownEntityType(f"this runner hosts no entity type {request.entity_type!r}: it hosts {known}")
         spec = hosted.spec.handler(request.handler)
+        if spec.stream != (request.kind == STREAM):
+            text = "is a stream: consume it" if spec.stream else "is not a stream: ask or tell it"
+            raise MalformedMessage(f"{request.entity_type}.{request.handler} {text}")
         if len(request.body) > self._limits.max_message_bytes:
             raise MessageTooLarge(
                 f"{request.entity_type}.{request.handler}: arguments of {len(request.body)} bytes, "

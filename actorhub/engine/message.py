@@ -96,7 +96,7 @@ class Message:
         self.credit = 0
         """Stream: how many items the consumer takes at first."""
         self.abandoned_for: ActorhubError | None = None
-        """Why a run is being cancelled."""
+        """Why a run is being cancelled, or a sent call was called back."""
         self.shard: ShardId | None = None
         self.cell: Cell | None = None
         """Where it runs or queues."""

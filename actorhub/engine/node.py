@@ -62,6 +62,7 @@ class Node:
         self.table = RoutingTable()
         self.router = Router(specs=specs, table=self.table, peers=self.peers, host=None, clock=clock)
         self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self.router.expire)
+        self.router.watch = self.deadlines.add
         self.exchange.peers = self.peers
         self.exchange.router = self.router
         self.router.undeliverable = self._undeliverable
@@ -200,7 +201,7 @@ class Runner:
         self.node.table.learn(owned, self.node.clock.monotonic())
         self.host.granted(shards)
         self.node.peers.send_to_all(Owners(owned))
-        self.node.router.release(shards)
+        self.node.router.owners_changed(shards)
 
     def revoked(self, shards: Collection[ShardId], reason: str) -> None:
         """Stop these shards now."""

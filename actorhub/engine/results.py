@@ -14,14 +14,12 @@ from actorhub.core.errors import (
     ActorhubError,
     EntityError,
     HandlerFailed,
-    MalformedMessage,
-    MessageTooLarge,
     PersistenceError,
 )
 from actorhub.engine.cell import DEAD, EXCLUSIVE, Cell
 from actorhub.engine.message import COMMITTING, DONE, Message, running
 from actorhub.engine.turns import Turns, lost_owner
-from actorhub.storage.ports import StateCommit, Storage
+from actorhub.storage.ports import Fenced, StateCommit, Storage
 
 if TYPE_CHECKING:
     from actorhub.engine.streams import Streams
@@ -67,9 +65,8 @@ class Results:
             return
         try:
             body = check_size(message.spec.result.encode(value), self._limit, f"{message.what}: result")
-        except (MalformedMessage, MessageTooLarge) as error:
-            error.possibly_executed = True
-            self.raised(message, error)
+        except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
+            self.raised(message, exc)
             return
         if cell.record is None:
             self._done(message, body)
@@ -84,8 +81,10 @@ class Results:
         """Take the state back to what is committed and reply with the error."""
         cell = message.cell
         assert cell is not None
-        if cell.record is not None and not message.is_nested and cell.phase != DEAD:
-            roll_back(cell, shared=cell.load != EXCLUSIVE)
+        if cell.record is not None and cell.phase != DEAD:
+            _own_turn(message, cell)
+            if not message.is_nested:
+                roll_back(cell, shared=cell.load != EXCLUSIVE)
         message.phase = DONE
         message.drop_outbox()
         message.failed(self._as_reply(message, error))
@@ -107,16 +106,14 @@ class Results:
         return handler_failed(error)
 
     def _settle(self, message: Message, cell: Cell, body: bytes) -> None:
-        record = cell.record
-        assert record is not None
-        state_codec = cell.hosted.spec.state
-        assert state_codec is not None
+        if message.is_nested:
+            _own_turn(message, cell)
         try:
-            data = check_size(state_codec.encode(cell.instance.state), self._limit, f"{cell.address}: state")
-        except (MalformedMessage, MessageTooLarge) as error:
-            self.raised(message, error)
+            data = None if message.is_nested else self.changed_state(cell)
+        except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
+            self.raised(message, exc)
             return
-        if data == record.data or message.is_nested:
+        if data is None:
             self._done(message, body)
         elif message.spec.readonly:
             self.raised(message, TypeError(f"{message.what} is readonly and changed the state: remove readonly=True"))
@@ -126,9 +123,29 @@ class Results:
                 partial(self._committed, message, data, body), context=self._turns.context
             )
 
+    def changed_state(self, cell: Cell) -> bytes | None:
+        """Return the instance's state, encoded, if it is not what is committed.
+
+        Raises:
+            MalformedMessage: it cannot be encoded, or could not be loaded again.
+            MessageTooLarge: it exceeds the message limit.
+        """
+        codec, record = cell.hosted.spec.state, cell.record
+        assert codec is not None
+        assert record is not None
+        data = codec.encode(cell.instance.state)
+        if data == record.data:
+            return None
+        codec.decode(data)
+        return check_size(data, self._limit, f"{cell.address}: state")
+
     def commit(self, cell: Cell, epoch: int, data: bytes) -> "asyncio.Future[None]":
-        """Hand the cell's next state to the group commit; the caller stores `data` in the record once it succeeded."""
+        """Hand the cell's next state to the group commit; `committed` must be told of the outcome."""
         assert cell.record is not None
+        if not cell.shard.host.lease_is_fresh():
+            refused = asyncio.get_running_loop().create_future()
+            refused.set_exception(Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard"))
+            return refused
         commit = StateCommit(cell.shard.id, epoch, cell.hosted.spec.name, cell.entity_id, cell.record.version + 1, data)
         return self._storage.commit_state(commit, self._incarnation)
 
@@ -182,15 +199,31 @@ async def save_now() -> None:
         raise RuntimeError("save() works in the handlers of an Entity with state")
     if message.spec.readonly or message.is_nested:
         raise RuntimeError(f"{message.what}: a readonly handler, or one inside another's turn, cannot save")
-    data = cell.hosted.spec.state.encode(cell.instance.state)
-    if data != cell.record.data:
-        results = cell.shard.host.results
-        future = results.commit(cell, message.epoch, data)
-        cancelled = await settled(future)
-        if (error := results.committed(cell, data, future)) is not None:
-            raise error
-        if cancelled:
-            raise asyncio.CancelledError
+    if (data := cell.shard.host.results.changed_state(cell)) is not None:
+        await commit_now(cell, message.epoch, data)
+
+
+async def commit_now(cell: Cell, epoch: int, data: bytes) -> None:
+    """Commit `data` as the cell's state; a cancellation is raised once the outcome is known.
+
+    Raises:
+        PersistenceError: ownership was lost, or the store failed.
+    """
+    results = cell.shard.host.results
+    future = results.commit(cell, epoch, data)
+    cancelled = await settled(future)
+    if (error := results.committed(cell, data, future)) is not None:
+        raise error
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+def _own_turn(message: Message, cell: Cell) -> None:
+    """Give a nested run the turn if the run that it was inside is over: what it changed is its own then."""
+    if message.is_nested and cell.load == 0:
+        cell.nested -= 1
+        cell.load = EXCLUSIVE
+        message.is_nested = False
 
 
 async def settled(future: "asyncio.Future[None]") -> bool:
@@ -213,7 +246,7 @@ def roll_back(cell: Cell, *, shared: bool) -> None:
         try:
             if codec.encode(cell.instance.state) == record.data:
                 return
-        except MalformedMessage:
+        except Exception:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             _log.warning("%s: a readonly handler left a state that cannot be encoded; taken back", cell.address)
     cell.instance.state = codec.decode(record.data)
     record.data = codec.encode(cell.instance.state)

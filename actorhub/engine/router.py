@@ -1,5 +1,6 @@
 """Routing: every message goes to its shard's owner, here or elsewhere, and waits for one where there is none."""
 
+import asyncio
 import itertools
 import logging
 from collections import deque
@@ -16,6 +17,7 @@ from actorhub.core.errors import (
     CallTimeout,
     EntityNotAssigned,
     MailboxFull,
+    MalformedMessage,
     RunnerUnavailable,
 )
 from actorhub.engine.host import Host
@@ -28,7 +30,11 @@ _log: Final = logging.getLogger("actorhub.router")
 
 MAX_HOPS: Final = 16
 """How often a call may be sent on before it only waits for news."""
+_LAST_WORD: Final = 0.1
+"""Seconds that a peer has, once the caller's deadline passed, to say whether the call's handler ever started."""
 MAX_PARKED: Final = 100_000
+_PATIENCE: Final = 1.1
+"""Seconds that a former owner's replies may still be on their way: a little more than the routing table allows them."""
 _LONGEST_TIMEOUT_MS: Final = 2**31 - 1
 
 
@@ -62,9 +68,14 @@ class Router:
         """0 until the cluster's value is known; everything waits until then."""
         self._shard_ids: dict[str, tuple[ShardId, ...]] = {}
         self._early: list[Message] = []
+        self._closed: ActorhubError | None = None
         self._local = self._remote = self._not_owner = self.refused_replies = 0
+        self._moved: set[ShardId] = set()
+        self._moved_timer: asyncio.TimerHandle | None = None
         self.stranded: Callable[[], None] = lambda: None
         """Told when a message starts to wait for an owner."""
+        self.watch: Callable[[Message], None]
+        """Has `expire` called at the message's new deadline."""
         self.undeliverable: Callable[[Message], ActorhubError | None] = lambda _message: None
         """Returns the error of a message that no runner of the cluster can take, ever."""
 
@@ -73,8 +84,12 @@ class Router:
         return RouterStatistics(self._local, self._remote, self._parked_count, self._not_owner, self.refused_replies)
 
     def shard_of(self, spec: EntitySpec, entity_id: str) -> ShardId:
-        """Return the entity's shard; cluster values must be known."""
-        key = spec.shard_key(entity_id) if spec.shard_key is not None else entity_id
+        """Return the entity's shard; cluster values must be known.
+
+        Raises:
+            MalformedMessage: the type's `shard_key` fails for this id.
+        """
+        key = entity_id if spec.shard_key is None else _shard_key(spec, spec.shard_key, entity_id)
         shards = self._shard_ids.get(spec.shard_group)
         if shards is None:
             shards = tuple(ShardId(spec.shard_group, number) for number in range(self.shards_per_group))
@@ -112,6 +127,13 @@ class Router:
         """Send to that peer, whoever owns what."""
         self._send(message, peer)
 
+    def wait_for_owner(self, message: Message) -> None:
+        """Park a message of this runner's until there is news of its shard's owner, or of the cluster."""
+        shard = message.shard
+        if shard is None:
+            shard = message.shard = self.shard_of(self._specs[message.spec.entity_type], message.entity_id)
+        self._park(message, shard)
+
     def cluster_values_known(self, shards_per_group: int) -> None:
         """Let everything go that waited for the number of shards."""
         self.shards_per_group = shards_per_group
@@ -132,6 +154,17 @@ class Router:
                 if message.phase == PARKED:
                     message.phase = NEW
                     self.route(message)
+
+    def owners_changed(self, shards: Iterable[ShardId]) -> None:
+        """Route what waits for these shards, and before long give up what their former owners did not answer.
+
+        A former owner whose event loop is blocked, or whose commit hangs, keeps its links alive: nothing else ends the
+        wait. By then its reply would be refused anyway.
+        """
+        self._moved.update(shards)
+        if self._moved and self._moved_timer is None:
+            self._moved_timer = asyncio.get_running_loop().call_later(_PATIENCE, self._give_up_on_former_owners)
+        self.release(shards)
 
     def parked_shards(self) -> list[ShardId]:
         """Return the shards for which something waits."""
@@ -179,7 +212,7 @@ class Router:
         message.failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
 
     def expire(self, message: Message) -> None:
-        """The caller's deadline passed: tell it, and call back what can be called back."""
+        """The caller's deadline passed: call back what can be called back, and tell the caller what is known then."""
         phase = message.phase
         left = message.what + "(" + message.entity_id + ")"
         if phase in (NEW, PARKED):
@@ -187,25 +220,34 @@ class Router:
             message.failed(EntityNotAssigned(f"{left}: no runner owned its shard {message.shard} before the deadline"))
         elif phase == QUEUED:
             self.withdraw(message, CallTimeout(f"{left}: it waited in the mailbox until the deadline"))
+        elif phase == SENT and message.abandoned_for is None and message.peer is not None:
+            message.abandoned_for = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
+            message.peer.link.send(Cancel(message.request_id, timed_out=True))
+            message.deadline = self._clock.monotonic() + _LAST_WORD
+            self.watch(message)
         elif phase in (SENT, RUNNING, COMMITTING):
-            error = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
+            error = message.abandoned_for or CallTimeout(f"{left}: no reply before the deadline")
+            error.possibly_executed = True
             message.failed(error)
-            self.withdraw(message, error, timed_out=True)
+            self.withdraw(message, error)
 
-    def withdraw(self, message: Message, error: ActorhubError, *, timed_out: bool = False) -> None:
+    def withdraw(self, message: Message, error: ActorhubError) -> None:
         """The caller no longer waits: dequeue the message or cancel its run, wherever it is."""
         if message.phase == SENT:
             message.phase = DONE
             peer = message.peer
             if peer is not None and peer.pending.pop(message.request_id, None) is not None:
-                peer.link.send(Cancel(message.request_id, timed_out))
+                peer.link.send(Cancel(message.request_id))
         elif message.phase in (NEW, PARKED):
             message.phase = DONE
         elif self.host is not None:
             self.host.turns.abandon(message, error)
 
     def close(self, error: ActorhubError) -> None:
-        """Fail everything that is parked."""
+        """Fail everything that is parked, and whatever would be parked from now on."""
+        self._closed = error
+        if self._moved_timer is not None:
+            self._moved_timer.cancel()
         waiting = [*self._early, *(m for parked in self._parked.values() for m in parked)]
         self._early.clear()
         self._parked.clear()
@@ -215,7 +257,24 @@ class Router:
                 message.phase = DONE
                 message.failed(error)
 
+    def _give_up_on_former_owners(self) -> None:
+        moved, self._moved = self._moved, set()
+        self._moved_timer = None
+        for peer in self._peers.runners():
+            for message in [m for m in peer.pending.values() if m.phase == SENT and m.shard in moved]:
+                assert message.shard is not None
+                owner = self.table.owner(message.shard)
+                if owner is not None and owner.runner != peer.runner:
+                    del peer.pending[message.request_id]
+                    peer.link.send(Cancel(message.request_id, timed_out=False))
+                    self.lost(message, peer, f"{owner.runner} took the shard over before the reply came")
+
     def _again(self, message: Message) -> None:
+        if (error := message.abandoned_for) is not None:
+            message.phase = DONE
+            error.possibly_executed = False
+            message.failed(error)
+            return
         message.phase = NEW
         message.peer = None
         self.route(message)
@@ -256,7 +315,7 @@ class Router:
         )
 
     def _park(self, message: Message, shard: ShardId) -> None:
-        error = self.undeliverable(message)
+        error = self._closed or self.undeliverable(message)
         if error is None and self._parked_count >= MAX_PARKED:
             error = MailboxFull(f"{message.address}: {self._parked_count} calls wait for owners already")
         if error is not None:
@@ -267,3 +326,13 @@ class Router:
         self._parked_count += 1
         self._parked.setdefault(shard, deque()).append(message)
         self.stranded()
+
+
+def _shard_key(spec: EntitySpec, shard_key: Callable[[str], str], entity_id: str) -> str:
+    try:
+        key = shard_key(entity_id)
+    except Exception as exc:  # noqa: BLE001 - user code: one id that it cannot take must not end a link
+        raise MalformedMessage(f"{spec.name}/{entity_id}: its shard_key failed: {type(exc).__name__}: {exc}") from exc
+    if not isinstance(key, str):
+        raise MalformedMessage(f"{spec.name}/{entity_id}: its shard_key returned {type(key).__name__}, not a string")
+    return key

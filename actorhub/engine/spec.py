@@ -20,6 +20,8 @@ class HandlerSpec:
     parameters: tuple[str, ...]
     defaults: tuple[Any, ...]
     """Values of the last parameters when the caller leaves them out."""
+    by_position: int
+    """How many arguments may be given by position."""
     bind: Callable[..., tuple[Any, ...]]
     """Turns any legal call's arguments into the full positional tuple; raises `TypeError` otherwise."""
     arguments: Codec[tuple[Any, ...]]

@@ -24,7 +24,7 @@ from actorhub.core.errors import (
     RunnerUnavailable,
 )
 from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, Cell
-from actorhub.engine.message import COMMITTING, DONE, QUEUED, RUNNING, Message, running
+from actorhub.engine.message import COMMITTING, DONE, NEW, QUEUED, RUNNING, Message, running
 
 _log: Final = logging.getLogger("actorhub.turns")
 
@@ -212,9 +212,8 @@ class Turns:
                 self.outcomes.raised(message, exc)
             else:
                 yield from self._wait_with(message, context, coroutine, step)
-                if self._carrying:
-                    return
-                self._carrying = True
+                # Others took over what was ready; a request to cancel that is left on this task ends with it.
+                return
             runs += 1
             if runs == _RUNS_PER_STEP:
                 runs = 0
@@ -233,7 +232,7 @@ class Turns:
             self._refuse(message, error)
             return None
         if cell.phase == DEAD or now >= self._lease.fresh_until:
-            message.phase = DONE
+            message.phase = NEW
             self.ended(message)
             self.not_owned(message)
             return None
@@ -248,6 +247,9 @@ class Turns:
             return spec.function(cell.instance, *args)  # type: ignore[no-any-return]
         except MalformedMessage as error:
             self._refuse(message, error)
+            return None
+        except Exception as exc:  # noqa: BLE001 - user code: a type's __post_init__ may raise anything
+            self._refuse(message, MalformedMessage(f"{message.what}: arguments: {type(exc).__name__}: {exc}"))
             return None
 
     def _refuse(self, message: Message, error: ActorhubError) -> None:
@@ -283,8 +285,6 @@ class Turns:
         finally:
             if timer is not None:
                 timer.cancel()
-        while task.cancelling():
-            task.uncancel()
 
     def _resumed(self, message: Message) -> None:
         self._suspended.discard(message)

@@ -22,7 +22,12 @@ def expected_aircraft(frame: pd.DataFrame) -> dict[str, AircraftLog]:
     routes = dict(zip(ends.index, ends["origin"] + "-" + ends["dest"], strict=True))
     carriers = _counts(flown, "tailnum", "carrier")
     sums = _sums(
-        known, "tailnum", miles="distance", air_minutes="air_time", departure_delay="dep_delay", arrival_delay="arr_delay"
+        known,
+        "tailnum",
+        miles="distance",
+        air_minutes="air_time",
+        departure_delay="dep_delay",
+        arrival_delay="arr_delay",
     )
     return {
         tail: AircraftLog(
@@ -99,7 +104,9 @@ def _sums(frame: pd.DataFrame, by: str, **columns: str) -> _Sums:
         "diverted": diverted,
         "on_time": flown[flown["arr_delay"] < PROMPT_MINUTES],
     }
-    found = {name: {str(key): int(size) for key, size in part.groupby(by).size().items()} for name, part in sizes.items()}
+    found = {
+        name: {str(key): int(size) for key, size in part.groupby(by).size().items()} for name, part in sizes.items()
+    }
     for name, column in columns.items():
         # Sums of whole numbers in floats are exact far beyond these.
         found[name] = {str(key): int(value) for key, value in flown.groupby(by)[column].sum().items()}

@@ -6,6 +6,7 @@ from secrets import token_hex
 
 import asyncpg
 
+from actorhub import ConfigurationError
 from actorhub.storage.postgres.embedded import EmbeddedPostgres
 
 
@@ -24,8 +25,17 @@ async def postgres(url: str | None) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def fresh_namespace(url: str) -> AsyncIterator[str]:
-    """Yield a name that no cluster has; what was stored under it is removed afterwards."""
+    """Yield a name that no cluster has; what was stored under it is removed afterwards.
+
+    Raises:
+        ConfigurationError: the database cannot be reached.
+    """
     name = f"flights_{token_hex(6)}"
+    try:
+        connection = await asyncpg.connect(url, timeout=10)
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise ConfigurationError(f"cannot use the database: {error}") from error
+    await connection.close(timeout=10)
     try:
         yield name
     finally:

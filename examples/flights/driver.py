@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from time import monotonic
 from typing import Final, TypeVar
 
@@ -25,20 +25,28 @@ PATIENCE: Final = 60.0
 """Seconds for which one call is tried."""
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.25
-_READ_AHEAD: Final = 8
+_READ_AHEAD: Final = 2
 """Records taken up for each call in flight, so that one busy airport does not leave the others idle."""
 
 
+_MOST_RECORDS: Final = 64
+"""Records in one call."""
+
+
 class Line:
-    """The records of one entity that wait to be sent, in order; one is under way at a time."""
+    """The records of one entity that wait to be sent, in order.
 
-    __slots__ = ("busy", "number", "record", "runner", "waiting")
+    One call of an entity is under way at a time, with all that came up during the one before: so order is kept across
+    retries, and an airport that a twentieth of all flights go to does not hold the others up.
+    """
 
-    def __init__(self, record: Callable[[int, Flight], Awaitable[Noted]]) -> None:
+    __slots__ = ("busy", "record", "runner", "sent", "waiting")
+
+    def __init__(self, record: Callable[[int, list[Flight]], Awaitable[Noted]]) -> None:
         self.record = record
         self.waiting: deque[Flight] = deque()
-        self.number = 0
-        """Of the record that was sent last."""
+        self.sent = 0
+        """How many records were sent: the number of the last one."""
         self.busy = False
         self.runner = ""
         """Address of the runner that answered last."""
@@ -47,13 +55,14 @@ class Line:
 class Loss:
     """What the loss of a runner means to the callers of its entities."""
 
-    def __init__(self, runner: str, lines: Iterable[Line]) -> None:
+    def __init__(self, runner: str, lines: Iterable[Line], first_answer: Callable[[float], None]) -> None:
         self._runner = runner
         self._at = monotonic()
         self._silent = set(lines)
+        self._first_answer = first_answer
         self.entities = len(self._silent)
         """How many lived there, of those called so far."""
-        self.first: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self.first: float | None = None
         """Seconds from the loss to the first answer of one of them from another runner."""
         self.longest = 0.0
         """The longest time in seconds, from the loss on, that a first call to one of them took."""
@@ -65,8 +74,9 @@ class Loss:
         self._silent.remove(line)
         now = monotonic()
         self.longest = max(self.longest, now - max(begun, self._at))
-        if not self.first.done():
-            self.first.set_result(now - self._at)
+        if self.first is None:
+            self.first = now - self._at
+            self._first_answer(self.first)
 
 
 class Driver:
@@ -79,13 +89,15 @@ class Driver:
 
     def __init__(self, cluster: Cluster, in_flight: int) -> None:
         self.done = 0
-        """Calls that are known to be applied."""
+        """Records that are known to be applied."""
+        self.calls = 0
+        """Calls that succeeded."""
         self.retries: Counter[str] = Counter()
         """Calls that were sent again, by error."""
         self.repeated = 0
-        """Calls that were sent again and turned out to have been applied before."""
+        """Records that were sent again and turned out to have been applied before."""
         self.by_runner: Counter[str] = Counter()
-        """Answers by the runner's address."""
+        """Records by the address of the runner that applied them."""
         self._in_flight = in_flight
         self._aircraft = cluster.client(Aircraft)
         self._airports = cluster.client(Airport)
@@ -93,7 +105,7 @@ class Driver:
         self._airport_lines: dict[str, Line] = {}
         self._ready: asyncio.Queue[Line] = asyncio.Queue()
         self._room = asyncio.Semaphore(in_flight * _READ_AHEAD)
-        self._marks: dict[int, asyncio.Event] = {}
+        self._marks: list[tuple[int, asyncio.Event]] = []
         self._loss: Loss | None = None
 
     async def run(self, flights: Iterable[Flight]) -> None:
@@ -112,15 +124,25 @@ class Driver:
             for worker in workers:
                 worker.cancel()
 
-    async def reached(self, calls: int) -> None:
-        """Return when that many calls are done."""
-        if self.done < calls:
-            await self._marks.setdefault(calls, asyncio.Event()).wait()
+    async def reached(self, records: int) -> None:
+        """Return when that many records are applied."""
+        event = asyncio.Event()
+        self._marks.append((records, event))
+        self._announce()
+        await event.wait()
 
-    def lost(self, runner: str) -> Loss:
-        """Note that the runner at that address was lost just now, and measure what follows."""
-        lines = (*self._aircraft_lines.values(), *self._airport_lines.values())
-        self._loss = Loss(runner, (line for line in lines if line.runner == runner))
+    def homes(self) -> Counter[str]:
+        """Return how many entities answered last from which runner, by its address."""
+        return Counter(line.runner for line in self._lines() if line.runner)
+
+    def lost(self, runner: str, first_answer: Callable[[float], None]) -> Loss:
+        """Note that the runner at that address was lost just now, and measure what follows.
+
+        Args:
+            runner: Its address.
+            first_answer: Told the seconds from now to the first answer of one of its entities from another runner.
+        """
+        self._loss = Loss(runner, (line for line in self._lines() if line.runner == runner), first_answer)
         return self._loss
 
     async def aircraft(self) -> dict[str, AircraftLog]:
@@ -130,6 +152,10 @@ class Driver:
     async def airports(self) -> dict[str, AirportBook]:
         """Return what every airport that was called holds."""
         return await self._read({code: self._airports(code).book for code in self._airport_lines})
+
+    def _lines(self) -> Iterator[Line]:
+        yield from self._aircraft_lines.values()
+        yield from self._airport_lines.values()
 
     def _aircraft_line(self, tail: str) -> Line:
         line = self._aircraft_lines.get(tail)
@@ -154,23 +180,33 @@ class Driver:
         while True:
             line = await self._ready.get()
             while line.waiting:
-                await self._send(line, line.waiting.popleft())
-                self._room.release()
+                await self._send(line)
             line.busy = False
             self._ready.task_done()
 
-    async def _send(self, line: Line, flight: Flight) -> None:
-        line.number += 1
+    async def _send(self, line: Line) -> None:
+        flights = [line.waiting.popleft() for _ in range(min(len(line.waiting), _MOST_RECORDS))]
+        first = line.sent + 1
+        line.sent += len(flights)
         begun = monotonic()
-        noted = await self._until_done(lambda: line.record(line.number, flight))
+        noted = await self._until_done(lambda: line.record(first, flights))
         line.runner = noted.runner
-        self.repeated += noted.repeated
-        self.by_runner[noted.runner] += 1
         if self._loss is not None:
             self._loss.answered(line, begun)
-        self.done += 1
-        if (mark := self._marks.get(self.done)) is not None:
-            mark.set()
+        self.calls += 1
+        self.by_runner[noted.runner] += len(flights)
+        self.repeated += noted.repeated
+        self.done += len(flights)
+        for _ in flights:
+            self._room.release()
+        self._announce()
+
+    def _announce(self) -> None:
+        for mark in self._marks[:]:
+            records, event = mark
+            if self.done >= records:
+                event.set()
+                self._marks.remove(mark)
 
     async def _until_done(self, call: Callable[[], Awaitable[T]]) -> T:
         """Repeat a call until it succeeds; that it may have been executed is what the record's number is for."""

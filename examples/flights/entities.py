@@ -1,9 +1,10 @@
 """What the runners host: one `Aircraft` per tail number and one `Airport` per destination.
 
-A caller that loses a runner cannot know whether its last record was applied, so it sends it again. Both entities
-therefore number what they apply: record n of an entity is applied once, however often it arrives.
+A caller that loses a runner cannot know whether what it sent last was applied, so it sends it again. The records of
+each entity are therefore numbered, and record n is applied once, however often it arrives.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -32,16 +33,16 @@ class Flight(msgspec.Struct, frozen=True):
 
 
 class Noted(msgspec.Struct, frozen=True):
-    """An entity's answer to a record."""
+    """An entity's answer to records."""
 
     runner: str
     """Address of the runner that answered."""
-    repeated: bool
-    """The record had been applied before; nothing changed."""
+    repeated: int
+    """How many of the records had been applied before, and changed nothing now."""
 
 
 class RecordMissing(EntityError):
-    """A record arrived before the one that precedes it: an earlier one was lost, or they were sent out of order."""
+    """Records arrived before the one that precedes them: it was lost, or they were sent out of order."""
 
     expected: int
     received: int
@@ -84,28 +85,23 @@ class AirportBook(msgspec.Struct):
     last_tail: str = ""
 
 
-def is_next(applied: int, number: int) -> bool:
-    """Return whether record `number` is the one to apply; `False` if it was applied already.
+def new_of(flights: Sequence[Flight], first: int, applied: int) -> Sequence[Flight]:
+    """Return those of the records `first`, `first + 1`, ... that come after record `applied`.
 
     Raises:
-        RecordMissing: records between the two never arrived.
+        RecordMissing: there are records between `applied` and `first`.
     """
-    if number > applied + 1:
-        raise RecordMissing(expected=applied + 1, received=number)
-    return number == applied + 1
+    if first > applied + 1:
+        raise RecordMissing(expected=applied + 1, received=first)
+    return flights[applied + 1 - first :]
 
 
 class Aircraft(Entity[AircraftLog], name="aircraft"):
     """One aircraft, by its tail number."""
 
-    async def record(self, number: int, flight: Flight) -> Noted:
-        """Apply the aircraft's record `number`, once."""
-        log = self.state
-        fresh = is_next(log.applied, number)
-        if fresh:
-            log.applied = number
-            add_leg(log, flight)
-        return Noted(current().runner.address, repeated=not fresh)
+    async def record(self, first: int, flights: list[Flight]) -> Noted:
+        """Apply the aircraft's records `first`, `first + 1`, ...; those that were applied before change nothing."""
+        return Noted(current().runner.address, apply_legs(self.state, first, flights))
 
     @handler(readonly=True)
     async def log(self) -> AircraftLog:
@@ -116,19 +112,27 @@ class Aircraft(Entity[AircraftLog], name="aircraft"):
 class Airport(Entity[AirportBook], name="airport"):
     """One destination, by its IATA code."""
 
-    async def record(self, number: int, flight: Flight) -> Noted:
-        """Apply the airport's record `number`, once."""
-        book = self.state
-        fresh = is_next(book.applied, number)
-        if fresh:
-            book.applied = number
-            add_arrival(book, flight)
-        return Noted(current().runner.address, repeated=not fresh)
+    async def record(self, first: int, flights: list[Flight]) -> Noted:
+        """Apply the airport's records `first`, `first + 1`, ...; those that were applied before change nothing."""
+        return Noted(current().runner.address, apply_arrivals(self.state, first, flights))
 
     @handler(readonly=True)
     async def book(self) -> AirportBook:
         """Return all that is known."""
         return self.state
+
+
+def apply_legs(log: AircraftLog, first: int, flights: Sequence[Flight]) -> int:
+    """Apply records `first`, `first + 1`, ... to `log`; return how many of them had been applied before.
+
+    Raises:
+        RecordMissing: the one before `first` is missing.
+    """
+    new = new_of(flights, first, log.applied)
+    for flight in new:
+        add_leg(log, flight)
+    log.applied += len(new)
+    return len(flights) - len(new)
 
 
 def add_leg(log: AircraftLog, flight: Flight) -> None:
@@ -146,6 +150,19 @@ def add_leg(log: AircraftLog, flight: Flight) -> None:
         log.on_time += flight.arrival_delay < PROMPT_MINUTES
         log.carriers[flight.carrier] = log.carriers.get(flight.carrier, 0) + 1
         log.last_route = f"{flight.origin}-{flight.destination}"
+
+
+def apply_arrivals(book: AirportBook, first: int, flights: Sequence[Flight]) -> int:
+    """Apply records `first`, `first + 1`, ... to `book`; return how many of them had been applied before.
+
+    Raises:
+        RecordMissing: the one before `first` is missing.
+    """
+    new = new_of(flights, first, book.applied)
+    for flight in new:
+        add_arrival(book, flight)
+    book.applied += len(new)
+    return len(flights) - len(new)
 
 
 def add_arrival(book: AirportBook, flight: Flight) -> None:

@@ -81,11 +81,10 @@ class RunnerProcess:
         except TimeoutError:
             raise RunnerFailed(f"{self.name} was not ready within {_START_SECONDS:.0f} s:\n{self._tail()}") from None
 
-    async def kill(self) -> None:
-        """End it with SIGKILL, and wait until it is gone."""
+    def kill(self) -> None:
+        """End it with SIGKILL."""
         self._leaving = True
         self._process.kill()
-        await self._process.wait()
 
     async def stop(self) -> int:
         """Ask it to leave with SIGTERM, and return its exit status; kill it if it does not go."""

@@ -6,6 +6,7 @@ from time import monotonic
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -29,15 +30,17 @@ class Screen:
     def say(self, text: str, style: str = "") -> None:
         """Print a line."""
         self._console.print(
-            f"[dim]{monotonic() - self._start:6.1f} s[/]  {f'[{style}]{text}[/]' if style else text}", highlight=False
+            f"[dim]{monotonic() - self._start:6.1f} s[/]  {f'[{style}]{escape(text)}[/]' if style else escape(text)}",
+            highlight=False,
+            soft_wrap=True,
         )
 
-    async def follow(self, driver: Driver, calls: int) -> None:
+    async def follow(self, driver: Driver, records: int) -> None:
         """Show how far the driver is, until cancelled."""
         if self._console.is_terminal:
-            await self._draw(driver, calls)
+            await self._draw(driver, records)
         else:
-            await self._list(driver, calls)
+            await self._list(driver, records)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         """Print a table of two columns."""
@@ -48,41 +51,42 @@ class Screen:
             table.add_row(name, value)
         self._console.print(table)
 
-    async def _draw(self, driver: Driver, calls: int) -> None:
+    async def _draw(self, driver: Driver, records: int) -> None:
         columns = (
-            TextColumn("  calls"),
+            TextColumn("  records"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[retries]}"),
+            TextColumn("{task.fields[retries]} sent again"),
         )
         with Progress(*columns, console=self._console, auto_refresh=False) as progress:
-            bar = progress.add_task("", total=calls, rate="", retries="")
+            bar = progress.add_task("", total=records, rate="", retries=0)
             rate = Rate(driver)
             try:
                 while True:
-                    progress.update(bar, completed=driver.done, rate=f"{rate():,.0f}/s", retries=retries_of(driver))
+                    retries = driver.retries.total()
+                    progress.update(bar, completed=driver.done, rate=f"{rate():,.0f}/s", retries=retries)
                     progress.refresh()
                     await asyncio.sleep(_REDRAW_SECONDS)
             finally:
                 progress.update(bar, completed=driver.done)
 
-    async def _list(self, driver: Driver, calls: int) -> None:
+    async def _list(self, driver: Driver, records: int) -> None:
         rate = Rate(driver)
         while True:
             await asyncio.sleep(_LINE_SECONDS)
-            share = driver.done / calls
+            done = f"{driver.done:>9,} of {records:,} records ({driver.done / records:.0%}), {rate():,.0f}/s"
             retries = retries_of(driver)
-            self.say(f"{driver.done:>9,} of {calls:,} calls ({share:.0%}), {rate():,.0f}/s{retries and f', {retries}'}")
+            self.say(f"{done}, {retries}" if retries else done)
 
 
 class Rate:
-    """Calls per second over the last few seconds.
+    """Records per second over the last few seconds.
 
     Args:
-        driver: Whose calls.
+        driver: Whose records.
     """
 
     _WINDOW = 3.0
@@ -106,4 +110,5 @@ def retries_of(driver: Driver) -> str:
     total = driver.retries.total()
     if total == 0:
         return ""
-    return f"{total} sent again ({'; '.join(f'{error}: {count}' for error, count in driver.retries.most_common())})"
+    by_error = "; ".join(f"{error}: {count}" for error, count in driver.retries.most_common())
+    return f"{total} calls sent again ({by_error})"

@@ -31,6 +31,23 @@ _PLACES: Final = (
 )
 
 
+_NOT_RUN: Final = 126
+"""Exit status of a shell, and of `_BECOME`, for a program that the user may not run."""
+# The `user` of subprocess makes it fork instead of vfork, and fork handlers of gRPC's crash the child now and then.
+_BECOME: Final = f"""
+import os, sys
+uid, gid = int(sys.argv[1]), int(sys.argv[2])
+try:
+    os.setgroups([])
+    os.setgid(gid)
+    os.setuid(uid)
+    os.execvp(sys.argv[3], sys.argv[3:])
+except OSError as error:
+    print(error, file=sys.stderr)
+    sys.exit({_NOT_RUN})
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """An operating system user."""
@@ -71,8 +88,9 @@ def run_as(
         subprocess.TimeoutExpired: it was killed.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return subprocess.run(
-        command,
+    become = [] if account is None else [sys.executable, "-IS", "-c", _BECOME, str(account.uid), str(account.gid)]
+    done = subprocess.run(
+        [*become, *command],
         check=False,
         cwd="/",
         env={**environment, "LC_ALL": "C"},
@@ -82,10 +100,10 @@ def run_as(
         text=True,
         timeout=timeout,
         start_new_session=True,
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-        extra_groups=[] if account else None,
     )
+    if account is not None and done.returncode == _NOT_RUN:
+        raise PermissionError(f"{command[0]} cannot be run as user {account.name}")
+    return done
 
 
 def server_account(owner_of: Path) -> Account | None:

@@ -223,7 +223,7 @@ class ListShardsRequest(_message.Message):
     group: _builtins.str
     """Empty: every group."""
     page_size: _builtins.int
-    """At most this many; 0 is 1,000, and more than 10,000 is 10,000."""
+    """At most this many; 0 is 1,000, and more than 5,000 is 5,000."""
     page_token: _builtins.str
     """What the page before said; empty for the first."""
     def __init__(
@@ -357,7 +357,7 @@ class ListEntitiesRequest(_message.Message):
     shard: _builtins.str
     """group:number; empty: every shard."""
     page_size: _builtins.int
-    """At most this many; 0 is 1,000, and more than 10,000 is 10,000."""
+    """At most this many; 0 is 1,000, and more than 5,000 is 5,000."""
     page_token: _builtins.str
     """What the page before said; empty for the first."""
     def __init__(

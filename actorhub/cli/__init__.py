@@ -1,0 +1,29 @@
+"""The command `actorhub`."""
+
+from typing import Final
+
+import click
+
+from actorhub.cli.commands import Command, Commands
+from actorhub.hub import VERSION
+
+COMMANDS: Final = (
+    Command("serve", "actorhub.cli.serve:serve", "Run a hub's entities as part of the cluster."),
+    Command("shards", "actorhub.cli.tables:shards", "List the shards: who owns them, and what is in them."),
+    Command("runners", "actorhub.cli.tables:runners", "List the runners of the cluster."),
+    Command("entities", "actorhub.cli.tables:entities", "List the entities that are in memory."),
+    Command("call", "actorhub.cli.calls:call", "Call HANDLER of the entity ID of TYPE and print its result as JSON."),
+    Command("tell", "actorhub.cli.calls:tell", "Send a message to HANDLER of the entity ID of TYPE and print its id."),
+    Command("migrate", "actorhub.cli.migrate:migrate", "Bring the database schema up to date."),
+)
+
+
+@click.group(
+    cls=Commands,
+    commands_table=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Settings come from flags, then ACTORHUB_… environment variables, then actorhub.toml.",
+)
+@click.version_option(VERSION, package_name="actorhub", message="actorhub %(version)s")
+def main() -> None:
+    """Virtual actors on Postgres: every id is one live, typed, asyncio object."""

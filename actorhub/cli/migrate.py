@@ -1,0 +1,38 @@
+"""`actorhub migrate`: the database schema."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+import click
+
+from actorhub.cli.options import load, setting_options
+from actorhub.cli.running import database_shown
+from actorhub.core.config import Settings
+from actorhub.storage.postgres.embedded import EmbeddedPostgres
+from actorhub.storage.postgres.schema import migrate as apply_migrations
+from actorhub.storage.postgres.schema import migration_sql
+
+
+@click.command
+@setting_options("database_url", "namespace")
+@click.option("--print-sql", is_flag=True, help="Print the SQL that makes the schema from nothing; change nothing.")
+def migrate(print_sql: bool, **flags: object) -> None:
+    """Bring the database schema up to date. Runners do it by themselves where their user may."""
+    settings = load(flags)
+    if print_sql:
+        click.echo(migration_sql(settings.namespace), nl=False)
+        return
+    applied = asyncio.run(_migrate(settings))
+    done = {0: "is up to date", 1: "is up to date now: 1 migration applied"}
+    what = done.get(applied, f"is up to date now: {applied} migrations applied")
+    click.echo(f"schema {settings.namespace} of {database_shown(settings)} {what}")
+
+
+async def _migrate(settings: Settings) -> int:
+    async with AsyncExitStack() as stack:
+        url = settings.database_url
+        if url is None:
+            server = EmbeddedPostgres()
+            url = await server.start()
+            stack.push_async_callback(server.stop)
+        return await apply_migrations(url, settings.namespace)

@@ -1,0 +1,127 @@
+"""One runner in this process, from its start to its hand-over."""
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+import os
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+import click
+import msgspec
+
+from actorhub.cli.signals import on_stop_signals
+from actorhub.cluster import Cluster
+from actorhub.core.clock import SystemClock
+from actorhub.core.config import Settings, mask_secrets
+from actorhub.engine.node import Runner
+from actorhub.hub import Hub
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("actorhub.serve")
+
+_FIRST_SHARD: Final = 10.0
+"""Seconds that a runner waits for its first shard before it says that it is ready without one."""
+_LOOK: Final = 0.02
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What a runner says once it takes calls."""
+
+    address: str
+    shards: int
+
+
+class Stop:
+    """The wish that the current task ends: it cancels a start that is under way, and is awaited after that."""
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._asked = asyncio.Event()
+        self.is_started = False
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody asked."""
+        return self._asked.is_set()
+
+    def ask(self) -> None:
+        """Wish it; the second time does nothing."""
+        if not self._asked.is_set():
+            self._asked.set()
+            if not self.is_started and self._task is not None:
+                self._task.cancel()
+
+    async def wait(self) -> None:
+        """Return once somebody asked."""
+        await self._asked.wait()
+
+
+def run_one(hub: Hub, settings: Settings) -> int:
+    """Serve until a signal ends it; return the exit code."""
+
+    def say(ready: Ready) -> None:
+        shards = "1 shard" if ready.shards == 1 else f"{ready.shards} shards"
+        click.echo(f"ready: runner {ready.address} owns {shards}, database {database_shown(settings)}")
+
+    async def work() -> int:
+        return await serve(hub, settings, say, Stop())
+
+    return run_loop(work())
+
+
+def run_loop(work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` on uvloop where it is installed, else on asyncio's own loop."""
+    # gRPC's C core writes its own unstructured lines to standard error; what they say comes as an exception too.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    factory = None
+    if importlib.util.find_spec("uvloop") is not None:
+        factory = importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(work)
+
+
+async def serve(hub: Hub, settings: Settings, say: Callable[[Ready], None], stop: Stop) -> int:
+    """Run until `stop` is asked for, by SIGTERM or SIGINT too; return the exit code.
+
+    Args:
+        hub: What to host.
+        settings: How.
+        say: Told once the runner owns shards and takes calls.
+        stop: Made in this task.
+
+    Raises:
+        ActorhubError: the runner could not start.
+    """
+    on_stop_signals(stop.ask)
+    _log.info("starting, database %s", database_shown(settings))
+    try:
+        async with hub.run_with(settings) as cluster:
+            stop.is_started = True
+            shards = await _first_shards(cluster, stop)
+            if not stop.is_asked:
+                assert cluster.runner is not None
+                say(Ready(cluster.runner.address, shards))
+            await stop.wait()
+    except asyncio.CancelledError:
+        if not stop.is_asked:
+            raise
+    return 0
+
+
+def database_shown(settings: Settings) -> str:
+    """Return where the data is, without secrets."""
+    return mask_secrets(settings.database_url) if settings.database_url else "embedded Postgres in .actorhub"
+
+
+async def _first_shards(cluster: Cluster, stop: Stop) -> int:
+    """Wait for a first share: the others hand it over. A runner of small weight may have to do without."""
+    assert isinstance(cluster.part, Runner)
+    clock = SystemClock()
+    deadline = clock.monotonic() + _FIRST_SHARD
+    owned = cluster.part.ownership.owned
+    while not owned and not stop.is_asked and clock.monotonic() < deadline:  # noqa: ASYNC110 - ownership has no event
+        await asyncio.sleep(_LOOK)
+    return len(owned)

@@ -1,0 +1,137 @@
+"""`actorhub.admin.v1`: requests in, answers out; what the answers say is `survey`'s."""
+
+from typing import Final, cast
+
+import grpc.aio
+
+from actorhub.core.address import ShardId
+from actorhub.core.errors import MalformedMessage
+from actorhub.engine.node import Door
+from actorhub.ops.colleagues import Colleagues
+from actorhub.ops.health import obstacle
+from actorhub.ops.local import resident_entities, runner_numbers
+from actorhub.ops.replies import Rpc, answered, runner_of
+from actorhub.ops.survey import Survey
+from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
+from actorhub.transport.grpc._pb import admin_v1_pb2_grpc as pb_grpc
+
+_PAGE: Final = 1000
+_LONGEST_PAGE: Final = 5_000
+"""Keeps a reply well within the smallest frame limit, however long the ids are."""
+
+
+class Admin:
+    """The service of the runner behind a door."""
+
+    def __init__(self, door: Door, colleagues: Colleagues) -> None:
+        self._door = door
+        self._colleagues = colleagues
+
+    async def ListRunners(self, request: pb.ListRunnersRequest, context: Rpc) -> pb.ListRunnersReply:  # noqa: N802
+        """Return every runner."""
+        return await answered(context, self._list_runners(request))
+
+    async def ListShards(self, request: pb.ListShardsRequest, context: Rpc) -> pb.ListShardsReply:  # noqa: N802
+        """Return a page of shards."""
+        return await answered(context, self._list_shards(request))
+
+    async def GetShard(self, request: pb.GetShardRequest, context: Rpc) -> pb.Shard:  # noqa: N802
+        """Return one shard."""
+        return await answered(context, self._get_shard(request))
+
+    async def ListEntities(self, request: pb.ListEntitiesRequest, context: Rpc) -> pb.ListEntitiesReply:  # noqa: N802
+        """Return a page of resident entities."""
+        return await answered(context, self._list_entities(request))
+
+    async def GetEntity(self, request: pb.GetEntityRequest, context: Rpc) -> pb.Entity:  # noqa: N802
+        """Return one entity."""
+        return await answered(context, self._get_entity(request))
+
+    async def Health(self, request: pb.HealthRequest, context: Rpc) -> pb.HealthReply:  # noqa: N802
+        """Return whether this runner takes work."""
+        return await answered(context, self._health())
+
+    async def _list_runners(self, request: pb.ListRunnersRequest) -> pb.ListRunnersReply:
+        runner = runner_of(self._door)
+        if request.scope == pb.SCOPE_RUNNER:
+            own = runner.info.runner
+            numbers = runner_numbers(runner)
+            answer = pb.Runner(address=own.address, incarnation=own.incarnation, numbers=numbers)
+            return pb.ListRunnersReply(runners=[answer])
+        return pb.ListRunnersReply(runners=await self._survey().runners())
+
+    async def _list_shards(self, request: pb.ListShardsRequest) -> pb.ListShardsReply:
+        limit = _page_size(request.page_size)
+        after = ShardId.parse(request.page_token) if request.page_token else None
+        survey = self._survey()
+        if request.scope == pb.SCOPE_RUNNER:
+            held = await survey.shards_here(group=request.group, after=after, limit=limit + 1)
+            return _shards_reply(held[:limit], [], is_last=len(held) <= limit)
+        page = await survey.shards(group=request.group, after=after, limit=limit)
+        return _shards_reply(page.shards, page.silent, is_last=page.is_last)
+
+    async def _get_shard(self, request: pb.GetShardRequest) -> pb.Shard:
+        return await self._survey().shard(ShardId.parse(request.shard))
+
+    async def _list_entities(self, request: pb.ListEntitiesRequest) -> pb.ListEntitiesReply:
+        limit = _page_size(request.page_size)
+        entity_type, shard = request.entity_type, ShardId.parse(request.shard) if request.shard else None
+        after = _entity_token(request.page_token)
+        if request.scope == pb.SCOPE_RUNNER:
+            found = await resident_entities(
+                runner_of(self._door), entity_type=entity_type, shard=shard, after=after, limit=limit + 1
+            )
+            return _entities_reply(found[:limit], [], is_last=len(found) <= limit)
+        page = await self._survey().entities(entity_type=entity_type, shard=shard, after=after, limit=limit)
+        return _entities_reply(page.entities, page.silent, is_last=page.is_last)
+
+    async def _get_entity(self, request: pb.GetEntityRequest) -> pb.Entity:
+        survey = self._survey()
+        if request.scope == pb.SCOPE_RUNNER:
+            here = survey.entity_here(request.entity_type, request.entity_id)
+            return here if here is not None else pb.Entity(activity=pb.ACTIVITY_NOT_RESIDENT)
+        return await survey.entity(request.entity_type, request.entity_id)
+
+    async def _health(self) -> pb.HealthReply:
+        runner = self._door.runner
+        reason = obstacle(self._door)
+        if runner is None:
+            return pb.HealthReply(serving=False, reason=reason)
+        return pb.HealthReply(
+            serving=not reason,
+            reason=reason,
+            runner=runner.info.runner.address,
+            incarnation=runner.info.runner.incarnation,
+            version=runner.info.version,
+            shards_owned=len(runner.ownership.owned),
+            live_runners=len(runner.ownership.members),
+        )
+
+    def _survey(self) -> Survey:
+        return Survey(runner_of(self._door), self._colleagues)
+
+
+def _page_size(asked: int) -> int:
+    return min(asked or _PAGE, _LONGEST_PAGE)
+
+
+def _entity_token(token: str) -> tuple[str, str]:
+    entity_type, separator, entity_id = token.partition("/")
+    if token and not (separator and entity_type and entity_id):
+        raise MalformedMessage(f"page_token {token[:100]!r} is not one that this service gave")
+    return entity_type, entity_id
+
+
+def _shards_reply(shards: list[pb.Shard], silent: list[str], *, is_last: bool) -> pb.ListShardsReply:
+    token = "" if is_last or not shards else shards[-1].shard
+    return pb.ListShardsReply(shards=shards, next_page_token=token, silent_runners=silent)
+
+
+def _entities_reply(entities: list[pb.Entity], silent: list[str], *, is_last: bool) -> pb.ListEntitiesReply:
+    token = "" if is_last or not entities else f"{entities[-1].entity_type}/{entities[-1].entity_id}"
+    return pb.ListEntitiesReply(entities=entities, next_page_token=token, silent_runners=silent)
+
+
+def add_admin(door: Door, colleagues: Colleagues, server: grpc.aio.Server) -> None:
+    """Make `server` answer for the runner behind `door`."""
+    pb_grpc.add_AdminServicer_to_server(cast("pb_grpc.AdminServicer", Admin(door, colleagues)), server)

@@ -1,0 +1,242 @@
+"""The whole cluster as one runner sees it: the store's rows joined with what each live owner says of itself."""
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Final
+
+import msgspec
+
+from actorhub.core.address import ShardId, ShardOwner, check_entity_id
+from actorhub.core.errors import EntityNotAssigned, UnknownEntityType
+from actorhub.engine.node import Runner
+from actorhub.ops.colleagues import Colleagues
+from actorhub.ops.local import entity_of, held_shards, resident_entities, runner_numbers
+from actorhub.storage.ports import LiveRunner, ShardRow
+from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
+
+_ACTING: Final = frozenset({pb.SHARD_STATE_OWNED, pb.SHARD_STATE_DRAINING})
+
+
+class ShardPage(msgspec.Struct, frozen=True):
+    """Consecutive shards by group and number."""
+
+    shards: list[pb.Shard]
+    silent: list[str]
+    is_last: bool
+
+
+class EntityPage(msgspec.Struct, frozen=True):
+    """Consecutive resident entities by type and id."""
+
+    entities: list[pb.Entity]
+    silent: list[str]
+    is_last: bool
+
+
+class Survey:
+    """Answers of one runner for the whole cluster. Every method raises `PersistenceError` when the store fails."""
+
+    def __init__(self, runner: Runner, colleagues: Colleagues) -> None:
+        self._runner = runner
+        self._colleagues = colleagues
+
+    async def runners(self) -> list[pb.Runner]:
+        """Return every registered runner, with its numbers where it answered, by address."""
+        live = await self._runner.storage.runners()
+        request = pb.ListRunnersRequest(scope=pb.SCOPE_RUNNER)
+        metadata = self._colleagues.metadata
+        answers = await self._colleagues.ask(
+            self._others(live), lambda stub: stub.ListRunners(request, metadata=metadata)
+        )
+        numbers = {self._own: runner_numbers(self._runner)}
+        for reply in answers.values():
+            if reply is not None:
+                numbers |= {runner.incarnation: runner.numbers for runner in reply.runners}
+        found = [_runner(runner, numbers.get(runner.info.runner.incarnation)) for runner in live]
+        return sorted(found, key=lambda runner: (runner.address, runner.silent_seconds))
+
+    async def shards(self, *, group: str, after: ShardId | None, limit: int) -> ShardPage:
+        """Return the `limit` shards that follow `after`; an empty group means every one."""
+        storage = self._runner.storage
+        live, rows = await storage.runners(), {row.shard: row for row in await storage.shards()}
+        groups = {name for runner in live for name in runner.info.groups} | {shard.group for shard in rows}
+        following = list(islice(self._following(groups, group, after), limit + 1))
+        page = following[:limit]
+        request = pb.ListShardsRequest(
+            scope=pb.SCOPE_RUNNER, group=group, page_size=limit, page_token=str(after) if after else ""
+        )
+        metadata = self._colleagues.metadata
+        answers = await self._colleagues.ask(
+            self._others(live), lambda stub: stub.ListShards(request, metadata=metadata)
+        )
+        silent = sorted(address for address, reply in answers.items() if reply is None)
+        claims = [await held_shards(self._runner, page, limit)]
+        claims += [list(reply.shards) for reply in answers.values() if reply is not None]
+        best = _best(claims)
+        trusted = {r.info.runner.incarnation for r in live if r.info.runner.address in silent}
+        joined = [_joined(shard, best.get(str(shard)), rows.get(shard), trusted) for shard in page]
+        return ShardPage(joined, silent, is_last=len(following) <= limit)
+
+    async def shard(self, wanted: ShardId) -> pb.Shard:
+        """Return one shard.
+
+        Raises:
+            EntityNotAssigned: the cluster has no such shard.
+        """
+        after = ShardId(wanted.group, wanted.number - 1) if wanted.number else None
+        page = await self.shards(group=wanted.group, after=after, limit=1)
+        if not page.shards or page.shards[0].shard != str(wanted):
+            raise EntityNotAssigned(
+                f"there is no shard {wanted}: groups have {self._runner.shards_per_group} shards, numbered from 0, "
+                "and `actorhub shards` lists them"
+            )
+        return page.shards[0]
+
+    async def entities(
+        self, *, entity_type: str, shard: ShardId | None, after: tuple[str, str], limit: int
+    ) -> EntityPage:
+        """Return the `limit` resident entities that follow `after`."""
+        live = await self._runner.storage.runners()
+        request = pb.ListEntitiesRequest(
+            scope=pb.SCOPE_RUNNER,
+            entity_type=entity_type,
+            shard=str(shard) if shard else "",
+            page_size=limit,
+            page_token="/".join(after) if after[0] else "",
+        )
+        metadata = self._colleagues.metadata
+        answers = await self._colleagues.ask(
+            self._others(live), lambda stub: stub.ListEntities(request, metadata=metadata)
+        )
+        found = await resident_entities(
+            self._runner, entity_type=entity_type, shard=shard, after=after, limit=limit + 1
+        )
+        found += [entity for reply in answers.values() if reply is not None for entity in reply.entities]
+        more = any(reply is not None and reply.next_page_token for reply in answers.values())
+        page = heapq.nsmallest(limit + 1, found, key=lambda entity: (entity.entity_type, entity.entity_id))
+        silent = sorted(address for address, reply in answers.items() if reply is None)
+        return EntityPage(page[:limit], silent, is_last=not more and len(page) <= limit)
+
+    async def entity(self, entity_type: str, entity_id: str) -> pb.Entity:
+        """Return one entity, resident or not; its owner is asked.
+
+        Raises:
+            UnknownEntityType: this runner does not know the type.
+            MalformedMessage: nothing can have that id.
+        """
+        found = self.entity_here(entity_type, entity_id)
+        if found is not None:
+            return found
+        shard = await self.shard(self._shard_of(entity_type, entity_id))
+        answered: pb.Entity | None = None
+        if shard.runner and shard.incarnation != self._own:
+            request = pb.GetEntityRequest(scope=pb.SCOPE_RUNNER, entity_type=entity_type, entity_id=entity_id)
+            metadata = self._colleagues.metadata
+            answers = await self._colleagues.ask(
+                [shard.runner], lambda stub: stub.GetEntity(request, metadata=metadata)
+            )
+            answered = answers[shard.runner]
+            if answered is not None and answered.activity != pb.ACTIVITY_NOT_RESIDENT:
+                return answered
+        is_known = answered is not None or shard.incarnation in ("", self._own)
+        return await self._not_resident(entity_type, entity_id, shard, is_known=is_known)
+
+    def entity_here(self, entity_type: str, entity_id: str) -> pb.Entity | None:
+        """Return the entity if it is resident on this very runner."""
+        hosted = self._runner.host.types.get(entity_type)
+        cell = hosted.cells.get(entity_id) if hosted is not None else None
+        return entity_of(self._runner, cell) if cell is not None else None
+
+    async def shards_here(self, *, group: str, after: ShardId | None, limit: int) -> list[pb.Shard]:
+        """Return the first `limit` shards after `after` that this very runner owns, acquires or drains."""
+        following = self._following(self._runner.info.groups, group, after)
+        return await held_shards(self._runner, following, limit)
+
+    async def _not_resident(self, entity_type: str, entity_id: str, shard: pb.Shard, *, is_known: bool) -> pb.Entity:
+        stored = None
+        if self._runner.host.types[entity_type].spec.state is not None:
+            stored = await self._runner.storage.load_state(entity_type, entity_id)
+        return pb.Entity(
+            entity_type=entity_type,
+            entity_id=entity_id,
+            shard=shard.shard,
+            runner=shard.runner,
+            incarnation=shard.incarnation,
+            epoch=shard.epoch,
+            activity=pb.ACTIVITY_NOT_RESIDENT if is_known else None,
+            queued_messages=0 if is_known else None,
+            state_version=stored.version if stored is not None else 0,
+            state_bytes=len(stored.data) if stored is not None else 0,
+        )
+
+    def _shard_of(self, entity_type: str, entity_id: str) -> ShardId:
+        check_entity_id(entity_id, self._runner.node.limits.max_entity_id_bytes)
+        hosted = self._runner.host.types.get(entity_type)
+        if hosted is None:
+            known = ", ".join(sorted(self._runner.host.types)) or "none"
+            raise UnknownEntityType(f"this runner knows no entity type {entity_type[:100]!r}: it knows {known}")
+        return self._runner.node.router.shard_of(hosted.spec, entity_id)
+
+    def _following(self, groups: Iterable[str], group: str, after: ShardId | None) -> Iterator[ShardId]:
+        """Return the shards of `groups` that follow `after`, in order; of the one group where it is named."""
+        for name in sorted(groups):
+            if (group and name != group) or (after is not None and name < after.group):
+                continue
+            start = after.number + 1 if after is not None and name == after.group else 0
+            yield from (ShardId(name, number) for number in range(start, self._runner.shards_per_group))
+
+    def _others(self, live: Sequence[LiveRunner]) -> list[str]:
+        return [r.info.runner.address for r in live if r.info.runner.incarnation != self._own]
+
+    @property
+    def _own(self) -> str:
+        return self._runner.info.runner.incarnation
+
+
+def _best(claims: Sequence[Sequence[pb.Shard]]) -> dict[str, pb.Shard]:
+    """Return the claim that counts for each shard: an owner's before an aspirant's, then the highest epoch."""
+    best: dict[str, pb.Shard] = {}
+    for claim in (claim for each in claims for claim in each):
+        known = best.get(claim.shard)
+        if known is None or _rank(claim) > _rank(known):
+            best[claim.shard] = claim
+    return best
+
+
+def _rank(claim: pb.Shard) -> tuple[bool, int]:
+    return claim.state in _ACTING, claim.epoch
+
+
+def _joined(shard: ShardId, claim: pb.Shard | None, row: ShardRow | None, trusted: set[str]) -> pb.Shard:
+    """Return the claim, or what the store says of an owner in `trusted` that did not answer, or nobody."""
+    owner: ShardOwner | None = row.owner if row is not None else None
+    if owner is not None and owner.runner.incarnation in trusted:
+        stored = pb.Shard(
+            shard=str(shard),
+            state=pb.SHARD_STATE_OWNED,
+            runner=owner.runner.address,
+            incarnation=owner.runner.incarnation,
+            epoch=owner.epoch,
+        )
+        if claim is None or _rank(stored) > _rank(claim):
+            return stored
+    if claim is not None:
+        claim.epoch = claim.epoch or (row.epoch if row is not None else 0)
+        return claim
+    return pb.Shard(shard=str(shard), epoch=row.epoch if row is not None else 0)
+
+
+def _runner(live: LiveRunner, numbers: pb.RunnerNumbers | None) -> pb.Runner:
+    info = live.info
+    return pb.Runner(
+        address=info.runner.address,
+        incarnation=info.runner.incarnation,
+        weight=info.weight,
+        groups=info.groups,
+        entity_types=info.entity_types,
+        draining=info.draining,
+        version=info.version,
+        silent_seconds=live.silent_for,
+        numbers=numbers,
+    )

@@ -1,0 +1,120 @@
+"""What the runs of a benchmark have in common: options, a database, fresh processes, targets, JSON out."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from actorhub.storage.postgres.embedded import EmbeddedPostgres
+from benchmarks._harness import LOOPS, report, result_of, run
+
+Measure = Callable[[argparse.Namespace], Coroutine[Any, Any, dict[str, Any]]]
+PACKAGES = ("asyncpg", "grpcio", "msgspec", "protobuf", "uvloop")
+
+
+def parse(
+    text: str | None, *, rounds: int, extend: Callable[[argparse.ArgumentParser], None] | None = None
+) -> argparse.Namespace:
+    """Return the options; `quick` cuts what takes long and proves only that it runs."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, help=f"samples of each side (default {rounds}, quick: 2)")
+    parser.add_argument("--quick", action="store_true", help="short samples: proves that it runs, little else")
+    parser.add_argument("--loop", choices=(*LOOPS, "both"), default="both")
+    parser.add_argument("--database", metavar="URL", default=os.environ.get("ACTORHUB_DATABASE_URL"),
+                        help="Postgres to use (default: $ACTORHUB_DATABASE_URL, else an embedded one)")  # fmt: skip
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    if extend is not None:
+        extend(parser)
+    options = parser.parse_args()
+    options.rounds = options.rounds or (2 if options.quick else rounds)
+    return options
+
+
+def loops(options: argparse.Namespace) -> Sequence[str]:
+    """Return the names of the event loops to measure."""
+    return LOOPS if options.loop == "both" else (options.loop,)
+
+
+@contextlib.contextmanager
+def database(url: str | None) -> Iterator[str]:
+    """Yield the URL of a Postgres: the given one, or an embedded one in a directory of its own."""
+    if url is not None:
+        yield url
+        return
+    with tempfile.TemporaryDirectory(prefix="actorhub-bench-") as directory:
+        server = EmbeddedPostgres(Path(directory))
+        try:
+            yield asyncio.run(server.start())
+        finally:
+            asyncio.run(server.stop())
+
+
+@contextlib.contextmanager
+def namespace(url: str) -> Iterator[str]:
+    """Yield the name of a schema that nobody has; drop it afterwards."""
+    name = f"bench_{secrets.token_hex(6)}"
+    try:
+        yield name
+    finally:
+        asyncio.run(_execute(url, f"drop schema if exists {name} cascade"))
+
+
+async def _execute(url: str, sql: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+def target(what: str, reached: float, *, at_least: float | None = None, at_most: float | None = None) -> dict[str, Any]:
+    """Return a figure beside what it should be."""
+    bound = {"at_least": at_least} if at_least is not None else {"at_most": at_most}
+    met = reached >= at_least if at_least is not None else at_most is not None and reached <= at_most
+    return {"what": what, "reached": reached, **bound, "met": met}
+
+
+def fresh(module: str, options: argparse.Namespace, loop: str, url: str = "", *more: str) -> dict[str, Any]:
+    """Measure in a fresh process: `module` with the same options, told by `--child` that it is the one."""
+    command = ["-m", module, "--child", "yes", "--loop", loop, "--rounds", str(options.rounds), *more]
+    if url:
+        command += ["--database", url]
+    if options.quick:
+        command.append("--quick")
+    try:
+        return result_of(*command)
+    except subprocess.CalledProcessError as error:
+        print(error.stderr, file=sys.stderr)
+        raise
+
+
+def measured(
+    name: str, options: argparse.Namespace, measure: Measure, targets: Callable[[dict[str, Any]], list[dict[str, Any]]]
+) -> None:
+    """Measure in a fresh process per loop and print the document; in that process, print its result."""
+    if options.child:
+        print(json.dumps(run(measure(options), options.loop)))
+        return
+    results: dict[str, Any] = {}
+    reached: list[dict[str, Any]] = []
+    with database(options.database) as url:
+        for loop in loops(options):
+            with namespace(url) as schema:
+                results[loop] = fresh(f"benchmarks.{name}", options, loop, url, "--namespace", schema)
+            reached += [{"loop": loop, **one} for one in targets(results[loop])]
+    report(name.removeprefix("bench_"), {"quick": options.quick, "targets": reached, **results}, PACKAGES)
+
+
+def with_namespace(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the schema that the parent made."""
+    parser.add_argument("--namespace", default="", help=argparse.SUPPRESS)

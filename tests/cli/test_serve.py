@@ -1,0 +1,88 @@
+"""`actorhub serve`: one process from start to hand-over."""
+
+import asyncio
+import json
+import signal
+
+from tests.support.processes import SHOP, Processes
+
+
+async def test_a_served_hub_takes_calls_and_leaves_on_sigterm(processes: Processes) -> None:
+    """The ready line comes once, a call is answered, and SIGTERM ends the process with 0 and an empty table."""
+    runner = await processes.serve()
+    assert runner.out.startswith(f"ready: runner {runner.address} owns 300 shards, database postgresql://")
+    admin = ("--admin", runner.address)
+    first = await processes.run("call", "orders", "ada", "process", '{"sku":"tea","quantity":2}', *admin)
+    assert (first.code, first.json) == (0, {"number": 1, "total_cents": 700})
+    assert await runner.terminate(deadline=10) == 0
+    assert runner.out.count("ready:") == 1
+    again = await processes.serve()
+    count = await processes.run("call", "orders", "ada", "count", "--admin", again.address)
+    assert count.json == 1
+
+
+async def test_a_handler_that_runs_at_sigterm_finishes(processes: Processes) -> None:
+    """The running call gets its reply, and the process ends with 0 after it."""
+    runner = await processes.serve()
+    call = processes.start("call", "gate", "a", "sleep", "1.0", "--admin", runner.address)
+    while "running" not in (await processes.run("entities", "--json", "--admin", runner.address)).out:
+        await asyncio.sleep(0.02)
+    assert await runner.terminate() == 0
+    assert await call.ended() == 0
+    assert call.out.strip() == '"slept"'
+
+
+async def test_a_handler_that_outlives_the_grace_time_is_cut_off(processes: Processes) -> None:
+    """The process ends with 0 soon after its grace time, whatever the handler does."""
+    runner = await processes.serve("--grace", "500ms")
+    call = processes.start("call", "gate", "a", "sleep", "60", "--admin", runner.address)
+    while "running" not in (await processes.run("entities", "--json", "--admin", runner.address)).out:
+        await asyncio.sleep(0.02)
+    assert await runner.terminate(deadline=6) == 0
+    assert await call.ended() == 1
+
+
+async def test_a_second_signal_ends_the_process_at_once(processes: Processes) -> None:
+    """While the first waits for a handler, a second SIGINT ends the process with 130."""
+    runner = await processes.serve()
+    _ = processes.start("call", "gate", "a", "sleep", "60", "--admin", runner.address)
+    while "running" not in (await processes.run("entities", "--json", "--admin", runner.address)).out:
+        await asyncio.sleep(0.02)
+    runner.signal(signal.SIGINT)
+    await runner.says("leaving the cluster")
+    runner.signal(signal.SIGINT)
+    assert await runner.ended(deadline=3) == 130
+
+
+async def test_a_signal_during_the_start_ends_it(commands: Processes) -> None:
+    """A runner whose database accepts connections and says nothing can be ended before it is ready."""
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as silent:
+        host, port = silent.sockets[0].getsockname()
+        runner = commands.start("serve", SHOP, "--listen", "127.0.0.1:0", "--database", f"postgresql://{host}:{port}/x")
+        await runner.says("starting, database postgresql://127.0.0.1")
+        assert await runner.terminate(deadline=10) == 0
+    assert runner.out == ""
+
+
+async def test_logs_are_json_lines_where_asked_for(processes: Processes) -> None:
+    """Each line on standard error is one JSON object with time, level, logger and message."""
+    runner = await processes.serve("--log-format", "json")
+    arguments = ("orders", "ada", "process", '{"sku":"coffee","quantity":2}')
+    failed = await processes.run("call", *arguments, "--admin", runner.address)
+    assert failed.code == 1
+    assert await runner.terminate() == 0
+    lines = [json.loads(line) for line in runner.err.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    assert any("KeyError" in line.get("exception", "") for line in lines)
+
+
+async def test_a_database_password_is_never_shown(processes: Processes, postgres_url: str) -> None:
+    """The ready line shows where the data is, with the password masked."""
+    runner = await processes.serve("--database", postgres_url.replace("//postgres@", "//postgres:hush@"))
+    assert "hush" not in runner.out + runner.err
+    assert "***" in runner.out

@@ -1,0 +1,1 @@
+"""The whole system under faults: real processes, real Postgres, real links."""

@@ -1,0 +1,16 @@
+"""Fixtures of the fault tests."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cluster_processes import ClusterProcesses, cluster_processes
+from tests.support.postgres_server import PostgresServer
+
+
+@pytest.fixture
+async def processes(own_postgres: PostgresServer, tmp_path: Path) -> AsyncIterator[ClusterProcesses]:
+    """Places for three runners on a Postgres of their own; none is started yet."""
+    async with cluster_processes(own_postgres, tmp_path) as cluster:
+        yield cluster

@@ -1,0 +1,144 @@
+"""A TCP proxy whose connections can be cut and starved, told apart by what their clients say first."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self, TypeAlias
+
+Mode: TypeAlias = Literal["open", "cut", "black hole"]
+
+_LOOKED_AT_BYTES: Final = 4096
+_CHUNK_BYTES: Final = 65536
+
+
+class _Connection:
+    """One client and its connection to the target."""
+
+    def __init__(self) -> None:
+        self.label = ""
+        self.writers: list[asyncio.StreamWriter] = []
+        self.may_pass = asyncio.Event()
+
+    def apply(self, mode: Mode) -> None:
+        if mode == "cut":
+            for writer in self.writers:
+                writer.transport.abort()
+        if mode == "black hole":
+            self.may_pass.clear()
+        else:
+            self.may_pass.set()
+
+
+class TcpProxy:
+    """Passes bytes between its clients and one target, as long as it is let.
+
+    `cut` resets connections, the present and the new ones. `black_hole` keeps them open, takes new ones, and passes
+    nothing; what was underway arrives after `heal`, as it does after a real partition. Each verb takes a label: it then
+    concerns only the connections whose first bytes contain the label's marker.
+    """
+
+    def __init__(self, target: int | Path, markers: Mapping[str, bytes] | None = None) -> None:
+        """Prepare a proxy.
+
+        Args:
+            target: A port of this host, or a Unix socket.
+            markers: What the first bytes of a labelled client contain.
+        """
+        self.port = 0
+        self.connections = 0
+        """How many clients connected so far."""
+        self.held_bytes = 0
+        """How many bytes arrived in black holes so far."""
+        self.markers = dict(markers or {})
+        self._target = target
+        self._modes: dict[str, Mode] = {}
+        self._open: set[_Connection] = set()
+        self._server: asyncio.Server | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        self.cut()
+        async with asyncio.timeout(5):
+            while self._open:
+                await asyncio.sleep(0.005)
+
+    def cut(self, label: str = "") -> None:
+        """Reset connections now, and new ones until `heal`."""
+        self._set(label, "cut")
+
+    def black_hole(self, label: str = "") -> None:
+        """Pass nothing until `heal`, without telling anybody."""
+        self._set(label, "black hole")
+
+    def heal(self, label: str = "") -> None:
+        """Pass everything again."""
+        self._set(label, "open")
+
+    def _set(self, label: str, mode: Mode) -> None:
+        self._modes[label] = mode
+        for connection in list(self._open):
+            connection.apply(self._mode(connection))
+
+    def _mode(self, connection: _Connection) -> Mode:
+        everybody = self._modes.get("", "open")
+        return self._modes.get(connection.label, "open") if everybody == "open" else everybody
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        connection = _Connection()
+        connection.writers.append(writer)
+        connection.apply(self._mode(connection))
+        self._open.add(connection)
+        try:
+            if isinstance(self._target, Path):
+                back_reader, back_writer = await asyncio.open_unix_connection(str(self._target))
+            else:
+                back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            connection.writers.append(back_writer)
+            connection.apply(self._mode(connection))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._pass(connection, reader, back_writer, label=True))
+                tasks.create_task(self._pass(connection, back_reader, writer, label=False))
+        except* OSError:
+            pass  # The target is down, or the client went away: both ends are closed below.
+        finally:
+            self._open.discard(connection)
+            for each in connection.writers:
+                each.transport.abort()
+
+    async def _pass(
+        self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, label: bool
+    ) -> None:
+        seen = b""
+        while data := await reader.read(_CHUNK_BYTES):
+            if label and not connection.label and len(seen) < _LOOKED_AT_BYTES:
+                seen += data
+                self._label(connection, seen)
+            if not connection.may_pass.is_set():
+                self.held_bytes += len(data)
+                await connection.may_pass.wait()
+            writer.write(data)
+            await writer.drain()
+        # The other direction ends with this one: nobody here uses half-open connections.
+        raise ConnectionResetError
+
+    def _label(self, connection: _Connection, seen: bytes) -> None:
+        for name, marker in self.markers.items():
+            if marker in seen:
+                connection.label = name
+                connection.apply(self._mode(connection))
+                return

@@ -1,0 +1,107 @@
+"""The hub that tests serve in processes of their own: `tests.support.shop:hub`."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+
+from actorhub import Entity, EntityError, Hub, current, handler
+
+
+class Order(msgspec.Struct, frozen=True):
+    sku: str
+    quantity: int
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    number: int
+    total_cents: int
+
+
+class OutOfStock(EntityError):
+    sku: str
+    left: int
+
+
+class Ledger(msgspec.Struct):
+    placed: int = 0
+
+
+class Orders(Entity[Ledger], name="orders"):
+    """One customer's orders."""
+
+    def __init__(self, prices: dict[str, int]) -> None:
+        self._prices = prices
+
+    async def process(self, order: Order) -> Receipt:
+        self.state.placed += 1
+        if order.quantity > 100:
+            raise OutOfStock(sku=order.sku, left=3)
+        return Receipt(self.state.placed, order.quantity * self._prices[order.sku])
+
+    @handler(readonly=True)
+    async def count(self) -> int:
+        return self.state.placed
+
+    async def add(self, first: int, second: int = 10) -> int:
+        return first + second
+
+    async def headers(self) -> dict[str, str]:
+        return dict(current().headers)
+
+    async def where(self) -> tuple[int, int]:
+        """Return the process and the epoch that this runs in."""
+        return os.getpid(), current().epoch
+
+    async def watch(self, first: int, last: int) -> AsyncIterator[int]:
+        for number in range(first, last):
+            yield number
+
+
+class Gate(Entity, name="gate"):
+    """Counts in memory who came in, and who left again, cancelled or not."""
+
+    def __init__(self) -> None:
+        self._entered = 0
+        self._left = 0
+        self._opened = asyncio.Event()
+
+    @handler(reentrant=True)
+    async def enter(self) -> str:
+        self._entered += 1
+        try:
+            await self._opened.wait()
+        finally:
+            self._left += 1
+        return "through"
+
+    async def endless(self) -> AsyncIterator[int]:
+        self._entered += 1
+        try:
+            number = 0
+            while True:
+                number += 1
+                yield number
+        finally:
+            self._left += 1
+
+    @handler(reentrant=True)
+    async def open(self) -> None:
+        self._opened.set()
+
+    @handler(reentrant=True)
+    async def counts(self) -> list[int]:
+        return [self._entered, self._left]
+
+    async def sleep(self, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "slept"
+
+
+hub = Hub()
+hub.register(Orders, lambda: Orders({"tea": 350}))
+hub.register(Gate)
+
+not_a_hub: dict[str, Any] = {}
