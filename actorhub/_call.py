@@ -63,7 +63,7 @@ class Call(Message):
             raise TypeError(f"{self.what} of active(): a broadcast has no reply: use `await cluster.tell(...)`")
         node = self._target.node
         self.prepare()
-        future = self._future = asyncio.get_running_loop().create_future()
+        future = self._future = node.loop.create_future()
         node.deadlines.add(self)
         try:
             node.router.route(self)
@@ -175,8 +175,9 @@ class Call(Message):
 
     def completed(self, body: bytes) -> None:
         """Wake the caller."""
-        if not self._future.done():
-            self._future.set_result(body)
+        future = self._future
+        if not future.done():
+            future.set_result(body)
 
     def failed(self, error: ActorhubError) -> None:
         """Wake the caller with the error; one that waits no longer does not hear of it."""

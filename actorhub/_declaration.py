@@ -298,7 +298,7 @@ def _codec(type_: Any, what: str) -> Codec[Any]:
 
 def _custom_types(info: object, seen: set[int]) -> Iterator[type]:
     if isinstance(info, tuple):
-        for part in info:
+        for part in typing.cast("tuple[object, ...]", info):
             yield from _custom_types(part, seen)
     elif isinstance(info, msgspec.Struct) and id(info) not in seen:
         seen.add(id(info))

@@ -21,11 +21,10 @@ _PLAIN_ID_LENGTH: Final = 63
 class Client(Generic[E]):
     """Makes proxies of one entity type; calling a proxy's method makes a lazy call: await, iterate, or tell it."""
 
-    def __init__(self, spec: EntitySpec, entity: type[E], target: Target) -> None:
+    def __init__(self, spec: EntitySpec, target: Target, make: Callable[[Target, str], E]) -> None:
         self._spec = spec
-        self._entity = entity
         self._target = target
-        self._proxy = _proxy_class(spec)
+        self._make = make
         self._plain_length = min(_PLAIN_ID_LENGTH, target.node.limits.max_entity_id_bytes)
 
     def __call__(self, entity_id: str) -> E:
@@ -41,7 +40,7 @@ class Client(Generic[E]):
             and entity_id.isprintable()
         ):
             check_entity_id(entity_id, self._target.node.limits.max_entity_id_bytes)
-        return cast("E", self._proxy(self._target, entity_id))
+        return self._make(self._target, entity_id)
 
     def options(
         self,
@@ -70,11 +69,11 @@ class Client(Generic[E]):
             target = dataclasses.replace(target, waits_for_room=on_full == "wait")
         if headers is not msgspec.UNSET:
             target = dataclasses.replace(target, headers=dict(headers))
-        return Client(self._spec, self._entity, target)
+        return Client(self._spec, target, self._make)
 
     def active(self) -> E:
         """Return a proxy of every resident entity of the type: its calls can be told, and the tell returns how many."""
-        return cast("E", self._proxy(dataclasses.replace(self._target, broadcast=True), ""))
+        return self._make(dataclasses.replace(self._target, broadcast=True), "")
 
     def __repr__(self) -> str:
         return f"<client of {self._spec.name}>"
@@ -93,6 +92,12 @@ class _Proxy:
         return f"<{type(self).__name__} {self._id!r}>"
 
 
+def make_client(entity: type[E], target: Target) -> Client[E]:
+    """Return a client of `entity`; its proxies' class is made here, so keep it."""
+    spec = entity.__declaration__.spec
+    return Client(spec, target, cast("Callable[[Target, str], E]", _proxy_class(spec)))
+
+
 def _proxy_class(spec: EntitySpec) -> type[_Proxy]:
     methods = {name: _proxy_method(handler) for name, handler in spec.handlers.items()}
     return type(f"proxy of {spec.name}", (_Proxy,), {"__slots__": (), **methods})
@@ -103,7 +108,7 @@ def _proxy_method(spec: HandlerSpec) -> Callable[..., Call | StreamCall]:
     count = len(spec.parameters) if spec.by_position == len(spec.parameters) else -1
     bind = spec.bind
 
-    def method(self: Any, *args: Any, **kwargs: Any) -> Call:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Call | StreamCall:
         if kwargs or len(args) != count:
             args = bind(*args, **kwargs)
         return make(self._target, spec, self._id, args)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from actorhub._call import Call, StreamCall, Target, ToldCall
-from actorhub.client import Client
+from actorhub.client import Client, make_client
 from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
 from actorhub.core.envelope import BROADCAST
 from actorhub.core.errors import ConfigurationError, NotConnected, PersistenceError, UnknownEntityType
@@ -33,6 +33,7 @@ class Cluster:
         self._node: Node = part.node
         self._specs = specs
         self._target = Target(self._node)
+        self._clients: dict[type[Entity[Any]], Client[Any]] = {}
         self._ids: SnowflakeGenerator | None = None
         self.leaving = False
 
@@ -42,10 +43,14 @@ class Cluster:
         Raises:
             ConfigurationError: the class was not registered with the hub.
         """
+        known = self._clients.get(entity)
+        if known is not None:
+            return known
         spec = entity.__declaration__.spec
         if self._specs.get(spec.name) is not spec:
             raise ConfigurationError(f"{entity.__name__} is not registered: call hub.register({entity.__name__}) first")
-        return Client(spec, entity, self._target)
+        client = self._clients[entity] = make_client(entity, self._target)
+        return client
 
     async def tell(self, call: Awaitable[Any]) -> int:
         """Send a call without waiting for its reply; return once it is in the entity's mailbox.

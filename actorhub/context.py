@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from actorhub.client import Client
-from actorhub.cluster import cluster_of_handler
+from actorhub.cluster import as_call, cluster_of_handler
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
 from actorhub.engine.cell import DEAD, Cell
@@ -97,6 +97,7 @@ class Current:
             RuntimeError: the run is over, for example in a task that outlives its handler.
         """
         if self._message.phase != RUNNING:
+            as_call(call).close()
             raise RuntimeError(f"{self._message.what}: its run is over, so nothing can be sent with its commit")
         outbox = self._message.outbox
         if outbox is None:

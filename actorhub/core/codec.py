@@ -52,9 +52,10 @@ class Codec(Generic[T]):
             MalformedMessage: the bytes do not hold a value of the type.
         """
         try:
-            return typing.cast("T", self._decode(data))
+            value: T = self._decode(data)
         except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
             raise MalformedMessage(f"{self.what}: {exc}") from exc
+        return value
 
     def decode_json(self, data: bytes) -> T:
         """Return the value in the JSON text `data`.
@@ -63,9 +64,10 @@ class Codec(Generic[T]):
             MalformedMessage: the text does not hold a value of the type.
         """
         try:
-            return typing.cast("T", self._decode_json(data))
+            value: T = self._decode_json(data)
         except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
             raise MalformedMessage(f"{self.what}: {exc}") from exc
+        return value
 
     def encode(self, value: T) -> bytes:
         """Return `value` in msgpack.
@@ -73,7 +75,10 @@ class Codec(Generic[T]):
         Raises:
             MalformedMessage: `value` holds something that msgspec cannot encode.
         """
-        return encode(value, self.what)
+        try:
+            return _encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            raise MalformedMessage(f"{self.what}: {exc}") from exc
 
     def encode_json(self, value: T) -> bytes:
         """Return `value` as JSON text.

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, Final
 
 from actorhub.core.clock import Clock
@@ -77,9 +78,7 @@ class Activations:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 await self._build(cell)
-            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 - user code: tried again, then the reply
-                if _is_being_cancelled():
-                    raise
+            except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
                 if cell.phase == DEAD:
                     return
                 cell.instance = None
@@ -115,7 +114,7 @@ class Activations:
             instance.state = state
         cell.instance = instance
         if spec.has_on_activate:
-            await run_in(context, instance.on_activate())
+            await _run_hook(context, instance.on_activate())
         await self._settle_state(cell)
         if cell.phase == ACTIVATING:
             self._ready(cell)
@@ -136,7 +135,7 @@ class Activations:
         else:
             self._turns.pump(cell)
 
-    def _give_up(self, cell: Cell, exc: BaseException) -> None:
+    def _give_up(self, cell: Cell, exc: Exception) -> None:
         self.failed += 1
         _log.error("%s: activation failed for good", cell.address, exc_info=exc)
         error: ActorhubError = exc if isinstance(exc, ActorhubError) else handler_failed(exc)
@@ -150,10 +149,8 @@ class Activations:
     async def _deactivate(self, cell: Cell) -> None:
         try:
             async with asyncio.timeout(_HOOK_LIMIT):
-                await run_in(self._turns.context.copy(), cell.instance.on_deactivate())
-        except (Exception, asyncio.CancelledError):  # noqa: BLE001 - user code: a failing hook keeps no entity in memory
-            if _is_being_cancelled():
-                raise
+                await _run_hook(self._turns.context.copy(), cell.instance.on_deactivate())
+        except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
             _log.exception("%s: on_deactivate failed; passivated all the same", cell.address)
         if cell.phase == CLOSING:
             self._passivated(cell)
@@ -165,10 +162,15 @@ class Activations:
         self.gone(cell)
 
 
-def _is_being_cancelled() -> bool:
-    """Whether somebody cancels this task, unlike user code that raised CancelledError by itself."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+async def _run_hook(context: Context, hook: Coroutine[Any, Any, None]) -> None:
+    """Run a hook; a CancelledError that it raises by itself is a failure like any other."""
+    try:
+        await run_in(context, hook)
+    except asyncio.CancelledError as exc:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise RuntimeError("the hook raised CancelledError, though nobody cancelled it") from exc
 
 
 class _Undecodable(PersistenceError):

@@ -70,7 +70,10 @@ class Cell:
         return f"{self.hosted.spec.name}/{self.entity_id}"
 
     def admit(self, spec: HandlerSpec) -> bool:
-        """Count a run of `spec` as started if the rules of turns allow one now, else change nothing."""
+        """Count a run of `spec` as started if the rules of turns allow one now, else change nothing.
+
+        `Turns.ended` gives the turn back.
+        """
         load = self.load
         if load == 0:
             self.load = 1 if spec.readonly or self.hosted.spec.concurrency > 1 else EXCLUSIVE
@@ -81,10 +84,6 @@ class Cell:
                 self.load = load + 1
                 return True
         return False
-
-    def leave(self) -> None:
-        """Count a run that `admit` started as ended."""
-        self.load = 0 if self.load == EXCLUSIVE else self.load - 1
 
     def next_runnable(self) -> Message | None:
         """Take the head of the queue if it may start now; it is counted as started."""

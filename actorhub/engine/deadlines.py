@@ -7,7 +7,6 @@ from typing import Final, Generic, Protocol, TypeVar
 from actorhub.core.clock import Clock
 
 _TICKS_PER_SECOND: Final = 20
-_NEVER: Final = 1 << 62
 
 
 class HasDeadline(Protocol):
@@ -43,8 +42,8 @@ class Deadlines(Generic[T]):
         return self._size
 
     def add(self, item: T) -> None:
-        """Watch `item`; an infinite deadline is counted but never expires."""
-        tick = _tick(item.deadline)
+        """Watch `item`; its deadline must not change before it is dropped."""
+        tick = int(item.deadline * _TICKS_PER_SECOND)
         items = self._ticks.get(tick)
         if items is None:
             items = self._ticks[tick] = {}
@@ -55,12 +54,12 @@ class Deadlines(Generic[T]):
 
     def drop(self, item: T) -> None:
         """Forget `item`; nothing happens when it expired or was dropped before."""
-        items = self._ticks.get(_tick(item.deadline))
+        items = self._ticks.get(int(item.deadline * _TICKS_PER_SECOND))
         if items is not None and items.pop(item, 0) is None:
             self._size -= 1
 
     def _sweep(self) -> None:
-        current = _tick(self._clock.monotonic())
+        current = int(self._clock.monotonic() * _TICKS_PER_SECOND)
         for tick in sorted(tick for tick, items in self._ticks.items() if tick < current or not items):
             items = self._ticks.pop(tick)
             self._size -= len(items)
@@ -75,7 +74,3 @@ class Deadlines(Generic[T]):
             self._timer = None
         self._ticks.clear()
         self._size = 0
-
-
-def _tick(deadline: float) -> int:
-    return int(deadline * _TICKS_PER_SECOND) if deadline != float("inf") else _NEVER

@@ -29,7 +29,8 @@ COMMITTING: Final = 5
 """The handler is done; its state is being committed and cannot be called back."""
 DONE: Final = 6
 
-FOREVER: Final = float("inf")
+FOREVER: Final = 1e15
+"""A deadline that never comes, in seconds; finite, so that it needs no special case."""
 
 
 class Message:

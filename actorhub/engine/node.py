@@ -35,6 +35,9 @@ _log: Final = logging.getLogger("actorhub.node")
 
 _REFRESH: Final = 0.5
 """Seconds between looks at the store while calls wait for an owner: the safety net under the peers' news."""
+_FORWARDING: Final = 2.0
+"""Seconds that a leaving runner waits at most for the next owners to take what was queued here."""
+_FORWARDING_LOOK: Final = 0.005
 _MACHINE_LEASE: Final = timedelta(seconds=60)
 _RENEW_MACHINE: Final = 15.0
 
@@ -61,7 +64,8 @@ class Node:
         self.peers = Peers(transport, self.exchange, self.supervisor, clock)
         self.table = RoutingTable()
         self.router = Router(specs=specs, table=self.table, peers=self.peers, host=None, clock=clock)
-        self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self.router.expire)
+        self.loop = asyncio.get_running_loop()
+        self.deadlines: Deadlines[Message] = Deadlines(self.loop, clock, self.router.expire)
         self.router.watch = self.deadlines.add
         self.exchange.peers = self.peers
         self.exchange.router = self.router
@@ -84,6 +88,15 @@ class Node:
         return UnknownEntityType(
             f"no live runner hosts entity type {name!r}: they host {', '.join(sorted(self.known_types))}"
         )
+
+    async def forward(self, limit: float) -> None:
+        """Wait until what was queued here is with its next owners, if there are any, for at most `limit` seconds."""
+        try:
+            async with asyncio.timeout(limit):
+                while self.peers.runners() and self.router.has_undelivered_tells():  # noqa: ASYNC110 - once per life
+                    await asyncio.sleep(_FORWARDING_LOOK)
+        except TimeoutError:
+            _log.warning("messages that waited here could not be handed over within %.1f s", limit)
 
     async def aclose(self, grace: float) -> None:
         """End every link and task; what still waits fails with `ShuttingDown`."""
@@ -183,6 +196,7 @@ class Runner:
         """Hand every shard over, then end. Bounded by about `grace` seconds, after which the rest is cut off."""
         self.node.peers.send_to_all(Leaving("shutdown"))
         await self.ownership.leave(grace)
+        await self.node.forward(min(grace, _FORWARDING))
         await self.host.turns.aclose()
         await self.node.aclose(1.0)
         try:

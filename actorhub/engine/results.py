@@ -64,7 +64,9 @@ class Results:
             self.raised(message, asyncio.CancelledError())
             return
         try:
-            body = check_size(message.spec.result.encode(value), self._limit, f"{message.what}: result")
+            body = message.spec.result.encode(value)
+            if len(body) > self._limit:
+                check_size(body, self._limit, f"{message.what}: result")
         except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             self.raised(message, exc)
             return

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from actorhub.core.codec import check_size
-from actorhub.core.errors import ActorhubError, EntityError, MalformedMessage, RunnerUnavailable
+from actorhub.core.errors import ActorhubError, EntityError, RunnerUnavailable
 from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, EXCLUSIVE, Cell
 from actorhub.engine.message import DONE, FOREVER, NEW, RUNNING, Message, running
 from actorhub.engine.results import Results, commit_now, handler_failed, roll_back

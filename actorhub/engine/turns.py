@@ -23,7 +23,7 @@ from actorhub.core.errors import (
     MalformedMessage,
     RunnerUnavailable,
 )
-from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, Cell
+from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, EXCLUSIVE, Cell
 from actorhub.engine.message import COMMITTING, DONE, NEW, QUEUED, RUNNING, Message, running
 
 _log: Final = logging.getLogger("actorhub.turns")
@@ -125,7 +125,8 @@ class Turns:
         if message.is_nested:
             cell.nested -= 1
         else:
-            cell.leave()
+            load = cell.load
+            cell.load = 0 if load == EXCLUSIVE else load - 1
         if cell.queue is not None:
             self.pump(cell)
         if cell.phase == CLOSING and cell.load == 0 and cell.nested == 0:

@@ -44,7 +44,7 @@ async def until(condition: Callable[[], bool], what: str = "the condition", *, d
     """
     try:
         async with asyncio.timeout(deadline):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - what is waited for may live anywhere
                 await asyncio.sleep(_POLL)
     except TimeoutError:
         raise TimeoutError(f"{what} did not hold within {deadline:g} s") from None
@@ -239,7 +239,7 @@ class MemoryCluster:
         for runner in runners:
             statistics = runner.ownership.statistics()
             wanted = wishes(infos, (), runner.info, self.settings.shards_per_group).mine
-            if statistics.shards_acquiring or statistics.shards_draining or wanted != runner.ownership.owned.keys():
+            if statistics.shards_acquiring or statistics.shards_draining or set(wanted) != set(runner.ownership.owned):
                 return False
         return all(self._knows_all(process, runners) for process in self._processes)
 
@@ -250,7 +250,7 @@ class MemoryCluster:
             runner.node is node
             or (
                 runner.node.incarnation in node.peers.linked
-                and set(node.table.of_runner(runner.info.runner)) == runner.ownership.owned.keys()
+                and set(node.table.of_runner(runner.info.runner)) == set(runner.ownership.owned)
             )
             for runner in runners
         )

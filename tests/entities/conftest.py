@@ -6,14 +6,19 @@ from datetime import timedelta
 import pytest
 
 from actorhub import Cluster
+from actorhub.core.clock import SystemClock
+from actorhub.engine.supervision import Supervisor
 from actorhub.testing import MemoryCluster
-from tests.entities.gates import gates
+from tests.entities.gates import background, gates
 
 
 @pytest.fixture(autouse=True)
-def closed_gates() -> None:
-    """Forget the gates of the test before."""
+async def closed_gates() -> AsyncIterator[None]:
+    """Forget the gates of the test before, and end the tasks that this one leaves."""
     gates.clear()
+    background.append(Supervisor(SystemClock()))
+    yield
+    await background.pop().aclose(1.0)
 
 
 @pytest.fixture

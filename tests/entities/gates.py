@@ -3,6 +3,11 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable
+from typing import TypeVar
+
+from actorhub.engine.supervision import Supervisor
+
+T = TypeVar("T")
 
 
 class Gate:
@@ -49,6 +54,19 @@ gates: defaultdict[str, Gate] = defaultdict(Gate)
 """By entity id; empty at the start of each test."""
 
 
+background: list[Supervisor] = []
+"""Owns what a test starts and does not wait for at once; ended after each test."""
+
+
+def soon(call: Awaitable[T]) -> "asyncio.Task[T]":
+    """Start awaiting `call` in a task of its own."""
+
+    async def run() -> T:
+        return await call
+
+    return background[-1].spawn(run(), "test")
+
+
 async def outcomes(*calls: Awaitable[object]) -> list[object]:
     """Await all of `calls` at once; return results and exceptions in their order."""
     found: list[object] = [None] * len(calls)
@@ -56,7 +74,7 @@ async def outcomes(*calls: Awaitable[object]) -> list[object]:
     async def one(number: int, call: Awaitable[object]) -> None:
         try:
             found[number] = await call
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - user code: the test looks at it
             found[number] = error
 
     async with asyncio.TaskGroup() as tasks:

@@ -11,7 +11,7 @@ from actorhub import Cluster, Entity, HandlerFailed, Hub, MailboxFull, RunnerUna
 from actorhub.core.config import Settings
 from actorhub.engine.node import Runner
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes
+from tests.entities.gates import failure, gates, outcomes, soon
 
 alive: Counter[str] = Counter()
 most_alive: Counter[str] = Counter()
@@ -132,7 +132,7 @@ async def test_an_idle_entity_is_passivated_and_comes_back(runner: Cluster, clus
 
 async def test_a_busy_entity_is_not_passivated(runner: Cluster, cluster: Cluster) -> None:
     """A handler that runs longer than the idle time keeps its entity."""
-    held = asyncio.ensure_future(cluster.client(Short)("a").hold())
+    held = soon(cluster.client(Short)("a").hold())
     await gates["a"].came()
     await asyncio.sleep(0.25)
     assert host(runner).resident == 1
@@ -155,7 +155,7 @@ async def test_a_message_during_deactivation_gets_a_fresh_activation(runner: Clu
     short = cluster.client(Short)("slow")
     await short.call()
     await gates["slow closing"].came()
-    waiting = asyncio.ensure_future(outcomes(short.call(), short.call()))
+    waiting = soon(outcomes(short.call(), short.call()))
     await asyncio.sleep(0.03)
     assert not waiting.done()
     gates["slow closing"].open()
@@ -225,7 +225,7 @@ async def test_a_constructor_that_fails_is_tried_again(cluster: Cluster) -> None
 async def test_one_entity_that_cannot_be_made_does_not_hold_the_others(cluster: Cluster) -> None:
     """Backoff belongs to one entity."""
     attempts["fails"] = 3
-    slow = asyncio.ensure_future(cluster.client(Failing)("a").value())
+    slow = soon(cluster.client(Failing)("a").value())
     await until(lambda: attempts["fails"] < 3)
     async with asyncio.timeout(0.2):
         assert await cluster.client(Preparing)("b").read() == {"opened": 1}
@@ -243,7 +243,7 @@ async def test_what_on_activate_changes_is_committed(memory: MemoryCluster, clus
 async def test_the_state_is_loaded_while_the_store_comes_back(memory: MemoryCluster, cluster: Cluster) -> None:
     """A short outage of the store at activation is waited out."""
     memory.store.available = False
-    waiting = asyncio.ensure_future(cluster.client(Failing)("a").value())
+    waiting = soon(cluster.client(Failing)("a").value())
     await asyncio.sleep(0.08)
     memory.store.available = True
     assert await waiting == 10
@@ -269,7 +269,7 @@ async def test_a_cap_full_of_busy_entities_is_a_typed_error(memory: MemoryCluste
     memory.settings = Settings(shards_per_group=16, max_resident=2, grace=timedelta(seconds=1))
     runner = await memory.start_runner()
     simple = runner.client(Simple)
-    held = asyncio.ensure_future(outcomes(simple("a").hold(), simple("b").hold()))
+    held = soon(outcomes(simple("a").hold(), simple("b").hold()))
     await gates["b"].came()
     error = await failure(simple("c").call())
     assert isinstance(error, MailboxFull)
@@ -285,17 +285,18 @@ async def test_more_entities_than_the_cap_are_all_served(memory: MemoryCluster) 
     memory.settings = Settings(shards_per_group=16, max_resident=50, grace=timedelta(seconds=1))
     runner = await memory.start_runner()
     for start in range(0, 1000, 40):
-        assert await outcomes(*(runner.client(Preparing)(str(n)).read() for n in range(start, start + 40))) == [
-            {"opened": 1}
-        ] * 40
+        assert (
+            await outcomes(*(runner.client(Preparing)(str(n)).read() for n in range(start, start + 40)))
+            == [{"opened": 1}] * 40
+        )
         assert host(runner).resident <= 50
 
 
 async def test_a_runner_that_is_forced_out_cancels_what_runs(
     memory: MemoryCluster, runner: Cluster, client: Cluster
 ) -> None:
-    """When the store ends the lock session, handlers are cancelled and their callers hear that the outcome is unknown."""
-    held = asyncio.ensure_future(failure(client.client(Simple)("a").hold()))
+    """When the store ends the lock session, handlers are cancelled and their callers do not know the outcome."""
+    held = soon(failure(client.client(Simple)("a").hold()))
     await gates["a"].came()
     memory.store.restart()
     async with asyncio.timeout(5):

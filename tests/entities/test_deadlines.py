@@ -1,7 +1,7 @@
 """Time: deadlines that travel, cancellation that travels, and what an error says about what ran."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -17,7 +17,7 @@ from actorhub import (
     handler,
 )
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes
+from tests.entities.gates import failure, gates, outcomes, soon
 
 
 class Worker(Entity[int]):
@@ -39,7 +39,7 @@ class Worker(Entity[int]):
     async def left(self) -> float:
         deadline = current().deadline
         assert deadline is not None
-        return (deadline - datetime_now()).total_seconds()
+        return (deadline - datetime.now(UTC)).total_seconds()
 
     async def no_deadline(self) -> bool:
         return current().deadline is None
@@ -88,12 +88,6 @@ class Worker(Entity[int]):
         return "computed"
 
 
-def datetime_now():  # type: ignore[no-untyped-def]  # noqa: ANN201
-    from datetime import UTC, datetime
-
-    return datetime.now(UTC)
-
-
 hub = Hub()
 hub.register(Worker)
 
@@ -127,7 +121,7 @@ async def test_a_running_handler_is_cancelled_at_its_callers_deadline(anywhere: 
 async def test_a_queued_message_never_runs_after_its_deadline(cluster: Cluster) -> None:
     """It is taken out of the mailbox, and the error says that nothing ran."""
     worker = cluster.client(Worker)
-    held = asyncio.ensure_future(worker("a").hold())
+    held = soon(worker("a").hold())
     await gates["a"].came()
     error = await failure(worker.options(timeout=SOON)("a").touch())
     assert isinstance(error, CallTimeout)
@@ -157,7 +151,7 @@ async def test_without_an_owner_a_call_waits_until_there_is_one(
     worker = client.client(Worker)
     await worker("a").touch()
     await memory.kill(runner)
-    waiting = asyncio.ensure_future(worker("a").touch())
+    waiting = soon(worker("a").touch())
     await until(lambda: client.part.node.router.statistics().parked == 1)
     await memory.start_runner()
     assert await waiting == 2
@@ -165,7 +159,7 @@ async def test_without_an_owner_a_call_waits_until_there_is_one(
 
 async def test_cancelling_a_caller_cancels_the_handler(anywhere: Cluster) -> None:
     """The remote handler gets CancelledError, and the entity goes on with the next message."""
-    task = asyncio.ensure_future(anywhere.client(Worker)("a").touch_and_hold())
+    task = soon(anywhere.client(Worker)("a").touch_and_hold())
     await gates["a"].came()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -176,7 +170,7 @@ async def test_cancelling_a_caller_cancels_the_handler(anywhere: Cluster) -> Non
 
 async def test_cancellation_travels_along_a_chain(cluster: Cluster) -> None:
     """Whoever waits for whom, all are cancelled when the first caller is."""
-    task = asyncio.ensure_future(cluster.client(Worker)("a").relay_hold("b"))
+    task = soon(cluster.client(Worker)("a").relay_hold("b"))
     await gates["b"].came()
     task.cancel()
     await until(lambda: gates["a"].left == gates["b"].left == ["cancelled"])
@@ -185,10 +179,10 @@ async def test_cancellation_travels_along_a_chain(cluster: Cluster) -> None:
 async def test_a_queued_message_of_a_cancelled_caller_never_runs(cluster: Cluster) -> None:
     """It leaves the mailbox, and those behind it go on."""
     worker = cluster.client(Worker)("a")
-    held = asyncio.ensure_future(worker.hold())
+    held = soon(worker.hold())
     await gates["a"].came()
-    cancelled = asyncio.ensure_future(worker.touch_and_hold())
-    behind = asyncio.ensure_future(worker.touch())
+    cancelled = soon(worker.touch_and_hold())
+    behind = soon(worker.touch())
     await asyncio.sleep(0.02)
     cancelled.cancel()
     await asyncio.sleep(0.02)
@@ -202,7 +196,7 @@ async def test_a_call_can_be_cancelled_at_any_moment(cluster: Cluster) -> None:
     """However early or late a caller is cancelled, the entity is free for the next one."""
     worker = cluster.client(Worker)("a")
     for rounds in range(25):
-        task = asyncio.ensure_future(worker.touch())
+        task = soon(worker.touch())
         for _ in range(rounds):
             await asyncio.sleep(0)
         task.cancel()
@@ -224,9 +218,9 @@ async def test_a_handlers_own_timeout_cancels_it(anywhere: Cluster) -> None:
 async def test_a_handlers_timeout_does_not_count_the_time_in_the_mailbox(cluster: Cluster) -> None:
     """A bounded handler that waits long for its turn has its full time then."""
     worker = cluster.client(Worker)("a")
-    held = asyncio.ensure_future(worker.hold("other"))
+    held = soon(worker.hold("other"))
     await gates["other"].came()
-    bounded = asyncio.ensure_future(worker.bounded())
+    bounded = soon(worker.bounded())
     await asyncio.sleep(0.1)
     gates["a"].open()
     gates["other"].open()
@@ -264,8 +258,8 @@ async def test_a_blocked_loop_past_the_lease_executes_nothing_twice(memory: Memo
     client = await memory.client()
     worker = client.client(Worker)
     await worker("a").touch()
-    blocked = asyncio.ensure_future(failure(worker("b").blocks(2.8)))
-    touched = asyncio.ensure_future(outcomes(*(runner.client(Worker)("a").touch() for _ in range(5))))
+    blocked = soon(failure(worker("b").blocks(2.8)))
+    touched = soon(outcomes(*(runner.client(Worker)("a").touch() for _ in range(5))))
     async with asyncio.timeout(15):
         found = await touched
         error = await blocked
@@ -280,7 +274,6 @@ async def test_a_blocked_loop_past_the_lease_executes_nothing_twice(memory: Memo
 
 async def test_no_error_of_user_code_is_mistaken_for_a_timeout(cluster: Cluster) -> None:
     """TimeoutError that a handler raises itself is its failure, not the caller's deadline."""
-
     error = await failure(cluster.client(Timers)("a").expire())
     assert isinstance(error, HandlerFailed)
     assert error.type == "TimeoutError"

@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 import pytest
@@ -123,7 +123,7 @@ def _state_without_defaults() -> None:
 
 
 def _unsupported_state() -> None:
-    class Wrong(Entity[Callable[[], int]]):  # type: ignore[type-var]
+    class Wrong(Entity[Callable[[], int]]):
         pass
 
 
@@ -185,7 +185,10 @@ def _private_error_field() -> None:
     ("declare", "text"),
     [
         (_sync_method, r"Wrong\.count is not async: write `async def count\(\.\.\.\)`, or rename it to _count"),
-        (_public_attribute, r"Wrong\.total: public names .* write `async def total\(self, \.\.\.\)`, or rename .* _total"),
+        (
+            _public_attribute,
+            r"Wrong\.total: public names .* write `async def total\(self, \.\.\.\)`, or rename it",
+        ),
         (_annotated_attribute, r"Wrong\.total: public attributes .* rename it to _total, or keep it in the state"),
         (_public_property, r"Wrong\.total: public names of an entity are handlers"),
         (_static_method, r"Wrong\.total: public names of an entity are handlers"),
@@ -345,14 +348,14 @@ def test_an_unknown_name_in_an_annotation_fails_at_registration() -> None:
         async def take(self, thing: "Undefined") -> None:  # type: ignore[name-defined]  # noqa: F821
             pass
 
-    with pytest.raises(TypeError, match=r"vague\.take: name 'Undefined' is not defined: import it, or define it before"):
+    with pytest.raises(TypeError, match=r"vague\.take: name 'Undefined' is not defined: import it, or define"):
         Hub().register(Vague)
 
 
 def test_handler_keeps_the_function_that_it_marks() -> None:
     """The decorator returns the very function."""
 
-    async def count(self: Any, at: int) -> int:
+    async def count(self: object, at: int) -> int:
         return at
 
     assert handler(readonly=True, timeout=timedelta(seconds=1))(count) is count

@@ -6,11 +6,21 @@ from datetime import timedelta
 import msgspec
 import pytest
 
-from actorhub import ActorhubError, Cluster, Entity, HandlerFailed, Hub, MalformedMessage, PersistenceError, current, handler
+from actorhub import (
+    ActorhubError,
+    Cluster,
+    Entity,
+    HandlerFailed,
+    Hub,
+    MalformedMessage,
+    PersistenceError,
+    current,
+    handler,
+)
 from actorhub.core.address import RunnerAddress
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes
+from tests.entities.gates import failure, gates, outcomes, soon
 
 
 class Item(msgspec.Struct):
@@ -176,7 +186,7 @@ async def test_a_readonly_handler_that_changes_state_fails(memory: MemoryCluster
     """The change is undone and the error says what to write."""
     carts = cluster.client(Carts)("a")
     await carts.add("tea")
-    with pytest.raises(HandlerFailed, match=r"carts\.mutate_readonly is readonly and changed the state: remove readonly"):
+    with pytest.raises(HandlerFailed, match=r"carts\.mutate_readonly is readonly and changed the state: remove"):
         await carts.mutate_readonly()
     with pytest.raises(HandlerFailed, match="cannot save"):
         await carts.save_readonly()
@@ -190,9 +200,7 @@ async def test_save_without_state_says_where_it_works(cluster: Cluster) -> None:
         await cluster.client(Bare)("a").save_nothing()
 
 
-async def test_a_state_that_could_not_be_loaded_again_is_not_committed(
-    memory: MemoryCluster, cluster: Cluster
-) -> None:
+async def test_a_state_that_could_not_be_loaded_again_is_not_committed(memory: MemoryCluster, cluster: Cluster) -> None:
     """A value of a wrong type, or one that cannot be encoded, fails the handler that set it, and is undone."""
     carts = cluster.client(Carts)("a")
     await carts.add("tea")
@@ -219,7 +227,7 @@ async def test_a_commit_of_a_former_owner_is_refused(memory: MemoryCluster, runn
     """When the epoch moved on behind its back nothing is written, the caller hears of it, and the entity is rebuilt."""
     carts = client.client(Carts)("a")
     await carts.add("tea")
-    held = asyncio.ensure_future(failure(carts.hold_after_change()))
+    held = soon(failure(carts.hold_after_change()))
     await gates["a"].came()
     behind_its_back(memory, runner)
     gates["a"].open()
@@ -239,7 +247,7 @@ async def test_a_refused_save_raises_where_it_is_awaited(
     """A handler sees the PersistenceError of its own save, and cannot reply as if nothing had happened."""
     carts = client.client(Carts)("a")
     await carts.add("tea")
-    held = asyncio.ensure_future(failure(carts.keep_after_refusal()))
+    held = soon(failure(carts.keep_after_refusal()))
     await gates["a"].came()
     behind_its_back(memory, runner)
     gates["a"].open()
@@ -270,9 +278,9 @@ async def test_waiting_messages_survive_the_refusal_of_the_one_before(
     """Messages behind a refused commit run on the rebuilt entity, each once."""
     carts = client.client(Carts)("a")
     await carts.add("tea")
-    held = asyncio.ensure_future(failure(carts.hold_after_change()))
+    held = soon(failure(carts.hold_after_change()))
     await gates["a"].came()
-    waiting = asyncio.ensure_future(outcomes(*(carts.add("tea") for _ in range(5))))
+    waiting = soon(outcomes(*(carts.add("tea") for _ in range(5))))
     await asyncio.sleep(0.02)
     behind_its_back(memory, runner)
     gates["a"].open()
@@ -343,13 +351,11 @@ async def test_concurrent_commits_of_many_entities_all_arrive(anywhere: Cluster)
     assert all(isinstance(cart, Cart) and cart.changes == 5 for cart in counts)
 
 
-async def test_a_commit_that_outlasts_its_callers_deadline_still_counts(
-    memory: MemoryCluster, runner: Cluster
-) -> None:
+async def test_a_commit_that_outlasts_its_callers_deadline_still_counts(memory: MemoryCluster, runner: Cluster) -> None:
     """A change that is on its way to the store when the caller gives up is kept whole."""
     carts = runner.client(Carts)("a")
     for rounds in range(12):
-        task = asyncio.ensure_future(carts.add("tea"))
+        task = soon(carts.add("tea"))
         for _ in range(rounds):
             await asyncio.sleep(0)
         task.cancel()

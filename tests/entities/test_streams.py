@@ -23,7 +23,7 @@ from actorhub import (
     handler,
 )
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import gates
+from tests.entities.gates import gates, soon
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -136,6 +136,10 @@ async def _first(ticks: AsyncIterator[Tick]) -> Tick:
     return await anext(ticks)
 
 
+async def _rest(items: AsyncIterator[object]) -> int:
+    return len([item async for item in items])
+
+
 hub = Hub()
 hub.register(Ticker)
 hub.register(Journal)
@@ -218,10 +222,10 @@ async def test_a_stream_closed_at_any_moment_leaves_the_entity_free(cluster: Clu
 
 async def test_an_error_comes_after_the_items_before_it(anywhere: Cluster) -> None:
     """A typed error ends the stream behind the last item."""
-    got = []
+    stream = anywhere.client(Ticker)("a").fails_after(300)
+    got = [await anext(stream) for _ in range(300)]
     with pytest.raises(Stopped) as caught:
-        async for number in anywhere.client(Ticker)("a").fails_after(300):
-            got.append(number)
+        await anext(stream)
     assert got == list(range(300))
     assert caught.value.at == 300
 
@@ -254,12 +258,12 @@ async def test_an_item_that_cannot_be_encoded_ends_the_stream_with_a_typed_error
 
 async def test_handlers_run_between_the_steps_of_a_stream(cluster: Cluster) -> None:
     """A stream that waits for its consumer does not hold the entity."""
-    stream = cluster.client(Ticker)("a").ticks(100_000)
+    stream = cluster.client(Ticker)("a").ticks(5000)
     assert await anext(stream) == Tick(0)
     async with asyncio.timeout(2):
         assert await cluster.client(Ticker)("a").made() == 1
     rest = [tick.number async for tick in stream]
-    assert rest == list(range(1, 100_000)) or len(rest) == 99_999
+    assert rest == list(range(1, 5000))
 
 
 async def test_two_streams_of_one_entity_both_end(cluster: Cluster) -> None:
@@ -296,7 +300,7 @@ async def test_a_stream_outlives_the_time_that_its_first_item_had(cluster: Clust
     stream = ticker.options(timeout=timedelta(milliseconds=150))("a").guarded()
     assert await anext(stream) == 1
     await gates["a"].came()
-    other = asyncio.ensure_future(ticker("a").made())
+    other = soon(ticker("a").made())
     await asyncio.sleep(0.3)
     gates["a"].open()
     assert [item async for item in stream] == [2]
@@ -368,8 +372,7 @@ async def test_a_refused_commit_ends_the_stream_and_frees_the_entity(memory: Mem
     assert memory.runners[0].runner is not None
     memory.store.take([shard], memory.runners[0].runner)
     with pytest.raises((PersistenceError, RunnerUnavailable)) as caught:
-        async for _ in stream:
-            pass
+        await _rest(stream)
     assert caught.value.possibly_executed
     async with asyncio.timeout(10):
         stored = memory.stored("journal", "a")
@@ -412,8 +415,7 @@ async def test_an_entity_with_a_lost_consumer_can_be_passivated(
     memory.cut(client, runner)
     await until(lambda: "closed" in gates["a"].log)
     with pytest.raises(RunnerUnavailable):
-        async for _ in stream:
-            pass
+        await _rest(stream)
 
 
 async def test_a_runner_that_leaves_does_not_wait_for_streams(
@@ -427,5 +429,4 @@ async def test_a_runner_that_leaves_does_not_wait_for_streams(
     assert asyncio.get_running_loop().time() - begin < 1.5
     assert "closed" in gates["a"].log
     with pytest.raises(RunnerUnavailable, match="moved or its runner is leaving"):
-        async for _ in stream:
-            pass
+        await _rest(stream)

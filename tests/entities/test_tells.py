@@ -16,7 +16,7 @@ from actorhub import (
     current,
 )
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates
+from tests.entities.gates import failure, gates, soon
 
 
 class Inbox(Entity[list[str]], mailbox_capacity=3):
@@ -72,7 +72,7 @@ class Sender(Entity[int]):
             except RuntimeError as error:
                 gate.log.append(str(error))
 
-        gates["late"].tasks = asyncio.ensure_future(late())  # type: ignore[attr-defined]
+        _ = soon(late())
 
     async def send_malformed(self) -> None:
         await current().tell(current().client(Inbox)("x").put(7))  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ async def _read(cluster: Cluster, count: int, entity_id: str = "in") -> list[str
 async def test_a_tell_returns_when_it_is_in_the_mailbox(anywhere: Cluster) -> None:
     """The teller has an id and goes on while the entity is still busy."""
     inbox = anywhere.client(Inbox)("in")
-    held = asyncio.ensure_future(inbox.hold())
+    held = soon(inbox.hold())
     await gates["in"].came()
     async with asyncio.timeout(2):
         first = await anywhere.tell(inbox.put("one"))
@@ -107,7 +107,7 @@ async def test_a_tell_returns_when_it_is_in_the_mailbox(anywhere: Cluster) -> No
 async def test_a_tell_to_a_full_mailbox_is_refused(cluster: Cluster) -> None:
     """MailboxFull reaches the teller, and the message never runs."""
     inbox = cluster.client(Inbox)("in")
-    held = asyncio.ensure_future(inbox.hold())
+    held = soon(inbox.hold())
     await gates["in"].came()
     for text in ("one", "two", "three"):
         await cluster.tell(inbox.put(text))
@@ -121,7 +121,7 @@ async def test_a_tell_to_a_full_mailbox_is_refused(cluster: Cluster) -> None:
 async def test_an_accepted_tell_has_no_deadline(cluster: Cluster) -> None:
     """It runs though the time that it had to be accepted in is long over when its turn comes."""
     inbox = cluster.client(Inbox)
-    held = asyncio.ensure_future(inbox("in").hold())
+    held = soon(inbox("in").hold())
     await gates["in"].came()
     await cluster.tell(inbox.options(timeout=timedelta(milliseconds=50))("in").put("patient"))
     await asyncio.sleep(0.15)
@@ -154,7 +154,7 @@ async def test_a_tell_from_a_handler_leaves_with_its_commit(anywhere: Cluster) -
 
 async def test_nothing_leaves_before_the_commit(cluster: Cluster) -> None:
     """While the handler that told it is still running the message is not sent."""
-    sending = asyncio.ensure_future(cluster.client(Sender)("s").send_and_hold("in"))
+    sending = soon(cluster.client(Sender)("s").send_and_hold("in"))
     await gates["s"].came()
     await asyncio.sleep(0.02)
     assert await cluster.client(Inbox)("in").read() == []
@@ -167,7 +167,7 @@ async def test_nothing_leaves_when_the_commit_is_refused(
     memory: MemoryCluster, runner: Cluster, client: Cluster
 ) -> None:
     """A handler whose commit is fenced off sends none of what it told."""
-    sending = asyncio.ensure_future(failure(client.client(Sender)("s").send_and_hold("in")))
+    sending = soon(failure(client.client(Sender)("s").send_and_hold("in")))
     await gates["s"].came()
     assert runner.runner is not None
     memory.store.take([runner.shard_of(Sender, "s")], runner.runner)
@@ -251,7 +251,7 @@ async def test_a_cancelled_teller_leaves_nothing_that_waits(memory: MemoryCluste
     inbox = client.client(Inbox)
     await inbox("in").read()
     await memory.kill(memory.runners[0])
-    telling = asyncio.ensure_future(client.tell(inbox("in").put("withdrawn")))
+    telling = soon(client.tell(inbox("in").put("withdrawn")))
     await until(lambda: client.part.node.router.statistics().parked == 1)
     telling.cancel()
     await asyncio.sleep(0)

@@ -8,7 +8,7 @@ import pytest
 from actorhub import CallCycle, CallTimeout, Cluster, Entity, HandlerFailed, Hub, MailboxFull, current, handler
 from actorhub.core.config import Settings
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes
+from tests.entities.gates import failure, gates, outcomes, soon
 
 
 class Desk(Entity[list[str]], mailbox_capacity=5):
@@ -127,7 +127,7 @@ async def test_messages_of_one_sender_start_in_the_order_in_which_they_were_sent
 async def test_entities_do_not_wait_for_each_other(cluster: Cluster) -> None:
     """A suspended handler holds its own entity only."""
     desk = cluster.client(Desk)
-    held = asyncio.ensure_future(desk("a").hold())
+    held = soon(desk("a").hold())
     await gates["a"].came()
     await desk("b").write("x")
     gates["a"].open()
@@ -137,7 +137,7 @@ async def test_entities_do_not_wait_for_each_other(cluster: Cluster) -> None:
 async def test_readonly_handlers_run_beside_each_other(cluster: Cluster) -> None:
     """Three readers are inside at once."""
     desk = cluster.client(Desk)("a")
-    readers = asyncio.ensure_future(outcomes(*(desk.look() for _ in range(3))))
+    readers = soon(outcomes(*(desk.look() for _ in range(3))))
     await gates["readers"].came(3)
     assert gates["readers"].inside == 3
     gates["readers"].open()
@@ -147,15 +147,15 @@ async def test_readonly_handlers_run_beside_each_other(cluster: Cluster) -> None
 async def test_readonly_handlers_do_not_run_beside_writers(cluster: Cluster) -> None:
     """A reader waits for the writer before it, and a writer for the readers before it."""
     desk = cluster.client(Desk)("a")
-    writer = asyncio.ensure_future(desk.hold())
+    writer = soon(desk.hold())
     await gates["a"].came()
-    reader = asyncio.ensure_future(desk.look())
+    reader = soon(desk.look())
     await until(lambda: _queued(cluster, 1) or cluster.runner is None)
     await asyncio.sleep(0.02)
     assert gates["readers"].entered == 0
     gates["a"].open()
     await gates["readers"].came()
-    second_writer = asyncio.ensure_future(desk.write("x"))
+    second_writer = soon(desk.write("x"))
     await asyncio.sleep(0.02)
     gates["readers"].open()
     assert (await writer, await reader) == ("held", 0)
@@ -171,11 +171,11 @@ def _queued(cluster: Cluster, count: int) -> bool:
 async def test_a_reader_does_not_overtake_a_waiting_writer(cluster: Cluster) -> None:
     """Readers that keep coming cannot starve a writer."""
     desk = cluster.client(Desk)("a")
-    first = asyncio.ensure_future(desk.look())
+    first = soon(desk.look())
     await gates["readers"].came()
-    writer = asyncio.ensure_future(desk.write("x"))
+    writer = soon(desk.write("x"))
     await asyncio.sleep(0.01)
-    late = asyncio.ensure_future(desk.look())
+    late = soon(desk.look())
     await asyncio.sleep(0.01)
     assert gates["readers"].entered == 1
     gates["readers"].open()
@@ -185,7 +185,7 @@ async def test_a_reader_does_not_overtake_a_waiting_writer(cluster: Cluster) -> 
 
 async def test_concurrency_bounds_how_many_run_at_once(cluster: Cluster) -> None:
     """Three of ten run interleaved, never more."""
-    work = asyncio.ensure_future(outcomes(*(cluster.client(Pool)("p").work() for _ in range(10))))
+    work = soon(outcomes(*(cluster.client(Pool)("p").work() for _ in range(10))))
     await gates["p"].came(3)
     await asyncio.sleep(0.02)
     assert gates["p"].inside == 3
@@ -214,9 +214,9 @@ async def test_a_nested_run_that_outlives_the_run_around_it_commits_itself(
 ) -> None:
     """Its reply comes after the commit of its own change, though the turn that it began in is over."""
     desk = cluster.client(Desk)("a")
-    outer = asyncio.ensure_future(desk.hold())
+    outer = soon(desk.hold())
     await gates["a"].came()
-    nested = asyncio.ensure_future(desk.slow_note("late"))
+    nested = soon(desk.slow_note("late"))
     await gates["slow"].came()
     gates["a"].open()
     await outer
@@ -257,9 +257,9 @@ async def test_chains_are_bounded_in_depth(memory: MemoryCluster) -> None:
 async def test_a_full_mailbox_says_when_to_come_back(cluster: Cluster) -> None:
     """The sixth waiting message fails at once with a hint, and the five others are served."""
     desk = cluster.client(Desk)("a")
-    held = asyncio.ensure_future(desk.hold())
+    held = soon(desk.hold())
     await gates["a"].came()
-    waiting = asyncio.ensure_future(outcomes(*(desk.write(str(n)) for n in range(6))))
+    waiting = soon(outcomes(*(desk.write(str(n)) for n in range(6))))
     await asyncio.sleep(0.02)
     error = await failure(desk.write("seventh"))
     assert isinstance(error, MailboxFull)
@@ -275,9 +275,9 @@ async def test_a_full_mailbox_says_when_to_come_back(cluster: Cluster) -> None:
 async def test_a_caller_may_wait_for_room(cluster: Cluster) -> None:
     """With on_full="wait" everything is queued, and served in order."""
     desk = cluster.client(Desk).options(on_full="wait")("a")
-    held = asyncio.ensure_future(desk.hold())
+    held = soon(desk.hold())
     await gates["a"].came()
-    waiting = asyncio.ensure_future(outcomes(*(desk.write(str(n)) for n in range(20))))
+    waiting = soon(outcomes(*(desk.write(str(n)) for n in range(20))))
     await asyncio.sleep(0.02)
     gates["a"].open()
     await held
@@ -311,7 +311,7 @@ async def test_a_handler_that_cancels_itself_harms_nobody_else(cluster: Cluster)
 async def test_a_handler_that_never_suspends_does_not_stop_the_others(cluster: Cluster) -> None:
     """A flood of handlers without an await leaves room for timers."""
     desk = cluster.client(Desk).options(on_full="wait")
-    flood = asyncio.ensure_future(outcomes(*(desk(str(n % 50)).read() for n in range(5000))))
+    flood = soon(outcomes(*(desk(str(n % 50)).read() for n in range(5000))))
     error = await failure(desk.options(timeout=timedelta(milliseconds=300))("slow").hold())
     assert isinstance(error, CallTimeout)
     assert len(await flood) == 5000

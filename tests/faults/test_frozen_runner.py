@@ -140,6 +140,7 @@ async def test_a_handler_that_blocks_the_event_loop_loses_its_shard(processes: C
         assert (await victim.statistics())["refused_commits"] >= 1
         await processes.balanced()
         assert [one.number for one in await register("ada").applied()] == [1, 3]
+    assert (await processes.stored())["ada"].numbers == [1, 3]
 
 
 async def test_calls_between_entities_survive_a_stale_lease(processes: ClusterProcesses) -> None:
