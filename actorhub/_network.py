@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from actorhub.core.clock import Clock
 from actorhub.core.config import Settings
 from actorhub.core.envelope import Hello
-from actorhub.engine.node import Door
+from actorhub.engine.runner import Door
 from actorhub.engine.spec import EntitySpec
 from actorhub.ops import port_services
 from actorhub.storage.postgres import PostgresStorage

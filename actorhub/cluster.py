@@ -13,9 +13,10 @@ from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
 from actorhub.core.envelope import BROADCAST
 from actorhub.core.errors import ConfigurationError, NotConnected, PersistenceError, UnknownEntityType
 from actorhub.core.snowflake import Snowflake, SnowflakeGenerator
+from actorhub.engine.caller import Caller
 from actorhub.engine.message import Message
-from actorhub.engine.node import Client as ClientNode
-from actorhub.engine.node import Node, Runner
+from actorhub.engine.node import Node
+from actorhub.engine.runner import Runner
 from actorhub.engine.spec import EntitySpec
 from actorhub.entity import Entity
 
@@ -28,7 +29,7 @@ cluster_here: ContextVar["Cluster"] = ContextVar("actorhub_cluster")
 class Cluster:
     """This program's connection to the cluster. Made by `hub.connect()` and `hub.runner()`; closed with them."""
 
-    def __init__(self, part: Runner | ClientNode, specs: Mapping[str, EntitySpec]) -> None:
+    def __init__(self, part: Runner | Caller, specs: Mapping[str, EntitySpec]) -> None:
         self._part = part
         self._node: Node = part.node
         self._specs = specs
@@ -114,7 +115,7 @@ class Cluster:
         return self._part.info.runner if isinstance(self._part, Runner) else None
 
     @property
-    def part(self) -> "Runner | ClientNode":
+    def part(self) -> "Runner | Caller":
         """The engine underneath, for operations."""
         return self._part
 

@@ -12,10 +12,11 @@ from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import Settings, load_settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.core.errors import ConfigurationError
+from actorhub.engine.caller import Caller
 from actorhub.engine.cell import HostedType
 from actorhub.engine.inbound import Limits
-from actorhub.engine.node import Client, Door, Runner
 from actorhub.engine.placement import PLACEMENT_VERSION
+from actorhub.engine.runner import Door, Runner
 from actorhub.engine.spec import EntitySpec
 from actorhub.entity import Entity
 from actorhub.storage.ports import ClusterValues, Storage
@@ -103,7 +104,7 @@ class Hub:
             clock = SystemClock()
             find = await _network.runner_finder(settings, clock, stack)
             hello = Hello(PROTOCOL_VERSION, settings.namespace, "", clock.token(), machine_id_wanted=True)
-            client = Client(
+            client = Caller(
                 find_runners=find,
                 specs=self.specs,
                 transport=_network.grpc_transport(settings, hello),
@@ -148,7 +149,8 @@ class Hub:
         await storage.agree(
             ClusterValues(
                 shards_per_group=settings.shards_per_group, hash_version=f"{HASH_VERSION},{PLACEMENT_VERSION}"
-            )
+            ),
+            groups=len(settings.groups or self._groups()),
         )
         stack.push_async_callback(transport.aclose, 1.0)
         await transport.listen(door)
@@ -168,7 +170,6 @@ class Hub:
             clock=clock,
             limits=_limits(settings),
             shards_per_group=settings.shards_per_group,
-            max_resident=settings.max_resident,
         )
         cluster = Cluster(runner, self.specs)
         runner.host.turns.context.run(cluster_here.set, cluster)
@@ -202,4 +203,5 @@ def _limits(settings: Settings) -> Limits:
         max_message_bytes=settings.max_message_bytes,
         max_entity_id_bytes=settings.max_entity_id_bytes,
         max_call_depth=settings.max_call_depth,
+        max_resident=settings.max_resident,
     )

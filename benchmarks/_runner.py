@@ -22,7 +22,7 @@ import msgspec
 from actorhub.cluster import Cluster
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
-from actorhub.engine.node import Runner
+from actorhub.engine.runner import Runner
 from actorhub.storage.ports import Fenced, StateCommit
 from benchmarks._harness import LOOPS, ROOT, rss_bytes, run
 from benchmarks._raw import serve_raw

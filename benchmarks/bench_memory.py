@@ -17,7 +17,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
-from actorhub.engine.node import Runner
+from actorhub.engine.runner import Runner
 from benchmarks._harness import report, rss_bytes, run
 from benchmarks._session import PACKAGES, database, fresh, namespace, parse, target
 from benchmarks._workload import PAYLOAD, Echo, hub

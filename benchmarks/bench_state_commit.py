@@ -20,7 +20,7 @@ from actorhub.cluster import Cluster
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import load_settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
-from actorhub.engine.node import Door
+from actorhub.engine.runner import Door
 from actorhub.storage.postgres import PostgresStorage
 from actorhub.storage.postgres.connection import Connection
 from actorhub.transport.grpc import GrpcTransport

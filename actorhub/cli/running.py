@@ -15,7 +15,7 @@ from actorhub.cli.signals import on_stop_signals
 from actorhub.cluster import Cluster
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import Settings, mask_secrets
-from actorhub.engine.node import Runner
+from actorhub.engine.runner import Runner
 from actorhub.hub import Hub
 
 T = TypeVar("T")

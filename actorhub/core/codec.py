@@ -145,8 +145,14 @@ def encode_error(error: ActorhubError) -> bytes:
             return encode_error(HandlerFailed(name, f"{error}: its fields cannot be encoded: {exc}"))
         return _encode(_ErrorRecord(_domain_name(type(error)), str(error), True, fields, True))
     fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in _SENT_FIELDS if hasattr(error, name)}
-    kind = next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
-    return _encode(_ErrorRecord(kind, error.message, error.possibly_executed, fields))
+    return _encode(_ErrorRecord(public_name(error), error.message, error.possibly_executed, fields))
+
+
+def public_name(error: ActorhubError) -> str:
+    """Return the name of the public class that `error` is, or specialises; a domain error's own name."""
+    if isinstance(error, EntityError):
+        return type(error).__name__
+    return next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
 
 
 def decode_error(data: bytes) -> ActorhubError:

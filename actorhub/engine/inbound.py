@@ -31,11 +31,13 @@ _log: Final = logging.getLogger("actorhub.inbound")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes that a message must keep to."""
+    """What a process puts up with."""
 
     max_message_bytes: int
     max_entity_id_bytes: int
     max_call_depth: int
+    max_resident: int = 100_000
+    """Entities in memory."""
 
 
 class RemoteMessage(Message):

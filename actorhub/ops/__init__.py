@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from actorhub.core.config import Settings
-from actorhub.engine.node import Door
+from actorhub.engine.runner import Door
 from actorhub.engine.spec import EntitySpec
 from actorhub.ops.admin import add_admin
 from actorhub.ops.colleagues import Colleagues

@@ -6,7 +6,7 @@ import grpc.aio
 
 from actorhub.core.address import ShardId
 from actorhub.core.errors import MalformedMessage
-from actorhub.engine.node import Door
+from actorhub.engine.runner import Door
 from actorhub.ops.colleagues import Colleagues
 from actorhub.ops.health import obstacle
 from actorhub.ops.local import resident_entities, runner_numbers

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from actorhub.core.codec import public_name
 from actorhub.core.errors import ActorhubError, EntityError, field_names
 from actorhub.transport.grpc._pb import client_v1_pb2 as pb
 
@@ -17,7 +18,7 @@ def failure_of(error: ActorhubError) -> pb.Failure:
     names = field_names(type(error)) if isinstance(error, EntityError) else _FIELDS
     fields = {name: getattr(error, name) for name in names if hasattr(error, name)}
     return pb.Failure(
-        kind=type(error).__name__,
+        kind=public_name(error),
         message=str(error) if is_domain_error else error.message,
         possibly_executed=error.possibly_executed,
         is_domain_error=is_domain_error,

@@ -10,7 +10,7 @@ import grpc.aio
 from actorhub import _call as calls
 from actorhub.core.address import check_entity_id
 from actorhub.core.errors import ActorhubError, HandlerFailed, MalformedMessage, UnknownEntityType
-from actorhub.engine.node import Door
+from actorhub.engine.runner import Door
 from actorhub.engine.spec import EntitySpec, HandlerSpec
 from actorhub.ops.failures import failure_of
 from actorhub.ops.health import cluster_of

@@ -8,7 +8,7 @@ from typing import Final
 
 from actorhub.core.address import ShardId
 from actorhub.engine.cell import ACTIVATING, CLOSING, DEAD, Cell
-from actorhub.engine.node import Runner
+from actorhub.engine.runner import Runner
 from actorhub.ops.health import cluster_of
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 

@@ -17,7 +17,7 @@ from actorhub.core.errors import (
     UnknownEntityType,
     UnknownHandler,
 )
-from actorhub.engine.node import Door, Runner
+from actorhub.engine.runner import Door, Runner
 
 T = TypeVar("T")
 

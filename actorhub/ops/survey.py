@@ -9,7 +9,7 @@ import msgspec
 
 from actorhub.core.address import ShardId, ShardOwner, check_entity_id
 from actorhub.core.errors import EntityNotAssigned, UnknownEntityType
-from actorhub.engine.node import Runner
+from actorhub.engine.runner import Runner
 from actorhub.ops.colleagues import Colleagues
 from actorhub.ops.local import entity_of, held_shards, resident_entities, runner_numbers
 from actorhub.storage.ports import LiveRunner, ShardRow

@@ -125,8 +125,8 @@ class Storage(Protocol):
         """Let go of every connection. Bounded in time; can be called twice."""
         ...
 
-    async def agree(self, values: ClusterValues) -> None:
-        """Store `values` if they are the first, else compare.
+    async def agree(self, values: ClusterValues, groups: int = 1) -> None:
+        """Store `values` if they are the first, else compare; check that the locks of `groups` groups have room.
 
         Raises:
             ConfigurationError: the cluster has another value; names which, both sides, and the remedy.

@@ -17,9 +17,10 @@ from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import HostPort, Settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
+from actorhub.engine.caller import Caller
 from actorhub.engine.inbound import Limits
-from actorhub.engine.node import Client, Door, Runner
 from actorhub.engine.ownership_plan import wishes
+from actorhub.engine.runner import Door, Runner
 from actorhub.hub import Hub
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.ports import StoredState
@@ -104,7 +105,7 @@ class MemoryCluster:
     @property
     def clients(self) -> list[Cluster]:
         """The clients that were opened and not stopped."""
-        return [cluster for cluster in self._processes if isinstance(cluster.part, Client)]
+        return [cluster for cluster in self._processes if isinstance(cluster.part, Caller)]
 
     async def start_runner(
         self, *, hub: Hub | None = None, weight: float = 1.0, groups: tuple[str, ...] | None = None
@@ -144,7 +145,7 @@ class MemoryCluster:
         async def registered() -> list[str]:
             return [row.info.runner.address for row in self.store.runners()]
 
-        client = Client(
+        client = Caller(
             find_runners=registered,
             specs=specs,
             transport=transport,

@@ -40,7 +40,7 @@ class Link(Protocol):
         ...
 
     def send(self, envelope: Envelope) -> None:
-        """Queue an envelope; all that is queued at a loop tick leaves in one frame (split at the frame limit), in order.
+        """Queue an envelope; all that is queued at a loop tick leaves in one frame (or few, by size), in order.
 
         Does nothing on a closed link: the user has been told by `closed`, or is about to be, with it in `unsent`.
         """
@@ -59,7 +59,7 @@ class Acceptor(Protocol):
     """Decides about incoming links."""
 
     def accept(self, link: Link) -> LinkEvents:
-        """Return who listens to the new link; called after its `Hello` arrived and ours was sent.
+        """Return who listens to the new link; called after its `Hello` arrived and before ours is sent.
 
         Raises:
             ActorhubError: the link is refused; the peer's `connect` fails with this text.

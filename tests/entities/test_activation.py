@@ -9,7 +9,7 @@ import pytest
 
 from actorhub import Cluster, Entity, HandlerFailed, Hub, MailboxFull, RunnerUnavailable, current
 from actorhub.core.config import Settings
-from actorhub.engine.node import Runner
+from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, outcomes, soon
 

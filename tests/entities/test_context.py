@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from actorhub import Cluster, Entity, Hub, NotConnected, current
-from actorhub.engine.node import Runner
+from actorhub.engine.runner import Runner
 from tests.entities.gates import gates
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")

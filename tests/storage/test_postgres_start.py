@@ -9,7 +9,7 @@ import pytest
 
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError, PersistenceError
-from actorhub.storage.postgres import PostgresStorage
+from actorhub.storage.postgres import PostgresStorage, migrate
 from actorhub.storage.postgres.errors import Cause, cause, place, refused_connection
 from actorhub.storage.postgres.server import ServerFacts, check_lock_table, check_server
 from actorhub.storage.postgres.session import SessionProbe, application_name, pooler_symptom
@@ -167,6 +167,13 @@ async def test_a_pooler_under_the_lock_session_is_refused(postgres_url: str) -> 
             await pooled.open_lock_session("a")
         await pooled.aclose()
     await direct.aclose()
+
+
+async def test_a_pooler_under_the_migration_is_refused(postgres_url: str) -> None:
+    """Through a pooler in transaction mode an empty database is not migrated, and the error says what to do."""
+    async with transaction_pooler(postgres_url) as url:
+        with pytest.raises(ConfigurationError, match="direct"):
+            await migrate(url, "pooled")
 
 
 def test_every_symptom_of_a_pooler_is_recognised() -> None:

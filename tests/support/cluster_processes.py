@@ -53,7 +53,7 @@ def _free_port() -> int:
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                continue
+                continue  # Somebody else has it.
             return port
 
 

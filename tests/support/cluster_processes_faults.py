@@ -75,7 +75,7 @@ class Faults:
 
     async def pause(self, shortest: float = 1.0) -> float:
         """Wait a while and return for how long that was."""
-        seconds = self.chance.uniform(shortest, self.longest)
+        seconds = self.chance.uniform(shortest, max(shortest, self.longest))
         await asyncio.sleep(seconds)
         return seconds
 
@@ -90,6 +90,17 @@ async def _freeze(faults: Faults) -> str:
     victim = faults.victim()
     victim.freeze()
     return f"{victim.name} for {await faults.pause(2.0):.1f} s"
+
+
+async def _freeze_with_commits_under_way(faults: Faults) -> str:
+    victim = faults.victim()
+    victim.store.black_hole(COMMIT)
+    await asyncio.sleep(0.3)
+    victim.freeze()
+    seconds = await faults.pause(5.0)
+    victim.store.heal(COMMIT)
+    victim.thaw()
+    return f"{victim.name} for {seconds:.1f} s"
 
 
 async def _leave(faults: Faults) -> str:
@@ -206,6 +217,7 @@ async def _kill_the_frozen(faults: Faults) -> str:
 KINDS: Final[dict[str, Injection]] = {
     "kill a runner": _kill,
     "freeze a runner": _freeze,
+    "freeze a runner with commits under way": _freeze_with_commits_under_way,
     "kill a frozen runner": _kill_the_frozen,
     "let a runner leave": _leave,
     "end a lock session": _end_lock_session,

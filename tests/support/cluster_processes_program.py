@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from actorhub import Entity, Hub, current, handler
-from actorhub.engine.node import Runner
+from actorhub.engine.runner import Runner
 
 
 class Applied(msgspec.Struct, array_like=True):

@@ -55,7 +55,7 @@ class MemoryStorage:
         self._flush_commits()
         self._closed = True
 
-    async def agree(self, values: ClusterValues) -> None:
+    async def agree(self, values: ClusterValues, groups: int = 1) -> None:
         """Store `values` if they are the first, else compare.
 
         Raises:

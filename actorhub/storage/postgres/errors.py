@@ -34,6 +34,10 @@ _REMEDIES: Final[tuple[tuple[type[Exception], str], ...]] = (
 )
 
 
+_FOREIGN_STATEMENTS: Final = ("26000", "42P05")
+"""A prepared statement that is missing, or there already: another server session answered."""
+
+
 class Cause(enum.Enum):
     """What can be done about a failed statement."""
 
@@ -57,6 +61,11 @@ def cause(error: BaseException) -> Cause:
 def translate(error: BaseException, doing: str) -> PersistenceError:
     """Return the `PersistenceError` for `error`; raise it `from` that."""
     return PersistenceError(f"cannot {doing}: {summary(error)}")
+
+
+def met_pooler(error: BaseException) -> bool:
+    """Whether `error` can only come from a pooler that changed the server session in between."""
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in _FOREIGN_STATEMENTS
 
 
 def refused_connection(error: BaseException, url: str) -> ConfigurationError:

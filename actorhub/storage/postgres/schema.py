@@ -13,7 +13,7 @@ import msgspec
 from actorhub.core.address import NAME_PATTERN, lock_key
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres.connection import Connection, Target, close
-from actorhub.storage.postgres.errors import FOREIGN_ERRORS, summary, translate
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, POOLER, met_pooler, summary, translate
 from actorhub.storage.postgres.queries import queries
 
 LOCK_TIMEOUT: Final = "30s"
@@ -95,6 +95,8 @@ async def migrate(url: str, namespace: str) -> int:
             "actorhub migrate --print-sql"
         ) from exc
     except FOREIGN_ERRORS as exc:
+        if met_pooler(exc):
+            raise ConfigurationError(f"cannot migrate schema {namespace}: {summary(exc)}: {POOLER}") from exc
         raise translate(exc, f"migrate schema {namespace}") from exc
     finally:
         await close(connection)

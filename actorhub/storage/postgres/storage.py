@@ -78,13 +78,13 @@ class PostgresStorage:
             for part in (self._loads, self._commits, self._control, self._ownership):
                 tasks.create_task(part.aclose())
 
-    async def agree(self, values: ClusterValues) -> None:
-        """Store `values` if they are the first, else compare.
+    async def agree(self, values: ClusterValues, groups: int = 1) -> None:
+        """Store `values` if they are the first, else compare; check that the locks of `groups` groups have room.
 
         Raises:
             ConfigurationError: the cluster has another value, or the server has no room for that many shard locks.
         """
-        self.check_lock_table(values.shards_per_group)
+        self.check_lock_table(values.shards_per_group * groups)
         mine = {name: msgspec.json.encode(value).decode() for name, value in msgspec.structs.asdict(values).items()}
         await self._control.fetch("store cluster-wide values", "agree", list(mine), list(mine.values()))
         stored = await self.cluster_values()

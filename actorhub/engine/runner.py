@@ -1,0 +1,246 @@
+"""A runner: hosts shards, and joins ownership, host and routing."""
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from datetime import timedelta
+from typing import Final
+
+from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
+from actorhub.core.clock import Clock
+from actorhub.core.envelope import Leaving, Members, Owners
+from actorhub.core.errors import (
+    PersistenceError,
+    RunnerUnavailable,
+)
+from actorhub.engine.cell import HostedType
+from actorhub.engine.host import Host
+from actorhub.engine.inbound import Inbound, Limits
+from actorhub.engine.node import Node
+from actorhub.engine.ownership import Ownership
+from actorhub.engine.peers import Peer
+from actorhub.engine.spec import EntitySpec
+from actorhub.storage.ports import LiveRunner, Storage
+from actorhub.transport.ports import Link, LinkEvents, Transport
+
+_log: Final = logging.getLogger("actorhub.runner")
+
+_REFRESH: Final = 0.5
+"""Seconds between looks at the store while calls wait for an owner: the safety net under the peers' news."""
+_FORWARDING: Final = 2.0
+"""Seconds that a leaving runner waits at most for the next owners to take what was queued here."""
+MACHINE_LEASE: Final = timedelta(seconds=60)
+"""How long a machine id is leased for; runners renew their own and their clients'."""
+RENEW_MACHINE: Final = 15.0
+"""Seconds between renewals."""
+
+
+class Door:
+    """Takes links for a runner that is still being made: they are refused, and try again, until it is there."""
+
+    def __init__(self) -> None:
+        self.runner: Runner | None = None
+
+    def accept(self, link: Link) -> LinkEvents:
+        """Pass the link on.
+
+        Raises:
+            RunnerUnavailable: the runner is not ready yet.
+        """
+        if self.runner is None:
+            raise RunnerUnavailable("this runner is starting")
+        return self.runner.accept(link)
+
+
+class Runner:
+    """Hosts shards: joins ownership, host and routing. Implements what `Ownership` and `Exchange` tell."""
+
+    def __init__(
+        self,
+        *,
+        info: RunnerInfo,
+        types: Mapping[str, HostedType],
+        specs: Mapping[str, EntitySpec],
+        storage: Storage,
+        transport: Transport,
+        clock: Clock,
+        limits: Limits,
+        shards_per_group: int,
+    ) -> None:
+        self.info = info
+        self.storage = storage
+        self.node = node = Node(
+            specs=specs,
+            transport=transport,
+            clock=clock,
+            incarnation=info.runner.incarnation,
+            limits=limits,
+            news=self,
+        )
+        node.router.stranded = self._start_refresh
+        self.shards_per_group = shards_per_group
+        self.ownership = Ownership(
+            storage=storage,
+            clock=clock,
+            info=info,
+            shards_per_group=shards_per_group,
+            host=self,
+            supervisor=node.supervisor,
+        )
+        self.host = node.router.host = Host(
+            types=types,
+            storage=storage,
+            clock=clock,
+            lease=self.ownership,
+            supervisor=node.supervisor,
+            incarnation=info.runner.incarnation,
+            max_message_bytes=limits.max_message_bytes,
+            max_resident=limits.max_resident,
+        )
+        inbound = Inbound(host=self.host, router=node.router, lease=self.ownership, clock=clock, limits=limits)
+        self.inbound = node.exchange.inbound = inbound
+        inbound.is_coming = self._is_coming
+        inbound.dropped = node.tell_failed
+        self.host.turns.send = node.router.route
+        self.host.reroute = inbound.give_back
+        self.host.mistrusted = self._mistrusted
+        self.known_runners: Sequence[LiveRunner] = ()
+        self.machine_id = -1
+        self.machine_id_until = 0.0
+        """Monotonic seconds until which the machine id is surely ours."""
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Register, and own a first share of the shards. The transport listens already."""
+        self.node.router.cluster_values_known(self.shards_per_group)
+        await self._renew_machine_id()
+        await self.ownership.start()
+        _ = self.node.supervisor.loop("residency", self.host.residency.run)
+        _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
+
+    async def leave(self, grace: float) -> None:
+        """Hand every shard over, then end. Bounded by about `grace` seconds, after which the rest is cut off."""
+        self.node.peers.send_to_all(Leaving("shutdown"))
+        await self.ownership.leave(grace)
+        await self.node.forward(min(grace, _FORWARDING))
+        await self.host.turns.aclose()
+        await self.node.aclose(1.0)
+        try:
+            async with asyncio.timeout(2):
+                await self.storage.release_machine_id(self.info.runner.incarnation)
+        except (PersistenceError, TimeoutError) as error:
+            _log.warning("machine id %d was not given back: %s; its lease runs out", self.machine_id, error)
+
+    def accept(self, link: Link) -> LinkEvents:
+        """Take an incoming link."""
+        return self.node.peers.accept(link)
+
+    def granted(self, shards: Mapping[ShardId, int]) -> None:
+        """Serve these shards from now on."""
+        owned = [ShardOwner(shard, self.info.runner, epoch) for shard, epoch in shards.items()]
+        self.node.table.learn(owned, self.node.clock.monotonic())
+        self.host.granted(shards)
+        self.node.peers.send_to_all(Owners(owned))
+        self.node.router.owners_changed(shards)
+
+    def revoked(self, shards: Collection[ShardId], reason: str) -> None:
+        """Stop these shards now."""
+        for shard in shards:
+            self.node.table.forget(shard, self.info.runner)
+        self.host.revoked(shards, reason)
+        self.node.peers.send_to_all(Owners([], list(shards)))
+
+    async def drain(self, shard: ShardId, grace: float) -> None:
+        """Let the shard's runs finish and passivate its entities."""
+        await self.host.drain(shard, grace)
+
+    def released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
+        """Tell everybody, the next owner among them, that these shards are free."""
+        for shard in shards:
+            self.node.table.forget(shard, self.info.runner)
+        self.node.peers.send_to_all(Owners([], list(shards)))
+
+    def members_changed(self, runners: Sequence[LiveRunner]) -> None:
+        """Link to who lives, and tell the clients."""
+        self.known_runners = runners
+        live = [runner.info for runner in runners]
+        self.node.known_types = frozenset(name for info in (*live, self.info) for name in info.entity_types)
+        own = self.info.runner
+        self.node.peers.want([i.runner.address for i in live if i.runner.incarnation != own.incarnation])
+        self._tell_members([peer for peer in self.node.peers.linked.values() if not peer.is_runner])
+        self.node.router.reconsider()
+
+    def peer_linked(self, peer: Peer) -> None:
+        """Say what we own; to a client also who there is."""
+        owned = [ShardOwner(shard, self.info.runner, epoch) for shard, epoch in self.ownership.owned.items()]
+        if peer.is_runner:
+            self.ownership.trust(peer.runner.incarnation)
+            if all(known.info.runner != peer.runner for known in self.known_runners):
+                self.ownership.refresh()
+        else:
+            self._tell_members([peer])
+            if peer.link.peer.machine_id_wanted:
+                _ = self.node.supervisor.spawn(self._lend_machine_id(peer), "lend machine id")
+        peer.link.send(Owners(owned, complete=True))
+
+    def peer_lost(self, peer: Peer) -> None:
+        """A broken link may be a dead runner: its locks will tell."""
+        if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
+            self.ownership.suspect(peer.runner.incarnation)
+
+    def owners(self, peer: Peer, news: Owners) -> None:
+        """Shards were released: perhaps for us."""
+        if news.released:
+            self.ownership.nudge(news.released)
+
+    def members(self, peer: Peer, news: Members) -> None:
+        """Runners learn of members from the store, not from each other."""
+
+    def _is_coming(self, shard: ShardId) -> bool:
+        return self.ownership.state(shard) == "acquiring"
+
+    def _mistrusted(self, shard: ShardId) -> None:
+        self.ownership.mistrust(shard)
+
+    def _tell_members(self, peers: Sequence[Peer]) -> None:
+        live = [runner.info.runner for runner in self.known_runners] or [self.info.runner]
+        types = sorted(self.node.known_types or self.info.entity_types)
+        for peer in peers:
+            peer.link.send(Members(live, self.shards_per_group, types))
+
+    def _start_refresh(self) -> None:
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = self.node.supervisor.spawn(self._refresh(), "refresh owners")
+
+    async def _refresh(self) -> None:
+        """While calls wait for owners, look into the store now and then in case a peer's news went astray."""
+        while True:
+            await asyncio.sleep(_REFRESH)
+            if not self.node.router.parked_shards():
+                return
+            try:
+                rows = await self.storage.shards()
+            except PersistenceError as error:
+                _log.warning("cannot read the shards' owners: %s", error)
+                continue
+            now = self.node.clock.monotonic()
+            own = self.info.runner.incarnation
+            self.node.table.learn([r.owner for r in rows if r.owner and r.owner.runner.incarnation != own], now)
+            self.node.router.reconsider()
+
+    async def _keep_machine_ids(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_MACHINE)
+            await self._renew_machine_id()
+            for peer in list(self.node.peers.linked.values()):
+                if not peer.is_runner and peer.link.peer.machine_id_wanted:
+                    await self.storage.lease_machine_id(peer.runner.incarnation, MACHINE_LEASE)
+
+    async def _renew_machine_id(self) -> None:
+        asked = self.node.clock.monotonic()
+        self.machine_id = await self.storage.lease_machine_id(self.info.runner.incarnation, MACHINE_LEASE)
+        self.machine_id_until = asked + MACHINE_LEASE.total_seconds()
+
+    async def _lend_machine_id(self, peer: Peer) -> None:
+        machine_id = await self.storage.lease_machine_id(peer.runner.incarnation, MACHINE_LEASE)
+        peer.link.send(Members([], 0, [], machine_id))

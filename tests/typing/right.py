@@ -1,0 +1,64 @@
+"""Everything that users may write; both checkers accept all of it and infer these types."""
+
+import asyncio
+from datetime import timedelta
+from typing import assert_type
+
+from actorhub import Client, Cluster, EntityError, MailboxFull, ShardId, Snowflake, current
+from tests.typing.shop import Audit, Ledger, OrderPlaced, Orders, OutOfStock, Receipt, hub
+
+EVENT = OrderPlaced("o-1", "tea", 2)
+
+
+async def call(cluster: Cluster) -> None:
+    orders = cluster.client(Orders)
+    assert_type(orders, Client[Orders])
+    assert_type(orders("ada"), Orders)
+    assert_type(await orders("ada").process(EVENT), Receipt)
+    assert_type(await orders("ada").process(EVENT, 7, gift=True), Receipt)
+    assert_type(await orders("ada").count(), int)
+    assert_type(await orders("ada").ledger(since=3), Ledger)
+    async for receipt in orders("ada").watch(0):
+        assert_type(receipt, Receipt)
+    hurried = orders.options(timeout=timedelta(seconds=2), on_full="wait", headers={"tenant": "acme"})
+    assert_type(hurried, Client[Orders])
+    assert_type(await hurried.options(timeout=None)("ada").count(), int)
+
+
+async def tell(cluster: Cluster) -> None:
+    orders = cluster.client(Orders)
+    assert_type(await cluster.tell(orders("ada").process(EVENT)), int)
+    assert_type(await cluster.tell(orders.active().count()), int)
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(orders("ada").count())
+    assert_type(task.result(), int)
+
+
+async def fail(cluster: Cluster) -> None:
+    try:
+        await cluster.client(Orders)("ada").process(EVENT)
+    except OutOfStock as error:
+        assert_type(error.sku, str)
+        assert_type(error.left, int)
+        assert_type(error.possibly_executed, bool)
+    except MailboxFull as error:
+        assert_type(error.retry_after, timedelta)
+    known: EntityError = OutOfStock(left=1, sku="tea", note="soon")
+    raise known
+
+
+async def know(cluster: Cluster) -> None:
+    assert_type(cluster.shard_of(Orders, "ada"), ShardId)
+    assert_type(cluster.is_local(Orders, "ada"), bool)
+    assert_type(cluster.is_shutting_down, bool)
+    assert_type(cluster.snowflake(), Snowflake)
+    assert_type(current().entity_id, str)
+    assert_type(current().epoch, int)
+    assert_type(current().client(Audit), Client[Audit])
+
+
+async def join() -> None:
+    async with hub.connect(gateway="127.0.0.1:7700") as cluster:
+        assert_type(cluster, Cluster)
+    async with hub.runner(listen="127.0.0.1:0") as cluster:
+        assert_type(cluster, Cluster)

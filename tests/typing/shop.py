@@ -1,0 +1,70 @@
+"""What the cases call: the declarations of a small shop."""
+
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import msgspec
+
+from actorhub import Entity, EntityError, Hub, current, handler
+
+
+class OrderPlaced(msgspec.Struct, frozen=True):
+    order_id: str
+    sku: str
+    quantity: int
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    number: int
+    total_cents: int
+
+
+class OutOfStock(EntityError):
+    sku: str
+    left: int
+    note: str = ""
+
+
+class Ledger(msgspec.Struct):
+    placed: int = 0
+    cents: int = 0
+
+
+class Orders(Entity[Ledger], name="orders", max_idle=timedelta(minutes=5), mailbox_capacity=1000):
+    LIMIT = 100
+
+    def __init__(self, prices: dict[str, int]) -> None:
+        self._prices = prices
+
+    async def on_activate(self) -> None:
+        self.state.placed += 0
+
+    async def count(self) -> int:
+        return self.state.placed
+
+    async def process(self, event: OrderPlaced, /, cents: int = 5, *, gift: bool = False) -> Receipt:
+        self.state.placed += 1
+        if event.quantity > self.LIMIT:
+            raise OutOfStock(sku=event.sku, left=0)
+        await current().tell(current().client(Audit)("all").note(event.sku))
+        await self.save()
+        await self.save(Ledger(self.state.placed))
+        return Receipt(self.state.placed, cents * event.quantity if gift else self._prices[event.sku])
+
+    @handler(readonly=True, timeout=timedelta(seconds=5))
+    async def ledger(self, since: int) -> Ledger:
+        return self.state
+
+    @handler(reentrant=True)
+    async def watch(self, since: int) -> AsyncIterator[Receipt]:
+        yield Receipt(since, 2)
+
+
+class Audit(Entity):
+    async def note(self, text: str) -> None:
+        pass
+
+
+hub = Hub()
+hub.register(Orders, lambda: Orders({"tea": 350}))
+hub.register(Audit)
