@@ -55,7 +55,7 @@ class Counter(Entity[Count], name="counter", max_idle=_LONG):
         return self.state.number
 
     async def add_after_computing(self, seconds: float) -> int:
-        time.sleep(seconds)  # noqa: ASYNC251 - a handler that computes, so that a freeze comes before its commit
+        time.sleep(seconds)  # noqa: ASYNC251 - on purpose: it computes, so a freeze comes first
         self.state.number += 1
         return self.state.number
 

@@ -1,6 +1,6 @@
 """How many chunks per second do 16 streams between two processes carry, beside one bare gRPC stream?
 
-The limit sends full frames of encoded chunks, without credit, to 16 consumers that decode nothing.
+The limit sends full frames of encoded chunks, without credit, to 16 tasks that decode nothing.
 
     python -m benchmarks.bench_stream_chunks [--rounds 7] [--loop asyncio|uvloop|both]
 """
@@ -40,9 +40,9 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
                 assert got == counts["actorhub"]
 
             async def ours() -> None:
-                async with asyncio.TaskGroup() as consumers:
+                async with asyncio.TaskGroup() as tasks:
                     for stream in range(STREAMS):
-                        consumers.create_task(consume(stream))
+                        tasks.create_task(consume(stream))
 
             samples = await interleave(
                 options.rounds,

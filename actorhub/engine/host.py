@@ -83,9 +83,11 @@ class Host:
             self.turns.enqueue(cell, message)
         elif shard.draining:
             shard.held.append(message)
-        elif self.resident >= self._max_resident and not self.residency.make_room():
+        elif self.resident >= self._max_resident and not self._make_room():
             message.phase = DONE
-            message.failed(MailboxFull(f"{message.address}: {self.resident} entities are resident and all are busy"))
+            message.failed(
+                MailboxFull(f"{message.address}: {self.resident} entities are resident, and all are busy or just leaving")
+            )
         else:
             self.turns.enqueue(self._new_cell(hosted, shard, message.entity_id), message)
 
@@ -143,6 +145,10 @@ class Host:
             failed_activations=self.activations.failed,
             results=self.results.statistics(),
         )
+
+    def _make_room(self) -> bool:
+        # Who leaves counts until its on_deactivate is done: as many again may be on their way out, not more.
+        return self.resident < 2 * self._max_resident and self.residency.make_room()
 
     def _new_cell(self, hosted: HostedType, shard: HostedShard, entity_id: str) -> Cell:
         cell = Cell(hosted, shard, entity_id)

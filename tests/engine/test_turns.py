@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from actorhub import ActorhubError, Entity, Hub, current, handler
+from actorhub import ActorhubError, Cluster, Entity, HandlerFailed, Hub, current, handler
 from actorhub.core.clock import SystemClock
-from actorhub.engine.node import Runner
+from actorhub.engine.runner import Runner
 from actorhub.engine.supervision import Supervisor
 from actorhub.testing import MemoryCluster, until
 
@@ -73,6 +73,45 @@ hub = Hub()
 hub.register(Ruled)
 
 
+class Callers:
+    """Call at random, and count what is sure and what is not."""
+
+    def __init__(self, cluster: Cluster, seed: int) -> None:
+        self._cluster = cluster
+        self._chance = random.Random(seed)
+        self._supervisor = Supervisor(SystemClock())
+        self.sure = {f"e{n}": 0 for n in range(4)}
+        self.unsure = dict.fromkeys(self.sure, 0)
+
+    async def run(self) -> None:
+        for _ in range(40):
+            task = self._supervisor.spawn(self._call(), "call")
+            if self._chance.random() < 0.2:
+                for _ in range(self._chance.randrange(8)):
+                    await asyncio.sleep(0)
+                task.cancel()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()
+
+    async def _call(self) -> None:
+        chance = self._chance
+        entity_id = chance.choice(list(self.sure))
+        timeout = timedelta(seconds=chance.choice([0.05, 5, 5]))
+        ruled = self._cluster.client(Ruled).options(timeout=timeout)(entity_id)
+        kind = chance.choice(["write", "write", "read", "nested", "limited"])
+        changes = kind in {"write", "limited"}
+        try:
+            await getattr(ruled, kind)(chance.choice([0, 0, 1, 5]), chance.random() < 0.2)
+        except HandlerFailed:
+            raise
+        except (ActorhubError, asyncio.CancelledError):
+            # Of a cancelled or late call nobody knows whether it was committed.
+            self.unsure[entity_id] += changes
+            raise
+        self.sure[entity_id] += changes
+
+
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("side", ["here", "there"])
 async def test_no_order_of_events_breaks_the_rules_of_turns(seed: int, side: str) -> None:
@@ -80,46 +119,18 @@ async def test_no_order_of_events_breaks_the_rules_of_turns(seed: int, side: str
     for counts in (writers, readers):
         counts.clear()
     wrong.clear()
-    chance = random.Random(seed)
-    committed = {f"e{n}": 0 for n in range(4)}
-    unsure = dict.fromkeys(committed, 0)
     async with MemoryCluster(hub) as memory:
         runner = await memory.start_runner()
         cluster = runner if side == "here" else await memory.client()
-        supervisor = Supervisor(SystemClock())
-
-        async def one() -> None:
-            entity_id = chance.choice(list(committed))
-            ruled = cluster.client(Ruled).options(timeout=timedelta(seconds=chance.choice([0.05, 5, 5])))(entity_id)
-            kind = chance.choice(["write", "write", "read", "nested", "limited"])
-            try:
-                await getattr(ruled, kind)(chance.choice([0, 0, 1, 5]), chance.random() < 0.2)
-            except (ActorhubError, asyncio.CancelledError) as error:
-                # A failure of its own is rolled back; of a cancelled or late call nobody knows.
-                if kind in {"write", "limited"} and type(error).__name__ != "HandlerFailed":
-                    unsure[entity_id] += 1
-                raise
-            else:
-                committed[entity_id] += kind in {"write", "limited"}
-
-        async def caller() -> None:
-            for _ in range(40):
-                task = supervisor.spawn(one(), "one")
-                if chance.random() < 0.2:
-                    await _pause(chance.randrange(8))
-                    task.cancel()
-                await asyncio.wait([task])
-                if not task.cancelled():
-                    task.exception()
-
+        callers = Callers(cluster, seed)
         async with asyncio.TaskGroup() as tasks:
             for _ in range(10):
-                tasks.create_task(caller())
+                tasks.create_task(callers.run())
         assert wrong == []
-        for entity_id, sure in committed.items():
+        for entity_id, sure in callers.sure.items():
             async with asyncio.timeout(3):
                 value = await cluster.client(Ruled)(entity_id).count()
-            assert sure <= value <= sure + unsure[entity_id]
+            assert sure <= value <= sure + callers.unsure[entity_id]
         part = runner.part
         assert isinstance(part, Runner)
         await until(lambda: all(cell.is_idle for cell in part.host.cells()), "an idle host", deadline=3)

@@ -100,7 +100,7 @@ async def test_a_handler_knows_where_it_runs(runner: Cluster, cluster: Cluster) 
     assert facts.chain == []
 
 
-async def test_headers_travel(cluster: Cluster) -> None:
+async def test_headers_travel_to_the_handler(cluster: Cluster) -> None:
     """What the caller sends along is there, for this call only."""
     mirror = cluster.client(Mirror)
     assert (await mirror.options(headers={"tenant": "acme"})("a").facts()).headers == {"tenant": "acme"}
