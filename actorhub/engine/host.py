@@ -86,7 +86,7 @@ class Host:
         elif self.resident >= self._max_resident and not self._make_room():
             message.phase = DONE
             message.failed(
-                MailboxFull(f"{message.address}: {self.resident} entities are resident, and all are busy or just leaving")
+                MailboxFull(f"{message.address}: {self.resident} entities are resident, all busy or just leaving")
             )
         else:
             self.turns.enqueue(self._new_cell(hosted, shard, message.entity_id), message)

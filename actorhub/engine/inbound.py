@@ -167,15 +167,14 @@ class Inbound:
         message = peer.serving.get(cancel.id)
         if message is None:
             return
-        if message.kind == TELL or not cancel.timed_out:
+        # Who ran out of time waits a moment longer, to learn whether its handler started.
+        if not cancel.timed_out:
             del peer.serving[cancel.id]
-        if message.kind != TELL:
-            # Who ran out of time waits a moment longer, to learn whether its handler started.
-            waited = message.phase in (NEW, PARKED)
-            text = f"{message.what}: the caller {'ran out of time' if cancel.timed_out else 'went away'}"
-            self._router.withdraw(message, error := CallTimeout(text))
-            if waited:
-                message.failed(error)
+        waited = message.phase in (NEW, PARKED)
+        text = f"{message.what}: the caller {'ran out of time' if cancel.timed_out else 'went away'}"
+        self._router.withdraw(message, error := CallTimeout(text))
+        if waited:
+            message.failed(error)
 
     def abandoned(self, peer: Peer) -> None:
         """The link to a caller broke: what it asked for is called back; what it told goes on."""

@@ -101,21 +101,25 @@ class Turns:
             message.accepted()
 
     def _queue(self, cell: Cell, message: Message) -> bool:
+        """Return whether the message is in the mailbox; a tell beyond its capacity is accepted when its turn comes."""
         queue = cell.queue
+        has_room = True
         if queue is None:
             queue = cell.queue = deque()
-        elif len(queue) >= cell.hosted.spec.mailbox_capacity and not message.waits_for_room:
+        elif not (has_room := len(queue) < cell.hosted.spec.mailbox_capacity) and not message.waits_for_room:
             message.cell = None
             message.phase = DONE
             message.failed(MailboxFull(f"{message.address}: {len(queue)} messages wait in its mailbox"))
             return False
         message.phase = QUEUED
         queue.append(message)
-        return True
+        return has_room
 
     def pump(self, cell: Cell) -> None:
         """Start everything in the cell's queue that may start now."""
         while (message := cell.next_runnable()) is not None:
+            if message.kind == TELL:
+                message.accepted()
             self._start(message)
 
     def ended(self, message: Message) -> None:

@@ -10,6 +10,7 @@ from actorhub.core.clock import SystemClock
 from actorhub.engine.supervision import Supervisor
 from actorhub.testing import MemoryCluster
 from tests.entities.gates import background, gates
+from tests.support.postgres_server import PostgresServer
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,8 @@ async def anywhere(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
             host = await made.start_runner()
             yield await made.client() if there else host
         return
-    url = await _database(request)
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    url = await server.create_database()
     async with hub.runner(
         database_url=url, listen="127.0.0.1:0", shards_per_group=16, grace=timedelta(seconds=2)
     ) as host:
@@ -65,8 +67,4 @@ async def anywhere(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
                 yield caller
         else:
             yield host
-
-
-async def _database(request: pytest.FixtureRequest) -> str:
-    server = request.getfixturevalue("postgres_server")
-    return str(await server.create_database())
+    await server.drop_database(url)

@@ -7,6 +7,7 @@ import pytest
 
 from actorhub import (
     ActorhubError,
+    CallTimeout,
     Cluster,
     Entity,
     HandlerFailed,
@@ -116,6 +117,24 @@ async def test_a_tell_to_a_full_mailbox_is_refused(cluster: Cluster) -> None:
     gates["in"].open()
     await held
     assert await _read(cluster, 3) == ["one", "two", "three"]
+
+
+async def test_a_teller_that_waits_for_room_is_held_back(cluster: Cluster) -> None:
+    """With on_full="wait" a tell beyond the capacity is accepted when its turn comes, so mailboxes stay bounded."""
+    inbox = cluster.client(Inbox).options(on_full="wait")
+    held = soon(inbox("in").hold())
+    await gates["in"].came()
+    for text in ("one", "two", "three"):
+        await cluster.tell(inbox("in").put(text))
+    fourth = soon(cluster.tell(inbox("in").put("four")))
+    error = await failure(cluster.tell(inbox.options(timeout=timedelta(milliseconds=80))("in").put("never")))
+    assert isinstance(error, CallTimeout)
+    assert not error.possibly_executed
+    assert not fourth.done()
+    gates["in"].open()
+    await held
+    assert await fourth > 0
+    assert await _read(cluster, 4) == ["one", "two", "three", "four"]
 
 
 async def test_an_accepted_tell_has_no_deadline(cluster: Cluster) -> None:

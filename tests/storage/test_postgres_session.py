@@ -13,7 +13,7 @@ from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.ports import SessionLost
 from actorhub.storage.postgres import PostgresStorage
-from actorhub.testing.storage_suite import PATIENCE_SECONDS, SHARDS, lock_session, locked, runner
+from actorhub.testing.storage_suite import PATIENCE_SECONDS, SHARDS, lock_session, locked, runner, with_slot
 from tests.storage.conftest import PostgresWorld
 from tests.support.postgres_server import PostgresServer
 
@@ -136,8 +136,8 @@ async def test_the_broken_row_of_another_runner_is_skipped(
         for incarnation, change in (("broken", "groups = array[null]::text[]"), ("mad", "weight = 'nan'")):
             await session.heartbeat(runner(incarnation))
             await sql.execute(f"update runner set {change} where incarnation = $1", incarnation)
-        assert [live.info for live in await session.heartbeat(runner("a"))] == [runner("a")]
-    assert [live.info for live in await storage.runners()] == [runner("a")]
+        assert [live.info for live in await session.heartbeat(runner("a"))] == [with_slot(runner("a"), 0)]
+    assert [live.info for live in await storage.runners()] == [with_slot(runner("a"), 0)]
     assert "broken" in caplog.text
 
 
