@@ -1,5 +1,6 @@
 """From a user's class to the engine's spec: checks at class definition, types resolved as soon as they can be."""
 
+import dataclasses
 import inspect
 import re
 import sys
@@ -100,9 +101,15 @@ class Declaration:
             concurrency=options.concurrency,
             max_idle=options.max_idle,
             shard_key=options.shard_key,
-            has_on_activate=_overrides(cls, base, "on_activate"),
-            has_on_deactivate=_overrides(cls, base, "on_deactivate"),
+            on_activate=self._hook(base, "on_activate"),
+            on_deactivate=self._hook(base, "on_deactivate"),
         )
+
+    def _hook(self, base: type, name: str) -> HandlerSpec | None:
+        function = getattr(self.cls, name)
+        if function is getattr(base, name):
+            return None
+        return dataclasses.replace(self._handler(name, getattr(base, name)), function=function)
 
     def _handler(self, name: str, function: Callable[..., Any]) -> HandlerSpec:
         options: HandlerOptions = getattr(function, _OPTIONS, HandlerOptions())
@@ -184,10 +191,6 @@ def attach_options(function: Callable[..., Any], options: HandlerOptions) -> Non
 
 class _UnknownName(TypeError):
     """An annotation names something that is not defined yet."""
-
-
-def _overrides(cls: type, base: type, hook: str) -> bool:
-    return getattr(cls, hook) is not getattr(base, hook)
 
 
 def _user_classes(cls: type) -> list[type]:

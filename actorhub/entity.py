@@ -67,10 +67,16 @@ class Entity(Generic[S]):
         cls.__declaration__ = declare(cls, options, scope)
 
     async def on_activate(self) -> None:
-        """Run before the first handler; what it changes in `state` is committed. Retried if it raises."""
+        """Run before the first handler; what it changes in `state` is committed. Retried if it raises.
+
+        `current()` works here and in `on_deactivate`; deadline and headers are empty.
+        """
 
     async def on_deactivate(self) -> None:
-        """Run before a graceful passivation, for at most 10 s. Not run when the runner dies or loses the shard."""
+        """Run before a graceful passivation, for at most 10 s; what it changes in `state` is committed.
+
+        Not run when the runner dies or loses the shard, so nothing may depend on it.
+        """
 
     async def save(self, state: S | msgspec.UnsetType = msgspec.UNSET) -> None:
         """Commit the state now, in the middle of a handler; a later error rolls back to here.

@@ -2,15 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Final
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, MalformedMessage, PersistenceError
 from actorhub.engine.cell import ACTIVATING, ACTIVE, CLOSING, DEAD, Cell, StateRecord
-from actorhub.engine.message import DONE
+from actorhub.engine.message import DONE, RUNNING, Message, running
 from actorhub.engine.results import Results, commit_now, handler_failed
+from actorhub.engine.spec import HandlerSpec
 from actorhub.engine.supervision import Supervisor
 from actorhub.engine.turns import Turns, run_in
 from actorhub.storage.ports import Storage
@@ -68,7 +69,7 @@ class Activations:
         """Passivate a closing cell in which nothing runs any more."""
         if cell.phase != CLOSING or cell.instance is None or cell.streams:
             return
-        if cell.hosted.spec.has_on_deactivate:
+        if cell.hosted.spec.on_deactivate is not None:
             _ = self._supervisor.spawn(self._deactivate(cell), "passivate")
         else:
             self._passivated(cell)
@@ -113,18 +114,27 @@ class Activations:
         if spec.state is not None:
             instance.state = state
         cell.instance = instance
-        if spec.has_on_activate:
-            await _run_hook(context, instance.on_activate())
-        await self._settle_state(cell)
+        if spec.on_activate is not None:
+            await self._run_hook(cell, spec.on_activate, context)
         if cell.phase == ACTIVATING:
             self._ready(cell)
 
-    async def _settle_state(self, cell: Cell) -> None:
-        """Commit what `on_activate` changed, so that the first handler starts from committed state."""
-        if cell.record is None:
-            return
-        if (data := self._results.changed_state(cell)) is not None:
-            await commit_now(cell, cell.shard.epoch, data)
+    async def _run_hook(self, cell: Cell, spec: HandlerSpec, context: Context) -> None:
+        """Run a hook like a handler: `current()` works, what it changed is committed, then what it told leaves."""
+        run = _HookRun(cell, spec)
+        context.run(running.set, run)
+        try:
+            await run_in(context, spec.function(cell.instance))
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError("the hook raised CancelledError, though nobody cancelled it") from exc
+        if cell.record is not None and (data := self._results.changed_state(cell)) is not None:
+            await commit_now(cell, run.epoch, data)
+        run.phase = DONE
+        for told in run.outbox or ():
+            self._turns.send(told)
 
     def _ready(self, cell: Cell) -> None:
         self.activated += 1
@@ -147,9 +157,11 @@ class Activations:
         self.gone(cell)
 
     async def _deactivate(self, cell: Cell) -> None:
+        spec = cell.hosted.spec.on_deactivate
+        assert spec is not None
         try:
             async with asyncio.timeout(_HOOK_LIMIT):
-                await _run_hook(self._turns.context.copy(), cell.instance.on_deactivate())
+                await self._run_hook(cell, spec, self._turns.context.copy())
         except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
             _log.exception("%s: on_deactivate failed; passivated all the same", cell.address)
         if cell.phase == CLOSING:
@@ -162,15 +174,14 @@ class Activations:
         self.gone(cell)
 
 
-async def _run_hook(context: Context, hook: Coroutine[Any, Any, None]) -> None:
-    """Run a hook; a CancelledError that it raises by itself is a failure like any other."""
-    try:
-        await run_in(context, hook)
-    except asyncio.CancelledError as exc:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise RuntimeError("the hook raised CancelledError, though nobody cancelled it") from exc
+class _HookRun(Message):
+    """A hook's run, for `current()`: nobody sent it, and nobody waits for it."""
+
+    def __init__(self, cell: Cell, spec: HandlerSpec) -> None:
+        super().__init__(spec, cell.entity_id)
+        self.cell = cell
+        self.epoch = cell.shard.epoch
+        self.phase = RUNNING
 
 
 class _Undecodable(PersistenceError):

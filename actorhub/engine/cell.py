@@ -110,7 +110,7 @@ class HostedType:
         self.spec = spec
         self.factory = factory
         self.cells: OrderedDict[str, Cell] = OrderedDict()
-        self.is_simple = spec.state is None and not spec.has_on_activate
+        self.is_simple = spec.state is None and spec.on_activate is None
         """Activation is one synchronous call of the factory."""
 
 

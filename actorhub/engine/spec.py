@@ -89,8 +89,9 @@ class EntitySpec:
     concurrency: int = 1
     max_idle: timedelta = timedelta(minutes=1)
     shard_key: Callable[[str], str] | None = None
-    has_on_activate: bool = False
-    has_on_deactivate: bool = False
+    on_activate: HandlerSpec | None = None
+    """The hook, where the class has one of its own; it takes the instance alone."""
+    on_deactivate: HandlerSpec | None = None
 
     def handler(self, name: str) -> HandlerSpec:
         """Return the handler called `name`.
