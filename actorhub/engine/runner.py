@@ -13,6 +13,7 @@ from actorhub.core.errors import (
     PersistenceError,
     RunnerUnavailable,
 )
+from actorhub.engine.blocking import BlockedLoopWatch
 from actorhub.engine.cell import HostedType
 from actorhub.engine.host import Host
 from actorhub.engine.inbound import Inbound, Limits
@@ -108,6 +109,7 @@ class Runner:
         self.machine_id = -1
         self.machine_id_until = 0.0
         """Monotonic seconds until which the machine id is surely ours."""
+        self.watch = BlockedLoopWatch(node.loop, clock)
         self._refreshing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -115,11 +117,13 @@ class Runner:
         self.node.router.cluster_values_known(self.shards_per_group)
         await self._renew_machine_id()
         await self.ownership.start()
+        self.watch.start()
         _ = self.node.supervisor.loop("residency", self.host.residency.run)
         _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
 
     async def leave(self, grace: float) -> None:
         """Hand every shard over, then end. Bounded by about `grace` seconds, after which the rest is cut off."""
+        self.watch.stop()
         self.node.peers.send_to_all(Leaving("shutdown"))
         await self.ownership.leave(grace)
         await self.node.forward(min(grace, _FORWARDING))

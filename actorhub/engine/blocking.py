@@ -1,0 +1,77 @@
+"""A thread that notices when the event loop stands still, and names the code that it stands in."""
+
+import asyncio
+import logging
+import sys
+import threading
+import traceback
+from types import FrameType
+from typing import Final
+
+from actorhub.core.clock import Clock
+
+_log: Final = logging.getLogger("actorhub.blocking")
+
+_BEAT: Final = 0.25
+_ENGINE: Final = "actorhub.engine.turns"
+
+
+class BlockedLoopWatch:
+    """Warns once per standstill of more than `threshold` seconds, while it lasts, with the stack of the loop's thread.
+
+    A blocked loop sends no heartbeats: after 2.5 s the runner's lease has run out and its shards move. The warning says
+    which handler did it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, threshold: float = 1.0) -> None:
+        self._loop = loop
+        self._monotonic = clock.monotonic
+        self._threshold = threshold
+        self._beat_at = clock.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = threading.Event()
+        self._watched = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch, name="actorhub-blocked-loop-watch", daemon=True)
+        self.standstills = 0
+        """How many there were."""
+
+    def start(self) -> None:
+        """Begin to watch the loop, in whose thread this is called."""
+        self._beat()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._stopped.set()
+
+    def _beat(self) -> None:
+        self._beat_at = self._monotonic()
+        self._timer = self._loop.call_later(_BEAT, self._beat)
+
+    def _watch(self) -> None:
+        reported, looked_at = 0.0, self._monotonic()
+        while not self._stopped.wait(_BEAT):
+            beat_at, now = self._beat_at, self._monotonic()
+            blocked, slept, looked_at = now - beat_at - _BEAT, now - looked_at - _BEAT, now
+            if slept > self._threshold / 2:
+                continue  # the whole process stood still, this thread too: nobody's fault in here
+            if blocked > self._threshold and beat_at != reported:
+                reported = beat_at
+                self.standstills += 1
+                frame = sys._current_frames().get(self._watched)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+                stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+                text = "the event loop has been blocked for %.1f s by %s; its heartbeats stop, its shards will move\n%s"
+                _log.warning(text, blocked, _culprit(frame), stack)
+
+
+def _culprit(frame: FrameType | None) -> str:
+    """Return the name of the handler that the thread is in, or of the innermost function where it is in none."""
+    innermost = frame.f_code.co_qualname if frame is not None else "unknown code"
+    called = None
+    while frame is not None:
+        if frame.f_globals.get("__name__") == _ENGINE:
+            return called or innermost
+        called, frame = frame.f_code.co_qualname, frame.f_back
+    return innermost

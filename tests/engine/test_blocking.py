@@ -1,0 +1,48 @@
+"""A handler that blocks the event loop is named while it does."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from actorhub import Entity, Hub
+from actorhub.testing import MemoryCluster
+
+
+class Greedy(Entity):
+    """Computes without ever letting go."""
+
+    async def compute(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 - on purpose: this is the standstill
+
+
+hub = Hub()
+hub.register(Greedy)
+
+
+@pytest.fixture
+async def memory() -> AsyncIterator[MemoryCluster]:
+    """A cluster in memory."""
+    async with MemoryCluster(hub) as made:
+        yield made
+
+
+async def test_a_handler_that_blocks_the_loop_is_named(memory: MemoryCluster, caplog: pytest.LogCaptureFixture) -> None:
+    """While it blocks, a warning names it and shows its stack, once."""
+    runner = await memory.start_runner()
+    with caplog.at_level(logging.WARNING, "actorhub.blocking"):
+        await runner.client(Greedy)("one").compute(2.2)
+    [warning] = [record.getMessage() for record in caplog.records if record.name == "actorhub.blocking"]
+    assert "by Greedy.compute" in warning
+    assert "time.sleep(seconds)" in warning
+
+
+async def test_a_handler_that_is_busy_for_a_moment_is_not_accused(
+    memory: MemoryCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a second of computing is no standstill."""
+    runner = await memory.start_runner()
+    with caplog.at_level(logging.WARNING, "actorhub.blocking"):
+        await runner.client(Greedy)("one").compute(0.5)
+    assert [record for record in caplog.records if record.name == "actorhub.blocking"] == []
