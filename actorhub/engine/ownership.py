@@ -32,6 +32,7 @@ _LOOK_AT_SESSION: Final = 0.1
 _SHORTEST_INTERVAL: Final = 0.02
 """Seconds that heartbeats are apart, however many peers ask for a look at the runner table."""
 _DRAINS_AT_ONCE: Final = 16
+"""Shards that are handed over at a time, or a sixty-fourth of those owned where that is more."""
 _DRAINS_AT_LEAVE: Final = 32
 
 
@@ -350,7 +351,7 @@ class Ownership:
         held, now = self._holdings, self._clock.monotonic()
         if held.session is None or now >= self.fresh_until:
             return None
-        limit = _DRAINS_AT_LEAVE if held.leaving else _DRAINS_AT_ONCE
+        limit = max(_DRAINS_AT_LEAVE if held.leaving else _DRAINS_AT_ONCE, len(held.owned) // 64)
         plan = decide(
             owned=held.owned,
             busy=held.busy(),

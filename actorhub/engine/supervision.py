@@ -97,7 +97,13 @@ class Supervisor:
             TimeoutError: names the work.
             ShuttingDown: the supervisor is or gets closed.
         """
-        task = self.spawn(_outcome(work), name)
+        try:
+            task = self.spawn(_outcome(work), name)
+        except ShuttingDown:
+            work.close()
+            raise
+        # Cancelled before its first step, the task never got to `work`; after its end this does nothing.
+        task.add_done_callback(lambda _: work.close())
         try:
             await asyncio.wait((task,), timeout=max(0.0, seconds))
             for _ in range(_SETTLING_ROUNDS):

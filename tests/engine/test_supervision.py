@@ -214,3 +214,21 @@ async def test_counted_names_are_bounded(supervisor: Supervisor) -> None:
     assert sum(failures.values()) == 300
     assert len(failures) == 257
     assert failures["others"] == 44
+
+
+@pytest.mark.filterwarnings("error")
+async def test_bounded_work_that_never_starts_is_closed(supervisor: Supervisor) -> None:
+    """A wait that is cancelled at once, or refused by a closed supervisor, leaves no coroutine without an end."""
+
+    async def work() -> None:
+        await asyncio.Event().wait()
+
+    cancelled_at_once, refused = work(), work()
+    waiting = supervisor.spawn(supervisor.bounded(cancelled_at_once, "work", 1.0), "waiting")
+    await asyncio.sleep(0)
+    await supervisor.aclose(1.0)
+    assert waiting.cancelled()
+    assert cancelled_at_once.cr_frame is None
+    with pytest.raises(ShuttingDown):
+        await supervisor.bounded(refused, "work", 1.0)
+    assert refused.cr_frame is None

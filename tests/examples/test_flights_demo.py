@@ -14,6 +14,10 @@ import asyncpg
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE = 60.0
+AS_FROM_A_TERMINAL = (
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+)
+"""What is started in the background of a shell script ignores SIGINT, and so does what it starts."""
 
 
 class Demo:
@@ -49,6 +53,9 @@ class Demo:
 async def demo(logs: Path, *arguments: str) -> AsyncIterator[Demo]:
     """Start the example, with its runners' logs under `logs`; it is interrupted if the block leaves it running."""
     process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        AS_FROM_A_TERMINAL,
         sys.executable,
         "-m",
         "examples.flights",
