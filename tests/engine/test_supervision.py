@@ -1,6 +1,7 @@
 """The supervisor: nothing it owns fails unseen, dies for good, or outlives it in secret."""
 
 import asyncio
+import inspect
 import itertools
 import logging
 from collections.abc import AsyncIterator
@@ -228,7 +229,7 @@ async def test_bounded_work_that_never_starts_is_closed(supervisor: Supervisor) 
     await asyncio.sleep(0)
     await supervisor.aclose(1.0)
     assert waiting.cancelled()
-    assert cancelled_at_once.cr_frame is None
+    assert inspect.getcoroutinestate(cancelled_at_once) == inspect.CORO_CLOSED  # type: ignore[arg-type]
     with pytest.raises(ShuttingDown):
         await supervisor.bounded(refused, "work", 1.0)
-    assert refused.cr_frame is None
+    assert inspect.getcoroutinestate(refused) == inspect.CORO_CLOSED  # type: ignore[arg-type]
