@@ -229,7 +229,7 @@ async def test_bounded_work_that_never_starts_is_closed(supervisor: Supervisor) 
     await asyncio.sleep(0)
     await supervisor.aclose(1.0)
     assert waiting.cancelled()
-    assert inspect.getcoroutinestate(cancelled_at_once) == inspect.CORO_CLOSED  # type: ignore[arg-type]
+    assert inspect.getcoroutinestate(cancelled_at_once) == inspect.CORO_CLOSED
     with pytest.raises(ShuttingDown):
         await supervisor.bounded(refused, "work", 1.0)
-    assert inspect.getcoroutinestate(refused) == inspect.CORO_CLOSED  # type: ignore[arg-type]
+    assert inspect.getcoroutinestate(refused) == inspect.CORO_CLOSED
