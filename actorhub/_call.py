@@ -148,7 +148,7 @@ class Call(Message):
         node = target.node
         if node.closed:
             raise NotConnected(f"{self.what}: the connection to the cluster is closed")
-        if len(node.deadlines) >= MAX_CALLS:
+        if node.deadlines.size >= MAX_CALLS:
             raise MailboxFull(f"{self.what}: this process waits for {MAX_CALLS} calls already")
         if target.timeout is not None:
             self.deadline = node.clock.monotonic() + target.timeout

@@ -21,7 +21,7 @@ T = TypeVar("T", bound=HasDeadline)
 class Deadlines(Generic[T]):
     """Calls back, within 50 ms after their deadline, for the items that were not dropped before."""
 
-    __slots__ = ("_clock", "_expired", "_loop", "_size", "_ticks", "_timer")
+    __slots__ = ("_clock", "_expired", "_loop", "_ticks", "_timer", "size")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, expired: Callable[[T], None]) -> None:
         """Prepare an empty table.
@@ -35,11 +35,9 @@ class Deadlines(Generic[T]):
         self._clock = clock
         self._expired = expired
         self._ticks: dict[int, dict[T, None]] = {}
-        self._size = 0
+        self.size = 0
+        """How many items are watched."""
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return self._size
 
     def add(self, item: T) -> None:
         """Watch `item`; its deadline must not change before it is dropped."""
@@ -50,19 +48,19 @@ class Deadlines(Generic[T]):
             if self._timer is None:
                 self._timer = self._loop.call_later(1 / _TICKS_PER_SECOND, self._sweep)
         items[item] = None
-        self._size += 1
+        self.size += 1
 
     def drop(self, item: T) -> None:
         """Forget `item`; nothing happens when it expired or was dropped before."""
         items = self._ticks.get(int(item.deadline * _TICKS_PER_SECOND))
         if items is not None and items.pop(item, 0) is None:
-            self._size -= 1
+            self.size -= 1
 
     def _sweep(self) -> None:
         current = int(self._clock.monotonic() * _TICKS_PER_SECOND)
         for tick in sorted(tick for tick, items in self._ticks.items() if tick < current or not items):
             items = self._ticks.pop(tick)
-            self._size -= len(items)
+            self.size -= len(items)
             for item in items:
                 self._expired(item)
         self._timer = self._loop.call_later(1 / _TICKS_PER_SECOND, self._sweep) if self._ticks else None
@@ -73,4 +71,4 @@ class Deadlines(Generic[T]):
             self._timer.cancel()
             self._timer = None
         self._ticks.clear()
-        self._size = 0
+        self.size = 0

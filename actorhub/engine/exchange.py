@@ -96,7 +96,7 @@ class Exchange:
         shard = message.shard
         if (
             shard is not None
-            and envelope.epoch
+            and 0 < envelope.epoch < self.router.table.newest.get(shard, 0)
             and self.router.table.is_superseded(shard, envelope.epoch, self._monotonic())
         ):
             self.router.refused_replies += 1

@@ -60,7 +60,7 @@ class Router:
         self.table = table
         self.host = host
         self._peers = peers
-        self._clock = clock
+        self._monotonic = clock.monotonic
         self._parked: dict[ShardId, deque[Message]] = {}
         self._parked_count = 0
         self._ids = itertools.count(1)
@@ -195,7 +195,7 @@ class Router:
         assert shard is not None
         self.table.forget(shard, peer.runner)
         if hint is not None and hint.runner != peer.runner:
-            self.table.learn([hint], self._clock.monotonic())
+            self.table.learn([hint], self._monotonic())
         message.hops += 1
         self._again(message)
 
@@ -228,7 +228,7 @@ class Router:
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
             message.abandoned_for = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
             message.peer.link.send(Cancel(message.request_id, timed_out=True))
-            message.deadline = self._clock.monotonic() + _LAST_WORD
+            message.deadline = self._monotonic() + _LAST_WORD
             self.watch(message)
         elif phase in (SENT, RUNNING, COMMITTING):
             error = message.abandoned_for or CallTimeout(f"{left}: no reply before the deadline")
@@ -295,8 +295,9 @@ class Router:
         request_id = message.request_id = next(self._ids)
         timeout_ms = 0
         if message.deadline != FOREVER:
-            left = int((message.deadline - self._clock.monotonic()) * 1000)
-            timeout_ms = min(max(left, 1), _LONGEST_TIMEOUT_MS)
+            timeout_ms = int((message.deadline - self._monotonic()) * 1000)
+            if not 0 < timeout_ms <= _LONGEST_TIMEOUT_MS:
+                timeout_ms = 1 if timeout_ms <= 0 else _LONGEST_TIMEOUT_MS
         message.phase = SENT
         message.peer = peer
         peer.pending[request_id] = message

@@ -14,8 +14,10 @@ class RoutingTable:
 
     def __init__(self) -> None:
         self._owners: dict[ShardId, ShardOwner] = {}
-        self._newest: dict[ShardId, tuple[int, float]] = {}
-        """Highest epoch ever heard of, which outlives a release, and when that was."""
+        self.newest: dict[ShardId, int] = {}
+        """Highest epoch ever heard of, which outlives a release."""
+        self._since: dict[ShardId, float] = {}
+        """When that was, in monotonic seconds."""
 
     def owner(self, shard: ShardId) -> ShardOwner | None:
         """Return the owner, if one is known."""
@@ -26,16 +28,16 @@ class RoutingTable:
 
         A second's delay is allowed for replies that a graceful hand-over's news overtook on another link.
         """
-        newest, since = self._newest.get(shard, (0, now))
-        return epoch < newest and now - since > _OVERTAKING
+        return epoch < self.newest.get(shard, 0) and now - self._since[shard] > _OVERTAKING
 
     def learn(self, owners: Iterable[ShardOwner], now: float) -> list[ShardId]:
         """Take news at monotonic time `now`; return the shards whose owner changed."""
         changed: list[ShardId] = []
         for owner in owners:
-            known, _ = self._newest.get(owner.shard, (0, 0.0))
+            known = self.newest.get(owner.shard, 0)
             if owner.epoch > known or (owner.epoch == known and owner.shard not in self._owners):
-                self._newest[owner.shard] = (owner.epoch, now)
+                self.newest[owner.shard] = owner.epoch
+                self._since[owner.shard] = now
                 self._owners[owner.shard] = owner
                 changed.append(owner.shard)
         return changed

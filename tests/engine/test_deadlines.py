@@ -33,8 +33,8 @@ async def test_items_expire_once_and_never_early() -> None:
     items = [Item(now + n / 1000) for n in range(0, 300, 7)]
     for item in items:
         table.add(item)
-    assert len(table) == len(items)
-    await until(lambda: len(table) == 0, deadline=2)
+    assert table.size == len(items)
+    await until(lambda: table.size == 0, deadline=2)
     assert all(len(item.expired_at) == 1 for item in items)
     assert all(0 <= item.expired_at[0] - item.deadline < 0.5 for item in items)
     times = [item.expired_at[0] for item in items]
@@ -49,11 +49,11 @@ async def test_dropped_items_never_expire() -> None:
     table.add(never)
     table.drop(never)
     table.drop(never)
-    assert len(table) == 1
+    assert table.size == 1
     await until(lambda: bool(soon.expired_at), deadline=2)
     table.drop(soon)
     assert never.expired_at == []
-    assert len(table) == 0
+    assert table.size == 0
 
 
 async def test_an_infinite_deadline_is_counted_and_never_expires() -> None:
@@ -63,10 +63,10 @@ async def test_an_infinite_deadline_is_counted_and_never_expires() -> None:
     table.add(forever)
     table.add(soon)
     await until(lambda: bool(soon.expired_at), deadline=2)
-    assert len(table) == 1
+    assert table.size == 1
     assert forever.expired_at == []
     table.drop(forever)
-    assert len(table) == 0
+    assert table.size == 0
 
 
 async def test_a_callback_may_add_and_drop_items() -> None:
@@ -91,7 +91,7 @@ async def test_a_callback_may_add_and_drop_items() -> None:
     table.add(second)
     await until(lambda: len(seen) == 3, deadline=3)
     assert seen == ["first"] * 3
-    assert len(table) == 0
+    assert table.size == 0
 
 
 async def test_a_closed_table_calls_nobody() -> None:
@@ -102,4 +102,4 @@ async def test_a_closed_table_calls_nobody() -> None:
     table.close()
     await asyncio.sleep(0.12)
     assert item.expired_at == []
-    assert len(table) == 0
+    assert table.size == 0

@@ -73,7 +73,7 @@ async def test_a_shard_key_that_fails_is_the_calls_failure_alone(side: str) -> N
         with pytest.raises(MalformedMessage, match="untyped/a: its shard_key failed: TypeError"):
             await cluster.client(Untyped)("a").touch()
         assert await cluster.client(Picky)("12").touch() == 1
-        assert len(cluster.part.node.deadlines) == 0
+        assert cluster.part.node.deadlines.size == 0
 
 
 async def test_a_wrong_hint_is_corrected_on_the_way() -> None:

@@ -134,4 +134,4 @@ async def test_no_order_of_events_breaks_the_rules_of_turns(seed: int, side: str
         part = runner.part
         assert isinstance(part, Runner)
         await until(lambda: all(cell.is_idle for cell in part.host.cells()), "an idle host", deadline=3)
-        assert len(cluster.part.node.deadlines) == 0
+        assert cluster.part.node.deadlines.size == 0

@@ -422,5 +422,5 @@ async def test_a_runner_keeps_nothing_of_calls_that_are_over(
         node = process.part.node
         peers = node.peers.linked
         await until(partial(_nothing_in_flight, peers))
-        assert len(node.deadlines) == 0
+        assert node.deadlines.size == 0
         assert node.router.statistics().parked == 0
