@@ -14,6 +14,7 @@ from actorhub.entity import Entity
 
 E = TypeVar("E", bound=Entity[Any])
 
+_KNOWN_PROXIES: Final = 4096
 _PLAIN_ID_LENGTH: Final = 63
 """An ASCII id of up to this many printable characters needs no closer look, unless the limit is set lower."""
 
@@ -25,6 +26,8 @@ class Client(Generic[E]):
         self._spec = spec
         self._target = target
         self._make = make
+        self._known: dict[str, E] = {}
+        """Proxies made lately: they hold an id and where calls go, nothing that ages."""
         self._plain_length = min(_PLAIN_ID_LENGTH, target.node.limits.max_entity_id_bytes)
 
     def __call__(self, entity_id: str) -> E:
@@ -33,6 +36,8 @@ class Client(Generic[E]):
         Raises:
             MalformedMessage: the id is empty, too long, or holds control characters.
         """
+        if type(entity_id) is str and (known := self._known.get(entity_id)) is not None:
+            return known
         if not (
             type(entity_id) is str
             and 0 < len(entity_id) <= self._plain_length
@@ -40,7 +45,11 @@ class Client(Generic[E]):
             and entity_id.isprintable()
         ):
             check_entity_id(entity_id, self._target.node.limits.max_entity_id_bytes)
-        return self._make(self._target, entity_id)
+        proxy = self._make(self._target, entity_id)
+        if len(self._known) >= _KNOWN_PROXIES:
+            self._known.clear()
+        self._known[entity_id] = proxy
+        return proxy
 
     def options(
         self,

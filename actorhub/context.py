@@ -82,6 +82,11 @@ class Current:
         return self._message.headers or {}
 
     @property
+    def trace(self) -> str | None:
+        """The caller's trace context, as its W3C `traceparent` header says; `None` if it sent none."""
+        return self.headers.get("traceparent")
+
+    @property
     def chain(self) -> tuple[str, ...]:
         """`type/id` of the entities that wait for this call, outermost first."""
         return self._message.chain

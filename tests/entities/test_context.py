@@ -25,6 +25,7 @@ class Facts(msgspec.Struct):
     message_id: int
     deadline: datetime | None
     headers: dict[str, str]
+    trace: str | None
     chain: list[str]
 
 
@@ -41,6 +42,7 @@ def _facts() -> Facts:
         here.message_id,
         here.deadline,
         dict(here.headers),
+        here.trace,
         list(here.chain),
     )
 
@@ -105,6 +107,14 @@ async def test_headers_travel_to_the_handler(cluster: Cluster) -> None:
     mirror = cluster.client(Mirror)
     assert (await mirror.options(headers={"tenant": "acme"})("a").facts()).headers == {"tenant": "acme"}
     assert (await mirror("a").facts()).headers == {}
+
+
+async def test_the_callers_trace_reaches_the_handler(cluster: Cluster) -> None:
+    """A W3C traceparent that was sent along is the trace; without one there is none."""
+    mirror = cluster.client(Mirror)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    assert (await mirror.options(headers={"traceparent": parent})("a").facts()).trace == parent
+    assert (await mirror("a").facts()).trace is None
 
 
 async def test_the_context_reaches_the_tasks_of_a_handler(cluster: Cluster) -> None:
