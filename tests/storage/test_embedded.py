@@ -4,6 +4,7 @@ import asyncio
 import os
 import pwd
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,8 @@ import pytest
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres import embedded, programs
 from actorhub.storage.postgres.embedded import EmbeddedPostgres
+from actorhub.storage.postgres.local_server import LocalServer
+from actorhub.storage.postgres.programs import find_programs, server_account
 from tests.support.postgres_server import PostgresServer
 
 _PROJECT = Path(__file__).parents[2]
@@ -214,6 +217,22 @@ async def test_a_killed_server_is_started_again_with_what_was_committed(own_post
     await own_postgres.start()
     assert own_postgres.pid != killed
     assert await _ask(own_postgres.url, "select answer from kept") == 42
+
+
+def test_a_socket_that_outlived_its_server_is_not_taken_for_one(directory: Path) -> None:
+    """Orphans of a killed postmaster keep its socket open for a moment: whoever connects then is cut off."""
+    data = directory / "data"
+    data.mkdir()
+    nobody = 2**22
+    (data / "postmaster.pid").write_text(
+        "\n".join([str(nobody), str(data), "1", "5432", str(data), "", "", "ready", ""])
+    )
+    server = LocalServer(data, find_programs(server_account(data)), directory / "log")
+    with socket.socket(socket.AF_UNIX) as orphan:
+        orphan.bind(str(data / ".s.PGSQL.5432"))
+        orphan.listen()
+        assert not server.ready
+        assert server.pid is None
 
 
 async def test_a_cancelled_start_leaves_no_server(directory: Path) -> None:
