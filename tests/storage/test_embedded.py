@@ -222,7 +222,7 @@ async def test_a_killed_server_is_started_again_with_what_was_committed(own_post
 def test_a_socket_that_outlived_its_server_is_not_taken_for_one(directory: Path) -> None:
     """Orphans of a killed postmaster keep its socket open for a moment: whoever connects then is cut off."""
     data = directory / "data"
-    data.mkdir()
+    data.mkdir(parents=True)
     nobody = 2**22
     (data / "postmaster.pid").write_text(
         "\n".join([str(nobody), str(data), "1", "5432", str(data), "", "", "ready", ""])
