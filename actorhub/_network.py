@@ -9,9 +9,10 @@ from actorhub.core.envelope import Hello
 from actorhub.engine.runner import Door
 from actorhub.engine.spec import EntitySpec
 from actorhub.ops import port_services
+from actorhub.ops.channels import tls_files
 from actorhub.storage.postgres import PostgresStorage
 from actorhub.storage.postgres.embedded import EmbeddedPostgres
-from actorhub.transport.grpc import AddService, GrpcTransport, TlsFiles
+from actorhub.transport.grpc import AddService, GrpcTransport
 from actorhub.transport.outbox import LinkLimits
 
 
@@ -55,13 +56,10 @@ def grpc_transport(
     settings: Settings, hello: Hello, *, listen: str | None = None, services: Sequence[AddService] = ()
 ) -> GrpcTransport:
     """Return a transport; without `listen` it only connects."""
-    tls = None
-    if settings.tls_cert and settings.tls_key and settings.tls_ca:
-        tls = TlsFiles(settings.tls_cert, settings.tls_key, settings.tls_ca)
     return GrpcTransport(
         hello,
         listen=listen,
-        tls=tls,
+        tls=tls_files(settings),
         token=settings.token,
         insecure=settings.insecure,
         limits=LinkLimits(max_message_bytes=settings.max_message_bytes),

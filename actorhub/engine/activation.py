@@ -62,12 +62,11 @@ class Activations:
             cell.phase = CLOSING
             for task in cell.streams or ():
                 task.cancel()
-            if cell.load == 0 and cell.nested == 0:
-                self.idle(cell)
+            self.idle(cell)
 
     def idle(self, cell: Cell) -> None:
-        """Passivate a closing cell in which nothing runs any more."""
-        if cell.phase != CLOSING or cell.instance is None or cell.streams:
+        """Passivate a closing cell if nothing runs in it any more."""
+        if cell.phase != CLOSING or cell.instance is None or cell.load or cell.nested or cell.streams:
             return
         if cell.hosted.spec.on_deactivate is not None:
             _ = self._supervisor.spawn(self._deactivate(cell), "passivate")
@@ -133,8 +132,7 @@ class Activations:
         if cell.record is not None and (data := self._results.changed_state(cell)) is not None:
             await commit_now(cell, run.epoch, data)
         run.phase = DONE
-        for told in run.outbox or ():
-            self._turns.send(told)
+        self._turns.send_told(run)
 
     def _ready(self, cell: Cell) -> None:
         self.activated += 1

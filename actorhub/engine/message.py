@@ -4,7 +4,7 @@ import asyncio
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
-from actorhub.core.envelope import ASK, STREAM
+from actorhub.core.envelope import ASK
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,11 +113,6 @@ class Message:
     def what(self) -> str:
         """`type.handler`, for error messages."""
         return f"{self.spec.entity_type}.{self.spec.name}"
-
-    @property
-    def is_stream(self) -> bool:
-        """Whether the reply is a stream of items."""
-        return self.kind == STREAM
 
     def drop_outbox(self) -> None:
         """Forget what the handler told: its run does not count."""

@@ -183,8 +183,7 @@ class Results:
         message.phase = DONE
         message.completed(body)
         if message.outbox:
-            for told in message.outbox:
-                self._turns.send(told)
+            self._turns.send_told(message)
         self._turns.ended(message)
 
 

@@ -156,7 +156,7 @@ class Producer:
             self._turns.ended(message)
         else:
             self._turns.dequeue(message)
-            if cell.phase == CLOSING and cell.load == 0 and cell.nested == 0:
+            if cell.phase == CLOSING:
                 self._turns.idle(cell)
 
     async def _produce(self, cell: Cell) -> None:
@@ -176,20 +176,14 @@ class Producer:
                     item = await run_in(context, generator.__anext__())
                 except StopAsyncIteration:
                     await self._save(cell)
-                    self._send_told()
+                    self._turns.send_told(message)
                     return
                 await self._save(cell)
-                self._send_told()
+                self._turns.send_told(message)
                 self._emit(check_size(spec.result.encode(item), self._max_bytes, f"{message.what}: item"))
         finally:
             async with asyncio.timeout(_CLOSE_LIMIT):
                 await run_in(context, generator.aclose())
-
-    def _send_told(self) -> None:
-        """Send what the step told, which is committed now."""
-        told, self._message.outbox = self._message.outbox, None
-        for message in told or ():
-            self._turns.send(message)
 
     def _emit(self, body: bytes) -> None:
         size = len(body)

@@ -74,7 +74,7 @@ class Turns:
         self._base.run(running.set, None)
         self.outcomes: Outcomes
         self.idle: Callable[[Cell], None]
-        """Told when a closing cell has nothing running any more."""
+        """Told when a run of a closing cell ended: perhaps it was the last."""
         self.not_owned: Callable[[Message], None]
         """Takes back a message that was accepted but may not start here any more; nothing ran."""
         self.send: Callable[[Message], None]
@@ -133,8 +133,14 @@ class Turns:
             cell.load = 0 if load == EXCLUSIVE else load - 1
         if cell.queue is not None:
             self.pump(cell)
-        if cell.phase == CLOSING and cell.load == 0 and cell.nested == 0:
+        if cell.phase == CLOSING:
             self.idle(cell)
+
+    def send_told(self, message: Message) -> None:
+        """Send what the handler told so far: the work that it belongs to is committed."""
+        outbox, message.outbox = message.outbox, None
+        for told in outbox or ():
+            self.send(told)
 
     def abandon(self, message: Message, error: ActorhubError) -> None:
         """End a message whose caller no longer waits: dequeue it, or cancel its run. The error is its reply.
