@@ -6,7 +6,7 @@ CODE := $(wildcard actorhub tests examples benchmarks protos)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint types imports fmt protos protos-check bench faults clean
+.PHONY: help venv demo demo-durable payments test check lint types imports fmt protos protos-check bench faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -22,6 +22,12 @@ $(VENV)/.installed: pyproject.toml
 
 demo: venv ## run a cluster on a real Postgres, lose a runner, check the result
 	$(BIN)/python -m examples.flights
+
+demo-durable: venv ## the same as stored messages: two runners killed, Postgres crashed
+	$(BIN)/python -m examples.flights --durable --flights 50000
+
+payments: venv ## transfers between accounts while runners are killed; every cent is counted
+	$(BIN)/python -m examples.payments
 
 test: check ## everything that CI runs: check, then the tests
 	$(BIN)/python -m pytest

@@ -22,6 +22,7 @@ from actorhub.core.errors import (
     HandlerFailed,
     MailboxFull,
     MalformedMessage,
+    MessageCancelled,
     MessageTooLarge,
     NotConnected,
     PersistenceError,
@@ -31,7 +32,9 @@ from actorhub.core.errors import (
     SingletonError,
     UnknownEntityType,
     UnknownHandler,
+    UnknownMessage,
 )
+from actorhub.core.retry import Retry
 from actorhub.core.snowflake import Snowflake
 from actorhub.entity import Entity, handler
 from actorhub.hub import Hub
@@ -53,9 +56,11 @@ __all__ = [
     "Hub",
     "MailboxFull",
     "MalformedMessage",
+    "MessageCancelled",
     "MessageTooLarge",
     "NotConnected",
     "PersistenceError",
+    "Retry",
     "RunnerNotRegistered",
     "RunnerUnavailable",
     "ShardId",
@@ -64,6 +69,7 @@ __all__ = [
     "Snowflake",
     "UnknownEntityType",
     "UnknownHandler",
+    "UnknownMessage",
     "current",
     "handler",
 ]

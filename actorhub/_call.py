@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
+
 from actorhub.core.codec import check_size
-from actorhub.core.envelope import ASK, STREAM, TELL, Credit
+from actorhub.core.envelope import ASK, STREAM, TELL, Credit, Durable
 from actorhub.core.errors import (
     ActorhubError,
     CallTimeout,
@@ -16,7 +18,9 @@ from actorhub.core.errors import (
     MailboxFull,
     MalformedMessage,
     NotConnected,
+    RunnerUnavailable,
 )
+from actorhub.core.idempotency import check_key, payload_hash, primary_key_of
 from actorhub.engine.inbound import check_chain
 from actorhub.engine.message import DONE, FOREVER, NEW, RUNNING, SENT, Message, running
 from actorhub.engine.node import Node
@@ -39,6 +43,8 @@ class Target:
     waits_for_room: bool = False
     headers: dict[str, str] | None = None
     broadcast: bool = False
+    key: str | None = None
+    """Idempotency key of durable calls; `None`: the payload's own, if it has one."""
 
 
 class Call(Message):
@@ -106,36 +112,46 @@ class Call(Message):
         """Where it goes."""
         return self._target
 
-    async def tell(self, message_id: int) -> int:
-        """Send it as a tell; return `message_id` once it is in a mailbox.
+    async def tell(self, message_id: int, when: Durable | None = None) -> int:
+        """Send it as a tell; return its message id once it is in a mailbox, or stored if its handler is durable.
+
+        Where a key was used before, it is the earlier message's id.
 
         Raises:
             ActorhubError: it was not accepted; no handler ran, or `possibly_executed` says otherwise.
         """
         node = self._target.node
-        self.begin_tell(message_id)
+        self.begin_tell(message_id, when)
         future = self._future = asyncio.get_running_loop().create_future()
         node.deadlines.add(self)
         try:
             node.router.route(self)
-            await future
+            body = await future
         except asyncio.CancelledError:
             if future.cancelled():
                 node.router.withdraw(self, CallTimeout(f"{self.what}: the teller was cancelled"))
             raise
         finally:
             node.deadlines.drop(self)
-        return message_id
+        return message_id if self.durable is None else msgspec.msgpack.decode(body, type=int)
 
-    def begin_tell(self, message_id: int) -> None:
-        """Make it a tell; it does not belong to the caller's chain."""
+    def begin_tell(self, message_id: int, when: Durable | None = None) -> None:
+        """Make it a tell; it does not belong to the caller's chain.
+
+        Args:
+            message_id: Its id.
+            when: Key and due time of a durable one.
+        """
         self.kind = TELL
         self.message_id = message_id
-        self.prepare()
+        self.prepare(when)
         self.chain = ()
 
-    def prepare(self) -> None:
+    def prepare(self, when: Durable | None = None) -> None:
         """Encode, and inherit deadline and chain from the handler that this runs in.
+
+        Args:
+            when: Key and due time of a durable tell.
 
         Raises:
             ActorhubError: the call cannot be sent; no handler ran.
@@ -160,12 +176,26 @@ class Call(Message):
             if parent.deadline < self.deadline and self.kind != TELL:
                 self.deadline = parent.deadline
         assert self.args is not None
-        self.body = spec.arguments.encode(self.args)
-        if len(self.body) > node.limits.max_message_bytes:
-            check_size(self.body, node.limits.max_message_bytes, f"{self.what}: arguments")
+        if spec.durable and self.kind != STREAM:
+            self._make_durable(self.args, when or Durable())
+        elif when is not None or target.key is not None:
+            self._used = True
+            why = "a stream" if self.kind == STREAM else "not durable: mark it @handler(durable=True)"
+            raise TypeError(f"{self.what} takes no key or due time, because it is {why}")
+        self.body = check_size(spec.arguments.encode(self.args), node.limits.max_message_bytes, spec.arguments.what)
         self.args = None
         self.headers = target.headers
         self.waits_for_room = target.waits_for_room
+
+    def _make_durable(self, args: tuple[Any, ...], durable: Durable) -> None:
+        if durable.key is None:
+            durable.key = self._target.key if self._target.key is not None else primary_key_of(args)
+        if durable.key is not None:
+            durable.key = check_key(durable.key)
+            durable.payload_hash = payload_hash(args)
+        if self.message_id == 0:
+            self.message_id = self._target.node.new_id()
+        self.durable = durable
 
     def accepted(self) -> None:
         """Let the teller go on; from here on the message has no deadline."""
@@ -199,13 +229,15 @@ class ToldCall(Message):
         self.headers = call.headers
         self.message_id = call.message_id
         self.waits_for_room = call.waits_for_room
+        self.durable = call.durable
 
     def completed(self, body: bytes) -> None:
         """Nobody waits."""
 
     def failed(self, error: ActorhubError) -> None:
-        """Log and count."""
-        self._node.tell_failed(self, error)
+        """Log and count, unless it is stored, and so will be found by its owner."""
+        if self.durable is None or not self.durable.is_stored:
+            self._node.tell_failed(self, error)
 
 
 class StreamCall(AsyncIterator[Any]):
@@ -255,7 +287,18 @@ class StreamCall(AsyncIterator[Any]):
 class _StreamMessage(Call):
     """What the engine knows of a stream's consumer."""
 
-    __slots__ = ("_error", "_is_over", "_loop", "_taken", "_taken_bytes", "_waiter", "items")
+    __slots__ = (
+        "_error",
+        "_is_over",
+        "_loop",
+        "_resumed_at",
+        "_resumptions",
+        "_taken",
+        "_taken_bytes",
+        "_waiter",
+        "items",
+        "skip",
+    )
 
     def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
         super().__init__(target, spec, entity_id, args)
@@ -266,6 +309,9 @@ class _StreamMessage(Call):
         self._error: ActorhubError | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self.skip = 0
+        self._resumed_at = -1
+        self._resumptions = 0
         self._taken = self._taken_bytes = 0
         """What the consumer took since it last granted credit."""
 
@@ -317,8 +363,37 @@ class _StreamMessage(Call):
         self._end(None)
 
     def failed(self, error: ActorhubError) -> None:
-        """The producer's error, after the items before it."""
-        self._end(error)
+        """The producer's error, after the items before it; a durable stream that lost its runner goes on elsewhere."""
+        if isinstance(error, RunnerUnavailable) and self.resumes():
+            self.phase = NEW
+            self.peer = self.cell = self.producer = self.task = None
+            asyncio.get_running_loop().call_soon(self._route_again)
+        else:
+            self._end(error)
+
+    def resumes(self) -> bool:
+        """Whether it goes on at the next owner, with the item after the last one that arrived.
+
+        `skip` counts what arrived. Each item that arrives gives it `retry.attempts` further losses.
+        """
+        if not self.spec.durable or self._is_over:
+            return False
+        if self._resumed_at != self.skip:
+            self._resumed_at, self._resumptions = self.skip, 0
+        self._resumptions += 1
+        if self._resumptions > self.spec.retry.attempts:
+            return False
+        self.credit = max(1, STREAM_WINDOW - len(self.items))
+        self._taken = self._taken_bytes = 0
+        node = self._target.node
+        if self.deadline == FOREVER and self._target.timeout is not None:
+            self.deadline = node.clock.monotonic() + self._target.timeout
+            node.deadlines.add(self)
+        return True
+
+    def _route_again(self) -> None:
+        if not self._is_over and self.phase == NEW:
+            self._target.node.router.route(self)
 
     def chunk(self, bodies: Sequence[bytes]) -> None:
         """Take items; the first sign of life ends the deadline, since a stream may be long."""
@@ -326,6 +401,7 @@ class _StreamMessage(Call):
             self._target.node.deadlines.drop(self)
             self.deadline = FOREVER
         self.items.extend(bodies)
+        self.skip += len(bodies)
         self._wake()
 
     def withdraw(self) -> None:

@@ -15,11 +15,13 @@ import msgspec.inspect
 
 from actorhub.core.address import NAME_PATTERN
 from actorhub.core.codec import Codec
+from actorhub.core.retry import DEFAULT_RETRY, Retry
 from actorhub.engine.spec import EntitySpec, HandlerSpec
 
 _OPTIONS: Final = "__actorhub_handler__"
 _HOOKS: Final = frozenset({"on_activate", "on_deactivate"})
 _ENTITY_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+_LONGEST_RETENTION: Final = timedelta(days=36_500)
 _STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
 
@@ -27,6 +29,9 @@ _STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 class HandlerOptions:
     """What `@handler(...)` said."""
 
+    durable: bool = False
+    retry: Retry | None = None
+    retention: timedelta | None = None
     readonly: bool = False
     reentrant: bool = False
     timeout: timedelta | None = None
@@ -138,7 +143,10 @@ class Declaration:
             stream=stream,
             readonly=options.readonly,
             reentrant=options.reentrant,
-            timeout=options.timeout.total_seconds() if options.timeout is not None else None,
+            timeout=_seconds(options.timeout),
+            durable=options.durable,
+            retry=options.retry or DEFAULT_RETRY,
+            retention=_seconds(options.retention),
         )
 
 
@@ -179,14 +187,41 @@ def attach_options(function: Callable[..., Any], options: HandlerOptions) -> Non
     """Remember what `@handler(...)` said; the function stays itself.
 
     Raises:
-        TypeError: the timeout is not more than zero, or the function is private and so no handler.
+        TypeError: says which option is wrong, or that the function is private and so no handler.
     """
     name = getattr(function, "__qualname__", repr(function))
     if options.timeout is not None and options.timeout <= timedelta(0):
         raise TypeError(f"{name}: timeout={options.timeout} must be more than zero")
     if getattr(function, "__name__", "").startswith("_"):
         raise TypeError(f"{name}: @handler on a private method, which nobody can call: rename it, or drop @handler")
+    _check_durable(name, options)
     setattr(function, _OPTIONS, options)
+
+
+def _check_durable(where: str, options: HandlerOptions) -> None:
+    if not options.durable:
+        for name in ("retry", "retention"):
+            if getattr(options, name) is not None:
+                raise TypeError(f"{where}: {name}=... is for stored messages: add durable=True, or remove {name}")
+        return
+    if options.readonly:
+        raise TypeError(
+            f"{where}: a durable handler commits its reply, so it cannot be readonly: remove durable or readonly"
+        )
+    if options.reentrant:
+        raise TypeError(
+            f"{where}: a durable handler commits on its own, so it cannot run inside another one's turn: "
+            "remove durable or reentrant"
+        )
+    retention = options.retention
+    if retention is not None and not timedelta(0) < retention <= _LONGEST_RETENTION:
+        raise TypeError(
+            f"{where}: retention={retention} must be more than zero, and at most {_LONGEST_RETENTION.days} days"
+        )
+
+
+def _seconds(duration: timedelta | None) -> float | None:
+    return None if duration is None else duration.total_seconds()
 
 
 class _UnknownName(TypeError):

@@ -28,15 +28,15 @@ async def postgres_storage(settings: Settings, clock: Clock, stack: AsyncExitSta
 
 async def runner_finder(
     settings: Settings, clock: Clock, stack: AsyncExitStack
-) -> Callable[[], Awaitable[Collection[str]]]:
-    """Return what a client asks for runners' addresses: the gateways given, or the store's table of runners."""
+) -> tuple[Callable[[], Awaitable[Collection[str]]], PostgresStorage | None]:
+    """Return what a client asks for runners' addresses: the gateways given, or the store's table; and that store."""
     if settings.gateway or settings.database_url is None:
         gateways = [str(address) for address in settings.gateway or (settings.admin,)]
 
         async def given() -> Collection[str]:
             return gateways
 
-        return given
+        return given, None
     storage = PostgresStorage(settings.database_url, namespace=settings.namespace, clock=clock)
     stack.push_async_callback(storage.aclose)
     await storage.open()
@@ -44,7 +44,7 @@ async def runner_finder(
     async def registered() -> Collection[str]:
         return [runner.info.runner.address for runner in await storage.runners()]
 
-    return registered
+    return registered, storage
 
 
 def runner_transport(settings: Settings, hello: Hello, door: Door, specs: Mapping[str, EntitySpec]) -> GrpcTransport:

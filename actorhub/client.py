@@ -9,6 +9,7 @@ import msgspec
 
 from actorhub._call import Call, StreamCall, Target
 from actorhub.core.address import check_entity_id
+from actorhub.core.idempotency import check_key
 from actorhub.engine.spec import EntitySpec, HandlerSpec
 from actorhub.entity import Entity
 
@@ -57,6 +58,7 @@ class Client(Generic[E]):
         timeout: timedelta | msgspec.UnsetType | None = msgspec.UNSET,
         on_full: Literal["fail", "wait"] | msgspec.UnsetType = msgspec.UNSET,
         headers: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET,
+        key: str | msgspec.UnsetType | None = msgspec.UNSET,
     ) -> "Client[E]":
         """Return a client like this one with other options.
 
@@ -65,6 +67,13 @@ class Client(Generic[E]):
                 `None` waits for ever. Default 30 s. Inside a handler the handler's own deadline counts too.
             on_full: What a full mailbox means: `"fail"` (the default) raises `MailboxFull` at once, `"wait"` queues.
             headers: Strings that the handler finds in `current().headers`.
+            key: Idempotency key of durable messages: calls of one handler of one entity with equal keys are one
+                message, committed once and answered alike until its retention ends. At most 1024 bytes of UTF-8.
+                `None` (the default): the result of `primary_key()` of the first argument that has one, else no key.
+
+        Raises:
+            ValueError: a value makes no sense; says which.
+            MalformedMessage: the key is no string, empty, too long, or holds control characters.
         """
         target = self._target
         if timeout is not msgspec.UNSET:
@@ -78,6 +87,8 @@ class Client(Generic[E]):
             target = dataclasses.replace(target, waits_for_room=on_full == "wait")
         if headers is not msgspec.UNSET:
             target = dataclasses.replace(target, headers=dict(headers))
+        if key is not msgspec.UNSET:
+            target = dataclasses.replace(target, key=None if key is None else check_key(key))
         return Client(self._spec, target, self._make)
 
     def active(self) -> E:

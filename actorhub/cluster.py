@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Mapping
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from actorhub._call import Call, StreamCall, Target, ToldCall
+from actorhub._stored_messages import StoredMessages
 from actorhub.client import Client, make_client
 from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
-from actorhub.core.envelope import BROADCAST
+from actorhub.core.envelope import BROADCAST, Durable
 from actorhub.core.errors import ConfigurationError, NotConnected, PersistenceError, UnknownEntityType
 from actorhub.core.snowflake import Snowflake, SnowflakeGenerator
 from actorhub.engine.caller import Caller
@@ -21,6 +23,8 @@ from actorhub.engine.spec import EntitySpec
 from actorhub.entity import Entity
 
 E = TypeVar("E", bound=Entity[Any])
+
+_LONGEST_DELAY: Final = timedelta(days=1_000_000)
 
 cluster_here: ContextVar["Cluster"] = ContextVar("actorhub_cluster")
 """The cluster that the handlers of this process belong to."""
@@ -36,6 +40,8 @@ class Cluster:
         self._target = Target(self._node)
         self._clients: dict[type[Entity[Any]], Client[Any]] = {}
         self._ids: SnowflakeGenerator | None = None
+        self._node.new_id = lambda: int(self.snowflake())
+        self._stored = StoredMessages(part, specs)
         self.leaving = False
 
     def client(self, entity: type[E]) -> Client[E]:
@@ -53,32 +59,112 @@ class Cluster:
         client = self._clients[entity] = make_client(entity, self._target)
         return client
 
-    async def tell(self, call: Awaitable[Any]) -> int:
-        """Send a call without waiting for its reply; return once it is in the entity's mailbox.
+    async def tell(
+        self,
+        call: Awaitable[Any],
+        *,
+        deliver_at: datetime | None = None,
+        delay: timedelta | None = None,
+        key: str | None = None,
+    ) -> int:
+        """Send a call without waiting for its reply; return once it is in the entity's mailbox, or stored.
+
+        A tell of a durable handler is stored when this returns, also while no runner is up, and gets exactly one
+        reply (`reply` waits for it), whatever fails in between. A volatile tell is lost with its runner.
 
         Args:
             call: What a proxy's method returned. Of `client.active()`: it goes to every resident entity of the type.
+            deliver_at: When it is to run, with a time zone; never earlier by the database's clock. The past means now.
+            delay: Instead, how long after it was stored.
+            key: Idempotency key: tells and asks of one handler of one entity with equal keys are one message. Default:
+                what `primary_key()` of the first argument that has it returns.
 
         Returns:
-            The message's id; of a broadcast, how many entities got it.
+            The message's id, the earlier one's where the key was used before; of a broadcast, how many entities got it.
 
         Raises:
-            ActorhubError: it was not accepted. A volatile tell that was accepted is lost with its runner.
+            ActorhubError: it was not accepted.
+            DuplicateKey: the key was used with another payload.
+            TypeError: key or time for a handler that is not durable.
+            ValueError: `deliver_at` has no time zone, or is given together with `delay`.
         """
         told = as_call(call)
+        try:
+            when = _when(deliver_at, delay, key)
+            if told.target.broadcast and (told.spec.durable or when is not None):
+                raise TypeError(f"{told.what} is durable: a broadcast goes to whoever is resident, and is not stored")
+        except (TypeError, ValueError):
+            told.close()
+            raise
         if told.target.broadcast:
             return await self._broadcast(told)
-        return await told.tell(int(self.snowflake()))
+        return await told.tell(int(self.snowflake()), when)
 
-    def tell_later(self, call: Awaitable[Any], outbox: list[Message]) -> int:
+    def tell_later(
+        self,
+        call: Awaitable[Any],
+        outbox: list[Message],
+        *,
+        deliver_at: datetime | None = None,
+        delay: timedelta | None = None,
+        key: str | None = None,
+    ) -> int:
         """Add a call to what leaves when the running handler's work is committed; return the message's id."""
         told = as_call(call)
         if told.target.broadcast:
+            told.close()
             raise TypeError("a broadcast from a handler is not part of its commit: use `await cluster.tell(...)`")
+        try:
+            when = _when(deliver_at, delay, key)
+        except ValueError:
+            told.close()
+            raise
         message_id = int(self.snowflake())
-        told.begin_tell(message_id)
+        told.begin_tell(message_id, when)
         outbox.append(ToldCall(told))
         return message_id
+
+    async def reply(self, message_id: int, *, timeout: timedelta | None = timedelta(seconds=30)) -> Any:  # noqa: ANN401 - what the handler returned
+        """Wait for the reply of a durable message, also of one that was settled long ago; return its value.
+
+        Args:
+            message_id: What `tell` returned.
+            timeout: How long to wait at most; `None`: for ever.
+
+        Raises:
+            EntityError: the handler raised it.
+            HandlerFailed: it is a dead letter; type, text and traceback of the last run.
+            MessageCancelled: it was cancelled.
+            UnknownMessage: there is none, or its retention is over.
+            CallTimeout: it is not settled yet.
+        """
+        return await self._stored.reply(message_id, timeout)
+
+    async def cancel(self, message_id: int) -> bool:
+        """Cancel a durable message that waits, is not yet due, or is a dead letter.
+
+        Returns:
+            Whether it was cancelled: `False` means that it had ended, or is unknown.
+
+        Raises:
+            AlreadyProcessing: its handler runs.
+        """
+        return await self._stored.cancel(message_id)
+
+    async def reset(self, message_id: int) -> bool:
+        """Run a dead letter, or a message that waits for its next attempt or its time, now and from attempt 1.
+
+        Returns:
+            Whether there was such a message. One that has its reply keeps it.
+
+        Raises:
+            AlreadyProcessing: its handler runs.
+        """
+        return await self._stored.reset(message_id)
+
+    async def poll_storage(self) -> None:
+        """Have every runner look into the store for messages now; they find them without this, only later."""
+        await self._stored.poll()
 
     def snowflake(self) -> Snowflake:
         """Return a new id: unique in the cluster, strictly increasing within this process.
@@ -165,6 +251,22 @@ class _BroadcastPart(Message):
         """Take the error."""
         if not self.future.done():
             self.future.set_exception(error)
+
+
+def _when(deliver_at: datetime | None, delay: timedelta | None, key: str | None) -> Durable | None:
+    if deliver_at is None and delay is None and key is None:
+        return None
+    if deliver_at is not None and delay is not None:
+        raise ValueError("deliver_at and delay exclude each other: give one of them")
+    if deliver_at is not None and deliver_at.utcoffset() is None:
+        raise ValueError(f"deliver_at={deliver_at} has no time zone: use e.g. datetime.now(UTC)")
+    if delay is not None and delay > _LONGEST_DELAY:
+        raise ValueError(f"delay={delay} is longer than {_LONGEST_DELAY.days} days")
+    return Durable(
+        key=key,
+        deliver_at=0.0 if deliver_at is None else max(deliver_at.timestamp(), 1.0),
+        delay=0.0 if delay is None else max(delay.total_seconds(), 0.0),
+    )
 
 
 def as_call(call: Awaitable[Any]) -> Call:

@@ -1,16 +1,23 @@
 """`current()`: what a running handler knows about itself, in downstream code too."""
 
-from collections.abc import Awaitable, Mapping
-from datetime import UTC, datetime
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from actorhub.client import Client
 from actorhub.cluster import as_call, cluster_of_handler
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
 from actorhub.engine.cell import DEAD, Cell
+from actorhub.engine.durable_message import DurableMessage
 from actorhub.engine.message import FOREVER, RUNNING, Message, running
+from actorhub.engine.run_commits import transaction_of
 from actorhub.entity import Entity
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+    from asyncpg.pool import PoolConnectionProxy
 
 E = TypeVar("E", bound=Entity[Any])
 
@@ -64,8 +71,20 @@ class Current:
 
     @property
     def message_id(self) -> int:
-        """The message's id; 0 for an ask, which nobody can refer to later."""
+        """The message's id; 0 for a volatile ask, which nobody can refer to later."""
         return self._message.message_id
+
+    @property
+    def key(self) -> str | None:
+        """The durable message's idempotency key, if its sender gave one."""
+        message = self._message
+        return message.key if isinstance(message, DurableMessage) else None
+
+    @property
+    def attempt(self) -> int:
+        """The number of this run of a durable message, from 1; a volatile one is run once."""
+        message = self._message
+        return message.attempts if isinstance(message, DurableMessage) else 1
 
     @property
     def deadline(self) -> datetime | None:
@@ -95,8 +114,18 @@ class Current:
         """Return a typed client, as `cluster.client` does; its calls inherit this run's deadline and chain."""
         return cluster_of_handler().client(entity)
 
-    async def tell(self, call: Awaitable[Any]) -> int:
+    async def tell(
+        self,
+        call: Awaitable[Any],
+        *,
+        deliver_at: datetime | None = None,
+        delay: timedelta | None = None,
+        key: str | None = None,
+    ) -> int:
         """Send a call when this run commits, and not at all if the handler raises; return its message id now.
+
+        A tell of a durable handler is stored by the same commit. Arguments are those of `cluster.tell`; a key that was
+        used before with another payload makes the run fail, with `DuplicateKey`.
 
         Raises:
             RuntimeError: the run is over, for example in a task that outlives its handler.
@@ -107,7 +136,24 @@ class Current:
         outbox = self._message.outbox
         if outbox is None:
             outbox = self._message.outbox = []
-        return cluster_of_handler().tell_later(call, outbox)
+        return cluster_of_handler().tell_later(call, outbox, deliver_at=deliver_at, delay=delay, key=key)
+
+    @asynccontextmanager
+    async def transaction(self) -> "AsyncGenerator[PoolConnectionProxy[Record], None]":
+        """Give the handler's own SQL a connection, in the transaction that this run commits with.
+
+        What is written through it is committed together with state, reply and tells, or not at all. A block that raises
+        undoes what was done in it. Several blocks of one run share the transaction; it holds its row locks until the
+        run ends, and the server ends one that is idle for 15 seconds.
+
+        Raises:
+            RuntimeError: the handler is readonly, a stream, or its run is over.
+            ConfigurationError: the store is no Postgres.
+            PersistenceError: the database cannot be reached, or has no connection free.
+        """
+        transaction = await transaction_of(self._message, self._cell)
+        async with transaction.block():
+            yield transaction.connection
 
     def keep_alive(self, enabled: bool = True) -> None:
         """Keep this activation in memory when idle, until called with `False`; a move to another runner ends it."""

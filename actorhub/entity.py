@@ -9,6 +9,7 @@ import msgspec
 from typing_extensions import TypeVar as TypeVarWithDefault
 
 from actorhub._declaration import Declaration, EntityOptions, HandlerOptions, attach_options, declare, snake_case
+from actorhub.core.retry import Retry
 from actorhub.engine.results import save_now
 
 S = TypeVarWithDefault("S", default=None)
@@ -22,8 +23,8 @@ class Entity(Generic[S]):
     `Entity` keeps what it knows in memory only. `Entity[State]` also has `state`, loaded on activation and committed,
     fenced, after each handler that changed it; a handler that raises leaves it as it was.
 
-    A handler may *run* more than once (after a failure whose outcome is unknown, if the caller asks again); its state
-    changes commit in one order per entity.
+    A handler may *run* more than once (a durable one after a failure; another one if the caller asks again after a
+    failure whose outcome is unknown); its state changes commit in one order per entity.
 
     Args:
         name: What messages are addressed to; default is the class name in snake case.
@@ -93,19 +94,49 @@ class Entity(Generic[S]):
 
 
 def handler(
-    *, readonly: bool = False, reentrant: bool = False, timeout: timedelta | None = None
+    *,
+    durable: bool = False,
+    retry: Retry | None = None,
+    retention: timedelta | None = None,
+    readonly: bool = False,
+    reentrant: bool = False,
+    timeout: timedelta | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Set options of a handler; its signature stays what it is.
 
+    A durable handler's messages, asked or told, are stored before they are acknowledged. From then on each gets exactly
+    one terminal reply, whatever happens to runners, and to Postgres as far as Postgres itself survives it: a value, an
+    `EntityError`, a dead letter, or that it was cancelled. The handler may *run* more than once, but it *commits* once:
+    state, durable tells, reply, key, and SQL under `current().transaction()`, all or nothing. What else it does outside
+    (mails, other databases) may happen again with each run.
+
+    A run that raises an `EntityError` is answered with it. A run that raises anything else, exceeds `timeout`, or loses
+    its runner is repeated as `retry` says, and then becomes a dead letter, which a person can inspect and start again.
+    Messages with one key (`key=`, or `primary_key()` of an argument) are one message; see `retention`.
+
     Args:
+        durable: Store each message before it is acknowledged. A durable stream goes on after a takeover with the item
+            after the last one that was acknowledged.
+        retry: How often a message is run, and how long apart; default `Retry()`. Only with `durable`.
+        retention: How long the reply is kept, and with it the key: until then another message with that key gets that
+            reply, and one with another payload `DuplicateKey`. Default is the cluster's setting. Only with `durable`.
         readonly: Never commits, and may run beside other readonly handlers. Changing `state` in it is an error.
+            Not with `durable`.
         reentrant: May start while another handler of the same entity is suspended, so calls may come back to it.
             What it changes in `state` inside another handler's turn becomes part of that handler's commit.
-        timeout: How long one run may take; then it is cancelled and the caller gets `CallTimeout`.
+            Not with `durable`.
+        timeout: How long one run may take; then it is cancelled. The caller gets `CallTimeout`; a durable message is
+            run again.
+
+    Raises:
+        TypeError: at class definition, when options exclude each other or a value makes no sense; says which.
     """
+    options = HandlerOptions(
+        durable=durable, retry=retry, retention=retention, readonly=readonly, reentrant=reentrant, timeout=timeout
+    )
 
     def mark(function: Callable[P, R]) -> Callable[P, R]:
-        attach_options(function, HandlerOptions(readonly=readonly, reentrant=reentrant, timeout=timeout))
+        attach_options(function, options)
         return function
 
     return mark

@@ -14,7 +14,7 @@ from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.core.errors import ConfigurationError
 from actorhub.engine.caller import Caller
 from actorhub.engine.cell import HostedType
-from actorhub.engine.inbound import Limits
+from actorhub.engine.limits import Limits
 from actorhub.engine.placement import PLACEMENT_VERSION
 from actorhub.engine.runner import Door, Runner
 from actorhub.engine.spec import EntitySpec
@@ -74,7 +74,8 @@ class Hub:
 
         Raises:
             ConfigurationError: a setting is wrong.
-            RunnerUnavailable: no runner answered within 10 s.
+            RunnerUnavailable: no runner answered within 10 s. With `database_url`, a cluster that had runners before is
+                joined without one after 2 s: durable tells are stored, the rest waits.
         """
         loaded = load_settings(settings, os.environ, origin="hub.connect")
         async with self.connect_with(loaded) as cluster:
@@ -102,8 +103,8 @@ class Hub:
 
         async with AsyncExitStack() as stack:
             clock = SystemClock()
-            find = await _network.runner_finder(settings, clock, stack)
-            hello = Hello(PROTOCOL_VERSION, settings.namespace, "", clock.token(), machine_id_wanted=True)
+            find, storage = await _network.runner_finder(settings, clock, stack)
+            hello = Hello(PROTOCOL_VERSION, settings.namespace, "", clock.token(), machine_id_wanted=storage is None)
             client = Caller(
                 find_runners=find,
                 specs=self.specs,
@@ -111,6 +112,7 @@ class Hub:
                 clock=clock,
                 incarnation=hello.incarnation,
                 limits=_limits(settings),
+                storage=storage,
             )
             cluster = Cluster(client, self.specs)
             stack.push_async_callback(_leave, cluster, settings.grace.total_seconds())
@@ -204,4 +206,5 @@ def _limits(settings: Settings) -> Limits:
         max_entity_id_bytes=settings.max_entity_id_bytes,
         max_call_depth=settings.max_call_depth,
         max_resident=settings.max_resident,
+        retention=settings.retention.total_seconds(),
     )

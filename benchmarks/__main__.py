@@ -52,6 +52,10 @@ def rows(name: str, found: dict[str, Any] | None) -> list[tuple[str, ...]]:
         bound = f"≥ {one['at_least']:g}" if "at_least" in one else f"≤ {one['at_most']:g}"
         verdict = "yes" if one["met"] else "no"
         lines.append((name, one.get("loop", ""), one["what"], f"{one['reached']:g}", bound, verdict))
+    for loop in LOOPS:
+        for part, values in found.get(loop, {}).items():
+            if isinstance(values, dict) and "skipped" in values:
+                lines.append((name, loop, f"{part}: {values['skipped']}", "skipped", "", ""))
     return lines or [(name, "", "without targets: see its JSON", "", "", "")]
 
 

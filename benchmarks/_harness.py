@@ -37,6 +37,15 @@ def rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def resident_bytes() -> int:
+    """Return the resident size of this process now; where the system does not say, the largest that it had."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return rss_bytes()
+    return pages * resource.getpagesize()
+
+
 def run(main: Coroutine[Any, Any, T], loop: str) -> T:
     """Run `main` on the event loop of that name."""
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop

@@ -1,7 +1,7 @@
 """A runner in a process of its own that the benchmarks start, watch, freeze and kill.
 
-It prints one JSON line when it serves. On standard input it takes `statistics` and `refused SECONDS`, and answers with
-one JSON line each; SIGTERM drains it.
+It prints one JSON line when it serves. On standard input it takes the commands of `_answer`, and answers with one JSON
+line each; SIGTERM drains it.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
 from actorhub.engine.runner import Runner
 from actorhub.storage.ports import Fenced, StateCommit
+from benchmarks import _durable as durable
 from benchmarks._harness import LOOPS, ROOT, rss_bytes, run
 from benchmarks._raw import serve_raw
 from benchmarks._workload import hub
@@ -67,6 +68,11 @@ async def _answer(cluster: Cluster) -> None:
                 _say({"shards": len(remembered)})
             case "commit":
                 _say(await _commit_as_before(part, remembered))
+            case "shut":
+                durable.notes.gate.clear()
+                _say(durable.statistics())
+            case "durable":
+                _say(durable.statistics())
             case _:
                 _say(_statistics(part))
 

@@ -52,6 +52,7 @@ def database(url: str | None) -> Iterator[str]:
         yield url
         return
     with tempfile.TemporaryDirectory(prefix="actorhub-bench-") as directory:
+        Path(directory).chmod(0o755)  # Else a server that root starts, as another user, keeps its data elsewhere.
         server = EmbeddedPostgres(Path(directory))
         try:
             yield asyncio.run(server.start())
@@ -61,18 +62,27 @@ def database(url: str | None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def namespace(url: str) -> Iterator[str]:
-    """Yield the name of a schema that nobody has; drop it afterwards."""
+    """Yield the name of a schema that nobody has; drop it afterwards, and all whose names begin with it."""
     name = f"bench_{secrets.token_hex(6)}"
     try:
         yield name
     finally:
-        asyncio.run(_execute(url, f"drop schema if exists {name} cascade"))
+        asyncio.run(_drop(url, name))
 
 
-async def _execute(url: str, sql: str) -> None:
+async def _drop(url: str, beginning: str) -> None:
     connection = await asyncpg.connect(url)
     try:
-        await connection.execute(sql)
+        for row in await connection.fetch("select nspname from pg_namespace where starts_with(nspname, $1)", beginning):
+            await connection.execute(f"drop schema {row[0]} cascade")
+    finally:
+        await connection.close()
+
+
+async def _server_version(url: str) -> str:
+    connection = await asyncpg.connect(url)
+    try:
+        return str(await connection.fetchval("show server_version"))
     finally:
         await connection.close()
 
@@ -86,7 +96,7 @@ def target(what: str, reached: float, *, at_least: float | None = None, at_most:
 
 def fresh(module: str, options: argparse.Namespace, loop: str, url: str = "", *more: str) -> dict[str, Any]:
     """Measure in a fresh process: `module` with the same options, told by `--child` that it is the one."""
-    command = ["-m", module, "--child", "yes", "--loop", loop, "--rounds", str(options.rounds), *more]
+    command = ["-m", module, *sys.argv[1:], "--child", "yes", "--loop", loop, "--rounds", str(options.rounds), *more]
     if url:
         command += ["--database", url]
     if options.quick:
@@ -108,13 +118,23 @@ def measured(
     results: dict[str, Any] = {}
     reached: list[dict[str, Any]] = []
     with database(options.database) as url:
+        server = asyncio.run(_server_version(url))
         for loop in loops(options):
             with namespace(url) as schema:
                 results[loop] = fresh(f"benchmarks.{name}", options, loop, url, "--namespace", schema)
             reached += [{"loop": loop, **one} for one in targets(results[loop])]
-    report(name.removeprefix("bench_"), {"quick": options.quick, "targets": reached, **results}, PACKAGES)
+    report(
+        name.removeprefix("bench_"),
+        {"postgres": server, "quick": options.quick, "targets": reached, **results},
+        PACKAGES,
+    )
 
 
 def with_namespace(parser: argparse.ArgumentParser) -> None:
     """Add the option that names the schema that the parent made."""
     parser.add_argument("--namespace", default="", help=argparse.SUPPRESS)
+
+
+def with_peer(parser: argparse.ArgumentParser) -> None:
+    """Add the option that leaves the peer out."""
+    parser.add_argument("--no-peer", dest="peer", action="store_false", help="do not run Effect's cluster")

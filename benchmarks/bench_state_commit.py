@@ -9,27 +9,19 @@ fence left out.
 
 import argparse
 import asyncio
-import contextlib
 import itertools
-from collections.abc import AsyncGenerator, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import asyncpg
 
 from actorhub.cluster import Cluster
-from actorhub.core.clock import SystemClock
-from actorhub.core.config import load_settings
-from actorhub.core.envelope import PROTOCOL_VERSION, Hello
-from actorhub.engine.runner import Door
-from actorhub.storage.postgres import PostgresStorage
 from actorhub.storage.postgres.connection import Connection
-from actorhub.transport.grpc import GrpcTransport
 from benchmarks._harness import latencies, rss_bytes
+from benchmarks._raw_durable import Grouped
 from benchmarks._session import measured, parse, target, with_namespace
+from benchmarks._unfenced import unfenced
 from benchmarks._workload import ENCODED, PAYLOAD, Ask, Counter, compared, hub, interleave, throughput, timings
-
-if TYPE_CHECKING:
-    from asyncpg.prepared_stmt import PreparedStatement
 
 ENTITIES: Final = 1024
 _INSERT: Final = """
@@ -44,35 +36,6 @@ _UPDATE: Final = """
 _REPLY: Final = b"x" * 8
 
 
-class Grouped:
-    """Writes rows; whatever queued while one group was written is the next."""
-
-    def __init__(self, statement: "PreparedStatement") -> None:
-        self._statement = statement
-        self._queue: list[tuple[int, asyncio.Future[None]]] = []
-        self._wakeup: asyncio.Future[None] | None = None
-        self._loop = asyncio.get_running_loop()
-
-    def write(self, row: int) -> "asyncio.Future[None]":
-        done: asyncio.Future[None] = self._loop.create_future()
-        self._queue.append((row, done))
-        if self._wakeup is not None:
-            self._wakeup.set_result(None)
-            self._wakeup = None
-        return done
-
-    async def run(self) -> None:
-        while True:
-            if not self._queue:
-                self._wakeup = self._loop.create_future()
-                await self._wakeup
-            group, self._queue = self._queue, []
-            rows = [row for row, _ in group]
-            await self._statement.fetch(rows, [ENCODED] * len(rows), [_REPLY] * len(rows))
-            for _, done in group:
-                done.set_result(None)
-
-
 async def _tables(connection: Connection, schema: str) -> None:
     await connection.execute(f"create schema {schema}")
     await connection.execute(f"set search_path = {schema}")
@@ -82,20 +45,6 @@ async def _tables(connection: Connection, schema: str) -> None:
             f"create table {table} (id bigint primary key, request bytea, reply bytea) with (fillfactor = 80)"
         )
     await connection.execute(f"insert into limit_update (id) select generate_series(0, {ENTITIES - 1})")
-
-
-@contextlib.asynccontextmanager
-async def unfenced(url: str, namespace: str) -> AsyncGenerator[Cluster, None]:
-    """Run a runner like `hub.runner` does, on a storage that checks no fence."""
-    async with contextlib.AsyncExitStack() as stack:
-        clock = SystemClock()
-        settings = load_settings(
-            {"database_url": url, "namespace": namespace, "listen": "127.0.0.1:0"}, {}, origin="hub.runner"
-        )
-        hello = Hello(PROTOCOL_VERSION, namespace, "127.0.0.1:0", clock.token())
-        storage = PostgresStorage(url, namespace=namespace, clock=clock, fence=False)
-        transport = GrpcTransport(hello, listen="127.0.0.1:0")
-        yield await hub.assemble(settings, stack, clock=clock, storage=storage, transport=transport, door=Door())
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -141,10 +90,10 @@ async def _compare(
         return ask
 
     async def update_next(_: int) -> None:
-        await update.write(next(rows) % ENTITIES)
+        await update.write(next(rows) % ENTITIES, ENCODED, _REPLY)
 
     sides: dict[str, Ask] = {
-        "limit": lambda _: insert.write(next(numbers)),
+        "limit": lambda _: insert.write(next(numbers), ENCODED, _REPLY),
         "update": update_next,
         "actorhub": asks_of(cluster),
         "unfenced": asks_of(without),

@@ -14,6 +14,16 @@ COMMANDS: Final = (
     Command("entities", "actorhub.cli.tables:entities", "List the entities that are in memory."),
     Command("call", "actorhub.cli.calls:call", "Call HANDLER of the entity ID of TYPE and print its result as JSON."),
     Command("tell", "actorhub.cli.calls:tell", "Send a message to HANDLER of the entity ID of TYPE and print its id."),
+    Command("reply", "actorhub.cli.calls:reply", "Wait until the durable message ID has ended and print its result."),
+    Command("messages", "actorhub.cli.messages:messages", "List durable messages, by id."),
+    Command("dead-letters", "actorhub.cli.messages:dead_letters", "List messages that failed for good, by id."),
+    Command(
+        "retry",
+        "actorhub.cli.repairs:retry",
+        "Make dead letters, or messages that wait for their next attempt, run again.",
+    ),
+    Command("purge", "actorhub.cli.repairs:purge", "Delete dead letters for good."),
+    Command("cancel", "actorhub.cli.repairs:cancel", "End a message that does not run."),
     Command("migrate", "actorhub.cli.migrate:migrate", "Bring the database schema up to date."),
 )
 

@@ -1,6 +1,7 @@
-"""`actorhub call` and `actorhub tell`: one message to one entity, through the gateway of any runner."""
+"""`actorhub call`, `tell` and `reply`: one message to one entity, through the gateway of any runner."""
 
 import sys
+from datetime import datetime, timedelta
 from typing import Final, NoReturn
 
 import click
@@ -8,6 +9,7 @@ import grpc.aio
 import msgspec
 
 from actorhub.cli.commands import Failed
+from actorhub.cli.filters import Duration, MessageId, Moment
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.remote import CONNECTION_SETTINGS, ask
 from actorhub.core.config import SETTINGS
@@ -19,6 +21,9 @@ _BEYOND_TIMEOUT: Final = 5.0
 """Seconds that the gateway has to tell that the call's own time is over."""
 
 _json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print a failure as one JSON object.")
+_key_option: Final = click.option(
+    "--key", default="", metavar="KEY", help="Idempotency key: equal ones of one durable handler are one message."
+)
 _timeout_option: Final = click.option(
     "--timeout",
     default=30.0,
@@ -35,6 +40,7 @@ _timeout_option: Final = click.option(
 @click.argument("handler")
 @click.argument("arguments", metavar="[JSON]", default="")
 @click.option("--stream", is_flag=True, help="The handler is a stream: print one line per item.")
+@_key_option
 @_timeout_option
 @_json_option
 @setting_options(*CONNECTION_SETTINGS)
@@ -66,20 +72,58 @@ def call(stream: bool, as_json: bool, **given: object) -> None:
 @click.argument("entity_id", metavar="ID")
 @click.argument("handler")
 @click.argument("arguments", metavar="[JSON]", default="")
+@_key_option
+@click.option("--at", "deliver_at", type=Moment(), metavar="TIME", help="Run it then; ISO 8601 with its time zone.")
+@click.option("--in", "delay", type=Duration(), metavar="DURATION", help="Run it after so long, such as 90s or 2h.")
 @_timeout_option
-@_json_option
+@click.option("--json", "as_json", is_flag=True, help="Print the id, or a failure, as one JSON object.")
 @setting_options(*CONNECTION_SETTINGS)
-def tell(as_json: bool, **given: object) -> None:
-    """Send a message to HANDLER of the entity ID of TYPE and print its id; nothing waits for the handler."""
+def tell(deliver_at: datetime | None, delay: timedelta | None, as_json: bool, **given: object) -> None:
+    """Send a message to HANDLER of the entity ID of TYPE and print its id; nothing waits for the handler.
+
+    A message to a durable handler is stored before the id is printed; only such messages can have a key or a time.
+    """
+    if deliver_at is not None and delay is not None:
+        raise click.UsageError("--at and --in both say when: leave one of them out")
     request, timeout = _request(given)
+    if deliver_at is not None:
+        request.deliver_at_ms = max(1, round(deliver_at.timestamp() * 1000))
+    if delay is not None:
+        request.delay_ms = round(delay.total_seconds() * 1000)
 
     async def question(channel: grpc.aio.Channel, metadata: Metadata) -> pb.TellReply:
         return await pb_grpc.GatewayStub(channel).Tell(request, timeout=timeout, metadata=metadata)
 
-    reply = ask(load(_connection(given)), question)
-    if reply.WhichOneof("outcome") == "failure":
-        _fail(reply.failure, as_json=as_json)
-    click.echo(reply.message_id)
+    told = ask(load(_connection(given)), question)
+    if told.WhichOneof("outcome") == "failure":
+        _fail(told.failure, as_json=as_json)
+    message_id = str(told.message_id)
+    click.echo(msgspec.json.encode({"message_id": message_id}) if as_json else message_id)
+
+
+@click.command
+@click.argument("message_id", metavar="ID", type=MessageId())
+@click.option(
+    "--timeout",
+    default=30.0,
+    show_default=True,
+    type=click.FloatRange(0.001, 4_000_000),
+    metavar="SECONDS",
+    help="How long to wait for its end.",
+)
+@_json_option
+@setting_options(*CONNECTION_SETTINGS)
+def reply(message_id: int, timeout: float, as_json: bool, **flags: object) -> None:
+    """Wait until the durable message ID has ended and print its result as JSON; a failure as `call` does."""
+    request = pb.ReplyRequest(message_id=message_id, timeout_ms=max(1, int(timeout * 1000)), encoding=pb.ENCODING_JSON)
+
+    async def question(channel: grpc.aio.Channel, metadata: Metadata) -> pb.CallReply:
+        stub = pb_grpc.GatewayStub(channel)
+        return await stub.Reply(request, timeout=timeout + _BEYOND_TIMEOUT, metadata=metadata)
+
+    failure = _printed(ask(load(flags), question))
+    if failure is not None:
+        _fail(failure, as_json=as_json)
 
 
 def _request(given: dict[str, object]) -> tuple[pb.CallRequest, float]:
@@ -93,6 +137,7 @@ def _request(given: dict[str, object]) -> tuple[pb.CallRequest, float]:
         arguments=(sys.stdin.read() if arguments == "-" else arguments).encode(),
         encoding=pb.ENCODING_JSON,
         timeout_ms=max(1, int(timeout * 1000)),
+        key=str(given["key"]),
     )
     return request, timeout + _BEYOND_TIMEOUT
 

@@ -1,34 +1,25 @@
 """`actorhub shards`, `runners` and `entities`: what the cluster says of itself, as tables or as JSON."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import Any, Final
 
 import click
 import grpc.aio
-import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from actorhub.cli.options import load, setting_options
+from actorhub.cli.output import Row, json_option, show_rows
 from actorhub.cli.remote import ANSWER_SECONDS, CONNECTION_SETTINGS, ask
 from actorhub.ops.channels import Metadata
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 from actorhub.transport.grpc._pb import admin_v1_pb2_grpc as pb_grpc
 
-Row = dict[str, object]
-
-_PIPE_WIDTH: Final = 200
-"""Columns of a table that does not go to a terminal."""
-
 _PAGE: Final = 5_000
-
-_json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
 
 
 @click.command
 @setting_options(*CONNECTION_SETTINGS)
 @click.option("--group", default="", metavar="NAME", help="Only the shards of this group.")
-@_json_option
+@json_option
 def shards(group: str, as_json: bool, **flags: object) -> None:
     """List the shards: who owns them, and what is in them."""
 
@@ -44,13 +35,13 @@ def shards(group: str, as_json: bool, **flags: object) -> None:
                 return found, silent
 
     rows, silent = ask(load(flags), question)
-    _show(rows, as_json=as_json, leave_out=("incarnation",))
+    show_rows(rows, as_json=as_json, leave_out=("incarnation",))
     _warn_of(silent, "resident and queued numbers of its shards are missing")
 
 
 @click.command
 @setting_options(*CONNECTION_SETTINGS)
-@_json_option
+@json_option
 def runners(as_json: bool, **flags: object) -> None:
     """List the runners of the cluster."""
 
@@ -60,7 +51,7 @@ def runners(as_json: bool, **flags: object) -> None:
         return [_runner_row(runner) for runner in reply.runners]
 
     rows = ask(load(flags), question)
-    _show(rows, as_json=as_json, leave_out=("incarnation", "pid", "entity_types", "version"))
+    show_rows(rows, as_json=as_json, leave_out=("incarnation", "pid", "entity_types", "version"))
 
 
 @click.command
@@ -68,7 +59,7 @@ def runners(as_json: bool, **flags: object) -> None:
 @click.option("--type", "entity_type", default="", metavar="NAME", help="Only entities of this type.")
 @click.option("--shard", default="", metavar="GROUP:N", help="Only entities of this shard.")
 @click.option("--limit", default=1000, show_default=True, type=click.IntRange(1), help="At most this many.")
-@_json_option
+@json_option
 def entities(entity_type: str, shard: str, limit: int, as_json: bool, **flags: object) -> None:
     """List the entities that are in memory, by type and id."""
 
@@ -87,7 +78,7 @@ def entities(entity_type: str, shard: str, limit: int, as_json: bool, **flags: o
                 return found, silent, bool(token)
 
     rows, silent, more = ask(load(flags), question)
-    _show(rows, as_json=as_json, leave_out=("incarnation",))
+    show_rows(rows, as_json=as_json, leave_out=("incarnation",))
     _warn_of(silent, "its entities are missing")
     if more:
         click.echo(f"there are more than these {limit}: raise --limit, or choose by --type or --shard", err=True)
@@ -155,29 +146,6 @@ def _word(name_of: Callable[[Any], str], value: int, prefix: str) -> str:
 
 def _known(is_known: bool, value: int) -> int | None:
     return value if is_known else None
-
-
-def _show(rows: Sequence[Row], *, as_json: bool, leave_out: Sequence[str]) -> None:
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
-        return
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_PIPE_WIDTH)
-    names = [name for name in (rows[0] if rows else ()) if name not in leave_out]
-    table = Table(caption=f"{len(rows)} found", caption_justify="left")
-    for name in names:
-        is_number = all(isinstance(row[name], int | float | None) for row in rows)
-        table.add_column(name.replace("_", " "), justify="right" if is_number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(_cell(row[name]) for name in names))
-    console.print(table, markup=False)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(str, cast("list[object]", value)))
-    return "-" if value is None else str(value)
 
 
 def _warn_of(silent: set[str], missing: str) -> None:

@@ -20,6 +20,14 @@ TELL: Final = 1
 STREAM: Final = 2
 BROADCAST: Final = 3
 """A tell to every resident entity of the type; the reply is their number."""
+CANCEL_MESSAGE: Final = 4
+"""Cancel the durable message `message_id`; the reply is whether it was pending."""
+REVIVE_MESSAGE: Final = 5
+"""Make the durable message `message_id` due at once, no attempt counted; the reply is whether it was there."""
+FIND_MESSAGE: Final = 6
+"""Say where the durable message `message_id` is; to any runner."""
+POLL_STORAGE: Final = 7
+"""Look into the store for messages now; to any runner, the reply is empty."""
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -32,6 +40,25 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     incarnation: str
     machine_id_wanted: bool = False
     """A client without a database asks the runner to lease it a machine id."""
+
+
+class Durable(msgspec.Struct, array_like=True):
+    """What a call of a durable handler says besides."""
+
+    key: str | None = None
+    """The caller's idempotency key."""
+    deliver_at: float = 0.0
+    """Seconds since the Unix epoch before which it must not run; 0: at once."""
+    delay: float = 0.0
+    """Instead: seconds after it was stored."""
+    is_stored: bool = False
+    """It is a pending row already; a tell of this kind only says so."""
+    is_repeated: bool = False
+    """It may have been sent before."""
+    is_deposit: bool = False
+    """No owner is known: store it for whoever will own the shard."""
+    payload_hash: bytes = b""
+    """Of the arguments, where there is a key."""
 
 
 class Request(msgspec.Struct, array_like=True, tag=1):
@@ -55,6 +82,9 @@ class Request(msgspec.Struct, array_like=True, tag=1):
     """Stream: how many items the consumer takes before it grants more."""
     waits_for_room: bool = False
     """Queue beyond the mailbox's capacity instead of failing."""
+    durable: Durable | None = None
+    skip: int = 0
+    """Durable stream: how many items the consumer has already."""
 
 
 class Reply(msgspec.Struct, array_like=True, tag=2):

@@ -103,6 +103,14 @@ class AlreadyProcessing(ActorhubError):
     possibly_executed = True
 
 
+class MessageCancelled(ActorhubError):
+    """The durable message was cancelled, so it has no reply. Seen by who waits for it; never retried."""
+
+
+class UnknownMessage(ActorhubError):
+    """No durable message of that id is stored: it never was, or its retention is over. Seen by who asks for it."""
+
+
 class MessageTooLarge(ActorhubError):
     """Arguments or result exceed the message limit in bytes. Too large arguments: no handler ran."""
 
@@ -182,7 +190,8 @@ class EntityError(ActorhubError):
     """Base of typed domain errors: raised in a handler, caught by the caller, fields included.
 
     Annotate the fields in the subclass and raise it with keywords: `raise OutOfStock(sku="tea", left=0)`.
-    It is a reply: never retried, the state change of the handler is rolled back.
+    It is a reply: the state change of the handler is rolled back, and it is retried only where a durable handler's
+    `Retry(on=...)` names it.
     """
 
     possibly_executed = True

@@ -10,7 +10,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, MalformedMessage, PersistenceError
 from actorhub.engine.cell import ACTIVATING, ACTIVE, CLOSING, DEAD, Cell, StateRecord
 from actorhub.engine.message import DONE, RUNNING, Message, running
-from actorhub.engine.results import Results, commit_now, handler_failed
+from actorhub.engine.results import Results, handler_failed
 from actorhub.engine.spec import HandlerSpec
 from actorhub.engine.supervision import Supervisor
 from actorhub.engine.turns import Turns, run_in
@@ -129,10 +129,9 @@ class Activations:
             if task is None or task.cancelling():
                 raise
             raise RuntimeError("the hook raised CancelledError, though nobody cancelled it") from exc
-        if cell.record is not None and (data := self._results.changed_state(cell)) is not None:
-            await commit_now(cell, run.epoch, data)
+        data = None if cell.record is None else self._results.changed_state(cell)
+        await self._results.runs.commit_part(run, cell, data)
         run.phase = DONE
-        self._turns.send_told(run)
 
     def _ready(self, cell: Cell) -> None:
         self.activated += 1

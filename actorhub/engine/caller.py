@@ -12,15 +12,18 @@ from actorhub.core.errors import (
     PersistenceError,
     RunnerUnavailable,
 )
-from actorhub.engine.inbound import Limits
+from actorhub.engine.limits import Limits
 from actorhub.engine.node import Node
 from actorhub.engine.peers import Peer
 from actorhub.engine.runner import MACHINE_LEASE, RENEW_MACHINE
 from actorhub.engine.spec import EntitySpec
+from actorhub.storage.ports import Storage
 from actorhub.transport.ports import Transport
 
 _log: Final = logging.getLogger("actorhub.caller")
 
+_STORE_PATIENCE: Final = 2.0
+"""Seconds that a program with the cluster's store waits for a first runner: it can do something without one."""
 _REFRESH: Final = 0.5
 """Seconds between looks at the store while no runner is linked, or calls wait for an owner."""
 
@@ -37,6 +40,7 @@ class Caller:
         clock: Clock,
         incarnation: str,
         limits: Limits,
+        storage: Storage | None = None,
     ) -> None:
         """Prepare a client.
 
@@ -47,10 +51,19 @@ class Caller:
             clock: Time and chance.
             incarnation: Random id of this process.
             limits: Message limits.
+            storage: The cluster's store, open, where this program reaches it: then durable messages are accepted, and
+                looked up, also while no runner is there.
         """
         self._find_runners = find_runners
+        self._storage = storage
         self.node = Node(
-            specs=specs, transport=transport, clock=clock, incarnation=incarnation, limits=limits, news=self
+            specs=specs,
+            transport=transport,
+            clock=clock,
+            incarnation=incarnation,
+            limits=limits,
+            news=self,
+            store=None if storage is None else storage.messages,
         )
         self.node.peers.refused = self._refused
         self.machine_id = -1
@@ -66,15 +79,41 @@ class Caller:
             RunnerUnavailable: no runner answered within `deadline` seconds; names the last failure.
         """
         _ = self.node.supervisor.loop("find runners", self._keep_linked)
+        if self._storage is not None and await self._know_cluster(self._storage):
+            deadline = min(deadline, _STORE_PATIENCE)
         try:
             async with asyncio.timeout(deadline):
                 await self._ready.wait()
         except TimeoutError:
+            if self.node.router.shards_per_group and self.machine_id >= 0:
+                _log.warning("no runner answered within %g s: what is told is stored until one is there", deadline)
+                return
             raise RunnerUnavailable(f"no runner answered within {deadline:g} s: {self._last_error}") from None
 
     async def leave(self, grace: float) -> None:
         """End every link."""
         await self.node.aclose(min(grace, 1.0))
+
+    async def _know_cluster(self, storage: Storage) -> bool:
+        """Read what the cluster agreed on and lease a machine id; `False` if the cluster never had a runner."""
+        await self._lease_machine_id(storage)
+        _ = self.node.supervisor.loop("machine id", self._keep_machine_id)
+        values = await storage.cluster_values()
+        if values is None:
+            return False
+        self.node.router.cluster_values_known(values.shards_per_group)
+        return True
+
+    async def _keep_machine_id(self) -> None:
+        assert self._storage is not None
+        while True:
+            await asyncio.sleep(RENEW_MACHINE)
+            await self._lease_machine_id(self._storage)
+
+    async def _lease_machine_id(self, storage: Storage) -> None:
+        asked = self.node.clock.monotonic()
+        self.machine_id = await storage.lease_machine_id(self.node.incarnation, MACHINE_LEASE)
+        self.machine_id_until = asked + MACHINE_LEASE.total_seconds()
 
     def peer_linked(self, peer: Peer) -> None:
         """The runner will say what it owns and who there is."""
@@ -88,7 +127,7 @@ class Caller:
 
     def members(self, peer: Peer, news: Members) -> None:
         """Link to every runner named, and let calls go."""
-        if news.machine_id >= 0:
+        if news.machine_id >= 0 and self._storage is None:
             self.machine_id = news.machine_id
             self._extend_machine_lease()
         if news.shards_per_group:
@@ -121,7 +160,7 @@ class Caller:
                     self._last_error = str(error)
                     found = ()
                 self.node.peers.want({*found, *self._runners})
-            else:
+            elif self._storage is None:
                 self._extend_machine_lease()
             if self.node.router.parked_shards():
                 self.node.router.reconsider()

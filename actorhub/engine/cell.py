@@ -10,6 +10,7 @@ from actorhub.engine.message import Message
 from actorhub.engine.spec import EntitySpec, HandlerSpec
 
 if TYPE_CHECKING:
+    from actorhub.engine.durable_message import DurableMessage
     from actorhub.engine.host import Host
 
 ACTIVATING: Final = 0
@@ -37,8 +38,8 @@ class StateRecord:
 class Cell:
     """One resident entity: its instance, its mailbox, and who runs."""
 
-    __slots__ = ("entity_id", "hosted", "instance", "kept", "last_used", "load", "nested", "phase", "queue", "record",
-                 "shard", "streams")  # fmt: skip
+    __slots__ = ("durable", "entity_id", "hosted", "instance", "is_behind", "kept", "last_used", "load", "nested",
+                 "phase", "queue", "record", "shard", "streams")  # fmt: skip
 
     def __init__(self, hosted: "HostedType", shard: "HostedShard", entity_id: str) -> None:
         self.hosted = hosted
@@ -58,6 +59,10 @@ class Cell:
         self.kept = False
         """Not passivated when idle (`keep_alive`)."""
         self.streams: set[asyncio.Task[None]] | None = None
+        self.is_behind = shard.is_behind
+        """Durable messages of it may wait in the store: further ones must queue up behind them, there."""
+        self.durable = 0
+        """Durable messages that are in its mailbox or run."""
 
     @property
     def is_idle(self) -> bool:
@@ -117,7 +122,7 @@ class HostedType:
 class HostedShard:
     """A shard that this process owns."""
 
-    __slots__ = ("cells", "draining", "emptied", "epoch", "held", "host", "id")
+    __slots__ = ("cells", "draining", "emptied", "epoch", "held", "host", "id", "is_behind", "messages", "waiting")
 
     def __init__(self, host: "Host", shard: ShardId, epoch: int) -> None:
         self.host = host
@@ -128,6 +133,12 @@ class HostedShard:
         self.held: deque[Message] = deque()
         """Messages that came, or were left over, while it drains: the next owner's."""
         self.emptied: asyncio.Future[None] | None = None
+        self.messages: dict[int, DurableMessage] = {}
+        """Durable messages that are in memory, by id."""
+        self.waiting: dict[int, list[Message]] = {}
+        """Who waits for durable messages that are in the store only."""
+        self.is_behind = False
+        """Durable messages of entities that are not resident may wait in the store."""
 
     @property
     def queued(self) -> int:

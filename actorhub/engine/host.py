@@ -9,18 +9,27 @@ import msgspec
 
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
+from actorhub.core.envelope import CANCEL_MESSAGE, REVIVE_MESSAGE
 from actorhub.core.errors import ActorhubError, MailboxFull
 from actorhub.engine.activation import Activations
 from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, Cell, HostedShard, HostedType
+from actorhub.engine.delivery import Delivery
+from actorhub.engine.durable_message import DurableMessage
+from actorhub.engine.limits import Limits
 from actorhub.engine.message import DONE, NEW, Message
+from actorhub.engine.message_requests import MessageRequests
 from actorhub.engine.residency import Residency
 from actorhub.engine.results import Results, ResultStatistics
+from actorhub.engine.run_commits import RunCommits
 from actorhub.engine.streams import Streams
 from actorhub.engine.supervision import Supervisor
 from actorhub.engine.turns import Lease, Turns
 from actorhub.storage.ports import Storage
 
 _log: Final = logging.getLogger("actorhub.host")
+
+_DURABLE_SHARE: Final = 75
+"""Per cent of the places for residents that durable messages may take: a backlog leaves room for other calls."""
 
 
 class HostStatistics(msgspec.Struct, frozen=True):
@@ -48,20 +57,43 @@ class Host:
         lease: Lease,
         supervisor: Supervisor,
         incarnation: str,
-        max_message_bytes: int,
-        max_resident: int,
+        limits: Limits,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.types = types
         self._lease = lease
         self.shards: dict[ShardId, HostedShard] = {}
         self.resident = 0
-        self._max_resident = max_resident
+        self._max_resident = limits.max_resident
+        self.durable_entities = 0
+        """How many residents have durable messages in memory."""
+        self._max_durable = max(1, limits.max_resident * _DURABLE_SHARE // 100)
         self._clock = clock
         self.turns = Turns(loop, clock, lease)
-        self.results = Results(self.turns, storage, incarnation, max_message_bytes)
-        self.results.streams = Streams(self.turns, self.results, supervisor, max_message_bytes)
+        self.results = Results(self.turns, storage, incarnation, limits.max_message_bytes)
+        self.results.streams = Streams(self.turns, self.results, supervisor, limits.max_message_bytes)
         self.results.distrust = self._distrust
+        self.messages = storage.messages
+        self.results.runs = self.runs = RunCommits(
+            turns=self.turns,
+            results=self.results,
+            store=self.messages,
+            supervisor=supervisor,
+            incarnation=incarnation,
+            retention=limits.retention,
+        )
+        self.results.delivery = self.delivery = Delivery(
+            host=self,
+            store=self.messages,
+            clock=clock,
+            lease=lease,
+            supervisor=supervisor,
+            incarnation=incarnation,
+            retention=limits.retention,
+        )
+        self.requests = MessageRequests(
+            delivery=self.delivery, store=self.messages, supervisor=supervisor, incarnation=incarnation
+        )
         self.activations = Activations(
             turns=self.turns, results=self.results, storage=storage, supervisor=supervisor, clock=clock
         )
@@ -91,10 +123,46 @@ class Host:
         else:
             self.turns.enqueue(self._new_cell(hosted, shard, message.entity_id), message)
 
+    def take_durable(self, message: Message, shard: HostedShard) -> None:
+        """Take a call of a durable handler, or a request about a durable message, of an owned shard."""
+        if message.kind == CANCEL_MESSAGE:
+            self.requests.cancel(message, shard)
+        elif message.kind == REVIVE_MESSAGE:
+            self.requests.revive(message, shard)
+        else:
+            self.delivery.accept(message, shard)
+
+    def seat(self, message: DurableMessage, shard: HostedShard, from_store: bool) -> bool:
+        """Queue a durable message for its entity; `False` if it must wait in the store, behind others or for room."""
+        hosted = self.types[message.spec.entity_type]
+        cell = hosted.cells.get(message.entity_id)
+        if cell is None:
+            if shard.draining or (shard.is_behind and not from_store):
+                return False
+            if self.durable_entities >= self._max_durable:
+                return False
+            if self.resident >= self._max_resident and not self._make_room():
+                return False
+            cell = self._new_cell(hosted, shard, message.entity_id)
+        elif (cell.is_behind and not from_store) or (
+            cell.queue is not None and len(cell.queue) >= hosted.spec.mailbox_capacity
+        ):
+            cell.is_behind = True
+            return False
+        message.is_seated = True
+        self.durable_entities += cell.durable == 0
+        cell.durable += 1
+        self.turns.enqueue(cell, message)
+        return True
+
     def granted(self, shards: Mapping[ShardId, int]) -> None:
         """Start hosting `shards` (shard to epoch)."""
-        for shard, epoch in shards.items():
-            self.shards[shard] = HostedShard(self, shard, epoch)
+        hosted = [HostedShard(self, shard, epoch) for shard, epoch in shards.items()]
+        self.shards.update((shard.id, shard) for shard in hosted)
+        if any(
+            handler.durable for hosted_type in self.types.values() for handler in hosted_type.spec.handlers.values()
+        ):
+            self.delivery.granted(hosted)
 
     def revoked(self, shards: Collection[ShardId], reason: str) -> None:
         """Stop everything of `shards` now; what runs is cancelled, what did not start goes to its next owner."""
@@ -166,7 +234,8 @@ class Host:
         if cell in shard.cells:
             shard.cells.discard(cell)
             self.resident -= 1
-        left = cell.take_queue()
+        left = [message for message in cell.take_queue() if not message.taken_back()]
+        self.delivery.backlog.left(cell)
         if shard.draining:
             shard.held.extend(left)
             if not shard.cells and shard.emptied is not None and not shard.emptied.done():
@@ -179,6 +248,7 @@ class Host:
                 self._take_back(message)
 
     def _kill(self, shard: HostedShard) -> None:
+        self.delivery.revoked(shard)
         held, shard.held = shard.held, type(shard.held)()
         for cell in list(shard.cells):
             self._kill_cell(cell)
@@ -191,6 +261,8 @@ class Host:
 
     def _kill_cell(self, cell: Cell) -> None:
         cell.phase = DEAD
+        self.durable_entities -= cell.durable > 0
+        cell.durable = 0
         if cell.hosted.cells.get(cell.entity_id) is cell:
             del cell.hosted.cells[cell.entity_id]
         self.resident -= 1
@@ -199,7 +271,7 @@ class Host:
 
     def _take_back(self, message: Message) -> None:
         """Send a message that did not start on its way again, unless its caller has been told that it failed."""
-        if message.producer is None and message.phase != DONE:
+        if message.producer is None and message.phase != DONE and not message.taken_back():
             message.phase = NEW
             message.cell = None
             message.is_nested = False

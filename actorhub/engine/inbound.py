@@ -9,7 +9,20 @@ import msgspec
 from actorhub.core.address import ShardId, check_entity_id
 from actorhub.core.clock import Clock
 from actorhub.core.codec import encode_error
-from actorhub.core.envelope import BROADCAST, STREAM, TELL, Cancel, Chunk, Credit, Failure, NotOwner, Reply, Request
+from actorhub.core.envelope import (
+    BROADCAST,
+    FIND_MESSAGE,
+    POLL_STORAGE,
+    STREAM,
+    TELL,
+    Cancel,
+    Chunk,
+    Credit,
+    Failure,
+    NotOwner,
+    Reply,
+    Request,
+)
 from actorhub.core.errors import (
     ActorhubError,
     CallCycle,
@@ -21,6 +34,7 @@ from actorhub.core.errors import (
     UnknownEntityType,
 )
 from actorhub.engine.host import Host
+from actorhub.engine.limits import Limits
 from actorhub.engine.message import DONE, FOREVER, NEW, PARKED, Message
 from actorhub.engine.peers import MAX_IN_FLIGHT, Peer
 from actorhub.engine.router import Router
@@ -30,20 +44,10 @@ from actorhub.engine.turns import Lease
 _log: Final = logging.getLogger("actorhub.inbound")
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process puts up with."""
-
-    max_message_bytes: int
-    max_entity_id_bytes: int
-    max_call_depth: int
-    max_resident: int = 100_000
-    """Entities in memory."""
-
-
 class RemoteMessage(Message):
     """A call whose reply goes back over a link. Nothing is sent once the lease is not fresh (invariant B)."""
 
-    __slots__ = ("_inbound", "caller", "caller_id")
+    __slots__ = ("_inbound", "caller", "caller_id", "skip")
 
     def __init__(self, inbound: "Inbound", peer: Peer, request: Request, spec: HandlerSpec) -> None:
         super().__init__(spec, request.entity_id, request.kind)
@@ -57,6 +61,8 @@ class RemoteMessage(Message):
         self.hops = request.hops
         self.credit = request.credit
         self.waits_for_room = request.waits_for_room
+        self.durable = request.durable
+        self.skip = request.skip
 
     def accepted(self) -> None:
         """Tell the sender of a tell that its message is in a mailbox; from here on it has no deadline."""
@@ -67,7 +73,8 @@ class RemoteMessage(Message):
     def completed(self, body: bytes) -> None:
         """Send the result."""
         if self.caller.serving.pop(self.caller_id, None) is self:
-            if self._inbound.may_reply():
+            # What is durable is committed: that it is so does not depend on who owns the shard now.
+            if self.durable is not None or self._inbound.may_reply():
                 self.caller.link.send(Reply(self.caller_id, self.epoch, body))
             else:
                 self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
@@ -105,6 +112,9 @@ class Inbound:
 
     def request(self, peer: Peer, request: Request) -> None:
         """Start, queue, send back or refuse one call."""
+        if request.kind in (FIND_MESSAGE, POLL_STORAGE):
+            self._look(peer, request)
+            return
         try:
             spec = self._checked(peer, request)
         except ActorhubError as error:
@@ -117,7 +127,7 @@ class Inbound:
         if request.timeout_ms:
             message.deadline = self._monotonic() + request.timeout_ms / 1000
         cell = self._host.types[spec.entity_type].cells.get(request.entity_id)
-        if cell is not None:
+        if cell is not None and message.durable is None:
             peer.serving[request.id] = message
             self._host.turns.enqueue(cell, message)
             return
@@ -130,10 +140,14 @@ class Inbound:
         peer.serving[request.id] = message
         message.shard = shard_id
         shard = self._host.shards.get(shard_id)
-        if shard is not None:
-            self._host.submit(message, shard)
-        else:
+        if message.durable is not None and message.durable.is_deposit:
+            self._router.deposits.deposit(message)
+        elif shard is None:
             self.give_back(message)
+        elif message.durable is not None:
+            self._host.take_durable(message, shard)
+        else:
+            self._host.submit(message, shard)
 
     def give_back(self, message: Message) -> None:
         """Answer that we do not own the shard, or keep the call where we are about to own it; nothing ran."""
@@ -206,6 +220,17 @@ class Inbound:
         if request.chain:
             check_chain(request.chain, f"{request.entity_type}/{request.entity_id}", spec, self._limits.max_call_depth)
         return spec
+
+    def _look(self, peer: Peer, request: Request) -> None:
+        """Serve a request that belongs to no entity."""
+        if request.kind == POLL_STORAGE:
+            self._host.delivery.poll()
+            peer.link.send(Reply(request.id, 0, b""))
+            return
+        spec = next(spec for hosted in self._host.types.values() for spec in hosted.spec.handlers.values())
+        message = RemoteMessage(self, peer, request, spec)
+        peer.serving[request.id] = message
+        self._host.requests.find(message)
 
     def _broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
         count = self.broadcast_here(spec, request.body, request.message_id)

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actorhub.core.address import ShardId
+    from actorhub.core.envelope import Durable
     from actorhub.core.errors import ActorhubError
     from actorhub.engine.cell import Cell
     from actorhub.engine.peers import Peer
     from actorhub.engine.spec import HandlerSpec
     from actorhub.engine.streams import Producer
+    from actorhub.storage.message_ports import RunTransaction
 
 NEW: Final = 0
 """Not handed to any mailbox yet: failing it promises that no handler ran."""
@@ -47,6 +49,7 @@ class Message:
         "chain",
         "credit",
         "deadline",
+        "durable",
         "entity_id",
         "epoch",
         "headers",
@@ -62,8 +65,12 @@ class Message:
         "shard",
         "spec",
         "task",
+        "transaction",
         "waits_for_room",
     )
+
+    skip: int = 0
+    """Durable stream: how many items, from the first, the consumer has already. A slot of the classes that need it."""
 
     def __init__(self, spec: "HandlerSpec", entity_id: str, kind: int = ASK) -> None:
         self.spec = spec
@@ -78,8 +85,7 @@ class Message:
         """`type/id` of the entities that wait for this call, outermost first."""
         self.headers: dict[str, str] | None = None
         self.phase = NEW
-        self.hops = 0
-        self.message_id = 0
+        self.hops = self.message_id = 0
         self.epoch = 0
         """Epoch of the shard when the run started."""
         self.producer: Producer | None = None
@@ -103,6 +109,10 @@ class Message:
         """Where it runs or queues."""
         self.task: asyncio.Task[Any] | None = None
         """The task that a suspended run belongs to."""
+        self.durable: Durable | None = None
+        """What a caller says of a durable message, until it is stored."""
+        self.transaction: RunTransaction | None = None
+        """The transaction that the handler opened for its own SQL."""
 
     @property
     def address(self) -> str:
@@ -117,6 +127,14 @@ class Message:
     def drop_outbox(self) -> None:
         """Forget what the handler told: its run does not count."""
         self.outbox = None
+
+    def taken_back(self) -> bool:
+        """Whether the message, which could not start where it was, looks after itself instead of being routed again."""
+        return False
+
+    def resumes(self) -> bool:
+        """Whether a stream whose producer was lost goes on at another one; it is about to be routed then."""
+        return False
 
     def accepted(self) -> None:
         """A tell is in a mailbox: from now on its sender does not hear of it."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from actorhub.core.clock import Clock
@@ -13,13 +13,15 @@ from actorhub.core.errors import (
 )
 from actorhub.engine.deadlines import Deadlines
 from actorhub.engine.exchange import Exchange, News
-from actorhub.engine.inbound import Limits
+from actorhub.engine.limits import Limits
 from actorhub.engine.message import Message
+from actorhub.engine.message_requests import Deposits
 from actorhub.engine.peers import Peers
 from actorhub.engine.router import Router
 from actorhub.engine.spec import EntitySpec
 from actorhub.engine.supervision import Supervisor
 from actorhub.engine.table import RoutingTable
+from actorhub.storage.message_ports import MessageStore
 from actorhub.transport.ports import Transport
 
 _log: Final = logging.getLogger("actorhub.node")
@@ -39,6 +41,7 @@ class Node:
         incarnation: str,
         limits: Limits,
         news: News,
+        store: MessageStore | None = None,
     ) -> None:
         self.clock = clock
         self.limits = limits
@@ -48,7 +51,13 @@ class Node:
         self.exchange = Exchange(clock=clock, news=news)
         self.peers = Peers(transport, self.exchange, self.supervisor, clock)
         self.table = RoutingTable()
-        self.router = Router(specs=specs, table=self.table, peers=self.peers, host=None, clock=clock)
+        self.router = Router(
+            specs=specs, table=self.table, peers=self.peers, host=None, clock=clock, deposits=Deposits(store)
+        )
+        self.store = store
+        """Where durable messages can be stored and looked up directly; `None`: a runner must be asked."""
+        self.new_id: Callable[[], int]
+        """Returns a new message id."""
         self.loop = asyncio.get_running_loop()
         self.deadlines: Deadlines[Message] = Deadlines(self.loop, clock, self.router.expire)
         self.router.watch = self.deadlines.add

@@ -5,7 +5,7 @@ import logging
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
@@ -22,6 +22,9 @@ from actorhub.engine.turns import Turns, lost_owner
 from actorhub.storage.ports import Fenced, StateCommit, Storage
 
 if TYPE_CHECKING:
+    from actorhub.engine.delivery import Delivery
+    from actorhub.engine.durable_message import DurableMessage
+    from actorhub.engine.run_commits import RunCommits
     from actorhub.engine.streams import Streams
 
 _log: Final = logging.getLogger("actorhub.results")
@@ -51,6 +54,8 @@ class Results:
         self.distrust: Callable[[Cell, ActorhubError], None]
         """Told of a cell whose store disagrees with it: it must be built anew, or its shard was lost."""
         self.streams: Streams
+        self.runs: RunCommits
+        self.delivery: Delivery
 
     def statistics(self) -> ResultStatistics:
         """Return the counts."""
@@ -70,10 +75,14 @@ class Results:
         except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             self.raised(message, exc)
             return
-        if cell.record is None:
-            self._done(message, body)
+        if cell.record is None and message.outbox is None and message.transaction is None and not message.spec.durable:
+            self.done(message, body)
         else:
             self._settle(message, cell, body)
+
+    def may_run(self, message: Message) -> bool:
+        """Whether a durable message, whose turn it is, is counted and may run now; else it is seen to."""
+        return self.delivery.starts.may_run(cast("DurableMessage", message))
 
     def stream(self, message: Message) -> None:
         """Begin or go on with a stream that got its turn."""
@@ -90,7 +99,11 @@ class Results:
         message.phase = DONE
         message.drop_outbox()
         message.failed(self._as_reply(message, error))
-        self._turns.ended(message)
+        if message.transaction is not None:
+            # The turn lasts until its locks are free: the next run may want the same rows.
+            self.runs.roll_back(message)
+        else:
+            self._turns.ended(message)
 
     def _as_reply(self, message: Message, error: BaseException) -> ActorhubError:
         if message.abandoned_for is not None:
@@ -111,14 +124,16 @@ class Results:
         if message.is_nested:
             _own_turn(message, cell)
         try:
-            data = None if message.is_nested else self.changed_state(cell)
+            data = None if message.is_nested or cell.record is None else self.changed_state(cell)
         except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             self.raised(message, exc)
             return
-        if data is None:
-            self._done(message, body)
-        elif message.spec.readonly:
+        if data is not None and message.spec.readonly:
             self.raised(message, TypeError(f"{message.what} is readonly and changed the state: remove readonly=True"))
+        elif message.spec.durable or message.transaction is not None or tells_durably(message):
+            self.runs.commit(message, cell, data, body)
+        elif data is None:
+            self.done(message, body)
         else:
             message.phase = COMMITTING
             self.commit(cell, message.epoch, data).add_done_callback(
@@ -155,11 +170,20 @@ class Results:
         """Take note of a commit's outcome; return the error if it did not succeed."""
         error = outcome.exception() if not outcome.cancelled() else asyncio.CancelledError()
         if error is None:
+            self.note_commit(cell, data)
+            return None
+        return self.refused(cell, error)
+
+    def note_commit(self, cell: Cell, data: bytes | None) -> None:
+        """Count a commit; `data` is the state that it wrote, if any."""
+        self._commits += 1
+        if data is not None:
             assert cell.record is not None
             cell.record.version += 1
             cell.record.data = data
-            self._commits += 1
-            return None
+
+    def refused(self, cell: Cell, error: BaseException) -> ActorhubError:
+        """Count a commit that did not succeed, and build its cell anew: the store may know better what is committed."""
         self._refused += 1
         if not isinstance(error, ActorhubError):
             error = PersistenceError(f"{cell.address}: commit failed: {error!r}")
@@ -172,14 +196,19 @@ class Results:
         assert cell is not None
         error = self.committed(cell, data, outcome)
         if error is None:
-            self._done(message, body)
+            self.done(message, body)
         else:
-            message.phase = DONE
-            message.drop_outbox()
-            message.failed(error)
-            self._turns.ended(message)
+            self.not_done(message, error)
 
-    def _done(self, message: Message, body: bytes) -> None:
+    def not_done(self, message: Message, error: ActorhubError) -> None:
+        """End a run whose commit was refused."""
+        message.phase = DONE
+        message.drop_outbox()
+        message.failed(error)
+        self._turns.ended(message)
+
+    def done(self, message: Message, body: bytes) -> None:
+        """Reply, and send what the handler told: everything of the run is committed."""
         message.phase = DONE
         message.completed(body)
         if message.outbox:
@@ -219,6 +248,11 @@ async def commit_now(cell: Cell, epoch: int, data: bytes) -> None:
         raise asyncio.CancelledError
 
 
+def tells_durably(message: Message) -> bool:
+    """Whether the handler told something that its commit must store."""
+    return message.outbox is not None and any(told.durable is not None for told in message.outbox)
+
+
 def _own_turn(message: Message, cell: Cell) -> None:
     """Give a nested run the turn if the run that it was inside is over: what it changed is its own then."""
     if message.is_nested and cell.load == 0:
@@ -227,7 +261,7 @@ def _own_turn(message: Message, cell: Cell) -> None:
         message.is_nested = False
 
 
-async def settled(future: "asyncio.Future[None]") -> bool:
+async def settled(future: "asyncio.Future[Any]") -> bool:
     """Wait for a commit, whose outcome must be known, through cancellations; return whether there was one."""
     cancelled = False
     while not future.done():

@@ -22,6 +22,7 @@ from actorhub.core.errors import (
 )
 from actorhub.engine.host import Host
 from actorhub.engine.message import COMMITTING, DONE, FOREVER, NEW, PARKED, QUEUED, RUNNING, SENT, Message
+from actorhub.engine.message_requests import Deposits
 from actorhub.engine.peers import Peer, Peers
 from actorhub.engine.spec import EntitySpec
 from actorhub.engine.table import RoutingTable
@@ -54,7 +55,14 @@ class Router:
     """Sends messages on their way. All methods are synchronous; what waits is in `_parked` and the peers' tables."""
 
     def __init__(
-        self, *, specs: Mapping[str, EntitySpec], table: RoutingTable, peers: Peers, host: Host | None, clock: Clock
+        self,
+        *,
+        specs: Mapping[str, EntitySpec],
+        table: RoutingTable,
+        peers: Peers,
+        host: Host | None,
+        clock: Clock,
+        deposits: Deposits,
     ) -> None:
         self._specs = specs
         self.table = table
@@ -74,6 +82,11 @@ class Router:
         self._moved_timer: asyncio.TimerHandle | None = None
         self.stranded: Callable[[], None] = lambda: None
         """Told when a message starts to wait for an owner."""
+        self.deposits = deposits
+        deposits.route = self.route
+        deposits.unpark = self._unpark
+        deposits.ask_a_runner = self._ask_a_runner
+        deposits.park = self.wait_for_owner
         self.watch: Callable[[Message], None]
         """Has `expire` called at the message's new deadline."""
         self.undeliverable: Callable[[Message], ActorhubError | None] = lambda _message: None
@@ -99,7 +112,7 @@ class Router:
     def route(self, message: Message) -> None:
         """Deliver here, send to the owner, or park until there is one. Errors arrive as the message's reply."""
         host = self.host
-        if host is not None:
+        if host is not None and message.durable is None:
             hosted = host.types.get(message.spec.entity_type)
             if hosted is not None and (cell := hosted.cells.get(message.entity_id)) is not None:
                 self._local += 1
@@ -114,7 +127,10 @@ class Router:
             shard_id = message.shard = self.shard_of(self._specs[message.spec.entity_type], message.entity_id)
         if host is not None and (shard := host.shards.get(shard_id)) is not None:
             self._local += 1
-            host.submit(message, shard)
+            if message.durable is None:
+                host.submit(message, shard)
+            else:
+                host.take_durable(message, shard)
             return
         owner = self.table.owner(shard_id)
         peer = self._peers.by_runner(owner.runner) if owner is not None else None
@@ -212,7 +228,13 @@ class Router:
                 self.lost(message, peer, f"the link broke before the reply came: {reason}")
 
     def lost(self, message: Message, peer: Peer, reason: str) -> None:
-        """The peer may or may not have run the call, and its answer will not come or does not count."""
+        """The peer may or may not have run the call, and its answer will not come or does not count.
+
+        A durable call is sent again: it is known by its id, and runs once.
+        """
+        if message.durable is not None or message.resumes():
+            self._again(message)
+            return
         message.phase = DONE
         message.failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
 
@@ -222,7 +244,9 @@ class Router:
         left = message.what + "(" + message.entity_id + ")"
         if phase in (NEW, PARKED):
             message.phase = DONE
-            message.failed(EntityNotAssigned(f"{left}: no runner owned its shard {message.shard} before the deadline"))
+            sent_before = message.durable is not None and message.durable.is_repeated
+            text = f"{left}: no runner owned its shard {message.shard} before the deadline"
+            message.failed(EntityNotAssigned(text, possibly_executed=sent_before))
         elif phase == QUEUED:
             self.withdraw(message, CallTimeout(f"{left}: it waited in the mailbox until the deadline"))
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
@@ -282,6 +306,8 @@ class Router:
             return
         message.phase = NEW
         message.peer = None
+        if message.durable is not None:
+            message.durable = msgspec.structs.replace(message.durable, is_repeated=True, is_deposit=False)
         self.route(message)
 
     def _send(self, message: Message, peer: Peer) -> None:
@@ -317,6 +343,8 @@ class Router:
                 message.message_id,
                 message.credit,
                 message.waits_for_room,
+                message.durable,
+                message.skip,
             )
         )
 
@@ -331,7 +359,26 @@ class Router:
         message.phase = PARKED
         self._parked_count += 1
         self._parked.setdefault(shard, deque()).append(message)
+        if message.kind == TELL and message.durable is not None and not message.durable.is_stored:
+            self.deposits.parked(message)
         self.stranded()
+
+    def _unpark(self, message: Message) -> None:
+        shard = message.shard
+        assert shard is not None
+        parked = self._parked.get(shard)
+        if parked is not None and message in parked:
+            parked.remove(message)
+            self._parked_count -= 1
+
+    def _ask_a_runner(self, message: Message) -> bool:
+        """Have any runner store a durable tell that this process cannot store."""
+        peers = self._peers.runners()
+        if not peers or message.durable is None:
+            return False
+        message.durable = msgspec.structs.replace(message.durable, is_deposit=True)
+        self._send(message, peers[0])
+        return True
 
 
 def _shard_key(spec: EntitySpec, shard_key: Callable[[str], str], entity_id: str) -> str:

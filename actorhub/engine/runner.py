@@ -10,13 +10,16 @@ from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import Leaving, Members, Owners
 from actorhub.core.errors import (
+    ActorhubError,
     PersistenceError,
     RunnerUnavailable,
 )
 from actorhub.engine.blocking import BlockedLoopWatch
 from actorhub.engine.cell import HostedType
 from actorhub.engine.host import Host
-from actorhub.engine.inbound import Inbound, Limits
+from actorhub.engine.inbound import Inbound
+from actorhub.engine.limits import Limits
+from actorhub.engine.message import Message
 from actorhub.engine.node import Node
 from actorhub.engine.ownership import Ownership
 from actorhub.engine.peers import Peer
@@ -34,6 +37,12 @@ MACHINE_LEASE: Final = timedelta(seconds=60)
 """How long a machine id is leased for; runners renew their own and their clients'."""
 RENEW_MACHINE: Final = 15.0
 """Seconds between renewals."""
+_LOOK: Final = 10.0
+"""Seconds between looks into the store for messages that nobody told this runner of: the safety net."""
+_FORGET_STEP: Final = 1000
+_FORGET_PAUSE: Final = 0.02
+_FORGET_LOOK: Final = 10.0
+"""Seconds between looks for settled messages whose retention is over."""
 
 
 class Door:
@@ -69,6 +78,7 @@ class Runner:
         shards_per_group: int,
     ) -> None:
         self.info = info
+        self._specs = specs
         self.storage = storage
         self.node = node = Node(
             specs=specs,
@@ -77,8 +87,10 @@ class Runner:
             incarnation=info.runner.incarnation,
             limits=limits,
             news=self,
+            store=storage.messages,
         )
         node.router.stranded = self._start_refresh
+        node.peers.refused = self._unreachable
         self.shards_per_group = shards_per_group
         self.ownership = Ownership(
             storage=storage,
@@ -95,16 +107,17 @@ class Runner:
             lease=self.ownership,
             supervisor=node.supervisor,
             incarnation=info.runner.incarnation,
-            max_message_bytes=limits.max_message_bytes,
-            max_resident=limits.max_resident,
+            limits=limits,
         )
         inbound = Inbound(host=self.host, router=node.router, lease=self.ownership, clock=clock, limits=limits)
         self.inbound = node.exchange.inbound = inbound
         inbound.is_coming = self._is_coming
         inbound.dropped = node.tell_failed
         self.host.turns.send = node.router.route
-        self.host.reroute = inbound.give_back
-        self.host.mistrusted = self._mistrusted
+        self.host.reroute = self.host.delivery.reroute = inbound.give_back
+        self.host.mistrusted = self.host.requests.mistrusted = self._mistrusted
+        self.host.delivery.mistrusted = self.host.delivery.settlement.mistrusted = self._mistrusted
+        self.host.runs.shard_of = self._shard_of
         self.known_runners: Sequence[LiveRunner] = ()
         self.machine_id = -1
         self.machine_id_until = 0.0
@@ -120,6 +133,11 @@ class Runner:
         self.watch.start()
         _ = self.node.supervisor.loop("residency", self.host.residency.run)
         _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
+        if any(handler.durable for spec in self._hosted_specs for handler in spec.handlers.values()):
+            _ = self.node.supervisor.loop("backlog", self.host.delivery.backlog.run)
+            _ = self.node.supervisor.loop("schedule", self.host.delivery.schedule.run)
+            _ = self.node.supervisor.loop("look into the store", self._keep_looking)
+            _ = self.node.supervisor.loop("retention", self._keep_forgetting)
 
     async def leave(self, grace: float) -> None:
         """Hand every shard over, then end. Bounded by about `grace` seconds, after which the rest is cut off."""
@@ -191,6 +209,7 @@ class Runner:
         """A broken link may be a dead runner: its locks will tell."""
         if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
             self.ownership.suspect(peer.runner.incarnation)
+            self.host.delivery.sender_lost()
 
     def owners(self, peer: Peer, news: Owners) -> None:
         """Shards were released: perhaps for us."""
@@ -203,8 +222,34 @@ class Runner:
     def _is_coming(self, shard: ShardId) -> bool:
         return self.ownership.state(shard) == "acquiring"
 
+    @property
+    def _hosted_specs(self) -> list[EntitySpec]:
+        return [hosted.spec for hosted in self.host.types.values()]
+
+    def _shard_of(self, message: Message) -> ShardId:
+        return self.node.router.shard_of(self._specs[message.spec.entity_type], message.entity_id)
+
+    async def _keep_looking(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK * (0.5 + self.node.clock.random()))
+            self.host.delivery.poll()
+
+    async def _keep_forgetting(self) -> None:
+        """Forget settled messages whose retention is over, in small steps, so that nobody waits for it."""
+        while True:
+            removed = await self.storage.messages.remove_expired(_FORGET_STEP)
+            # One runner at work is enough, but any may be it: with full steps it goes on, else all look rarely.
+            full = removed >= _FORGET_STEP
+            await asyncio.sleep(_FORGET_PAUSE if full else _FORGET_LOOK * (0.5 + self.node.clock.random()))
+
     def _mistrusted(self, shard: ShardId) -> None:
         self.ownership.mistrust(shard)
+
+    def _unreachable(self, address: str, error: ActorhubError) -> None:
+        """A registered runner cannot be reached: perhaps it is dead, and was so before this one started."""
+        for known in self.known_runners:
+            if known.info.runner.address == address:
+                self.ownership.suspect(known.info.runner.incarnation)
 
     def _tell_members(self, peers: Sequence[Peer]) -> None:
         live = [runner.info.runner for runner in self.known_runners] or [self.info.runner]

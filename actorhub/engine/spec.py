@@ -7,6 +7,7 @@ from typing import Any
 
 from actorhub.core.codec import Codec
 from actorhub.core.errors import MalformedMessage, UnknownHandler
+from actorhub.core.retry import DEFAULT_RETRY, Retry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,12 @@ class HandlerSpec:
     reentrant: bool = False
     timeout: float | None = None
     """Seconds that one run may take."""
+    durable: bool = False
+    """Its messages are stored before they are acknowledged."""
+    retry: Retry = DEFAULT_RETRY
+    """How often a durable message is run, and how long apart."""
+    retention: float | None = None
+    """Seconds that a durable message's reply and key are kept; `None`: the cluster's setting."""
 
     def decode_arguments(self, body: bytes) -> tuple[Any, ...]:
         """Return the full positional arguments in `body`, with defaults where an older caller left them out.

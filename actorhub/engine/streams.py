@@ -14,7 +14,7 @@ from actorhub.core.codec import check_size
 from actorhub.core.errors import ActorhubError, EntityError, RunnerUnavailable
 from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, EXCLUSIVE, Cell
 from actorhub.engine.message import DONE, FOREVER, NEW, RUNNING, Message, running
-from actorhub.engine.results import Results, commit_now, handler_failed, roll_back
+from actorhub.engine.results import Results, handler_failed, roll_back
 from actorhub.engine.supervision import Supervisor
 from actorhub.engine.turns import Turns, run_in
 
@@ -80,6 +80,8 @@ class Producer:
         self._is_over = False
         self._ran = False
         self._since_pause = 0
+        self._to_skip = message.skip
+        """Items that the consumer has from an earlier run."""
 
     def grant(self, count: int) -> None:
         """Let `count` more items leave, because the consumer took as many."""
@@ -176,10 +178,11 @@ class Producer:
                     item = await run_in(context, generator.__anext__())
                 except StopAsyncIteration:
                     await self._save(cell)
-                    self._turns.send_told(message)
                     return
                 await self._save(cell)
-                self._turns.send_told(message)
+                if self._to_skip > 0:
+                    self._to_skip -= 1
+                    continue
                 self._emit(check_size(spec.result.encode(item), self._max_bytes, f"{message.what}: item"))
         finally:
             async with asyncio.timeout(_CLOSE_LIMIT):
@@ -239,10 +242,10 @@ class Producer:
             self._message.phase = RUNNING
 
     async def _save(self, cell: Cell) -> None:
-        """Commit what this step changed, before its item leaves."""
+        """Commit what this step changed and told, before its item leaves."""
         message = self._message
-        if cell.record is None or message.is_nested or (data := self._results.changed_state(cell)) is None:
-            return
-        if message.spec.readonly:
+        data = None if cell.record is None or message.is_nested else self._results.changed_state(cell)
+        if data is not None and message.spec.readonly:
             raise TypeError(f"{message.what} is readonly and changed the state: remove readonly=True")
-        await commit_now(cell, message.epoch, data)
+        if data is not None or message.outbox:
+            await self._results.runs.commit_part(message, cell, data)

@@ -54,6 +54,10 @@ class Outcomes(Protocol):
         """Take over a message whose handler is a stream."""
         ...
 
+    def may_run(self, message: Message) -> bool:
+        """Whether a durable message may run now; if not, `Turns.resume` or `Turns.ended` is called for it later."""
+        ...
+
 
 class Turns:
     """Runs messages on cells, one exclusive run per cell at a time, in the order in which they were accepted.
@@ -122,6 +126,10 @@ class Turns:
                 message.accepted()
             self._start(message)
 
+    def resume(self, message: Message) -> None:
+        """Go on with a message that has its turn and waited for the store."""
+        self._start(message)
+
     def ended(self, message: Message) -> None:
         """Give the turn of a finished run back and start what waited for it."""
         cell = message.cell
@@ -140,6 +148,8 @@ class Turns:
         """Send what the handler told so far: the work that it belongs to is committed."""
         outbox, message.outbox = message.outbox, None
         for told in outbox or ():
+            if told.durable is not None:
+                told.durable.is_stored = True
             self.send(told)
 
     def abandon(self, message: Message, error: ActorhubError) -> None:
@@ -248,11 +258,17 @@ class Turns:
             self.not_owned(message)
             return None
         cell.last_used = now
+        if spec.durable and not spec.stream and not self.outcomes.may_run(message):
+            return None
         message.epoch = cell.shard.epoch
         self.started += 1
         if spec.stream:
             self.outcomes.stream(message)
             return None
+        return self._coroutine(message, cell)
+
+    def _coroutine(self, message: Message, cell: Cell) -> "Coroutine[Any, Any, Any] | None":
+        spec = message.spec
         try:
             args = message.args if message.args is not None else spec.decode_arguments(message.body)
             return spec.function(cell.instance, *args)  # type: ignore[no-any-return]

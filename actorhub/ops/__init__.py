@@ -16,7 +16,7 @@ from actorhub.transport.grpc import AddService
 def port_services(door: Door, specs: Mapping[str, EntitySpec], settings: Settings) -> Sequence[AddService]:
     """Return the services that share the runner's port."""
     return (
-        partial(add_admin, door, Colleagues(settings)),
+        partial(add_admin, door, Colleagues(settings), specs),
         partial(add_gateway, door, specs),
         partial(add_health, door),
     )

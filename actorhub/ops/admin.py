@@ -1,5 +1,6 @@
 """`actorhub.admin.v1`: requests in, answers out; what the answers say is `survey`'s."""
 
+from collections.abc import Mapping
 from typing import Final, cast
 
 import grpc.aio
@@ -7,9 +8,11 @@ import grpc.aio
 from actorhub.core.address import ShardId
 from actorhub.core.errors import MalformedMessage
 from actorhub.engine.runner import Door
+from actorhub.engine.spec import EntitySpec
 from actorhub.ops.colleagues import Colleagues
 from actorhub.ops.health import obstacle
 from actorhub.ops.local import resident_entities, runner_numbers
+from actorhub.ops.messages import Messages
 from actorhub.ops.replies import Rpc, answered, runner_of
 from actorhub.ops.survey import Survey
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
@@ -23,9 +26,10 @@ _LONGEST_PAGE: Final = 5_000
 class Admin:
     """The service of the runner behind a door."""
 
-    def __init__(self, door: Door, colleagues: Colleagues) -> None:
+    def __init__(self, door: Door, colleagues: Colleagues, specs: Mapping[str, EntitySpec]) -> None:
         self._door = door
         self._colleagues = colleagues
+        self._specs = specs
 
     async def ListRunners(self, request: pb.ListRunnersRequest, context: Rpc) -> pb.ListRunnersReply:  # noqa: N802
         """Return every runner."""
@@ -50,6 +54,30 @@ class Admin:
     async def Health(self, request: pb.HealthRequest, context: Rpc) -> pb.HealthReply:  # noqa: N802
         """Return whether this runner takes work."""
         return await answered(context, self._health())
+
+    async def ListMessages(self, request: pb.ListMessagesRequest, context: Rpc) -> pb.ListMessagesReply:  # noqa: N802
+        """Return a page of durable messages."""
+        return await answered(context, self._list_messages(request, only_dead=False))
+
+    async def GetMessage(self, request: pb.GetMessageRequest, context: Rpc) -> pb.Message:  # noqa: N802
+        """Return one durable message."""
+        return await answered(context, self._get_message(request))
+
+    async def ListDeadLetters(self, request: pb.ListMessagesRequest, context: Rpc) -> pb.ListMessagesReply:  # noqa: N802
+        """Return a page of dead letters."""
+        return await answered(context, self._list_messages(request, only_dead=True))
+
+    async def Retry(self, request: pb.RetryRequest, context: Rpc) -> pb.RetryReply:  # noqa: N802
+        """Make messages run again."""
+        return await answered(context, self._retry(request))
+
+    async def Purge(self, request: pb.PurgeRequest, context: Rpc) -> pb.PurgeReply:  # noqa: N802
+        """Delete dead letters."""
+        return await answered(context, self._purge(request))
+
+    async def CancelMessage(self, request: pb.CancelMessageRequest, context: Rpc) -> pb.CancelMessageReply:  # noqa: N802
+        """End a message that does not run."""
+        return await answered(context, self._cancel_message(request))
 
     async def _list_runners(self, request: pb.ListRunnersRequest) -> pb.ListRunnersReply:
         runner = runner_of(self._door)
@@ -107,6 +135,24 @@ class Admin:
             live_runners=len(runner.ownership.members),
         )
 
+    async def _list_messages(self, request: pb.ListMessagesRequest, *, only_dead: bool) -> pb.ListMessagesReply:
+        return await self._messages().listed(request, only_dead=only_dead)
+
+    async def _get_message(self, request: pb.GetMessageRequest) -> pb.Message:
+        return await self._messages().whole(request.message_id)
+
+    async def _retry(self, request: pb.RetryRequest) -> pb.RetryReply:
+        return await self._messages().retry(request)
+
+    async def _purge(self, request: pb.PurgeRequest) -> pb.PurgeReply:
+        return pb.PurgeReply(purged=await self._messages().purge(request))
+
+    async def _cancel_message(self, request: pb.CancelMessageRequest) -> pb.CancelMessageReply:
+        return await self._messages().cancel(request.message_id)
+
+    def _messages(self) -> Messages:
+        return Messages(runner_of(self._door), self._specs)
+
     def _survey(self) -> Survey:
         return Survey(runner_of(self._door), self._colleagues)
 
@@ -132,6 +178,6 @@ def _entities_reply(entities: list[pb.Entity], silent: list[str], *, is_last: bo
     return pb.ListEntitiesReply(entities=entities, next_page_token=token, silent_runners=silent)
 
 
-def add_admin(door: Door, colleagues: Colleagues, server: grpc.aio.Server) -> None:
+def add_admin(door: Door, colleagues: Colleagues, specs: Mapping[str, EntitySpec], server: grpc.aio.Server) -> None:
     """Make `server` answer for the runner behind `door`."""
-    pb_grpc.add_AdminServicer_to_server(cast("pb_grpc.AdminServicer", Admin(door, colleagues)), server)
+    pb_grpc.add_AdminServicer_to_server(cast("pb_grpc.AdminServicer", Admin(door, colleagues, specs)), server)

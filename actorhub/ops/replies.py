@@ -8,6 +8,7 @@ import grpc
 
 from actorhub.core.errors import (
     ActorhubError,
+    AlreadyProcessing,
     CallTimeout,
     ConfigurationError,
     EntityNotAssigned,
@@ -16,6 +17,7 @@ from actorhub.core.errors import (
     MessageTooLarge,
     UnknownEntityType,
     UnknownHandler,
+    UnknownMessage,
 )
 from actorhub.engine.runner import Door, Runner
 
@@ -24,6 +26,12 @@ T = TypeVar("T")
 _log: Final = logging.getLogger("actorhub.ops")
 
 _LONGEST_TEXT: Final = 2000
+
+
+class NotServing(ActorhubError):
+    """This runner cannot answer (yet, or any more). Seen by the caller; another runner may answer."""
+
+
 _STATUS: Final[tuple[tuple[type[ActorhubError], grpc.StatusCode], ...]] = (
     (MalformedMessage, grpc.StatusCode.INVALID_ARGUMENT),
     (ConfigurationError, grpc.StatusCode.INVALID_ARGUMENT),
@@ -31,13 +39,11 @@ _STATUS: Final[tuple[tuple[type[ActorhubError], grpc.StatusCode], ...]] = (
     (UnknownEntityType, grpc.StatusCode.NOT_FOUND),
     (UnknownHandler, grpc.StatusCode.NOT_FOUND),
     (EntityNotAssigned, grpc.StatusCode.NOT_FOUND),
+    (UnknownMessage, grpc.StatusCode.NOT_FOUND),
+    (AlreadyProcessing, grpc.StatusCode.FAILED_PRECONDITION),
     (MailboxFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (CallTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
-
-
-class NotServing(ActorhubError):
-    """This runner cannot answer (yet, or any more). Seen by the caller; another runner may answer."""
 
 
 class Rpc(Protocol):

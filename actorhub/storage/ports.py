@@ -9,6 +9,7 @@ import msgspec
 
 from actorhub.core.address import RunnerInfo, ShardId, ShardOwner
 from actorhub.core.errors import ActorhubError, PersistenceError
+from actorhub.storage.message_ports import MessageStore
 
 HEARTBEAT_INTERVAL: Final = timedelta(seconds=1)
 LEASE: Final = timedelta(seconds=2.5)
@@ -112,6 +113,11 @@ class LockSession(Protocol):
 
 class Storage(Protocol):
     """One process's access to the cluster's store. All methods raise `PersistenceError` when the store fails."""
+
+    @property
+    def messages(self) -> MessageStore:
+        """The durable messages; open and closed with the storage."""
+        ...
 
     async def open(self) -> None:
         """Connect, check the server (version, durability, schema) and apply missing migrations.

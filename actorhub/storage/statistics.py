@@ -13,16 +13,26 @@ class StorageStatistics(msgspec.Struct, frozen=True, kw_only=True):
     commit_groups: int
     """Round trips that wrote them, repeats included."""
     refused: int
-    """Commits that were refused: `Fenced` and `VersionConflict`."""
+    """Writes that were refused, such as by the fence."""
     failed: int
-    """Commits and loads that ended with another `PersistenceError`."""
+    """Requests that ended with another `PersistenceError`."""
     loads: int
     """Entity states looked up, found or not."""
     load_groups: int
     reconnects: int
-    """Connections for commits and loads that had to be made anew."""
+    """Connections for grouped requests that had to be made anew."""
     waiting: int
-    """Commits and loads whose future is not done yet."""
+    """Requests whose future is not done yet."""
+    stored: int = 0
+    """Durable messages stored, those in outboxes left out."""
+    started: int = 0
+    """Runs of durable messages counted before they started."""
+    settled: int = 0
+    """Handler runs committed together with their messages."""
+    failed_runs: int = 0
+    """Runs noted as failed, to be tried again or as dead letters."""
+    message_groups: int = 0
+    """Round trips for all of these, repeats included."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -36,6 +46,11 @@ class StorageCounters:
     loads: int = 0
     load_groups: int = 0
     reconnects: int = 0
+    stored: int = 0
+    started: int = 0
+    settled: int = 0
+    failed_runs: int = 0
+    message_groups: int = 0
 
     def snapshot(self, waiting: int) -> StorageStatistics:
         """Return the counts as they are now, and how many requests wait."""

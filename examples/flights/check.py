@@ -20,6 +20,7 @@ def expected_aircraft(frame: pd.DataFrame) -> dict[str, AircraftLog]:
     flown = _flown(known)
     ends = flown.groupby("tailnum")[["origin", "dest"]].last()
     routes = dict(zip(ends.index, ends["origin"] + "-" + ends["dest"], strict=True))
+    rows = _last_rows(frame, "tailnum")
     carriers = _counts(flown, "tailnum", "carrier")
     sums = _sums(
         known,
@@ -41,6 +42,7 @@ def expected_aircraft(frame: pd.DataFrame) -> dict[str, AircraftLog]:
             arrival_delay=sums["arrival_delay"].get(tail, 0),
             on_time=sums["on_time"].get(tail, 0),
             carriers=carriers.get(tail, {}),
+            last_row=rows.get(tail, 0),
             last_route=routes.get(tail, ""),
         )
         for tail, applied in sums["records"].items()
@@ -52,6 +54,7 @@ def expected_airports(frame: pd.DataFrame) -> dict[str, AirportBook]:
     flown = _flown(frame)
     worst = flown.groupby("dest")["arr_delay"].max()
     tails = flown.groupby("dest")["tailnum"].last().to_dict()
+    rows = _last_rows(frame, "dest")
     carriers = _counts(flown, "dest", "carrier")
     origins = _counts(flown, "dest", "origin")
     sums = _sums(frame, "dest", delay="arr_delay")
@@ -66,6 +69,7 @@ def expected_airports(frame: pd.DataFrame) -> dict[str, AirportBook]:
             on_time=sums["on_time"].get(airport, 0),
             carriers=carriers.get(airport, {}),
             origins=origins.get(airport, {}),
+            last_row=rows.get(airport, 0),
             last_tail=tails.get(airport, ""),
         )
         for airport, applied in sums["records"].items()
@@ -90,6 +94,12 @@ def differences(expected: Mapping[str, T], found: Mapping[str, T]) -> list[str]:
 
 def _flown(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[frame["arr_delay"].notna()]
+
+
+def _last_rows(frame: pd.DataFrame, by: str) -> dict[str, int]:
+    """Return by entity the number of the last row that was flown, counted from 1."""
+    rows = pd.Series(range(1, len(frame) + 1), index=frame.index)[frame["arr_delay"].notna()]
+    return {str(key): int(row) for key, row in rows.groupby(frame[by]).last().items()}
 
 
 def _sums(frame: pd.DataFrame, by: str, **columns: str) -> _Sums:

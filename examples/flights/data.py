@@ -30,7 +30,8 @@ def load(count: int | None = None) -> pd.DataFrame:
 def flights_of(frame: pd.DataFrame) -> Iterator[Flight]:
     """Yield the records, in order."""
     columns = (frame[name].tolist() for name in _COLUMNS)
-    for tail, carrier, origin, destination, miles, departure, arrival, air in zip(*columns, strict=True):
+    records = enumerate(zip(*columns, strict=True), 1)
+    for row, (tail, carrier, origin, destination, miles, departure, arrival, air) in records:
         yield Flight(
             tail=tail if isinstance(tail, str) else None,
             carrier=carrier,
@@ -40,7 +41,21 @@ def flights_of(frame: pd.DataFrame) -> Iterator[Flight]:
             departure_delay=_minutes(departure),
             arrival_delay=_minutes(arrival),
             air_minutes=_minutes(air),
+            row=row,
         )
+
+
+def records_in(frame: pd.DataFrame) -> int:
+    """Return how many records there are to apply: one for each flight's destination, and for its aircraft if known."""
+    return 2 * len(frame) - int(frame["tailnum"].isna().sum())
+
+
+def describe(frame: pd.DataFrame) -> str:
+    """Return what there is, in one line."""
+    return (
+        f"data: {len(frame):,} flights, {frame['tailnum'].nunique():,} aircraft, "
+        f"{frame['dest'].nunique()} destinations: {records_in(frame):,} records to apply"
+    )
 
 
 def _minutes(value: float) -> int | None:

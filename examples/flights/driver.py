@@ -4,31 +4,14 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from time import monotonic
-from typing import Final, TypeVar
+from typing import Final
 
-from actorhub import (
-    CallTimeout,
-    Cluster,
-    EntityNotAssigned,
-    MailboxFull,
-    PersistenceError,
-    RunnerUnavailable,
-    ShuttingDown,
-)
+from actorhub import Cluster
+from examples.demo.sending import Sender
 from examples.flights.entities import Aircraft, AircraftLog, Airport, AirportBook, Flight, Noted
 
-T = TypeVar("T")
-
-PASSING: Final = (CallTimeout, EntityNotAssigned, MailboxFull, PersistenceError, RunnerUnavailable, ShuttingDown)
-"""Errors of a cluster in trouble, worth another try. All others are defects: they end the run."""
-PATIENCE: Final = 60.0
-"""Seconds for which one call is tried."""
-_FIRST_PAUSE: Final = 0.01
-_LONGEST_PAUSE: Final = 0.25
 _READ_AHEAD: Final = 2
 """Records taken up for each call in flight, so that one busy airport does not leave the others idle."""
-
-
 _MOST_RECORDS: Final = 64
 """Records in one call."""
 
@@ -79,7 +62,7 @@ class Loss:
             self._first_answer(self.first)
 
 
-class Driver:
+class Driver(Sender):
     """A client with at most `in_flight` calls under way.
 
     Args:
@@ -88,24 +71,19 @@ class Driver:
     """
 
     def __init__(self, cluster: Cluster, in_flight: int) -> None:
-        self.done = 0
-        """Records that are known to be applied."""
+        super().__init__(in_flight)
         self.calls = 0
         """Calls that succeeded."""
-        self.retries: Counter[str] = Counter()
-        """Calls that were sent again, by error."""
         self.repeated = 0
         """Records that were sent again and turned out to have been applied before."""
         self.by_runner: Counter[str] = Counter()
         """Records by the address of the runner that applied them."""
-        self._in_flight = in_flight
         self._aircraft = cluster.client(Aircraft)
         self._airports = cluster.client(Airport)
         self._aircraft_lines: dict[str, Line] = {}
         self._airport_lines: dict[str, Line] = {}
         self._ready: asyncio.Queue[Line] = asyncio.Queue()
         self._room = asyncio.Semaphore(in_flight * _READ_AHEAD)
-        self._marks: list[tuple[int, asyncio.Event]] = []
         self._loss: Loss | None = None
 
     async def run(self, flights: Iterable[Flight]) -> None:
@@ -115,7 +93,7 @@ class Driver:
             ExceptionGroup: a call failed for good.
         """
         async with asyncio.TaskGroup() as group:
-            workers = [group.create_task(self._work()) for _ in range(self._in_flight)]
+            workers = [group.create_task(self._work()) for _ in range(self.in_flight)]
             for flight in flights:
                 if flight.tail is not None:
                     await self._take_up(self._aircraft_line(flight.tail), flight)
@@ -123,13 +101,6 @@ class Driver:
             await self._ready.join()
             for worker in workers:
                 worker.cancel()
-
-    async def reached(self, records: int) -> None:
-        """Return when that many records are applied."""
-        event = asyncio.Event()
-        self._marks.append((records, event))
-        self._announce()
-        await event.wait()
 
     def homes(self) -> Counter[str]:
         """Return how many entities answered last from which runner, by its address."""
@@ -147,11 +118,11 @@ class Driver:
 
     async def aircraft(self) -> dict[str, AircraftLog]:
         """Return what every aircraft that was called holds."""
-        return await self._read({tail: self._aircraft(tail).log for tail in self._aircraft_lines})
+        return await self.results({tail: self._aircraft(tail).log for tail in self._aircraft_lines})
 
     async def airports(self) -> dict[str, AirportBook]:
         """Return what every airport that was called holds."""
-        return await self._read({code: self._airports(code).book for code in self._airport_lines})
+        return await self.results({code: self._airports(code).book for code in self._airport_lines})
 
     def _lines(self) -> Iterator[Line]:
         yield from self._aircraft_lines.values()
@@ -189,49 +160,13 @@ class Driver:
         first = line.sent + 1
         line.sent += len(flights)
         begun = monotonic()
-        noted = await self._until_done(lambda: line.record(first, flights))
+        noted = await self.until_done(lambda: line.record(first, flights))
         line.runner = noted.runner
         if self._loss is not None:
             self._loss.answered(line, begun)
         self.calls += 1
         self.by_runner[noted.runner] += len(flights)
         self.repeated += noted.repeated
-        self.done += len(flights)
         for _ in flights:
             self._room.release()
-        self._announce()
-
-    def _announce(self) -> None:
-        for mark in self._marks[:]:
-            records, event = mark
-            if self.done >= records:
-                event.set()
-                self._marks.remove(mark)
-
-    async def _until_done(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call until it succeeds; that it may have been executed is what the record's number is for."""
-        deadline = monotonic() + PATIENCE
-        pause = _FIRST_PAUSE
-        while True:
-            try:
-                return await call()
-            except PASSING as error:
-                if monotonic() > deadline:
-                    raise
-                outcome = "outcome unknown" if error.possibly_executed else "not executed"
-                self.retries[f"{type(error).__name__}, {outcome}"] += 1
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE)
-
-    async def _read(self, calls: dict[str, Callable[[], Awaitable[T]]]) -> dict[str, T]:
-        found: dict[str, T] = {}
-        left = iter(calls.items())
-
-        async def read() -> None:
-            for name, call in left:
-                found[name] = await self._until_done(call)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._in_flight, len(calls))):
-                group.create_task(read())
-        return found
+        self.advance(len(flights))

@@ -1,7 +1,10 @@
 """What the runners host: one `Aircraft` per tail number and one `Airport` per destination.
 
-A caller that loses a runner cannot know whether what it sent last was applied, so it sends it again. The records of
-each entity are therefore numbered, and record n is applied once, however often it arrives.
+A caller that loses a runner cannot know whether what it sent last was applied, so it sends it again. There are two ways
+to apply each record once, however often it arrives:
+
+- `record` takes records by volatile calls. They are numbered by entity, and the state holds the last number.
+- `note` takes one record by a durable message, whose key is the row of the record. The cluster does the rest.
 """
 
 from collections.abc import Sequence
@@ -30,6 +33,11 @@ class Flight(msgspec.Struct, frozen=True):
     """`None`: cancelled, or landed elsewhere."""
     air_minutes: int | None
     """`None`: cancelled, or landed elsewhere."""
+    row: int = 0
+    """Number of the record in the data, from 1."""
+
+    def primary_key(self) -> str:
+        return str(self.row)
 
 
 class Noted(msgspec.Struct, frozen=True):
@@ -52,7 +60,7 @@ class AircraftLog(msgspec.Struct):
     """What one aircraft did; minutes, miles and delays are sums over the legs that it flew."""
 
     applied: int = 0
-    """Number of the last record that was applied; they count from 1 without gaps."""
+    """How many records were applied."""
     legs: int = 0
     cancelled: int = 0
     diverted: int = 0
@@ -63,8 +71,10 @@ class AircraftLog(msgspec.Struct):
     on_time: int = 0
     carriers: dict[str, int] = {}
     """Legs by carrier."""
+    last_row: int = 0
+    """The highest row of a leg."""
     last_route: str = ""
-    """Origin and destination of the last leg: tells whether the records were applied in order."""
+    """Origin and destination of that leg."""
 
 
 class AirportBook(msgspec.Struct):
@@ -82,7 +92,10 @@ class AirportBook(msgspec.Struct):
     """Arrivals by carrier."""
     origins: dict[str, int] = {}
     """Arrivals by origin."""
+    last_row: int = 0
+    """The highest row of an arrival."""
     last_tail: str = ""
+    """Of that arrival."""
 
 
 def new_of(flights: Sequence[Flight], first: int, applied: int) -> Sequence[Flight]:
@@ -103,6 +116,12 @@ class Aircraft(Entity[AircraftLog], name="aircraft"):
         """Apply the aircraft's records `first`, `first + 1`, ...; those that were applied before change nothing."""
         return Noted(current().runner.address, apply_legs(self.state, first, flights))
 
+    @handler(durable=True)
+    async def note(self, flight: Flight) -> None:
+        """Apply a record, once for each row, in any order."""
+        self.state.applied += 1
+        add_leg(self.state, flight)
+
     @handler(readonly=True)
     async def log(self) -> AircraftLog:
         """Return all that is known."""
@@ -115,6 +134,12 @@ class Airport(Entity[AirportBook], name="airport"):
     async def record(self, first: int, flights: list[Flight]) -> Noted:
         """Apply the airport's records `first`, `first + 1`, ...; those that were applied before change nothing."""
         return Noted(current().runner.address, apply_arrivals(self.state, first, flights))
+
+    @handler(durable=True)
+    async def note(self, flight: Flight) -> None:
+        """Apply a record, once for each row, in any order."""
+        self.state.applied += 1
+        add_arrival(self.state, flight)
 
     @handler(readonly=True)
     async def book(self) -> AirportBook:
@@ -149,7 +174,8 @@ def add_leg(log: AircraftLog, flight: Flight) -> None:
         log.arrival_delay += flight.arrival_delay
         log.on_time += flight.arrival_delay < PROMPT_MINUTES
         log.carriers[flight.carrier] = log.carriers.get(flight.carrier, 0) + 1
-        log.last_route = f"{flight.origin}-{flight.destination}"
+        if flight.row >= log.last_row:
+            log.last_row, log.last_route = flight.row, f"{flight.origin}-{flight.destination}"
 
 
 def apply_arrivals(book: AirportBook, first: int, flights: Sequence[Flight]) -> int:
@@ -179,7 +205,8 @@ def add_arrival(book: AirportBook, flight: Flight) -> None:
         book.on_time += delay < PROMPT_MINUTES
         book.carriers[flight.carrier] = book.carriers.get(flight.carrier, 0) + 1
         book.origins[flight.origin] = book.origins.get(flight.origin, 0) + 1
-        book.last_tail = flight.tail or ""
+        if flight.row >= book.last_row:
+            book.last_row, book.last_tail = flight.row, flight.tail or ""
 
 
 hub = Hub()

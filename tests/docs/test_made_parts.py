@@ -8,8 +8,11 @@ from actorhub._call import MAX_CALLS, STREAM_WINDOW, Target
 from actorhub._declaration import EntityOptions
 from actorhub.core.config import Settings
 from actorhub.core.errors import ActorhubError, EntityError
+from actorhub.core.idempotency import MAX_KEY_BYTES
+from actorhub.core.retry import DEFAULT_RETRY
 from actorhub.engine.peers import MAX_IN_FLIGHT
 from actorhub.engine.spec import EntitySpec
+from actorhub.storage.postgres.transaction import MOST
 from tests.docs.documents import ROOT, layers, made_parts, modules, package_map, rows, section
 
 MADE = list(made_parts())
@@ -42,7 +45,11 @@ def test_the_limits_in_the_readme_are_the_defaults() -> None:
         "message and state, bytes": settings.max_message_bytes,
         "entity id, bytes of UTF-8": settings.max_entity_id_bytes,
         "chain of calls from entity to entity": settings.max_call_depth,
-        "messages waiting per entity": _default(EntitySpec, "mailbox_capacity"),
+        "messages waiting in memory per entity": _default(EntitySpec, "mailbox_capacity"),
+        "idempotency key, bytes of UTF-8": MAX_KEY_BYTES,
+        "runs of a durable message": DEFAULT_RETRY.attempts,
+        "reply and key of a durable message kept, seconds": settings.retention.total_seconds(),
+        "transactions of handlers at a time, per process": MOST,
         "calls in flight to one peer": MAX_IN_FLIGHT,
         "calls that one process waits for": MAX_CALLS,
         "timeout of an ask, seconds": _default(Target, "timeout"),

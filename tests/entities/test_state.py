@@ -264,7 +264,7 @@ async def test_a_conflicting_version_is_refused_and_the_entity_rebuilt(
     carts = client.client(Carts)("a")
     await carts.add("tea")
     changed = msgspec.msgpack.encode(Cart(changes=40))
-    memory.store._states["carts", "a"] = type(memory.store._states["carts", "a"])(2, 1, changed)
+    memory.overwrite("carts", "a", StoredState(2, changed))
     error = await failure(carts.add("tea"))
     assert isinstance(error, PersistenceError)
     async with asyncio.timeout(10):
@@ -311,7 +311,7 @@ class Old(msgspec.Struct):
 
 async def test_state_of_an_older_class_is_taken_as_far_as_it_fits(memory: MemoryCluster, cluster: Cluster) -> None:
     """Known fields are kept, new ones defaulted, unknown ones dropped; reading it commits nothing."""
-    memory.store._states["carts", "a"] = _state(memory, Old(changes=5))
+    memory.overwrite("carts", "a", StoredState(1, msgspec.msgpack.encode(Old(changes=5))))
     carts = cluster.client(Carts)("a")
     assert await carts.read() == Cart(changes=5)
     assert version(memory) == 1
@@ -325,7 +325,7 @@ async def test_state_that_does_not_fit_fails_every_call_with_a_typed_error(
     memory: MemoryCluster, cluster: Cluster
 ) -> None:
     """The error names the field; nothing runs and the stored bytes stay as they are."""
-    memory.store._states["carts", "a"] = _state(memory, {"changes": "many"})
+    memory.overwrite("carts", "a", StoredState(1, msgspec.msgpack.encode({"changes": "many"})))
     carts = cluster.client(Carts)("a")
     found = await outcomes(*(carts.add("tea") for _ in range(3)))
     for error in found:
@@ -335,12 +335,6 @@ async def test_state_that_does_not_fit_fails_every_call_with_a_typed_error(
         assert not error.possibly_executed
     assert version(memory) == 1
     assert await cluster.client(Carts)("b").add("tea") == 1
-
-
-def _state(memory: MemoryCluster, value: object):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    from actorhub.storage.memory.store import _State
-
-    return _State(1, 1, msgspec.msgpack.encode(value))
 
 
 async def test_concurrent_commits_of_many_entities_all_arrive(anywhere: Cluster) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cluster_processes import ClusterProcesses, cluster_processes
+from tests.support.durable_records import make_witness_table
 from tests.support.postgres_server import PostgresServer
 
 
@@ -13,4 +14,12 @@ from tests.support.postgres_server import PostgresServer
 async def processes(own_postgres: PostgresServer, tmp_path: Path) -> AsyncIterator[ClusterProcesses]:
     """Places for three runners on a Postgres of their own; none is started yet."""
     async with cluster_processes(own_postgres, tmp_path) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def durable_processes(own_postgres: PostgresServer, tmp_path: Path) -> AsyncIterator[ClusterProcesses]:
+    """Places for three runners of durable messages on a Postgres of their own; none is started yet."""
+    async with cluster_processes(own_postgres, tmp_path, program="tests.support.durable_program") as cluster:
+        await make_witness_table(cluster)
         yield cluster

@@ -7,10 +7,11 @@ from contextlib import AsyncExitStack
 import grpc.aio
 import pytest
 
-from actorhub import Cluster
+from actorhub import Cluster, Hub
 from actorhub.transport.grpc._pb.admin_v1_pb2_grpc import AdminStub
 from actorhub.transport.grpc._pb.client_v1_pb2_grpc import GatewayStub
-from tests.support.shop import hub
+from tests.ops import durable_shop
+from tests.support import shop
 
 
 class Port:
@@ -31,12 +32,13 @@ class Port:
 class Ports:
     """The runners of one test on one database."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, hub: Hub) -> None:
         self._url = url
+        self._hub = hub
         self.stack = AsyncExitStack()
 
     async def open(self, **settings: object) -> Port:
-        made = hub.runner(database_url=self._url, listen="127.0.0.1:0", **settings)
+        made = self._hub.runner(database_url=self._url, listen="127.0.0.1:0", **settings)
         cluster = await self.stack.enter_async_context(made)
         assert cluster.runner is not None
         channel = await self.stack.enter_async_context(grpc.aio.insecure_channel(cluster.runner.address))
@@ -54,6 +56,14 @@ class Ports:
 @pytest.fixture
 async def ports(postgres_url: str) -> AsyncIterator[Ports]:
     """Runners on an empty database, closed after the test."""
-    made = Ports(postgres_url)
+    made = Ports(postgres_url, shop.hub)
+    async with made.stack:
+        yield made
+
+
+@pytest.fixture
+async def durable_ports(postgres_url: str) -> AsyncIterator[Ports]:
+    """The same with a hub whose handlers are durable."""
+    made = Ports(postgres_url, durable_shop.hub)
     async with made.stack:
         yield made

@@ -25,14 +25,17 @@ from tests.support.proxy import TcpProxy
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 START_SECONDS: Final = 30.0
-LOCK, COMMIT, LOAD, CONTROL, OWNERSHIP = "lock", "commit", "load", "control", "ownership"
+LOCK, COMMIT, LOAD, CONTROL, OWNERSHIP, OTHER = "lock", "commit", "load", "control", "ownership", "other"
 _STORE_MARKERS: Final = {
     LOCK: b"actorhub lock",
     COMMIT: b"actorhub commit",
     LOAD: b"actorhub load",
     CONTROL: b"actorhub control",
     OWNERSHIP: b"actorhub ownership",
+    OTHER: b"actorhub ",
 }
+"""Labels of connections to Postgres; the first that fits counts."""
+_PROGRAM: Final = "tests.support.cluster_processes_program"
 
 
 async def until(condition: Callable[[], Any], what: str, deadline: float = START_SECONDS) -> None:
@@ -63,8 +66,14 @@ class RunnerProcess:
     Verbs need no order: what a signal is sent to and is gone already stays gone.
     """
 
-    def __init__(self, name: str, directory: Path, port: int, front: TcpProxy, store: TcpProxy) -> None:
+    def __init__(
+        self, name: str, directory: Path, port: int, front: TcpProxy, store: TcpProxy, *, program: str = _PROGRAM
+    ) -> None:
         self.name = name
+        self.program = program
+        """The module that its processes run."""
+        self.environment: dict[str, str] = {}
+        """What its processes are given besides this one's."""
         self.front = front
         """Between peers or clients and this runner, which advertises it."""
         self.store = store
@@ -105,8 +114,9 @@ class RunnerProcess:
         }
         with self._out.open("wb") as out, stem.with_name(f"{stem.name}.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.cluster_processes_program", json.dumps(arguments)],
+                [sys.executable, "-m", self.program, json.dumps(arguments)],
                 cwd=ROOT,
+                env={**os.environ, **self.environment},
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=log,
@@ -260,7 +270,11 @@ class ClusterProcesses:
 
     def starts(self) -> list[Start]:
         """Return every start of a handler in every process so far, in order of time."""
-        return read_starts(sorted(self._directory.glob("*.events")))
+        return read_starts(self.events())
+
+    def events(self) -> list[Path]:
+        """Return where each process wrote down what it began."""
+        return sorted(self._directory.glob("*.events"))
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[asyncpg.Record]:
         """Ask Postgres directly."""
@@ -288,7 +302,7 @@ class ClusterProcesses:
 
 @asynccontextmanager
 async def cluster_processes(
-    postgres: PostgresServer, directory: Path, count: int = 3
+    postgres: PostgresServer, directory: Path, count: int = 3, *, program: str = _PROGRAM
 ) -> AsyncGenerator[ClusterProcesses, None]:
     """Prepare places for runners; nothing of them is left afterwards."""
     query = parse_qs(urlsplit(postgres.url).query)
@@ -299,7 +313,7 @@ async def cluster_processes(
             port = _free_port()
             front = await stack.enter_async_context(TcpProxy(port))
             store = await stack.enter_async_context(TcpProxy(unix_socket, _STORE_MARKERS))
-            runners.append(RunnerProcess(f"r{number}", directory, port, front, store))
+            runners.append(RunnerProcess(f"r{number}", directory, port, front, store, program=program))
             stack.callback(runners[-1].close)
         yield ClusterProcesses(postgres, runners, directory)
 

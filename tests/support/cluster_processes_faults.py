@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -24,8 +24,15 @@ class Injected:
 class Faults:
     """Injects faults, one after the other, until `mend` puts everything right; one runner at least stays unhurt."""
 
-    def __init__(self, processes: ClusterProcesses, seed: int, longest: float = 8.0) -> None:
+    def __init__(
+        self,
+        processes: ClusterProcesses,
+        seed: int,
+        longest: float = 8.0,
+        kinds: Mapping[str, Injection] | None = None,
+    ) -> None:
         self.processes = processes
+        self.kinds = KINDS if kinds is None else kinds
         self.chance = random.Random(seed)
         self.seed = seed
         self.longest = longest
@@ -43,10 +50,10 @@ class Faults:
         if len(self._hurt) == len(self.processes.runners) - 1:
             await self.mend()
         if not self._kinds:
-            self._kinds = self.chance.sample(sorted(KINDS), len(KINDS))
+            self._kinds = self.chance.sample(sorted(self.kinds), len(self.kinds))
         kind = self._kinds.pop()
         at = time.monotonic()
-        text = await KINDS[kind](self)
+        text = await self.kinds[kind](self)
         self.done.append(Injected(at, f"{kind}: {text}"))
         return self.done[-1]
 
@@ -240,9 +247,11 @@ KINDS: Final[dict[str, Injection]] = {
 
 
 @asynccontextmanager
-async def explained_faults(processes: ClusterProcesses, seed: int, longest: float) -> AsyncGenerator[Faults, None]:
+async def explained_faults(
+    processes: ClusterProcesses, seed: int, longest: float, kinds: Mapping[str, Injection] | None = None
+) -> AsyncGenerator[Faults, None]:
     """Prepare faults; whatever fails meanwhile is told together with them and with the runners' logs."""
-    faults = Faults(processes, seed, longest)
+    faults = Faults(processes, seed, longest, kinds)
     try:
         yield faults
     except BaseException as error:

@@ -121,11 +121,12 @@ async def _read_commands() -> asyncio.StreamReader:
     return reader
 
 
-async def main(settings: dict[str, Any]) -> None:
+async def main(settings: dict[str, Any], served: Hub) -> None:
+    """Be a runner of `served` until SIGTERM or the end of the commands."""
     commands = await _read_commands()
     leave = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
-    async with hub.runner(**settings) as cluster:
+    async with served.runner(**settings) as cluster:
         runner = cluster.part
         assert isinstance(runner, Runner)
         async with asyncio.TaskGroup() as tasks:
@@ -141,4 +142,4 @@ if __name__ == "__main__":
     _events = os.open(Path(given.pop("events")), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s.%(msecs)03d %(name)s %(levelname)s %(message)s")
     # The handlers above belong to this module, which must not be imported a second time under its real name.
-    asyncio.run(main(given))
+    asyncio.run(main(given, hub))

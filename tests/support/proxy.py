@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self, TypeAlias
 
-Mode: TypeAlias = Literal["open", "cut", "black hole"]
+Mode: TypeAlias = Literal["open", "cut", "black hole", "held answers"]
 
 _LOOKED_AT_BYTES: Final = 4096
 _CHUNK_BYTES: Final = 65536
@@ -18,24 +18,31 @@ class _Connection:
     def __init__(self) -> None:
         self.label = ""
         self.writers: list[asyncio.StreamWriter] = []
-        self.may_pass = asyncio.Event()
+        self.may_ask = asyncio.Event()
+        self.may_answer = asyncio.Event()
 
     def apply(self, mode: Mode) -> None:
         if mode == "cut":
             for writer in self.writers:
                 writer.transport.abort()
-        if mode == "black hole":
-            self.may_pass.clear()
-        else:
-            self.may_pass.set()
+        _allow(self.may_ask, mode != "black hole")
+        _allow(self.may_answer, mode not in ("black hole", "held answers"))
+
+
+def _allow(gate: asyncio.Event, is_open: bool) -> None:
+    if is_open:
+        gate.set()
+    else:
+        gate.clear()
 
 
 class TcpProxy:
     """Passes bytes between its clients and one target, as long as it is let.
 
     `cut` resets connections, the present and the new ones. `black_hole` keeps them open, takes new ones, and passes
-    nothing; what was underway arrives after `heal`, as it does after a real partition. Each verb takes a label: it then
-    concerns only the connections whose first bytes contain the label's marker.
+    nothing; what was underway arrives after `heal`, as it does after a real partition. `hold_answers` lets the target
+    hear everything, and its clients nothing. Each verb takes a label: it then concerns only the connections whose first
+    bytes contain the label's marker.
     """
 
     def __init__(self, target: int | Path, markers: Mapping[str, bytes] | None = None) -> None:
@@ -49,7 +56,7 @@ class TcpProxy:
         self.connections = 0
         """How many clients connected so far."""
         self.held_bytes = 0
-        """How many bytes arrived in black holes so far."""
+        """How many bytes arrived so far that had to wait."""
         self.markers = dict(markers or {})
         self._target = target
         self._modes: dict[str, Mode] = {}
@@ -84,6 +91,10 @@ class TcpProxy:
         """Pass nothing until `heal`, without telling anybody."""
         self._set(label, "black hole")
 
+    def hold_answers(self, label: str = "") -> None:
+        """Pass what clients say, and nothing of what they are told until `heal`; after `cut` they never hear it."""
+        self._set(label, "held answers")
+
     def heal(self, label: str = "") -> None:
         """Pass everything again."""
         self._set(label, "open")
@@ -111,8 +122,8 @@ class TcpProxy:
             connection.writers.append(back_writer)
             connection.apply(self._mode(connection))
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._pass(connection, reader, back_writer, label=True))
-                tasks.create_task(self._pass(connection, back_reader, writer, label=False))
+                tasks.create_task(self._pass(connection, reader, back_writer, is_client=True))
+                tasks.create_task(self._pass(connection, back_reader, writer, is_client=False))
         except* OSError:
             pass  # The target is down, or the client went away: both ends are closed below.
         finally:
@@ -121,16 +132,17 @@ class TcpProxy:
                 each.transport.abort()
 
     async def _pass(
-        self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, label: bool
+        self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_client: bool
     ) -> None:
+        gate = connection.may_ask if is_client else connection.may_answer
         seen = b""
         while data := await reader.read(_CHUNK_BYTES):
-            if label and not connection.label and len(seen) < _LOOKED_AT_BYTES:
+            if is_client and not connection.label and len(seen) < _LOOKED_AT_BYTES:
                 seen += data
                 self._label(connection, seen)
-            if not connection.may_pass.is_set():
+            if not gate.is_set():
                 self.held_bytes += len(data)
-                await connection.may_pass.wait()
+                await gate.wait()
             writer.write(data)
             await writer.drain()
         # The other direction ends with this one: nobody here uses half-open connections.

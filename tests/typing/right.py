@@ -1,7 +1,7 @@
 """Everything that users may write; both checkers accept all of it and infer these types."""
 
 import asyncio
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
 from actorhub import Client, Cluster, EntityError, MailboxFull, ShardId, Snowflake, current
@@ -32,6 +32,20 @@ async def tell(cluster: Cluster) -> None:
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(orders("ada").count())
     assert_type(task.result(), int)
+
+
+async def store(cluster: Cluster) -> None:
+    orders = cluster.client(Orders)
+    assert_type(await orders("ada").pay(EVENT), Receipt)
+    assert_type(await orders("ada").pay(EVENT, 7, gift=True), Receipt)
+    async for receipt in orders("ada").history(since=0):
+        assert_type(receipt, Receipt)
+    assert_type(orders.options(key="o-1"), Client[Orders])
+    assert_type(await orders.options(key="o-1").options(key=None)("ada").pay(EVENT), Receipt)
+    assert_type(await cluster.tell(orders("ada").pay(EVENT), deliver_at=datetime.now(UTC), key="o-1"), int)
+    assert_type(await cluster.tell(orders("ada").pay(EVENT), delay=timedelta(hours=1), key=None), int)
+    assert_type(await current().tell(orders("ada").pay(EVENT), deliver_at=datetime.now(UTC), key="o-1"), int)
+    assert_type(await current().tell(orders("ada").pay(EVENT), delay=timedelta(hours=1)), int)
 
 
 async def fail(cluster: Cluster) -> None:

@@ -5,13 +5,16 @@ from datetime import timedelta
 
 import msgspec
 
-from actorhub import Entity, EntityError, Hub, current, handler
+from actorhub import Entity, EntityError, Hub, Retry, current, handler
 
 
 class OrderPlaced(msgspec.Struct, frozen=True):
     order_id: str
     sku: str
     quantity: int
+
+    def primary_key(self) -> str:
+        return self.order_id
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -57,6 +60,18 @@ class Orders(Entity[Ledger], name="orders", max_idle=timedelta(minutes=5), mailb
 
     @handler(reentrant=True)
     async def watch(self, since: int) -> AsyncIterator[Receipt]:
+        yield Receipt(since, 2)
+
+    @handler(
+        durable=True,
+        retry=Retry(attempts=3, initial=timedelta(seconds=1), maximum=timedelta(minutes=1), on=(OutOfStock,)),
+        retention=timedelta(hours=1),
+    )
+    async def pay(self, event: OrderPlaced, /, cents: int = 5, *, gift: bool = False) -> Receipt:
+        return Receipt(self.state.placed, 0 if gift else cents * event.quantity)
+
+    @handler(durable=True)
+    async def history(self, since: int) -> AsyncIterator[Receipt]:
         yield Receipt(since, 2)
 
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.agreement import check_agreement
+from actorhub.storage.memory.messages import MemoryMessages
 from actorhub.storage.memory.session import MemoryLockSession
 from actorhub.storage.memory.store import MemoryStore
 from actorhub.storage.ports import (
@@ -34,10 +35,16 @@ class MemoryStorage:
         self._commits: list[tuple[StateCommit, str, Future[None]]] = []
         self._loads: list[tuple[tuple[str, str], Future[StoredState | None]]] = []
         self._closed = False
+        self._messages = MemoryMessages(store.messages, self._counters, self._check_open)
+
+    @property
+    def messages(self) -> MemoryMessages:
+        """The durable messages; open and closed with the storage."""
+        return self._messages
 
     def statistics(self) -> StorageStatistics:
         """Return the counts as they are now."""
-        return self._counters.snapshot(len(self._commits) + len(self._loads))
+        return self._counters.snapshot(len(self._commits) + len(self._loads) + len(self._messages))
 
     async def open(self) -> None:
         """Begin to serve.
@@ -53,6 +60,7 @@ class MemoryStorage:
         """Carry out what waits, then refuse everything. Can be called twice."""
         self._flush_loads()
         self._flush_commits()
+        self._messages.flush()
         self._closed = True
 
     async def agree(self, values: ClusterValues, groups: int = 1) -> None:
@@ -92,6 +100,7 @@ class MemoryStorage:
         """Write that nobody owns `shards` (shard to epoch) any more, where (`incarnation`, epoch) still owns them."""
         store = await self._reached()
         self._flush_commits()
+        self._messages.flush()
         store.release(shards, incarnation)
 
     async def shards(self) -> Sequence[ShardRow]:

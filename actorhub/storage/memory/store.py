@@ -11,6 +11,8 @@ import msgspec
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
+from actorhub.storage.memory.message_table import MessageTable
+from actorhub.storage.memory.state_table import StateRow, StateTable
 from actorhub.storage.ports import (
     SESSION_IDLE_LIMIT,
     ClusterValues,
@@ -19,7 +21,6 @@ from actorhub.storage.ports import (
     ShardRow,
     StateCommit,
     StoredState,
-    VersionConflict,
 )
 
 MACHINE_IDS: Final = 1024
@@ -28,12 +29,6 @@ MACHINE_IDS: Final = 1024
 class _Shard(msgspec.Struct):
     epoch: int = 0
     owner: RunnerAddress | None = None
-
-
-class _State(msgspec.Struct, frozen=True):
-    version: int
-    epoch: int
-    data: bytes
 
 
 class _Registration(msgspec.Struct):
@@ -75,7 +70,9 @@ class MemoryStore:
         self._locks: dict[ShardId, ServerSession] = {}
         self._runners: dict[str, _Registration] = {}
         self._shards: dict[ShardId, _Shard] = {}
-        self._states: dict[tuple[str, str], _State] = {}
+        self._states = StateTable()
+        self.messages = MessageTable(clock, self._states, self._owns)
+        """The durable messages."""
         self._machine_ids: dict[str, _Lease] = {}
 
     def freeze_sessions(self, incarnation: str) -> int:
@@ -211,8 +208,11 @@ class MemoryStore:
 
     def load(self, key: tuple[str, str]) -> StoredState | None:
         """Return an entity's committed state."""
-        state = self._states.get(key)
-        return None if state is None else StoredState(state.version, state.data)
+        return self._states.load(key)
+
+    def overwrite(self, key: tuple[str, str], state: StoredState, epoch: int = 1) -> None:
+        """Write a state without asking who owns what, as somebody with psql can."""
+        self._states.write(key, StateRow(state.version, epoch, state.data))
 
     def commit(self, commit: StateCommit, incarnation: str) -> None:
         """Write a state, or see that this very commit was written before.
@@ -222,15 +222,13 @@ class MemoryStore:
             VersionConflict: another version is stored.
         """
         key = (commit.entity_type, commit.entity_id)
-        stored = self._states.get(key)
-        made = _State(commit.version, commit.epoch, commit.data)
-        if stored == made:
+        made = StateRow(commit.version, commit.epoch, commit.data)
+        if self._states.holds(key, made):
             return
         if not self._owns(incarnation, commit.shard, commit.epoch):
             raise Fenced(f"{commit.shard} does not belong to {incarnation} at epoch {commit.epoch} any more")
-        if (stored.version if stored else 0) != commit.version - 1:
-            raise VersionConflict(f"{'/'.join(key)}: version {commit.version - 1} is not the stored one")
-        self._states[key] = made
+        self._states.check(key, made)
+        self._states.write(key, made)
 
     def lease_machine_id(self, holder: str, duration: timedelta) -> int | None:
         """Return the holder's id, renewed, else a fresh one, else the one that expired first; `None`: all are taken."""

@@ -5,7 +5,7 @@ import contextlib
 import socket
 from collections.abc import AsyncGenerator, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import asyncpg
 
@@ -14,7 +14,9 @@ from actorhub.storage.postgres.errors import FOREIGN_ERRORS, refused_connection
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
+    TransactionPool: TypeAlias = asyncpg.Pool[asyncpg.Record]
 else:
+    TransactionPool = asyncpg.Pool
     Connection = asyncpg.Connection
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=4)
@@ -33,6 +35,12 @@ _BASE_SETTINGS: Final = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "5s",
 }
+_TRANSACTION_SETTINGS: Final = {
+    # Handlers await other things between their statements; a commit holds its fence no longer than a statement.
+    "idle_in_transaction_session_timeout": "15s",
+    "statement_timeout": "10s",
+}
+_TRANSACTION_IDLE_LIMIT: Final = timedelta(minutes=1)
 _SOCKET_OPTIONS: Final = {
     "TCP_KEEPIDLE": 5,
     "TCP_KEEPINTVL": 2,
@@ -80,12 +88,36 @@ class Target:
         except ValueError as exc:
             raise ConfigurationError(f"the database URL cannot be read: {exc}") from exc
 
+    async def transaction_pool(self, name: str, size: int) -> TransactionPool:
+        """Return a pool of at most `size` connections with the role's own search path, without connecting yet."""
+
+        async def prepare(connection: Connection) -> None:
+            _keep_alive(connection)
+
+        return await asyncpg.create_pool(
+            self.url,
+            min_size=0,
+            max_size=size,
+            init=prepare,
+            max_inactive_connection_lifetime=_TRANSACTION_IDLE_LIMIT.total_seconds(),
+            server_settings={**_BASE_SETTINGS, **_TRANSACTION_SETTINGS, "application_name": name},
+            timeout=CONNECT_TIMEOUT.total_seconds(),
+        )
+
     def __repr__(self) -> str:
         return f"Target({self.namespace!r})"
 
 
+class Terminable(Protocol):
+    """A connection, of our own or of a pool."""
+
+    def terminate(self) -> None:
+        """End it at once."""
+        ...
+
+
 @contextlib.asynccontextmanager
-async def deadline(connection: Connection, limit: timedelta) -> AsyncGenerator[None]:
+async def deadline(connection: Terminable, limit: timedelta) -> AsyncGenerator[None]:
     """End `connection` when the body takes longer than `limit`, or fails or is cancelled while a statement runs.
 
     Ending the connection is what wakes the body: asyncpg answers a cancelled wait by asking the server, over another

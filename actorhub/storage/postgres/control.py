@@ -1,8 +1,9 @@
 """Statements that are too rare to be grouped, over one connection that is made when it is needed."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Final
 
 import asyncpg
@@ -19,9 +20,10 @@ _SETTINGS: Final = {"statement_timeout": "10s", "lock_timeout": "2s"}
 class ControlConnection:
     """One statement at a time; a lost connection fails the statement under way, the next one connects again."""
 
-    def __init__(self, target: Target, name: str) -> None:
+    def __init__(self, target: Target, name: str, settings: Mapping[str, str] = MappingProxyType({})) -> None:
         self._target = target
         self._name = name
+        self._settings = {**_SETTINGS, **settings}
         self._turn = asyncio.Lock()
         self._connection: Connection | None = None
         self._closed = False
@@ -33,7 +35,7 @@ class ControlConnection:
             ConfigurationError: it failed; says what to do.
         """
         async with self._turn:
-            self._connection = await self._target.first_connect(self._name, _SETTINGS)
+            self._connection = await self._target.first_connect(self._name, self._settings)
             self._closed = False
 
     async def fetch(self, doing: str, query: str, *arguments: object) -> Sequence[asyncpg.Record]:
@@ -59,5 +61,5 @@ class ControlConnection:
         if self._closed:
             raise PersistenceError("the storage is closed")
         if self._connection is None or self._connection.is_closed():
-            self._connection = await self._target.connect(self._name, _SETTINGS)
+            self._connection = await self._target.connect(self._name, self._settings)
         return self._connection

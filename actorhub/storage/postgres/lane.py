@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias
 
 from actorhub.core.clock import Clock
-from actorhub.core.errors import PersistenceError
+from actorhub.core.errors import ActorhubError, PersistenceError
 from actorhub.storage.postgres.connection import Connection, Target, close, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, Cause, cause, summary, translate
 from actorhub.storage.postgres.grouping import Again, Entry, Outage, RequestT, ResultT, Waiting
@@ -48,7 +48,7 @@ class GroupWork(Protocol[RequestT, ResultT]):
 
     async def run(
         self, statement: "Statement", group: Sequence[Entry[RequestT, ResultT]]
-    ) -> Sequence[ResultT | PersistenceError | Again]:
+    ) -> Sequence[ResultT | ActorhubError | Again]:
         """Return each entry's outcome, in order, not only `Again`. Running a group twice is harmless."""
         ...
 
@@ -157,7 +157,7 @@ class Lane(Generic[RequestT, ResultT]):
         for entry, outcome in zip(group, outcomes, strict=True):
             if entry.future.done():
                 continue
-            if isinstance(outcome, PersistenceError):
+            if isinstance(outcome, ActorhubError):
                 entry.future.set_exception(outcome)
             elif isinstance(outcome, Again):
                 again.append(entry)

@@ -113,6 +113,233 @@ from (
 -- Write a group of states: null when all were written, else a verdict for each.
 select commit_states($1, $2, $3, $4, $5, $6, $7, $8, $9);
 
+-- name: store_messages
+-- Store messages, for their owner (fence, incarnation) or, where that is null, for whoever owns their shards.
+select place, verdict, found_id, found_due, clock, found_outcome, found_body
+from store_messages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18);
+
+-- name: start_runs
+-- Count runs before they start: null when all may, else a verdict for each.
+select start_runs($1, $2, $3, $4, $5, $6, $7);
+
+-- name: commit_runs
+-- Write what runs leave behind: null when all was written, else a verdict for each.
+select commit_runs(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
+    $26, $27, $28
+);
+
+-- name: fail_runs
+-- Note failed runs: for each when the next one is due, or why it was not noted.
+select fail_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
+
+-- name: load_backlog
+-- Of each shard ($1, $2) the next $5 entities after type and id ($3, $4) that have messages due at once, and of each of
+-- those the first $6 messages. The step counts a shard's entities; one more than asked for comes without a message if
+-- there is one. Once the bodies exceed $7 bytes, further entities come without bodies, to be asked for again.
+select
+    found.place, found.step, found.message_id, found.entity_type, found.entity_id, found.handler, found.headers,
+    found.key, null::double precision as due, found.attempts,
+    case
+        when coalesce(
+            found.bytes_so_far - sum(octet_length(found.body)) over (partition by found.place, found.step), 0
+        ) < $7 then found.body
+    end as body
+from (
+    select
+        r.place, e.step, m.message_id, m.entity_type, m.entity_id, m.handler, m.headers, m.key, m.attempts, m.body,
+        sum(octet_length(m.body)) over (order by r.place, e.step) as bytes_so_far
+    from unnest($1::text[], $2::integer[], $3::text[], $4::text[]) with ordinality as r (g, n, t, i, place)
+    cross join lateral (
+        with recursive entity as (
+            (
+                select x.entity_type, x.entity_id, 1 as step
+                from message as x
+                where x.shard_group = r.g and x.shard_number = r.n and x.deliver_at is null
+                    and (x.entity_type, x.entity_id) > (r.t, r.i)
+                order by x.entity_type, x.entity_id
+                limit 1
+            )
+            union all
+            select y.entity_type, y.entity_id, e.step + 1
+            from entity as e
+            cross join lateral (
+                select x.entity_type, x.entity_id
+                from message as x
+                where x.shard_group = r.g and x.shard_number = r.n and x.deliver_at is null
+                    and (x.entity_type, x.entity_id) > (e.entity_type, e.entity_id)
+                order by x.entity_type, x.entity_id
+                limit 1
+            ) as y
+            where e.step <= $5::integer
+        )
+        select entity.entity_type, entity.entity_id, entity.step from entity
+    ) as e
+    left join lateral (
+        select x.*
+        from message as x
+        where e.step <= $5::integer and x.shard_group = r.g and x.shard_number = r.n and x.deliver_at is null
+            and x.entity_type = e.entity_type and x.entity_id = e.entity_id
+        order by x.message_id
+        limit $6
+    ) as m on true
+) as found
+order by found.place, found.step, found.message_id;
+
+-- name: load_entities
+-- Of each shard, type and id ($1 to $4) the first $5 messages that are due at once.
+select
+    r.place, m.message_id, m.entity_type, m.entity_id, m.handler, m.headers, m.key, null::double precision as due,
+    m.attempts, m.body
+from unnest($1::text[], $2::integer[], $3::text[], $4::text[]) with ordinality as r (g, n, t, i, place)
+cross join lateral (
+    select x.*
+    from message as x
+    where x.shard_group = r.g and x.shard_number = r.n and x.deliver_at is null
+        and x.entity_type = r.t and x.entity_id = r.i
+    order by x.message_id
+    limit $5
+) as m
+order by r.place, m.message_id;
+
+-- name: load_scheduled
+-- The first $4 messages of shards ($1, $2), by due time, that are due before $3 (Unix time), and the clock: on a row of its
+-- own where there are none.
+select
+    extract(epoch from clock_timestamp())::double precision as clock,
+    m.message_id, m.shard_group, m.shard_number, m.entity_type, m.entity_id, m.handler, m.headers, m.key,
+    extract(epoch from m.deliver_at)::double precision as due, m.attempts, m.body
+from (select) as once
+left join lateral (
+    select y.*
+    from (
+        select x.message_id
+        from unnest($1::text[], $2::integer[]) as r (g, n)
+        cross join lateral (
+            select z.message_id, z.deliver_at
+            from message as z
+            where z.shard_group = r.g and z.shard_number = r.n and z.deliver_at is not null
+                and z.deliver_at < to_timestamp($3)
+            order by z.deliver_at
+            limit $4
+        ) as x
+        order by x.deliver_at, x.message_id
+        limit $4
+    ) as first
+    join message as y on y.message_id = first.message_id
+) as m on true
+order by m.deliver_at, m.message_id;
+
+-- name: ripen
+-- Put due messages in line.
+update message set deliver_at = null where message_id = any($1::bigint[]) and deliver_at <= clock_timestamp();
+
+-- name: cancel
+-- Settle a message as cancelled; returns what was found.
+select cancel_message($1, $2, $3, $4, $5, $6, $7);
+
+-- name: revive
+-- Make dead letters pending again, and pending messages due at once.
+select
+    m.message_id, m.shard_group, m.shard_number, m.entity_type, m.entity_id, m.handler, m.headers, m.key,
+    null::double precision as due, m.attempts, m.body
+from revive_messages($1) as m
+order by m.message_id;
+
+-- name: find
+-- All that is known of a message.
+select
+    m.message_id, m.shard_group || ':' || m.shard_number as shard, m.entity_type, m.entity_id, m.handler,
+    case when m.deliver_at > clock_timestamp() then 'scheduled' else 'pending' end as state,
+    m.key, m.attempts, extract(epoch from m.created_at)::double precision as created_at,
+    extract(epoch from m.deliver_at)::double precision as deliver_at,
+    null::double precision as finished_at, null::double precision as expires_at,
+    m.body, m.headers, null::smallint as outcome, null::bytea as answer, m.history::text as history
+from message as m
+where m.message_id = $1
+union all
+select
+    q.message_id, q.shard_group || ':' || q.shard_number, q.entity_type, q.entity_id, q.handler,
+    case q.outcome when 0 then 'done' when 1 then 'failed' else 'cancelled' end,
+    q.key, q.attempts, extract(epoch from q.created_at)::double precision, null,
+    extract(epoch from q.finished_at)::double precision, extract(epoch from q.expires_at)::double precision,
+    null, null, q.outcome, q.body, null
+from reply as q
+where q.message_id = $1
+union all
+select
+    d.message_id, d.shard_group || ':' || d.shard_number, d.entity_type, d.entity_id, d.handler, 'dead',
+    d.key, d.attempts, extract(epoch from d.created_at)::double precision,
+    extract(epoch from d.deliver_at)::double precision, extract(epoch from d.died_at)::double precision, null,
+    d.body, d.headers, 3::smallint, d.error, d.history::text
+from dead_letter as d
+where d.message_id = $1;
+
+-- name: list_messages
+-- Messages by state ($1), entity ($2, $3), handler ($4), shard ($5), key ($6) and age ($7), after an id ($8).
+select
+    v.message_id, v.shard, v.entity_type, v.entity_id, v.handler, v.state, v.key, v.attempts,
+    extract(epoch from v.created_at)::double precision as created_at,
+    extract(epoch from v.deliver_at)::double precision as deliver_at,
+    extract(epoch from v.finished_at)::double precision as finished_at,
+    extract(epoch from v.expires_at)::double precision as expires_at
+from messages as v
+where v.message_id > $8
+    and ($1::text[] is null or v.state = any($1))
+    and ($2::text is null or v.entity_type = $2)
+    and ($3::text is null or v.entity_id = $3)
+    and ($4::text is null or v.handler = $4)
+    and ($5::text is null or v.shard = $5)
+    and ($6::text is null or v.key = $6)
+    and ($7::double precision is null or v.created_at < now() - make_interval(secs => $7))
+order by v.message_id
+limit $9;
+
+-- name: purge
+-- Delete dead letters by entity ($1, $2), handler ($3), shard ($4), key ($5) and age ($6), after an id ($7): at most $8, and
+-- their keys; returns how many, and the last id.
+with gone as (
+    delete from dead_letter
+    where message_id in (
+        select d.message_id
+        from dead_letter as d
+        where d.message_id > $7
+            and ($1::text is null or d.entity_type = $1)
+            and ($2::text is null or d.entity_id = $2)
+            and ($3::text is null or d.handler = $3)
+            and ($4::text is null or d.shard_group || ':' || d.shard_number = $4)
+            and ($5::text is null or d.key = $5)
+            and ($6::double precision is null or d.created_at < now() - make_interval(secs => $6))
+        order by d.message_id
+        limit $8
+        for update
+    )
+    returning message_id, key_hash
+),
+freed as (
+    delete from message_key as k using gone where k.key_hash = gone.key_hash and k.message_id = gone.message_id
+)
+select count(*) as purged, max(gone.message_id) as last_id from gone;
+
+-- name: remove_expired
+-- Forget at most $1 settled messages whose retention is over, and their keys; returns how many.
+with gone as (
+    delete from reply
+    where message_id = any(array(
+        select q.message_id
+        from reply as q
+        where q.expires_at <= clock_timestamp()
+        order by q.expires_at
+        limit $1
+        for update skip locked
+    ))
+    returning message_id, key_hash
+),
+freed as (
+    delete from message_key as k using gone where k.key_hash = gone.key_hash and k.message_id = gone.message_id
+)
+select count(*) from gone;
+
 -- name: lease_machine_id
 -- Lease or renew a machine id; null when all are taken.
 select lease_machine_id($1, $2, $3);

@@ -18,6 +18,7 @@ from actorhub.storage.postgres.connection import Target
 from actorhub.storage.postgres.control import ControlConnection
 from actorhub.storage.postgres.errors import place
 from actorhub.storage.postgres.lane import Lane
+from actorhub.storage.postgres.messages import PostgresMessages
 from actorhub.storage.postgres.rows import live_runners, shard_row
 from actorhub.storage.postgres.schema import check_namespace, migrate
 from actorhub.storage.postgres.server import ServerFacts, check_lock_table, check_server, server_facts
@@ -47,14 +48,20 @@ class PostgresStorage:
         self._ownership = ControlConnection(self._target, "actorhub ownership")
         self._loads = Lane(self._target, clock, StateLoads(self._counters), self._counters)
         self._commits = Lane(self._target, clock, StateCommits(namespace, self._counters, fence=fence), self._counters)
+        self._messages = PostgresMessages(self._target, clock, self._counters, fence=fence)
         self._facts: ServerFacts | None = None
 
     def __repr__(self) -> str:
         return f"PostgresStorage({place(self._target.url)!r}, namespace={self._target.namespace!r})"
 
+    @property
+    def messages(self) -> PostgresMessages:
+        """The durable messages; open and closed with the storage."""
+        return self._messages
+
     def statistics(self) -> StorageStatistics:
         """Return the counts as they are now."""
-        return self._counters.snapshot(self._loads.pending + self._commits.pending)
+        return self._counters.snapshot(self._loads.pending + self._commits.pending + self._messages.pending)
 
     async def open(self) -> None:
         """Connect, check the server (version, durability, schema) and apply missing migrations.
@@ -75,7 +82,7 @@ class PostgresStorage:
     async def aclose(self) -> None:
         """Let go of every connection, after at most a few seconds for what waits. Can be called twice."""
         async with asyncio.TaskGroup() as tasks:
-            for part in (self._loads, self._commits, self._control, self._ownership):
+            for part in (self._loads, self._commits, self._messages, self._control, self._ownership):
                 tasks.create_task(part.aclose())
 
     async def agree(self, values: ClusterValues, groups: int = 1) -> None:

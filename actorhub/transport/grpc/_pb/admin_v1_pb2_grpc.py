@@ -64,6 +64,36 @@ class AdminStub:
                 request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.HealthRequest.SerializeToString,
                 response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.HealthReply.FromString,
                 _registered_method=True)
+        self.ListMessages = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/ListMessages',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesReply.FromString,
+                _registered_method=True)
+        self.GetMessage = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/GetMessage',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetMessageRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.Message.FromString,
+                _registered_method=True)
+        self.ListDeadLetters = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/ListDeadLetters',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesReply.FromString,
+                _registered_method=True)
+        self.Retry = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/Retry',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RetryRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RetryReply.FromString,
+                _registered_method=True)
+        self.Purge = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/Purge',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.PurgeRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.PurgeReply.FromString,
+                _registered_method=True)
+        self.CancelMessage = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/CancelMessage',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -105,6 +135,48 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMessages(self, request, context):
+        """Durable messages, pending and ended, until their retention is over; by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMessage(self, request, context):
+        """All that is known of one message; NOT_FOUND where nothing is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDeadLetters(self, request, context):
+        """Messages that failed for good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Retry(self, request, context):
+        """Makes dead letters, and messages that wait for their next attempt or their time, run at once, from the first attempt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Purge(self, request, context):
+        """Deletes dead letters for good; their keys are free again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelMessage(self, request, context):
+        """Ends a message that does not run: pending, scheduled, or a dead letter. FAILED_PRECONDITION while it runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -137,6 +209,36 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Health,
                     request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.HealthRequest.FromString,
                     response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.HealthReply.SerializeToString,
+            ),
+            'ListMessages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMessages,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesReply.SerializeToString,
+            ),
+            'GetMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMessage,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetMessageRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.Message.SerializeToString,
+            ),
+            'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeadLetters,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesReply.SerializeToString,
+            ),
+            'Retry': grpc.unary_unary_rpc_method_handler(
+                    servicer.Retry,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RetryRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RetryReply.SerializeToString,
+            ),
+            'Purge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Purge,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.PurgeRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.PurgeReply.SerializeToString,
+            ),
+            'CancelMessage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelMessage,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -301,6 +403,168 @@ class Admin:
             '/actorhub.admin.v1.Admin/Health',
             actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.HealthRequest.SerializeToString,
             actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.HealthReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMessages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/ListMessages',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/GetMessage',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetMessageRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.Message.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/ListDeadLetters',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Retry(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/Retry',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RetryRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RetryReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Purge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/Purge',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.PurgeRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.PurgeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelMessage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/CancelMessage',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,18 @@ class AdminStub:
     ListEntities: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.ListEntitiesRequest, _admin_v1_pb2.ListEntitiesReply]
     GetEntity: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.GetEntityRequest, _admin_v1_pb2.Entity]
     Health: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.HealthRequest, _admin_v1_pb2.HealthReply]
+    ListMessages: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.ListMessagesRequest, _admin_v1_pb2.ListMessagesReply]
+    """Durable messages, pending and ended, until their retention is over; by id."""
+    GetMessage: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.GetMessageRequest, _admin_v1_pb2.Message]
+    """All that is known of one message; NOT_FOUND where nothing is."""
+    ListDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.ListMessagesRequest, _admin_v1_pb2.ListMessagesReply]
+    """Messages that failed for good."""
+    Retry: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.RetryRequest, _admin_v1_pb2.RetryReply]
+    """Makes dead letters, and messages that wait for their next attempt or their time, run at once, from the first attempt."""
+    Purge: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.PurgeRequest, _admin_v1_pb2.PurgeReply]
+    """Deletes dead letters for good; their keys are free again."""
+    CancelMessage: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.CancelMessageRequest, _admin_v1_pb2.CancelMessageReply]
+    """Ends a message that does not run: pending, scheduled, or a dead letter. FAILED_PRECONDITION while it runs."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -65,5 +77,53 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_v1_pb2.HealthRequest,
         context: _aio.ServicerContext[_admin_v1_pb2.HealthRequest, _abc.Awaitable[_admin_v1_pb2.HealthReply]],
     ) -> _abc.Awaitable[_admin_v1_pb2.HealthReply]: ...
+
+    @_abc_1.abstractmethod
+    def ListMessages(
+        self,
+        request: _admin_v1_pb2.ListMessagesRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.ListMessagesRequest, _abc.Awaitable[_admin_v1_pb2.ListMessagesReply]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.ListMessagesReply]:
+        """Durable messages, pending and ended, until their retention is over; by id."""
+
+    @_abc_1.abstractmethod
+    def GetMessage(
+        self,
+        request: _admin_v1_pb2.GetMessageRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.GetMessageRequest, _abc.Awaitable[_admin_v1_pb2.Message]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.Message]:
+        """All that is known of one message; NOT_FOUND where nothing is."""
+
+    @_abc_1.abstractmethod
+    def ListDeadLetters(
+        self,
+        request: _admin_v1_pb2.ListMessagesRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.ListMessagesRequest, _abc.Awaitable[_admin_v1_pb2.ListMessagesReply]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.ListMessagesReply]:
+        """Messages that failed for good."""
+
+    @_abc_1.abstractmethod
+    def Retry(
+        self,
+        request: _admin_v1_pb2.RetryRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.RetryRequest, _abc.Awaitable[_admin_v1_pb2.RetryReply]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.RetryReply]:
+        """Makes dead letters, and messages that wait for their next attempt or their time, run at once, from the first attempt."""
+
+    @_abc_1.abstractmethod
+    def Purge(
+        self,
+        request: _admin_v1_pb2.PurgeRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.PurgeRequest, _abc.Awaitable[_admin_v1_pb2.PurgeReply]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.PurgeReply]:
+        """Deletes dead letters for good; their keys are free again."""
+
+    @_abc_1.abstractmethod
+    def CancelMessage(
+        self,
+        request: _admin_v1_pb2.CancelMessageRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.CancelMessageRequest, _abc.Awaitable[_admin_v1_pb2.CancelMessageReply]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.CancelMessageReply]:
+        """Ends a message that does not run: pending, scheduled, or a dead letter. FAILED_PRECONDITION while it runs."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _aio.Server) -> None: ...

@@ -72,6 +72,9 @@ class CallRequest(_message.Message):
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     HEADERS_FIELD_NUMBER: _builtins.int
     WAIT_FOR_ROOM_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    DELIVER_AT_MS_FIELD_NUMBER: _builtins.int
+    DELAY_MS_FIELD_NUMBER: _builtins.int
     entity_type: _builtins.str
     entity_id: _builtins.str
     handler: _builtins.str
@@ -82,6 +85,14 @@ class CallRequest(_message.Message):
     """0: 30,000. Of a stream: until its first item."""
     wait_for_room: _builtins.bool
     """Wait for room in a full mailbox instead of failing with MailboxFull."""
+    key: _builtins.str
+    """Of a durable handler: with entity and handler it names one message, which runs once however often it is sent. Empty:
+    what the first argument says, if it says something.
+    """
+    deliver_at_ms: _builtins.int
+    """Tell of a durable handler: not before this time, in milliseconds since the Unix epoch; 0: at once."""
+    delay_ms: _builtins.int
+    """Instead: milliseconds after it was stored."""
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What the handler finds in `current().headers`."""
@@ -97,14 +108,89 @@ class CallRequest(_message.Message):
         timeout_ms: _builtins.int = ...,
         headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         wait_for_room: _builtins.bool = ...,
+        key: _builtins.str = ...,
+        deliver_at_ms: _builtins.int = ...,
+        delay_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "encoding", b"encoding", "entity_id", b"entity_id", "entity_type", b"entity_type", "handler", b"handler", "headers", b"headers", "timeout_ms", b"timeout_ms", "wait_for_room", b"wait_for_room"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "delay_ms", b"delay_ms", "deliver_at_ms", b"deliver_at_ms", "encoding", b"encoding", "entity_id", b"entity_id", "entity_type", b"entity_type", "handler", b"handler", "headers", b"headers", "key", b"key", "timeout_ms", b"timeout_ms", "wait_for_room", b"wait_for_room"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CallRequest: _TypeAlias = CallRequest  # noqa: Y015
+
+@_typing.final
+class ReplyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    ENCODING_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.int
+    timeout_ms: _builtins.int
+    """0: 30,000."""
+    encoding: Global___Encoding.ValueType
+    """Of the result."""
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.int = ...,
+        timeout_ms: _builtins.int = ...,
+        encoding: Global___Encoding.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encoding", b"encoding", "message_id", b"message_id", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplyRequest: _TypeAlias = ReplyRequest  # noqa: Y015
+
+@_typing.final
+class CancelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.int
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRequest: _TypeAlias = CancelRequest  # noqa: Y015
+
+@_typing.final
+class CancelReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    cancelled: _builtins.bool
+    """False: it had ended before."""
+    @_builtins.property
+    def failure(self) -> Global___Failure: ...
+    def __init__(
+        self,
+        *,
+        cancelled: _builtins.bool = ...,
+        failure: Global___Failure | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "failure", b"failure", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["cancelled", "failure"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___CancelReply: _TypeAlias = CancelReply  # noqa: Y015
 
 @_typing.final
 class CallReply(_message.Message):

@@ -49,6 +49,16 @@ class GatewayStub:
                 request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CallRequest.SerializeToString,
                 response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CallReply.FromString,
                 _registered_method=True)
+        self.Reply = channel.unary_unary(
+                '/actorhub.client.v1.Gateway/Reply',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.ReplyRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CallReply.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_unary(
+                '/actorhub.client.v1.Gateway/Cancel',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelReply.FromString,
+                _registered_method=True)
 
 
 class GatewayServicer:
@@ -62,7 +72,8 @@ class GatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Tell(self, request, context):
-        """Returns as soon as the message is in the entity's mailbox; it is lost with its runner.
+        """Returns as soon as the message is stored, where the handler is durable; else as soon as it is in the entity's
+        mailbox, and it is lost with its runner.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -70,7 +81,20 @@ class GatewayServicer:
 
     def Stream(self, request, context):
         """Runs one streaming handler; a consumer that is slow holds the producer, one that leaves cancels it.
-        Cancel and Reply come with durable messages.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reply(self, request, context):
+        """Waits until a durable message has ended, and returns its result or its error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Ends a durable message that does not run: it will not run any more.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -93,6 +117,16 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.Stream,
                     request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CallRequest.FromString,
                     response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CallReply.SerializeToString,
+            ),
+            'Reply': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reply,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.ReplyRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CallReply.SerializeToString,
+            ),
+            'Cancel': grpc.unary_unary_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +210,60 @@ class Gateway:
             '/actorhub.client.v1.Gateway/Stream',
             actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CallRequest.SerializeToString,
             actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CallReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reply(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.client.v1.Gateway/Reply',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.ReplyRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CallReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.client.v1.Gateway/Cancel',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelReply.FromString,
             options,
             channel_credentials,
             insecure,

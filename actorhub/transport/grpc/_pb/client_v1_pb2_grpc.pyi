@@ -19,11 +19,15 @@ class GatewayStub:
     Call: _aio.UnaryUnaryMultiCallable[_client_v1_pb2.CallRequest, _client_v1_pb2.CallReply]
     """Runs one handler and returns its result. Cancelling the RPC, or its disconnect, cancels the call."""
     Tell: _aio.UnaryUnaryMultiCallable[_client_v1_pb2.CallRequest, _client_v1_pb2.TellReply]
-    """Returns as soon as the message is in the entity's mailbox; it is lost with its runner."""
-    Stream: _aio.UnaryStreamMultiCallable[_client_v1_pb2.CallRequest, _client_v1_pb2.CallReply]
-    """Runs one streaming handler; a consumer that is slow holds the producer, one that leaves cancels it.
-    Cancel and Reply come with durable messages.
+    """Returns as soon as the message is stored, where the handler is durable; else as soon as it is in the entity's
+    mailbox, and it is lost with its runner.
     """
+    Stream: _aio.UnaryStreamMultiCallable[_client_v1_pb2.CallRequest, _client_v1_pb2.CallReply]
+    """Runs one streaming handler; a consumer that is slow holds the producer, one that leaves cancels it."""
+    Reply: _aio.UnaryUnaryMultiCallable[_client_v1_pb2.ReplyRequest, _client_v1_pb2.CallReply]
+    """Waits until a durable message has ended, and returns its result or its error."""
+    Cancel: _aio.UnaryUnaryMultiCallable[_client_v1_pb2.CancelRequest, _client_v1_pb2.CancelReply]
+    """Ends a durable message that does not run: it will not run any more."""
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -40,7 +44,9 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _client_v1_pb2.CallRequest,
         context: _aio.ServicerContext[_client_v1_pb2.CallRequest, _abc.Awaitable[_client_v1_pb2.TellReply]],
     ) -> _abc.Awaitable[_client_v1_pb2.TellReply]:
-        """Returns as soon as the message is in the entity's mailbox; it is lost with its runner."""
+        """Returns as soon as the message is stored, where the handler is durable; else as soon as it is in the entity's
+        mailbox, and it is lost with its runner.
+        """
 
     @_abc_1.abstractmethod
     def Stream(
@@ -48,8 +54,22 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _client_v1_pb2.CallRequest,
         context: _aio.ServicerContext[_client_v1_pb2.CallRequest, _abc.AsyncIterator[_client_v1_pb2.CallReply]],
     ) -> _abc.AsyncIterator[_client_v1_pb2.CallReply]:
-        """Runs one streaming handler; a consumer that is slow holds the producer, one that leaves cancels it.
-        Cancel and Reply come with durable messages.
-        """
+        """Runs one streaming handler; a consumer that is slow holds the producer, one that leaves cancels it."""
+
+    @_abc_1.abstractmethod
+    def Reply(
+        self,
+        request: _client_v1_pb2.ReplyRequest,
+        context: _aio.ServicerContext[_client_v1_pb2.ReplyRequest, _abc.Awaitable[_client_v1_pb2.CallReply]],
+    ) -> _abc.Awaitable[_client_v1_pb2.CallReply]:
+        """Waits until a durable message has ended, and returns its result or its error."""
+
+    @_abc_1.abstractmethod
+    def Cancel(
+        self,
+        request: _client_v1_pb2.CancelRequest,
+        context: _aio.ServicerContext[_client_v1_pb2.CancelRequest, _abc.Awaitable[_client_v1_pb2.CancelReply]],
+    ) -> _abc.Awaitable[_client_v1_pb2.CancelReply]:
+        """Ends a durable message that does not run: it will not run any more."""
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _aio.Server) -> None: ...

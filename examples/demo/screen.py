@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from examples.flights.driver import Driver
+from examples.demo.sending import Sender
 
 _REDRAW_SECONDS: Final = 0.1
 _LINE_SECONDS: Final = 5.0
@@ -35,12 +35,12 @@ class Screen:
             soft_wrap=True,
         )
 
-    async def follow(self, driver: Driver, records: int) -> None:
-        """Show how far the driver is, until cancelled."""
+    async def follow(self, sender: Sender, total: int, what: str) -> None:
+        """Show how much of the total (of records, say) is done, until cancelled."""
         if self._console.is_terminal:
-            await self._draw(driver, records)
+            await self._draw(sender, total, what)
         else:
-            await self._list(driver, records)
+            await self._list(sender, total, what)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         """Print a table of two columns."""
@@ -51,9 +51,9 @@ class Screen:
             table.add_row(name, value)
         self._console.print(table)
 
-    async def _draw(self, driver: Driver, records: int) -> None:
+    async def _draw(self, sender: Sender, total: int, what: str) -> None:
         columns = (
-            TextColumn("  records"),
+            TextColumn(f"  {what}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
             MofNCompleteColumn(),
@@ -62,53 +62,53 @@ class Screen:
             TextColumn("{task.fields[retries]} sent again"),
         )
         with Progress(*columns, console=self._console, auto_refresh=False) as progress:
-            bar = progress.add_task("", total=records, rate="", retries=0)
-            rate = Rate(driver)
+            bar = progress.add_task("", total=total, rate="", retries=0)
+            rate = Rate(sender)
             try:
                 while True:
-                    retries = driver.retries.total()
-                    progress.update(bar, completed=driver.done, rate=f"{rate():,.0f}/s", retries=retries)
+                    retries = sender.retries.total()
+                    progress.update(bar, completed=sender.done, rate=f"{rate():,.0f}/s", retries=retries)
                     progress.refresh()
                     await asyncio.sleep(_REDRAW_SECONDS)
             finally:
-                progress.update(bar, completed=driver.done)
+                progress.update(bar, completed=sender.done)
 
-    async def _list(self, driver: Driver, records: int) -> None:
-        rate = Rate(driver)
+    async def _list(self, sender: Sender, total: int, what: str) -> None:
+        rate = Rate(sender)
         while True:
             await asyncio.sleep(_LINE_SECONDS)
-            done = f"{driver.done:>9,} of {records:,} records ({driver.done / records:.0%}), {rate():,.0f}/s"
-            retries = retries_of(driver)
+            done = f"{sender.done:>9,} of {total:,} {what} ({sender.done / total:.0%}), {rate():,.0f}/s"
+            retries = retries_of(sender)
             self.say(f"{done}, {retries}" if retries else done)
 
 
 class Rate:
-    """Records per second over the last few seconds.
+    """Units per second over the last few seconds.
 
     Args:
-        driver: Whose records.
+        sender: Who does them.
     """
 
     _WINDOW = 3.0
 
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._points = [(monotonic(), driver.done)]
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._points = [(monotonic(), sender.done)]
 
     def __call__(self) -> float:
         """Return the rate up to now."""
         now = monotonic()
-        self._points.append((now, self._driver.done))
+        self._points.append((now, self._sender.done))
         while len(self._points) > 2 and self._points[1][0] < now - self._WINDOW:
             del self._points[0]
         then, done = self._points[0]
-        return (self._driver.done - done) / max(now - then, 1e-9)
+        return (self._sender.done - done) / max(now - then, 1e-9)
 
 
-def retries_of(driver: Driver) -> str:
+def retries_of(sender: Sender) -> str:
     """Return the number of retries in words, by error; nothing when there were none."""
-    total = driver.retries.total()
+    total = sender.retries.total()
     if total == 0:
         return ""
-    by_error = "; ".join(f"{error}: {count}" for error, count in driver.retries.most_common())
+    by_error = "; ".join(f"{error}: {count}" for error, count in sender.retries.most_common())
     return f"{total} calls sent again ({by_error})"

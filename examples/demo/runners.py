@@ -1,16 +1,17 @@
 """Runner processes: what a user would start in as many terminals."""
 
 import asyncio
+import os
 import re
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-SERVE: Final = ("-m", "actorhub", "serve", "examples.flights.entities:hub", "--listen", "127.0.0.1:0")
+_SERVE: Final = ("-m", "actorhub", "serve", "--listen", "127.0.0.1:0")
 _ROOT: Final = Path(__file__).resolve().parent.parent.parent
 _READY: Final = re.compile(r"\bready\b.*?\b(127\.0\.0\.1:\d+)")
 _START_SECONDS: Final = 30.0
@@ -35,6 +36,8 @@ class RunnerProcess:
         self.number = number
         self.address = ""
         """Where it listens, once it is ready."""
+        self.killed = False
+        """Whether it was killed on purpose."""
         self._process = process
         self._log = log
         self._ready = asyncio.Event()
@@ -49,6 +52,11 @@ class RunnerProcess:
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
+
+    @property
+    def serving(self) -> bool:
+        """Whether it is ready, and nobody told it to leave."""
+        return self._ready.is_set() and not self._leaving
 
     async def watch(self) -> None:
         """Keep its output, and notice its end.
@@ -83,7 +91,7 @@ class RunnerProcess:
 
     def kill(self) -> None:
         """End it with SIGKILL."""
-        self._leaving = True
+        self._leaving = self.killed = True
         self._process.kill()
 
     async def stop(self) -> int:
@@ -111,7 +119,7 @@ class Runners:
 
     Args:
         group: Watches them; a runner that ends by itself ends what the group does.
-        arguments: Given to each of them: database and namespace.
+        arguments: Given to each of them: hub, database and namespace.
         logs: Directory for their output.
     """
 
@@ -119,17 +127,20 @@ class Runners:
         self._group = group
         self._arguments = arguments
         self._logs = logs
+        self.environment: dict[str, str] = {}
+        """Set for those that are started from now on, besides what is set here."""
         self.processes: list[RunnerProcess] = []
 
     async def start(self) -> RunnerProcess:
         """Start another one; wait for it with its `ready`."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *SERVE,
+            *_SERVE,
             *self._arguments,
             stdout=PIPE,
             stderr=asyncio.subprocess.STDOUT,
             cwd=_ROOT,
+            env={**os.environ, **self.environment},
             start_new_session=True,  # Ctrl-C is for the demo, which ends its runners itself
         )
         number = len(self.processes) + 1
@@ -146,7 +157,7 @@ class Runners:
 
 
 @asynccontextmanager
-async def runner_processes(arguments: tuple[str, ...], logs: Path) -> AsyncIterator[Runners]:
+async def runner_processes(arguments: tuple[str, ...], logs: Path) -> AsyncGenerator[Runners, None]:
     """Hold runner processes; none of them outlives the block.
 
     Raises:

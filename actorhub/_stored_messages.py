@@ -1,0 +1,201 @@
+"""What a connected program asks about durable messages by their ids."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+import msgspec
+
+from actorhub._call import decode_result
+from actorhub.core.codec import decode_error
+from actorhub.core.envelope import ASK, CANCEL_MESSAGE, FIND_MESSAGE, POLL_STORAGE, REVIVE_MESSAGE, Durable
+from actorhub.core.errors import (
+    ActorhubError,
+    CallTimeout,
+    EntityNotAssigned,
+    MessageCancelled,
+    NotConnected,
+    RunnerUnavailable,
+    UnknownEntityType,
+    UnknownMessage,
+)
+from actorhub.engine.caller import Caller
+from actorhub.engine.message import FOREVER, Message
+from actorhub.engine.message_requests import Whereabouts, whereabouts
+from actorhub.engine.peers import Peer
+from actorhub.engine.runner import Runner
+from actorhub.engine.spec import EntitySpec, HandlerSpec
+from actorhub.storage.message_ports import CancelResult, Outcome
+
+_log: Final = logging.getLogger("actorhub.stored_messages")
+
+_PATIENCE: Final = 30.0
+"""Seconds that a request about a message may take."""
+_LINK_LOOK: Final = 0.02
+"""Seconds between looks for a runner to ask, while none is linked."""
+_OWNER_PATIENCE: Final = 5.0
+"""Seconds to wait for an owner before the store is asked directly."""
+
+
+class StoredMessages:
+    """Finds a message's owner, and asks it; where nobody owns it, and this process has the store, the store itself."""
+
+    def __init__(self, part: Runner | Caller, specs: Mapping[str, EntitySpec]) -> None:
+        self._part = part
+        self._node = part.node
+        self._specs = specs
+
+    async def reply(self, message_id: int, timeout: timedelta | None) -> Any:  # noqa: ANN401 - what the handler returned
+        """Return the reply's value, or raise its error; see `Cluster.reply`."""
+        deadline = FOREVER if timeout is None else self._node.clock.monotonic() + timeout.total_seconds()
+        found = await self._find(message_id, deadline)
+        if found is None:
+            raise UnknownMessage(f"message {message_id} is unknown: it was never stored, or its retention is over")
+        spec = self._spec(found)
+        if found.outcome is None:
+            request = _Request(spec, found.entity_id, ASK, message_id)
+            request.durable = Durable(is_stored=True)
+            try:
+                return decode_result(spec, await self._ask(request, deadline))
+            except EntityNotAssigned as error:
+                raise CallTimeout(f"message {message_id} is not settled yet: {error}", possibly_executed=True) from None
+        body = found.reply or b""
+        match Outcome(found.outcome):
+            case Outcome.VALUE:
+                return decode_result(spec, body)
+            case Outcome.CANCELLED:
+                raise MessageCancelled(f"message {message_id} was cancelled")
+            case _:
+                raise decode_error(body)
+
+    async def cancel(self, message_id: int) -> bool:
+        """Return whether the message was cancelled; see `Cluster.cancel`."""
+        found = await self._find(message_id, self._from_now(_PATIENCE))
+        if found is None or found.outcome not in (None, Outcome.DEAD):
+            return False
+        request = _Request(self._spec(found), found.entity_id, CANCEL_MESSAGE, message_id)
+        try:
+            body = await self._ask(request, self._from_now(self._patience))
+        except EntityNotAssigned:
+            if self._node.store is None or request.shard is None:
+                raise
+            result = await self._node.store.cancel(
+                message_id,
+                request.shard,
+                0,
+                incarnation=None,
+                retention=request.spec.retention or self._node.limits.retention,
+            )
+            return result == CancelResult.CANCELLED
+        if msgspec.msgpack.decode(body, type=bool):
+            return True
+        # Perhaps the answer to this very request was lost with its runner, and it was sent again.
+        found = await self._find(message_id, self._from_now(_PATIENCE))
+        return found is not None and found.outcome == Outcome.CANCELLED
+
+    async def reset(self, message_id: int) -> bool:
+        """Return whether the message is to run anew; see `Cluster.reset`."""
+        found = await self._find(message_id, self._from_now(_PATIENCE))
+        if found is None or found.outcome not in (None, Outcome.DEAD):
+            return False
+        request = _Request(self._spec(found), found.entity_id, REVIVE_MESSAGE, message_id)
+        try:
+            body = await self._ask(request, self._from_now(self._patience))
+        except EntityNotAssigned:
+            if self._node.store is None:
+                raise
+            return bool(await self._node.store.revive([message_id]))
+        return msgspec.msgpack.decode(body, type=bool)
+
+    async def poll(self) -> None:
+        """Have every runner that is linked, and this process, look into the store."""
+        if isinstance(self._part, Runner):
+            self._part.host.delivery.poll()
+        for peer in self._node.peers.runners():
+            try:
+                await self._of_peer(peer, POLL_STORAGE, 0, self._from_now(_PATIENCE))
+            except RunnerUnavailable:
+                continue  # its shards' next owners look on their own
+
+    @property
+    def _patience(self) -> float:
+        return _PATIENCE if self._node.store is None else _OWNER_PATIENCE
+
+    def _from_now(self, seconds: float) -> float:
+        return self._node.clock.monotonic() + seconds
+
+    async def _find(self, message_id: int, deadline: float) -> Whereabouts | None:
+        """Say what is known of a message, by whoever can; reading again where a runner was lost does no harm."""
+        if self._node.store is not None:
+            row = await self._node.store.find(message_id)
+            return None if row is None else whereabouts(row)
+        while self._node.clock.monotonic() < deadline:
+            if peers := self._node.peers.runners():
+                try:
+                    body = await self._of_peer(peers[0], FIND_MESSAGE, message_id, deadline)
+                    return msgspec.msgpack.decode(body, type=Whereabouts | None)
+                except RunnerUnavailable as error:
+                    _log.info("message %d: asking another runner about it: %s", message_id, error)
+            if self._node.closed:
+                raise NotConnected("the connection to the cluster is closed")
+            await asyncio.sleep(_LINK_LOOK)
+        raise CallTimeout(f"message {message_id}: no runner could be asked about it in time", possibly_executed=True)
+
+    async def _of_peer(self, peer: Peer, kind: int, message_id: int, deadline: float) -> bytes:
+        request = _Request(self._any_spec(), "", kind, message_id)
+        request.deadline = deadline
+        self._node.deadlines.add(request)
+        try:
+            self._node.router.send_to(request, peer)
+            return await request.future
+        finally:
+            self._node.deadlines.drop(request)
+
+    async def _ask(self, request: "_Request", deadline: float) -> bytes:
+        node = self._node
+        request.deadline = deadline
+        node.deadlines.add(request)
+        try:
+            node.router.route(request)
+            return await request.future
+        except asyncio.CancelledError:
+            node.router.withdraw(request, CallTimeout(f"{request.what}: the caller was cancelled"))
+            raise
+        finally:
+            node.deadlines.drop(request)
+
+    def _spec(self, found: Whereabouts) -> HandlerSpec:
+        entity = self._specs.get(found.entity_type)
+        if entity is None:
+            raise UnknownEntityType(f"this hub has no entity type {found.entity_type!r}: register it first")
+        return entity.handler(found.handler)
+
+    def _any_spec(self) -> HandlerSpec:
+        for entity in self._specs.values():
+            for spec in entity.handlers.values():
+                return spec
+        raise UnknownEntityType("this hub declares no entity with a handler")
+
+
+class _Request(Message):
+    """A request about a stored message."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, spec: HandlerSpec, entity_id: str, kind: int, message_id: int) -> None:
+        super().__init__(spec, entity_id, kind)
+        self.message_id = message_id
+        self.durable = Durable(is_repeated=True) if entity_id else None
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def completed(self, body: bytes) -> None:
+        """Take the answer."""
+        if not self.future.done():
+            self.future.set_result(body)
+
+    def failed(self, error: ActorhubError) -> None:
+        """Take the error."""
+        if not self.future.done():
+            self.future.set_exception(error)

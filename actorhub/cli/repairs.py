@@ -1,0 +1,130 @@
+"""`actorhub retry`, `purge` and `cancel`: what a person does to messages that failed or are not wanted any more."""
+
+import sys
+from typing import Any, Final
+
+import click
+import grpc.aio
+import msgspec
+
+from actorhub.cli.commands import Failed
+from actorhub.cli.filters import MessageId, filter_of, filter_options, is_empty
+from actorhub.cli.options import load, setting_options
+from actorhub.cli.remote import ANSWER_SECONDS, CONNECTION_SETTINGS, ask
+from actorhub.core.config import Settings
+from actorhub.ops.channels import Metadata
+from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
+from actorhub.transport.grpc._pb import admin_v1_pb2_grpc as pb_grpc
+
+_ALL_SECONDS: Final = 3600.0
+"""How long a change of all matching messages may take."""
+_STEP: Final = 1000
+
+_json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print the answer as one JSON object.")
+
+
+@click.command
+@click.argument("message_ids", metavar="[ID]...", type=MessageId(), nargs=-1)
+@click.option("--all", "is_all", is_flag=True, help="All dead letters, or those that the filters let through.")
+@setting_options(*CONNECTION_SETTINGS)
+@filter_options
+@_json_option
+def retry(message_ids: tuple[int, ...], is_all: bool, as_json: bool, **given: Any) -> None:
+    """Make dead letters, or messages that wait for their next attempt, run again at once.
+
+    Attempts are counted anew. A message that was told for later runs at once, too.
+
+    The exit code is 1 if one of the IDs does not run again; the others do.
+    """
+    wanted = filter_of(given)
+    if is_all == bool(message_ids):
+        raise click.UsageError("say which messages: either one or more IDs, or --all")
+    if message_ids and not is_empty(wanted):
+        raise click.UsageError("filters choose among all dead letters: say --all, or leave them out")
+    settings = load(given)
+    if is_all:
+        reply = _retry(settings, [pb.RetryRequest(filter=wanted)])
+    else:
+        steps = [message_ids[start : start + _STEP] for start in range(0, len(message_ids), _STEP)]
+        reply = _retry(settings, [pb.RetryRequest(message_ids=step) for step in steps])
+    if as_json:
+        refused = [{"message_id": str(each.message_id), "reason": each.reason} for each in reply.refused]
+        click.echo(msgspec.json.encode({"retried": reply.retried, "refused": refused}))
+    else:
+        click.echo(f"{_count(reply.retried, 'message')} run{'s' if reply.retried == 1 else ''} again")
+        for each in reply.refused:
+            click.echo(f"message {each.message_id} does not: {each.reason}", err=True)
+    if reply.refused:
+        raise SystemExit(1)
+
+
+@click.command
+@setting_options(*CONNECTION_SETTINGS)
+@filter_options
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_json_option
+def purge(yes: bool, as_json: bool, **given: Any) -> None:
+    """Delete dead letters for good: those that the filters let through, or all.
+
+    It says how many there are, and asks. Their keys are free again: a message with the same key is a new one.
+    """
+    wanted = filter_of(given)
+    settings = load(given)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("there is no terminal to ask at: say --yes to delete without being asked")
+        count = _purge(settings, pb.PurgeRequest(filter=wanted, only_count=True))
+        if count:
+            click.confirm(f"delete {_count(count, 'dead letter')} for good?", abort=True, err=True)
+    purged = _purge(settings, pb.PurgeRequest(filter=wanted))
+    if as_json:
+        click.echo(msgspec.json.encode({"purged": purged}))
+    else:
+        click.echo(f"{_count(purged, 'dead letter')} deleted")
+
+
+@click.command
+@click.argument("message_id", metavar="ID", type=MessageId())
+@setting_options(*CONNECTION_SETTINGS)
+@_json_option
+def cancel(message_id: int, as_json: bool, **flags: object) -> None:
+    """End a message that does not run: pending, scheduled, or a dead letter.
+
+    It will not run any more, and who waits for its reply hears that it was cancelled.
+    """
+
+    async def question(channel: grpc.aio.Channel, metadata: Metadata) -> pb.CancelMessageReply:
+        request = pb.CancelMessageRequest(message_id=message_id)
+        return await pb_grpc.AdminStub(channel).CancelMessage(request, timeout=ANSWER_SECONDS, metadata=metadata)
+
+    reply = ask(load(flags), question)
+    if not reply.cancelled:
+        state = pb.MessageState.Name(reply.state).removeprefix("MESSAGE_STATE_").lower()
+        raise Failed(f"message {message_id} was not cancelled: it is {state}")
+    if as_json:
+        click.echo(msgspec.json.encode({"message_id": str(message_id), "cancelled": True}))
+    else:
+        click.echo(f"message {message_id} is cancelled")
+
+
+def _retry(settings: Settings, requests: list[pb.RetryRequest]) -> pb.RetryReply:
+    async def question(channel: grpc.aio.Channel, metadata: Metadata) -> pb.RetryReply:
+        stub, total = pb_grpc.AdminStub(channel), pb.RetryReply()
+        for request in requests:
+            reply = await stub.Retry(request, timeout=_ALL_SECONDS, metadata=metadata)
+            total.retried += reply.retried
+            total.refused.extend(reply.refused)
+        return total
+
+    return ask(settings, question)
+
+
+def _purge(settings: Settings, request: pb.PurgeRequest) -> int:
+    async def question(channel: grpc.aio.Channel, metadata: Metadata) -> pb.PurgeReply:
+        return await pb_grpc.AdminStub(channel).Purge(request, timeout=_ALL_SECONDS, metadata=metadata)
+
+    return ask(settings, question).purged
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

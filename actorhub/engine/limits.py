@@ -1,0 +1,15 @@
+"""What a process puts up with."""
+
+import msgspec
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process puts up with."""
+
+    max_message_bytes: int
+    max_entity_id_bytes: int
+    max_call_depth: int
+    max_resident: int = 100_000
+    """Entities in memory."""
+    retention: float = 86_400.0
+    """Seconds that the replies of durable messages are kept."""

@@ -1,0 +1,203 @@
+"""Commits of runs that leave more behind than state: durable replies, durable tells, the user's own SQL."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from actorhub.core.address import ShardId
+from actorhub.core.errors import ActorhubError, DuplicateKey, NotConnected, PersistenceError
+from actorhub.engine.cell import ACTIVE, DEAD, EXCLUSIVE, Cell
+from actorhub.engine.durable_message import DurableMessage, new_row
+from actorhub.engine.message import COMMITTING, RUNNING, Message
+from actorhub.engine.results import Results, commit_now, settled, tells_durably
+from actorhub.engine.supervision import Supervisor
+from actorhub.engine.turns import Turns
+from actorhub.storage.message_ports import (
+    MessageStore,
+    NotPending,
+    Outcome,
+    RolledBack,
+    RunCommit,
+    RunStart,
+    RunTransaction,
+    StoredReply,
+)
+from actorhub.storage.ports import Fenced
+
+if TYPE_CHECKING:
+    from asyncio import Future
+
+_COMMIT_LIMIT: Final = 10.0
+"""Seconds that a transaction's commit may take."""
+
+
+class _Ending(msgspec.Struct):
+    """What is done once a run is committed."""
+
+    data: bytes | None
+    """The state that is committed then."""
+    body: bytes
+    """The reply."""
+    next_one: DurableMessage | None
+    """The message whose run is counted along with it."""
+
+
+class RunCommits:
+    """Writes everything that a run leaves behind in one transaction, then lets its reply and its tells go."""
+
+    def __init__(
+        self,
+        *,
+        turns: Turns,
+        results: Results,
+        store: MessageStore,
+        supervisor: Supervisor,
+        incarnation: str,
+        retention: float,
+    ) -> None:
+        self._turns = turns
+        self._results = results
+        self._store = store
+        self._supervisor = supervisor
+        self._incarnation = incarnation
+        self._retention = retention
+        self.shard_of: Callable[[Message], ShardId]
+        """Returns the shard of a message's target."""
+
+    def commit(self, message: Message, cell: Cell, data: bytes | None, body: bytes) -> None:
+        """Write the state `data` (if any), the reply, and what was told durably; then reply."""
+        message.phase = COMMITTING
+        ending = _Ending(data, body, self._next(message, cell))
+        try:
+            run = self._run(message, cell, ending)
+        except ActorhubError as error:
+            message.phase = RUNNING
+            self._results.raised(message, error)
+            return
+        outcome: Future[bool]
+        if message.transaction is not None and cell.shard.host.lease_is_fresh():
+            outcome = self._supervisor.spawn(self._commit_transaction(message.transaction, run), "commit transaction")
+        else:
+            outcome = self._written(cell, run)
+        outcome.add_done_callback(partial(self._committed, message, ending), context=self._turns.context)
+
+    async def commit_part(self, message: Message, cell: Cell, data: bytes | None) -> None:
+        """Write the state `data` (if any) and what was told durably so far, of a run that goes on; then send the tells.
+
+        Raises:
+            PersistenceError: refused or failed; nothing was written, and nothing is sent.
+        """
+        if tells_durably(message):
+            future = self._written(cell, self._run(message, cell, _Ending(data, b"", None)))
+            cancelled = await settled(future)
+            error = PersistenceError("the commit was cancelled") if future.cancelled() else future.exception()
+            if error is not None:
+                message.drop_outbox()
+                raise self._results.refused(cell, error)
+            self._results.note_commit(cell, data)
+            if cancelled:
+                raise asyncio.CancelledError
+        elif data is not None:
+            await commit_now(cell, message.epoch, data)
+        self._turns.send_told(message)
+
+    def roll_back(self, message: Message) -> None:
+        """Undo the transaction of a run that failed, then give its turn back."""
+        _ = self._supervisor.spawn(self._roll_back(message), "roll back transaction")
+
+    def _next(self, message: Message, cell: Cell) -> DurableMessage | None:
+        """Return the durable message that gets the turn after this run, if it can be counted with its commit."""
+        if cell.queue is None or message.is_nested or cell.load != EXCLUSIVE or cell.phase != ACTIVE:
+            return None
+        head = cell.queue[0]
+        if isinstance(head, DurableMessage) and head.is_stored and head.attempts < head.spec.retry.attempts:
+            return None if head.is_counted else head
+        return None
+
+    def _run(self, message: Message, cell: Cell, ending: "_Ending") -> RunCommit:
+        data, next_one = ending.data, ending.next_one
+        is_durable = message.spec.durable and not message.spec.stream
+        return RunCommit(
+            shard=cell.shard.id,
+            epoch=message.epoch,
+            entity_type=cell.hosted.spec.name,
+            entity_id=cell.entity_id,
+            version=0 if data is None or cell.record is None else cell.record.version + 1,
+            data=b"" if data is None else data,
+            message_id=message.message_id if is_durable else 0,
+            reply=StoredReply(Outcome.VALUE, ending.body) if is_durable else None,
+            retention=message.spec.retention or self._retention,
+            outbox=tuple(
+                new_row(told, self.shard_of(told)) for told in message.outbox or () if told.durable is not None
+            ),
+            next_start=None
+            if next_one is None
+            else RunStart(next_one.message_id, cell.shard.id, message.epoch, next_one.attempts + 1),
+        )
+
+    def _written(self, cell: Cell, run: RunCommit) -> "Future[bool]":
+        if cell.shard.host.lease_is_fresh():
+            return self._store.commit_run(run, self._incarnation)
+        refused: Future[bool] = asyncio.get_running_loop().create_future()
+        refused.set_exception(Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard"))
+        return refused
+
+    async def _commit_transaction(self, transaction: RunTransaction, run: RunCommit) -> bool:
+        try:
+            async with asyncio.timeout(_COMMIT_LIMIT):
+                return await transaction.commit(run, self._incarnation)
+        finally:
+            await transaction.roll_back()
+
+    def _committed(self, message: Message, ending: "_Ending", outcome: "Future[bool]") -> None:
+        cell = message.cell
+        assert cell is not None
+        message.transaction = None
+        error = PersistenceError("the commit was cancelled") if outcome.cancelled() else outcome.exception()
+        if error is None:
+            self._results.note_commit(cell, ending.data)
+            if ending.next_one is not None and outcome.result():
+                ending.next_one.attempts += 1
+                ending.next_one.is_counted = True
+            self._results.done(message, ending.body)
+        elif isinstance(error, NotPending | DuplicateKey | RolledBack) and cell.phase != DEAD:
+            # Nothing of it is wrong with the entity: only this run does not count.
+            message.phase = RUNNING
+            self._results.raised(message, error)
+        else:
+            self._results.not_done(message, self._results.refused(cell, error))
+
+    async def _roll_back(self, message: Message) -> None:
+        transaction, message.transaction = message.transaction, None
+        try:
+            if transaction is not None:
+                await transaction.roll_back()
+        finally:
+            self._turns.ended(message)
+
+
+async def transaction_of(message: Message, cell: Cell) -> RunTransaction:
+    """Return the transaction of the handler that runs, begun now if it has none yet.
+
+    Raises:
+        RuntimeError: the handler may not commit, or its run is over.
+        PersistenceError: the store failed, or has no connection free.
+        ConfigurationError: the store has no SQL.
+    """
+    if message.spec.readonly or message.is_nested:
+        raise RuntimeError(f"{message.what}: a readonly handler, or one inside another's turn, has no transaction")
+    if message.phase != RUNNING or message.spec.stream:
+        raise RuntimeError(f"{message.what}: only the run of a handler that is no stream has a transaction")
+    if message.transaction is None:
+        begun = await cell.shard.host.messages.begin()
+        if message.phase != RUNNING or message.transaction is not None:
+            await begun.roll_back()
+            if message.transaction is None:
+                raise NotConnected(f"{message.what}: its run is over")
+        else:
+            message.transaction = begun
+    assert message.transaction is not None
+    return message.transaction

@@ -1,0 +1,187 @@
+"""What operators do with durable messages: list, look, run again, delete, cancel. Any runner does it for all."""
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from actorhub.core.errors import ActorhubError, AlreadyProcessing, MalformedMessage, UnknownMessage
+from actorhub.engine.runner import Runner
+from actorhub.engine.spec import EntitySpec
+from actorhub.ops.health import cluster_of
+from actorhub.ops.message_rows import filter_of, listed_message, state_number, whole_message
+from actorhub.storage.message_ports import MessageFilter, MessageRow, MessageState
+from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
+
+LONGEST_PAGE: Final = 1000
+"""Keeps a reply well within the smallest frame limit, however long ids and keys are."""
+_STEP: Final = 1000
+"""Messages that one statement changes."""
+_DEAD: Final = frozenset({MessageState.DEAD})
+
+_log: Final = logging.getLogger("actorhub.ops")
+
+
+class Messages:
+    """Answers of one runner for the whole cluster. Every method raises `PersistenceError` when the store fails."""
+
+    def __init__(self, runner: Runner, specs: Mapping[str, EntitySpec]) -> None:
+        self._runner = runner
+        self._store = runner.storage.messages
+        self._cluster = cluster_of(runner)
+        self._specs = specs
+
+    async def listed(self, request: pb.ListMessagesRequest, *, only_dead: bool = False) -> pb.ListMessagesReply:
+        """Return a page of messages, or of dead letters, by id.
+
+        Raises:
+            MalformedMessage: the filter or the page token makes no sense.
+        """
+        wanted = _dead_letters(request.filter) if only_dead else filter_of(request.filter)
+        limit = min(request.page_size or LONGEST_PAGE, LONGEST_PAGE)
+        wanted = msgspec.structs.replace(wanted, after_id=_after(request.page_token), limit=limit + 1)
+        rows = await self._store.messages(wanted)
+        page = [listed_message(await self._with_error(row)) for row in rows[:limit]]
+        token = str(page[-1].message_id) if len(rows) > limit else ""
+        return pb.ListMessagesReply(messages=page, next_page_token=token, now=self._runner.node.clock.time())
+
+    async def whole(self, message_id: int) -> pb.Message:
+        """Return all that is known of a message.
+
+        Raises:
+            UnknownMessage: nothing is known.
+        """
+        return whole_message(await self._found(message_id), self._specs)
+
+    async def retry(self, request: pb.RetryRequest) -> pb.RetryReply:
+        """Make messages run again, named ones or all dead letters that a filter lets through.
+
+        Raises:
+            MalformedMessage: neither or both are given, or too many.
+        """
+        ids = list(dict.fromkeys(request.message_ids))
+        if bool(ids) == request.HasField("filter"):
+            raise MalformedMessage("retry takes message_ids, or a filter for dead letters (an empty one means all)")
+        if len(ids) > _STEP:
+            raise MalformedMessage(f"retry takes {_STEP} message_ids at once, not {len(ids)}")
+        if ids:
+            reply = await self._retry_named(ids)
+        else:
+            reply = pb.RetryReply(retried=await self._retry_all(_dead_letters(request.filter)))
+        _log.info("retry: %d messages run again", reply.retried)
+        return reply
+
+    async def purge(self, request: pb.PurgeRequest) -> int:
+        """Delete the dead letters that the filter lets through, or count them; return how many.
+
+        Raises:
+            MalformedMessage: the filter makes no sense.
+        """
+        wanted = msgspec.structs.replace(_dead_letters(request.filter), limit=_STEP)
+        count = 0
+        if request.only_count:
+            async for rows in self._pages(wanted):
+                count += len(rows)
+            return count
+        while True:
+            deleted = await self._store.purge(wanted)
+            count += deleted
+            if deleted < _STEP:
+                break
+        _log.info("purge: %d dead letters deleted", count)
+        return count
+
+    async def cancel(self, message_id: int) -> pb.CancelMessageReply:
+        """End a message that does not run.
+
+        Raises:
+            UnknownMessage: nothing is known of it.
+            AlreadyProcessing: it runs.
+        """
+        await self._found(message_id)
+        cancelled = await self._cluster.cancel(message_id)
+        row = await self._store.find(message_id)
+        state = row.state if row is not None else MessageState.CANCELLED
+        if cancelled:
+            _log.info("message %d was cancelled", message_id)
+        return pb.CancelMessageReply(cancelled=cancelled, state=state_number(state))
+
+    async def _with_error(self, row: MessageRow) -> MessageRow:
+        """Return a dead letter with its history, which the store's lists leave out."""
+        if row.state is not MessageState.DEAD or row.history:
+            return row
+        return await self._store.find(row.message_id) or row
+
+    async def _retry_named(self, ids: Sequence[int]) -> pb.RetryReply:
+        reply = pb.RetryReply()
+        for message_id in ids:
+            reason = await self._retry_one(message_id)
+            if reason:
+                reply.refused.add(message_id=message_id, reason=reason)
+            else:
+                reply.retried += 1
+        return reply
+
+    async def _retry_all(self, wanted: MessageFilter) -> int:
+        """Make dead letters run again; nothing of them is in any runner's memory, so the store is told first."""
+        count = 0
+        async for rows in self._pages(wanted):
+            count += len(await self._store.revive([row.message_id for row in rows]))
+        if count:
+            await self._cluster.poll_storage()
+        return count
+
+    async def _retry_one(self, message_id: int) -> str:
+        """Make one message run again; return why it does not, or nothing."""
+        try:
+            if await self._cluster.reset(message_id):
+                return ""
+        except AlreadyProcessing:
+            return "it runs right now"
+        except ActorhubError as error:
+            return str(error)
+        row = await self._store.find(message_id)
+        return _NOT_RETRIED[row.state] if row is not None else _UNKNOWN
+
+    async def _pages(self, wanted: MessageFilter) -> AsyncIterator[Sequence[MessageRow]]:
+        """Yield what the filter lets through, by id: what comes back while this goes on is not met twice."""
+        after = 0
+        while True:
+            rows = await self._store.messages(msgspec.structs.replace(wanted, after_id=after, limit=_STEP))
+            if rows:
+                yield rows
+            if len(rows) < _STEP:
+                return
+            after = rows[-1].message_id
+
+    async def _found(self, message_id: int) -> MessageRow:
+        row = await self._store.find(message_id)
+        if row is None:
+            raise UnknownMessage(f"there is no durable message {message_id}: {_UNKNOWN}")
+        return row
+
+
+_UNKNOWN: Final = "no durable message had this id, or it was forgotten after its retention"
+_NOT_RETRIED: Final = {
+    MessageState.PENDING: "it is pending already",
+    MessageState.SCHEDULED: "it is not due yet",
+    MessageState.DONE: "it is done",
+    MessageState.FAILED: "its handler answered with a domain error, which is its reply",
+    MessageState.CANCELLED: "it was cancelled",
+    MessageState.DEAD: "it became a dead letter again",
+}
+
+
+def _dead_letters(wanted: pb.MessageFilter) -> MessageFilter:
+    if wanted.states:
+        raise MalformedMessage("filter.states has no meaning for dead letters: leave it empty")
+    return msgspec.structs.replace(filter_of(wanted), states=_DEAD)
+
+
+def _after(token: str) -> int:
+    if not token:
+        return 0
+    if not (token.isascii() and token.isdigit() and len(token) <= 19 and int(token) < 1 << 63):
+        raise MalformedMessage(f"page_token {token[:100]!r} is not one that this service gave")
+    return int(token)

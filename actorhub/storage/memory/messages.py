@@ -1,0 +1,198 @@
+"""One process's access to the durable messages of a memory store."""
+
+import asyncio
+from asyncio import Future
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from actorhub.core.address import ShardId
+from actorhub.core.errors import ConfigurationError, DuplicateKey, PersistenceError
+from actorhub.storage.memory.message_table import MessageTable
+from actorhub.storage.message_ports import (
+    CancelResult,
+    MessageFilter,
+    MessageRow,
+    NewMessage,
+    NotPending,
+    PendingMessage,
+    Readiness,
+    RunCommit,
+    RunFailure,
+    RunStart,
+    RunTransaction,
+    Stored,
+    Verdict,
+)
+from actorhub.storage.ports import Fenced, VersionConflict
+from actorhub.storage.statistics import StorageCounters
+
+ResultT = TypeVar("ResultT")
+
+
+class MemoryMessages:
+    """A `MessageStore` on a memory store.
+
+    What is queued in one step of the loop is carried out together in the next, in order.
+
+    Args:
+        table: The server's side.
+        counters: Where what is done is counted.
+        check_open: Raises `PersistenceError` while nothing can be done.
+    """
+
+    def __init__(self, table: MessageTable, counters: StorageCounters, check_open: Callable[[], None]) -> None:
+        self._table = table
+        self._counters = counters
+        self._check_open = check_open
+        self._waiting: list[Callable[[], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def store(self, message: NewMessage, incarnation: str) -> Future[Stored]:
+        """Store a message for its owner `incarnation`, once per id and per key; refused by the fence like a commit."""
+        return self._queue(lambda: self._store(message, incarnation))
+
+    def deposit(self, message: NewMessage) -> Future[Stored]:
+        """Store a message for whoever owns its shard, now or later."""
+        return self._queue(lambda: self._store(message, None))
+
+    def start_run(self, start: RunStart, incarnation: str) -> Future[Readiness]:
+        """Count a run before it starts, if the message is pending and due. Repeating the same start counts once."""
+        return self._queue(lambda: self._start(start, incarnation), writes=False)
+
+    def commit_run(self, run: RunCommit, incarnation: str) -> Future[None]:
+        """Write what a run leaves behind, all or nothing.
+
+        Raises (from the future):
+            Fenced, VersionConflict, NotPending, DuplicateKey: refused. Nothing was written.
+            PersistenceError: the store is unreachable.
+        """
+        return self._queue(lambda: self._commit(run, incarnation))
+
+    def fail_run(self, failure: RunFailure, incarnation: str) -> Future[float]:
+        """Note a failed run; return when the next one is due (seconds since the Unix epoch), 0 for a dead letter.
+
+        Raises (from the future):
+            Fenced, NotPending: refused. Nothing was written.
+            PersistenceError: the store is unreachable.
+        """
+        return self._queue(lambda: self._fail(failure, incarnation))
+
+    async def load_backlog(
+        self, places: Mapping[ShardId, tuple[str, str]], entities: int, per_entity: int
+    ) -> tuple[Sequence[PendingMessage], frozenset[ShardId]]:
+        """Return messages that are due at once, of the next `entities` entities of each shard after (type, id).
+
+        Of each entity the first `per_entity`, by id. Also returns the shards that have no further entity.
+        """
+        return (await self._reached()).load_backlog(places, entities, per_entity)
+
+    async def load_entities(
+        self, entities: Sequence[tuple[ShardId, str, str]], per_entity: int
+    ) -> Sequence[PendingMessage]:
+        """Return the first `per_entity` messages, by id, that are due at once, of each (shard, type, id)."""
+        return (await self._reached()).load_entities(entities, per_entity)
+
+    async def load_scheduled(
+        self, shards: Sequence[ShardId], until: float, limit: int
+    ) -> tuple[Sequence[PendingMessage], float]:
+        """Return the first `limit` messages by due time, of these shards, due before `until`; and the store's clock."""
+        return (await self._reached()).load_scheduled(shards, until, limit)
+
+    async def ripen(self, message_ids: Sequence[int]) -> None:
+        """Make due messages that could not be started wait in line with those that are due at once."""
+        (await self._reached()).ripen(message_ids)
+
+    async def find(self, message_id: int) -> MessageRow | None:
+        """Return all that is known of a message; `None` if nothing is."""
+        return (await self._reached()).find(message_id)
+
+    async def cancel(
+        self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float
+    ) -> CancelResult:
+        """Settle a pending message or a dead letter as cancelled, for the shard's owner, or with `None` for nobody."""
+        return (await self._reached()).cancel(message_id, shard, epoch, incarnation=incarnation, retention=retention)
+
+    async def revive(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
+        """Make dead letters pending again, and pending ones due at once, with no attempts counted; return those found.
+
+        Their error history stays.
+        """
+        return (await self._reached()).revive(message_ids)
+
+    async def messages(self, wanted: MessageFilter) -> Sequence[MessageRow]:
+        """Return messages of every state, without bodies and histories, by id."""
+        return (await self._reached()).messages(wanted)
+
+    async def purge(self, wanted: MessageFilter) -> int:
+        """Delete dead letters; return how many. Their keys are free again."""
+        return (await self._reached()).purge(wanted)
+
+    async def remove_expired(self, limit: int) -> int:
+        """Forget at most `limit` settled messages whose retention is over, and their keys; return how many."""
+        return (await self._reached()).remove_expired(limit)
+
+    async def begin(self) -> RunTransaction:
+        """Refuse.
+
+        Raises:
+            ConfigurationError: always, since there is no SQL.
+        """
+        raise ConfigurationError("transaction() needs Postgres: this hub keeps everything in memory, which has no SQL")
+
+    def flush(self) -> None:
+        """Carry out what waits."""
+        group, self._waiting = self._waiting, []
+        if group:
+            self._counters.message_groups += 1
+        for carry_out in group:
+            carry_out()
+
+    async def _reached(self) -> MessageTable:
+        await asyncio.sleep(0)  # like a round trip, it lets others act between the call and its effect
+        self._check_open()
+        return self._table
+
+    def _store(self, message: NewMessage, incarnation: str | None) -> Stored:
+        answer = self._table.store(message, incarnation)
+        self._counters.stored += answer.verdict is Verdict.NEW
+        return answer
+
+    def _start(self, start: RunStart, incarnation: str) -> Readiness:
+        readiness = self._table.start_run(start, incarnation)
+        self._counters.started += readiness is Readiness.RUN
+        return readiness
+
+    def _commit(self, run: RunCommit, incarnation: str) -> None:
+        self._table.commit_run(run, incarnation)
+        self._counters.settled += 1
+
+    def _fail(self, failure: RunFailure, incarnation: str) -> float:
+        due = self._table.fail_run(failure, incarnation)
+        self._counters.failed_runs += 1
+        return due
+
+    def _queue(self, work: Callable[[], ResultT], *, writes: bool = True) -> Future[ResultT]:
+        loop = asyncio.get_running_loop()
+        future: Future[ResultT] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self.flush)
+        self._waiting.append(lambda: self._carry_out(work, future, writes=writes))
+        return future
+
+    def _carry_out(self, work: Callable[[], ResultT], future: Future[ResultT], *, writes: bool) -> None:
+        if future.done():
+            return
+        try:
+            self._check_open()
+            result = work()
+        except (Fenced, VersionConflict, NotPending, DuplicateKey) as exc:
+            self._counters.refused += 1
+            future.set_exception(exc)
+        except PersistenceError as exc:
+            exc.possibly_executed = writes
+            self._counters.failed += 1
+            future.set_exception(exc)
+        else:
+            future.set_result(result)

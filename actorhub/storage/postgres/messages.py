@@ -1,0 +1,281 @@
+"""Durable messages on Postgres."""
+
+import asyncio
+from asyncio import Future
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from actorhub.core.address import ShardId, fence_lock_key
+from actorhub.core.clock import Clock
+from actorhub.core.errors import DuplicateKey
+from actorhub.storage.message_ports import (
+    CancelResult,
+    MessageFilter,
+    MessageRow,
+    MessageState,
+    NewMessage,
+    PendingMessage,
+    Readiness,
+    RunCommit,
+    RunFailure,
+    RunStart,
+    RunTransaction,
+    Stored,
+)
+from actorhub.storage.postgres.connection import Target
+from actorhub.storage.postgres.control import ControlConnection
+from actorhub.storage.postgres.grouping import MAX_GROUP_BYTES
+from actorhub.storage.postgres.lane import Lane
+from actorhub.storage.postgres.message_groups import RunCommits, RunFailures, RunStarts, StoreGroups
+from actorhub.storage.postgres.message_rows import (
+    ROW_BYTES,
+    NewRow,
+    RunRow,
+    listed_row,
+    message_row,
+    new_row,
+    pending_message,
+    run_row,
+    shard_of,
+)
+from actorhub.storage.postgres.transaction import Transactions
+from actorhub.storage.statistics import StorageCounters
+
+_PURGE_STEP: Final = 500
+_INDEXES_ONLY: Final = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""What is loaded is a small part of the table, whatever its statistics say."""
+
+
+class PostgresMessages:
+    """A `MessageStore` in the namespace's schema. Its connections are made when they are first needed."""
+
+    def __init__(self, target: Target, clock: Clock, counters: StorageCounters, *, fence: bool) -> None:
+        self._target = target
+        self._fence = fence
+        fence_of = self._fence_key
+        # Loading must not queue behind what people ask for.
+        self._loads = ControlConnection(target, "actorhub messages", _INDEXES_ONLY)
+        self._control = ControlConnection(target, "actorhub message control")
+        self._transactions = Transactions(target, fence_of, counters)
+        self._stores = Lane(target, clock, StoreGroups("store messages", fence_of, counters), counters)
+        self._deposits = Lane(target, clock, StoreGroups("deposit messages", fence_of, counters), counters)
+        self._starts = Lane(target, clock, RunStarts(fence_of, counters), counters)
+        self._commits = Lane(target, clock, RunCommits(fence_of, counters), counters)
+        self._failures = Lane(target, clock, RunFailures(fence_of, counters), counters)
+
+    @property
+    def pending(self) -> int:
+        """How many grouped requests have no result yet."""
+        lanes = (self._stores, self._deposits, self._starts, self._commits, self._failures)
+        return sum(lane.pending for lane in lanes)
+
+    async def aclose(self) -> None:
+        """Let go of every connection, after at most a few seconds for what waits. Can be called twice."""
+        async with asyncio.TaskGroup() as tasks:
+            for lane in (self._stores, self._deposits, self._starts, self._commits, self._failures):
+                tasks.create_task(lane.aclose())
+            for part in (self._loads, self._control, self._transactions):
+                tasks.create_task(part.aclose())
+
+    def store(self, message: NewMessage, incarnation: str) -> Future[Stored]:
+        """Store a message for its owner `incarnation`, once per id and per key; refused by the fence like a commit."""
+        row = new_row(message)
+        return self._stores.submit_nowait(row, _name(row), incarnation, row.size)
+
+    def deposit(self, message: NewMessage) -> Future[Stored]:
+        """Store a message for whoever owns its shard, now or later.
+
+        Whoever takes the shard after this was acknowledged finds the message; a present owner finds it at its next
+        look into the store, unless it is told.
+        """
+        row = new_row(message)
+        return self._deposits.submit_nowait(row, _name(row), "", row.size)
+
+    def start_run(self, start: RunStart, incarnation: str) -> Future[Readiness]:
+        """Count a run before it starts, if the message is pending and due. Repeating the same start counts once."""
+        return self._starts.submit_nowait(start, ("", str(start.message_id)), incarnation, ROW_BYTES)
+
+    def commit_run(self, run: RunCommit, incarnation: str) -> Future[None]:
+        """Write what a run leaves behind, all or nothing.
+
+        Raises (from the future):
+            Fenced: ownership was lost. Nothing was written.
+            VersionConflict: another state version is stored. Nothing was written.
+            NotPending: the message was settled before, by something else than this run. Nothing was written.
+            DuplicateKey: a message of the outbox has a key that was used with another payload. Nothing was written.
+        """
+        try:
+            row = run_row(run)
+        except DuplicateKey as exc:
+            future: Future[None] = asyncio.get_running_loop().create_future()
+            future.set_exception(exc)
+            return future
+        return self._commits.submit_nowait(row, _run_name(row), incarnation, row.size)
+
+    def fail_run(self, failure: RunFailure, incarnation: str) -> Future[float]:
+        """Note a failed run; return when the next one is due (seconds since the Unix epoch), 0 for a dead letter.
+
+        Raises (from the future):
+            Fenced: ownership was lost. Nothing was written.
+            NotPending: the message was settled before. Nothing was written.
+        """
+        size = ROW_BYTES + len(failure.error) + len(failure.traceback)
+        return self._failures.submit_nowait(failure, ("", str(failure.message_id)), incarnation, size)
+
+    async def load_backlog(
+        self, places: Mapping[ShardId, tuple[str, str]], entities: int, per_entity: int
+    ) -> tuple[Sequence[PendingMessage], frozenset[ShardId]]:
+        """Return messages that are due at once, of the next `entities` entities of each shard after (type, id).
+
+        Of each entity the first `per_entity`, by id; fewer entities where their messages are large. Also returns the
+        shards that have no further entity with messages after those returned.
+        """
+        if not places:
+            return [], frozenset()
+        shards, cursors = list(places), list(places.values())
+        rows = await self._loads.fetch(
+            "load messages",
+            "load_backlog",
+            *_shard_columns(shards),
+            [entity_type for entity_type, _ in cursors],
+            [entity_id for _, entity_id in cursors],
+            entities,
+            per_entity,
+            MAX_GROUP_BYTES,
+        )
+        found: list[PendingMessage] = []
+        more: set[ShardId] = set()
+        for row in rows:
+            place: int = row["place"]
+            shard = shards[place - 1]
+            if row["body"] is None:
+                more.add(shard)
+            else:
+                found.append(pending_message(row, shard))
+        return found, frozenset(shards) - more
+
+    async def load_entities(
+        self, entities: Sequence[tuple[ShardId, str, str]], per_entity: int
+    ) -> Sequence[PendingMessage]:
+        """Return the first `per_entity` messages, by id, that are due at once, of each (shard, type, id)."""
+        if not entities:
+            return []
+        rows = await self._loads.fetch(
+            "load messages",
+            "load_entities",
+            *_shard_columns([shard for shard, _, _ in entities]),
+            [entity_type for _, entity_type, _ in entities],
+            [entity_id for _, _, entity_id in entities],
+            per_entity,
+        )
+        places: list[int] = [row["place"] for row in rows]
+        return [pending_message(row, entities[place - 1][0]) for place, row in zip(places, rows, strict=True)]
+
+    async def load_scheduled(
+        self, shards: Sequence[ShardId], until: float, limit: int
+    ) -> tuple[Sequence[PendingMessage], float]:
+        """Return the first `limit` messages by due time, of these shards, due before `until`; and the store's clock.
+
+        Overdue ones included. Messages with a due time are found here only, until `ripen` moves them.
+        """
+        rows = await self._loads.fetch(
+            "load scheduled messages", "load_scheduled", *_shard_columns(shards), until, limit
+        )
+        return [pending_message(row, shard_of(row)) for row in rows if row["message_id"] is not None], rows[0]["clock"]
+
+    async def ripen(self, message_ids: Sequence[int]) -> None:
+        """Make due messages that could not be started wait in line with those that are due at once."""
+        await self._loads.fetch("put messages in line", "ripen", list(message_ids))
+
+    async def find(self, message_id: int) -> MessageRow | None:
+        """Return all that is known of a message; `None` if nothing is."""
+        rows = await self._control.fetch("find a message", "find", message_id)
+        return message_row(rows[0]) if rows else None
+
+    async def cancel(
+        self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float
+    ) -> CancelResult:
+        """Settle a pending message or a dead letter as cancelled, for the shard's owner.
+
+        With `incarnation=None` it is done for nobody: whoever takes the shard afterwards does not find the message.
+        The mark is kept for `retention` seconds.
+        """
+        fence = None if incarnation is None else self._fence_key(incarnation)
+        arguments = (fence, incarnation, message_id, shard.group, shard.number, epoch, retention)
+        rows = await self._control.fetch("cancel a message", "cancel", *arguments)
+        return CancelResult(rows[0][0])
+
+    async def revive(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
+        """Make dead letters pending again, and pending ones due at once, with no attempts counted; return those found.
+
+        Their error history stays. The owner must be told, or finds them at its next look into the store.
+        """
+        rows = await self._control.fetch("revive messages", "revive", list(message_ids))
+        return [pending_message(row, shard_of(row)) for row in rows]
+
+    async def messages(self, wanted: MessageFilter) -> Sequence[MessageRow]:
+        """Return messages of every state, without bodies and histories, by id."""
+        states = [state.value for state in wanted.states] or None
+        rows = await self._control.fetch(
+            "list messages", "list_messages", states, *_conditions(wanted), wanted.after_id, wanted.limit
+        )
+        return [listed_row(row) for row in rows]
+
+    async def purge(self, wanted: MessageFilter) -> int:
+        """Delete dead letters, in small steps; return how many. Their keys are free again."""
+        if wanted.states and MessageState.DEAD not in wanted.states:
+            return 0
+        purged, last_id = 0, wanted.after_id
+        while purged < wanted.limit:
+            step = min(_PURGE_STEP, wanted.limit - purged)
+            rows = await self._control.fetch("purge dead letters", "purge", *_conditions(wanted), last_id, step)
+            count, found_last = rows[0]
+            purged += count
+            if count < step:
+                break
+            last_id = found_last
+        return purged
+
+    async def remove_expired(self, limit: int) -> int:
+        """Forget at most `limit` settled messages whose retention is over, and their keys; return how many."""
+        rows = await self._control.fetch("remove expired replies", "remove_expired", limit)
+        return int(rows[0][0])
+
+    async def begin(self) -> RunTransaction:
+        """Return a transaction for a handler's own SQL, on a connection of its own.
+
+        Raises:
+            PersistenceError: Postgres cannot be reached, or all connections for this stay busy.
+        """
+        return await self._transactions.begin()
+
+    def _fence_key(self, incarnation: str) -> int | None:
+        return fence_lock_key(self._target.namespace, incarnation) if self._fence else None
+
+
+def _shard_columns(shards: Sequence[ShardId]) -> tuple[list[str], list[int]]:
+    return [shard.group for shard in shards], [shard.number for shard in shards]
+
+
+def _conditions(wanted: MessageFilter) -> tuple[object, ...]:
+    shard = None if wanted.shard is None else str(wanted.shard)
+    return wanted.entity_type, wanted.entity_id, wanted.handler, shard, wanted.key, wanted.older_than
+
+
+def _name(row: NewRow) -> tuple[str, str]:
+    # Messages of one key, like those of one id, go one after the other.
+    if row.key_hash is None:
+        return "", str(row.message.message_id)
+    return "key", row.key_hash.decode("latin-1")
+
+
+def _run_name(row: RunRow) -> tuple[str, str]:
+    run = row.run
+    if run.version:
+        return run.entity_type, run.entity_id
+    return "", str(run.message_id or (row.outbox[0].message.message_id if row.outbox else 0))

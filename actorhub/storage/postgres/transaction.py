@@ -1,0 +1,197 @@
+"""Transactions of handlers: the user's SQL and what the run leaves behind are committed together."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import asyncpg
+import msgspec
+
+from actorhub.core.errors import DuplicateKey, PersistenceError
+from actorhub.storage.message_ports import RunCommit
+from actorhub.storage.postgres.connection import Target, TransactionPool, deadline
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
+from actorhub.storage.postgres.message_groups import refusal, run_columns
+from actorhub.storage.postgres.message_rows import RunRow, run_row
+from actorhub.storage.postgres.queries import queries
+from actorhub.storage.statistics import StorageCounters
+
+if TYPE_CHECKING:
+    from asyncpg.transaction import Transaction
+
+    PooledConnection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+
+MOST: Final = 8
+"""Transactions at a time, in one process."""
+BEGIN_LIMIT: Final = timedelta(seconds=5)
+"""How long to wait for one of the connections."""
+COMMIT_LIMIT: Final = timedelta(seconds=12)
+UNDO_LIMIT: Final = timedelta(seconds=2)
+
+
+class _Ending(msgspec.Struct, frozen=True):
+    """Ends a connection that the pool may have got back already, as it does when a connection is lost."""
+
+    connection: "PooledConnection"
+
+    def terminate(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(asyncpg.InterfaceError):
+            self.connection.terminate()
+
+
+class _Session(msgspec.Struct, frozen=True):
+    """A connection in a transaction, and where it goes back to."""
+
+    pool: TransactionPool
+    connection: "PooledConnection"
+    transaction: "Transaction"
+
+
+class Transactions:
+    """Connections for transactions, made when they are first needed and kept for a while."""
+
+    def __init__(self, target: Target, fence_of: Callable[[str], int | None], counters: StorageCounters) -> None:
+        self._target = target
+        self._fence_of = fence_of
+        self._counters = counters
+        self._pool: TransactionPool | None = None
+        self._making = asyncio.Lock()
+        self._closed = False
+
+    async def begin(self) -> "PostgresTransaction":
+        """Return a transaction that was begun.
+
+        Raises:
+            PersistenceError: Postgres cannot be reached, or all connections stay busy for `BEGIN_LIMIT`.
+        """
+        connection = None
+        pool = await self._ready()
+        try:
+            connection = await pool.acquire(timeout=BEGIN_LIMIT.total_seconds())
+            if self._closed:
+                raise PersistenceError("the storage is closed")
+            outer = connection.transaction(isolation="read_committed")
+            async with deadline(_Ending(connection), BEGIN_LIMIT):
+                await outer.start()
+        except FOREIGN_ERRORS as exc:
+            await _let_go(pool, connection)
+            if isinstance(exc, TimeoutError) and pool.get_idle_size() == 0 and pool.get_size() == MOST:
+                raise PersistenceError(
+                    f"cannot begin a transaction: all {MOST} connections of this process were busy for "
+                    f"{BEGIN_LIMIT.total_seconds():.0f} seconds"
+                ) from exc
+            raise translate(exc, "begin a transaction") from exc
+        except BaseException:
+            await _let_go(pool, connection)
+            raise
+        sql = queries()["commit_runs"].replace("commit_runs(", f'"{self._target.namespace}".commit_runs(')
+        return PostgresTransaction(_Session(pool, connection, outer), sql, self._fence_of, self._counters)
+
+    async def aclose(self) -> None:
+        """End every connection; transactions under way fail."""
+        self._closed = True
+        if self._pool is not None:
+            self._pool.terminate()
+
+    async def _ready(self) -> TransactionPool:
+        async with self._making:
+            if self._closed:
+                raise PersistenceError("the storage is closed")
+            if self._pool is None:
+                self._pool = await self._target.transaction_pool("actorhub transactions", MOST)
+            return self._pool
+
+
+class PostgresTransaction:
+    """A `RunTransaction` on a connection that nobody else has until it is committed or rolled back."""
+
+    def __init__(
+        self, session: _Session, sql: str, fence_of: Callable[[str], int | None], counters: StorageCounters
+    ) -> None:
+        self._pool = session.pool
+        self._connection = session.connection
+        self._outer = session.transaction
+        self._sql = sql
+        self._fence_of = fence_of
+        self._counters = counters
+        self._ended = False
+
+    @property
+    def connection(self) -> "PooledConnection":
+        """What the user's SQL goes to; useless once the transaction has ended."""
+        return self._connection
+
+    def block(self) -> AbstractAsyncContextManager[Any]:
+        """Return a savepoint: what is done in it is undone when it raises."""
+        return self._connection.transaction()
+
+    async def commit(self, run: RunCommit, incarnation: str) -> None:
+        """Write `run` in this transaction and commit it, under the same checks as `MessageStore.commit_run`.
+
+        Raises:
+            Fenced, VersionConflict, NotPending, DuplicateKey: refused; all was rolled back.
+            PersistenceError: it failed; if the connection broke during the commit, the outcome is unknown.
+        """
+        try:
+            await self._write(run_row(run), incarnation)
+            async with deadline(_Ending(self._connection), COMMIT_LIMIT):
+                await self._outer.commit()
+        except FOREIGN_ERRORS as exc:
+            self._counters.failed += 1
+            raise _failure(exc) from exc
+        except DuplicateKey:
+            self._counters.refused += 1
+            raise
+        finally:
+            await self.roll_back()
+        self._counters.settled += 1
+
+    async def roll_back(self) -> None:
+        """Undo everything that is not committed and let go of the connection; bounded in time, can be called twice."""
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            if self._connection.is_in_transaction():
+                async with deadline(_Ending(self._connection), UNDO_LIMIT):
+                    await self._outer.rollback()
+        except FOREIGN_ERRORS:
+            _Ending(self._connection).terminate()
+        finally:
+            await _let_go(self._pool, self._connection)
+
+    async def _write(self, row: RunRow, incarnation: str) -> None:
+        if self._ended or not self._connection.is_in_transaction():
+            raise PersistenceError(
+                "the transaction was ended by the handler's own SQL, or by a lost connection", possibly_executed=True
+            )
+        arguments = (self._fence_of(incarnation), incarnation, *run_columns([row]))
+        async with deadline(_Ending(self._connection), COMMIT_LIMIT):
+            verdicts = await self._connection.fetchval(self._sql, *arguments)
+        refused = refusal(verdicts[0], row.run, incarnation) if verdicts else None
+        if refused is not None:
+            if isinstance(refused, PersistenceError):
+                self._counters.refused += 1
+            raise refused
+
+
+def _failure(error: BaseException) -> PersistenceError:
+    failure = translate(error, "commit the handler's transaction")
+    failure.possibly_executed = True
+    return failure
+
+
+async def _let_go(pool: TransactionPool, connection: "PooledConnection | None") -> None:
+    """Give the connection back; end it where that takes too long."""
+    if connection is None:
+        return
+    try:
+        async with deadline(_Ending(connection), UNDO_LIMIT):
+            # The pool resets the session, and who still holds the connection cannot use it afterwards.
+            await pool.release(connection, timeout=UNDO_LIMIT.total_seconds())
+    except FOREIGN_ERRORS:
+        return

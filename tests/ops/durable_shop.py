@@ -1,0 +1,79 @@
+"""The hub of the tests about durable messages: `tests.ops.durable_shop:hub`."""
+
+import asyncio
+from datetime import timedelta
+
+import msgspec
+
+from actorhub import Entity, EntityError, Hub, Retry, current, handler
+
+
+class Booking(msgspec.Struct, frozen=True):
+    amount: int
+    text: str = ""
+
+
+class NotCovered(EntityError):
+    missing: int
+
+
+class Balance(msgspec.Struct):
+    cents: int = 0
+    bookings: int = 0
+
+
+QUICK = Retry(attempts=2, initial=timedelta(milliseconds=10))
+PATIENT = Retry(attempts=3, initial=timedelta(hours=1), maximum=timedelta(hours=1))
+
+
+class Accounts(Entity[Balance], name="accounts"):
+    """One account: bookings are durable, and some of them fail."""
+
+    def __init__(self) -> None:
+        self._released = asyncio.Event()
+        self._mended = False
+
+    @handler(durable=True)
+    async def book(self, booking: Booking) -> int:
+        if self.state.cents + booking.amount < 0:
+            raise NotCovered(missing=-self.state.cents - booking.amount)
+        self.state.cents += booking.amount
+        self.state.bookings += 1
+        return self.state.cents
+
+    @handler(durable=True, retry=QUICK)
+    async def fragile(self, text: str, times: int = 1) -> str:
+        if not self._mended:
+            raise KeyError(text)
+        return text * times
+
+    @handler(durable=True, retry=PATIENT)
+    async def patient(self, text: str) -> str:
+        if not self._mended:
+            raise KeyError(text)
+        return text
+
+    @handler(durable=True)
+    async def hold(self) -> str:
+        await self._released.wait()
+        return "released"
+
+    @handler(durable=True)
+    async def headers(self) -> dict[str, str]:
+        return dict(current().headers)
+
+    @handler(reentrant=True)
+    async def release(self) -> None:
+        self._released.set()
+
+    @handler(reentrant=True)
+    async def mend(self) -> None:
+        self._mended = True
+
+    @handler(readonly=True)
+    async def balance(self) -> Balance:
+        return self.state
+
+
+hub = Hub()
+hub.register(Accounts)

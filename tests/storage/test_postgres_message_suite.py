@@ -1,0 +1,42 @@
+"""The Postgres store keeps the promises about durable messages."""
+
+import pytest
+
+from actorhub.testing.message_run_suite import CommitSuite, FailureSuite, StartSuite
+from actorhub.testing.message_suite import LoadSuite, StoreSuite
+from actorhub.testing.message_suite_care import CareSuite, InspectionSuite
+from tests.storage.conftest import PostgresWorld
+
+
+@pytest.fixture
+def world(postgres_world: PostgresWorld) -> PostgresWorld:
+    """The suite's world is an empty database."""
+    return postgres_world
+
+
+class TestPostgresStore(StoreSuite):
+    """Storing in Postgres."""
+
+
+class TestPostgresLoad(LoadSuite):
+    """Loading from Postgres."""
+
+
+class TestPostgresStart(StartSuite):
+    """Starting runs in Postgres."""
+
+
+class TestPostgresCommit(CommitSuite):
+    """Committing runs in Postgres."""
+
+
+class TestPostgresFailure(FailureSuite):
+    """Failed runs in Postgres."""
+
+
+class TestPostgresInspection(InspectionSuite):
+    """Inspecting messages in Postgres."""
+
+
+class TestPostgresCare(CareSuite):
+    """Cancelling, reviving, purging and forgetting in Postgres."""

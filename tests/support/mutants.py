@@ -1,0 +1,205 @@
+"""Defects of the product that its tests must notice: each breaks one thing.
+
+`apply` is called by the hub module of the tests alone, with what the environment says; the product knows nothing of it.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from actorhub import context
+from actorhub.cluster import cluster_of_handler
+from actorhub.context import Current
+from actorhub.core.address import ShardId
+from actorhub.core.clock import Clock
+from actorhub.engine import results, settlement
+from actorhub.engine.backlog import Backlog
+from actorhub.engine.cell import Cell, HostedShard
+from actorhub.engine.delivery import Delivery
+from actorhub.engine.durable_message import DurableMessage
+from actorhub.engine.host import Host
+from actorhub.engine.message import Message
+from actorhub.engine.run_commits import RunCommits
+from actorhub.engine.schedule import ServerClock
+from actorhub.engine.starts import Starts
+from actorhub.storage.memory.message_table import MessageTable
+from actorhub.storage.message_ports import CancelResult, Outcome, PendingMessage, Readiness, RunStart, StoredReply
+from actorhub.storage.postgres import PostgresStorage, schema
+
+Patch: TypeAlias = Callable[[Any, str, Any], None]
+"""Replaces an attribute: `setattr`, or something that can take it back."""
+
+EntityAddress: TypeAlias = tuple[ShardId, str, str]
+MUTANTS: Final[dict[str, Callable[[Patch], None]]] = {}
+_OWNS: Final = "s.epoch = r.e and s.owner_incarnation = committer"
+"""How statements check that the committer owns a shard."""
+_AHEAD: Final = 0.15
+"""Seconds that a wrong clock is ahead."""
+
+
+def mutant(name: str) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+    """Register a defect under a name."""
+
+    def register(break_it: Callable[[Patch], None]) -> Callable[[Patch], None]:
+        MUTANTS[name] = break_it
+        return break_it
+
+    return register
+
+
+def apply(name: str, patch: Patch = setattr) -> None:
+    """Put the defect `name` into this process; nothing for the empty name."""
+    if name:
+        MUTANTS[name](patch)
+
+
+@mutant("keys are ignored")
+def _(patch: Patch) -> None:
+    store = Delivery._store_message
+
+    def broken(self: Delivery, message: DurableMessage, attempts: int) -> None:
+        if message.durable is not None:
+            message.durable = msgspec.structs.replace(message.durable, key=None, payload_hash=b"")
+        store(self, message, attempts)
+
+    patch(Delivery, "_store_message", broken)
+
+
+@mutant("a repeated call is taken for a new one")
+def _(patch: Patch) -> None:
+    store = Delivery._store_message
+
+    def broken(self: Delivery, message: DurableMessage, attempts: int) -> None:
+        if message.durable is not None:
+            message.durable = msgspec.structs.replace(message.durable, is_repeated=False)
+        store(self, message, attempts)
+
+    patch(Delivery, "_store_message", broken)
+
+
+@mutant("shards are released before they are drained")
+def _(patch: Patch) -> None:
+    drain = Host.drain
+
+    async def broken(self: Host, shard_id: ShardId, grace: float) -> None:
+        _ = self.delivery._supervisor.spawn(drain(self, shard_id, grace), "drain when it is too late")
+
+    patch(Host, "drain", broken)
+
+
+@mutant("what a former owner left is not loaded")
+def _(patch: Patch) -> None:
+    def broken(self: Backlog, shard: HostedShard) -> None:
+        """Look for nothing."""
+
+    patch(Backlog, "wish", broken)
+    patch(Backlog, "look", broken)
+
+
+@mutant("runs are counted after they end")
+def _(patch: Patch) -> None:
+    store = Delivery._store_message
+
+    def store_uncounted(self: Delivery, message: DurableMessage, attempts: int) -> None:
+        store(self, message, 0)
+
+    def start_uncounted(self: Starts, message: DurableMessage) -> None:
+        message.attempts += 1
+        self.counted(message)
+
+    patch(Delivery, "_store_message", store_uncounted)
+    patch(Starts, "start", start_uncounted)
+    patch(RunCommits, "_next", lambda *_: None)
+
+
+@mutant("what a handler tells leaves at once")
+def _(patch: Patch) -> None:
+    async def broken(self: Current, call: Awaitable[Any], **options: Any) -> int:
+        return await cluster_of_handler().tell(call)
+
+    patch(context.Current, "tell", broken)
+
+
+@mutant("domain errors are run again")
+def _(patch: Patch) -> None:
+    patch(settlement, "_is_reply", lambda *_: False)
+
+
+@mutant("the state is not rolled back")
+def _(patch: Patch) -> None:
+    def broken(cell: Cell, *, shared: bool) -> None:
+        """Leave what the handler changed."""
+
+    patch(results, "roll_back", broken)
+
+
+class _Ahead:
+    """A clock that shows a later time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def time(self) -> float:
+        return self._clock.time() + _AHEAD
+
+
+@mutant("messages run before they are due")
+def _(patch: Patch) -> None:
+    now, start_run = ServerClock.now, MessageTable.start_run
+
+    def start_early(self: MessageTable, start: RunStart, incarnation: str) -> Readiness:
+        clock = self._clock
+        self._clock = _Ahead(clock)  # type: ignore[assignment]
+        try:
+            return start_run(self, start, incarnation)
+        finally:
+            self._clock = clock
+
+    patch(ServerClock, "now", lambda self: now(self) + _AHEAD)
+    patch(MessageTable, "start_run", start_early)
+
+
+@mutant("the newest message is loaded first")
+def _(patch: Patch) -> None:
+    load = MessageTable.load_entities
+
+    def broken(self: MessageTable, entities: Sequence[EntityAddress], per_entity: int) -> list[PendingMessage]:
+        return load(self, entities, per_entity)[::-1]
+
+    patch(MessageTable, "load_entities", broken)
+
+
+@mutant("the fence is off")
+def _(patch: Patch) -> None:
+    real_migrations, make = schema.migrations, PostgresStorage.__init__
+
+    def migrations() -> Sequence[schema.Migration]:
+        return [msgspec.structs.replace(step, sql=step.sql.replace(_OWNS, "true")) for step in real_migrations()]
+
+    def without_fence(self: PostgresStorage, *arguments: Any, **options: Any) -> None:
+        make(self, *arguments, **{**options, "fence": False})
+
+    assert any(_OWNS in step.sql for step in real_migrations())
+    patch(schema, "migrations", migrations)
+    patch(PostgresStorage, "__init__", without_fence)
+
+
+@mutant("replies leave before their commit")
+def _(patch: Patch) -> None:
+    commit = RunCommits.commit
+
+    def broken(self: RunCommits, message: Message, cell: Cell, data: bytes | None, body: bytes) -> None:
+        if isinstance(message, DurableMessage):
+            message.runs.answer(message.waiters, message.message_id, StoredReply(Outcome.VALUE, body))  # type: ignore[attr-defined]
+        commit(self, message, cell, data, body)
+
+    patch(RunCommits, "commit", broken)
+
+
+@mutant("cancellations are forgotten")
+def _(patch: Patch) -> None:
+    def broken(self: MessageTable, *what: Any, **options: Any) -> CancelResult:
+        return CancelResult.CANCELLED
+
+    patch(MessageTable, "cancel", broken)
