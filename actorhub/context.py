@@ -125,7 +125,7 @@ class Current:
         """Send a call when this run commits, and not at all if the handler raises; return its message id now.
 
         A tell of a durable handler is stored by the same commit. Arguments are those of `cluster.tell`; a key that was
-        used before with another payload makes the run fail, with `DuplicateKey`.
+        used before with another payload makes the run fail: a durable message's dead letter names `DuplicateKey`.
 
         Raises:
             RuntimeError: the run is over, for example in a task that outlives its handler.

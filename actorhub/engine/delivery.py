@@ -414,6 +414,7 @@ class Delivery:
             cell.durable -= 1
             if cell.durable == 0:
                 cell.shard.host.durable_entities -= 1
+                self.backlog.place_freed()
                 if cell.is_behind:
                     self.backlog.drained(cell)
 

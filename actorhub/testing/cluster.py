@@ -177,10 +177,12 @@ class MemoryCluster:
         killed = self._processes.pop(runner)
         part = runner.part
         part.node.closed = True
+        part.node.peers.want(())
         self.network.drop(killed.transport.name)
         self.store.terminate_sessions(part.node.incarnation)
         part.node.deadlines.close()
         if isinstance(part, Runner):
+            part.watch.stop()
             await part.storage.aclose()
             await part.host.turns.aclose()
         await part.node.supervisor.aclose(1.0)
