@@ -215,6 +215,50 @@ class CommitSuite:
         assert (counts.refused, counts.failed, counts.waiting) == (0, 0, 0)
         assert counts.message_groups <= 12
 
+    async def test_the_next_run_is_counted_with_the_commit(self, world: StorageWorld) -> None:
+        """It needs no start of its own, and its count is there as soon as the commit is."""
+        storage = await world.storage()
+        messages = storage.messages
+        await storage.take(SHARDS, runner("a"))
+        made = [message(1), message(2), message(3, "eve"), message(4, "eve"), message(5, "bob")]
+        await stored(messages, made)
+        runs = [changed(run(made[0], 1), next_start=start(2)), changed(run(made[2]), next_start=start(4)), run(made[4])]
+        assert await results([messages.commit_run(each, "a") for each in runs]) == [True, True, False]
+        rows = [await messages.find(number) for number in (2, 4)]
+        assert [row and (row.state, row.attempts) for row in rows] == [(MessageState.PENDING, 1)] * 2
+        assert await messages.commit_run(run(made[1], 2), "a") is False
+        assert storage.statistics().started == 2
+
+    async def test_a_next_run_that_may_not_start_is_not_counted(self, world: StorageWorld) -> None:
+        """One that is gone, not due or unknown: the run before it is written all the same, like its neighbours."""
+        messages = await opened(world)
+        made = [message(number, f"e{number % 4}") for number in range(1, 5)]
+        rest = [changed(message(5, "e1"), delay=FAR), message(6, "e2"), message(8, "e0")]
+        await stored(messages, [*made, *rest])
+        await messages.commit_run(run(rest[1]), "a")
+        following = [start(5), start(6), start(7), start(8)]
+        runs = [changed(run(each), next_start=then) for each, then in zip(made, following, strict=True)]
+        assert await results([messages.commit_run(each, "a") for each in runs]) == [False, False, False, True]
+        early, due = await messages.find(5), await messages.find(8)
+        assert early is not None
+        assert due is not None
+        assert (early.attempts, due.attempts) == (0, 1)
+        assert await backlog(messages) == [8]
+
+    async def test_a_refused_run_counts_no_next_one(self, world: StorageWorld) -> None:
+        """Nor does one that was written before count its next run a second time."""
+        messages = await opened(world)
+        await stored(messages, [message(1), message(2), message(3, "eve"), message(4, "eve")])
+        refused, good = changed(run(message(1), 7), next_start=start(2)), changed(run(message(3)), next_start=start(4))
+        futures = [messages.commit_run(refused, "a"), messages.commit_run(good, "a")]
+        assert await failures(futures) == [VersionConflict, None]
+        assert futures[1].result() is True
+        await messages.commit_run(good, "a")
+        rows = [await messages.find(number) for number in (2, 4)]
+        assert [row and row.attempts for row in rows] == [0, 1]
+        await messages.commit_run(run(message(4)), "a")
+        assert await messages.commit_run(good, "a") is False
+
     async def test_a_repeated_commit_is_harmless(self, world: StorageWorld) -> None:
         """The same run again succeeds and changes nothing: after others ran, and after the shard was lost as well."""
         storage = await world.storage()

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from actorhub.core.errors import DuplicateKey, PersistenceError
-from actorhub.storage.message_ports import MessageState, NotPending
+from actorhub.storage.message_ports import MessageState, NotPending, RolledBack, RunStart
 from actorhub.storage.ports import Fenced, StoredState, VersionConflict
 from actorhub.storage.postgres import PostgresStorage
 from actorhub.storage.postgres.transaction import MOST
@@ -117,14 +117,25 @@ async def test_a_refused_run_takes_the_users_sql_with_it(shop: Shop) -> None:
 
 
 async def test_a_constraint_that_fails_at_the_commit_undoes_the_run(shop: Shop) -> None:
-    """A deferred constraint of the user's is a PersistenceError, and the message is still pending."""
+    """A deferred constraint of the user's is known to have undone all, and the message is still pending."""
     await shop.sql.execute("insert into invoice values ('i-1')")
     made = await shop.messages.begin()
     await made.connection.execute("insert into invoice values ('i-1')")
-    with pytest.raises(PersistenceError, match="duplicate key"):
+    with pytest.raises(RolledBack, match="duplicate key"):
         await made.commit(run(message(1), 1), "a")
     assert await shop.state_of_message() is MessageState.PENDING
     assert await shop.storage.load_state("orders", "ada") is None
+
+
+async def test_a_transaction_counts_the_next_run(shop: Shop) -> None:
+    """It says whether it did; one that is not due is not counted."""
+    await stored(shop.messages, [message(3), changed(message(4), delay=FAR)])
+    for settled, then, counted in ((1, 3, True), (3, 4, False)):
+        made = await shop.messages.begin()
+        next_start = RunStart(then, SHARDS[0], 1, 1)
+        assert await made.commit(changed(run(message(settled)), next_start=next_start), "a") is counted
+    rows = [await shop.messages.find(number) for number in (3, 4)]
+    assert [row and (row.state, row.attempts) for row in rows] == [(MessageState.DONE, 1), (MessageState.SCHEDULED, 0)]
 
 
 async def test_an_error_of_the_users_sql_that_was_swallowed_fails_the_commit(shop: Shop) -> None:

@@ -72,8 +72,10 @@ class MessageTable:
         row.attempts = start.attempts
         return Readiness.RUN
 
-    def commit_run(self, run: RunCommit, incarnation: str) -> None:
+    def commit_run(self, run: RunCommit, incarnation: str) -> bool:
         """Write what a run leaves behind, or see that this very run was written before.
+
+        Returns whether the next run was counted along with it.
 
         Raises:
             Fenced: `incarnation` does not own the shard at that epoch.
@@ -82,7 +84,7 @@ class MessageTable:
             DuplicateKey: a key of the outbox was used with another payload.
         """
         if self._was_committed(run):
-            return
+            return False
         self._check_owner(incarnation, run.shard, run.epoch)
         row = self._pending(run.message_id) if run.message_id else None
         entity, state = _state_of(run)
@@ -97,6 +99,7 @@ class MessageTable:
             reply = run.reply or StoredReply(Outcome.VALUE, b"")
             self._settle(row, reply, run.retention)
             row.settlement = Settlement.of(run)
+        return run.next_start is not None and self.start_run(run.next_start, incarnation) is Readiness.RUN
 
     def fail_run(self, failure: RunFailure, incarnation: str) -> float:
         """Note a failed run; return when the next one is due, 0 for a dead letter.

@@ -61,8 +61,8 @@ class MemoryMessages:
         """Count a run before it starts, if the message is pending and due. Repeating the same start counts once."""
         return self._queue(lambda: self._start(start, incarnation), writes=False)
 
-    def commit_run(self, run: RunCommit, incarnation: str) -> Future[None]:
-        """Write what a run leaves behind, all or nothing.
+    def commit_run(self, run: RunCommit, incarnation: str) -> Future[bool]:
+        """Write what a run leaves behind, all or nothing; return whether `next_start` was counted with it.
 
         Raises (from the future):
             Fenced, VersionConflict, NotPending, DuplicateKey: refused. Nothing was written.
@@ -164,9 +164,11 @@ class MemoryMessages:
         self._counters.started += readiness is Readiness.RUN
         return readiness
 
-    def _commit(self, run: RunCommit, incarnation: str) -> None:
-        self._table.commit_run(run, incarnation)
+    def _commit(self, run: RunCommit, incarnation: str) -> bool:
+        counted = self._table.commit_run(run, incarnation)
         self._counters.settled += 1
+        self._counters.started += counted
+        return counted
 
     def _fail(self, failure: RunFailure, incarnation: str) -> float:
         due = self._table.fail_run(failure, incarnation)

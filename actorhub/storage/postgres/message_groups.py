@@ -29,13 +29,14 @@ FenceOf: TypeAlias = Callable[[str], int | None]
 """The key of an incarnation's fence; `None`: without one."""
 NewEntry: TypeAlias = Entry[NewRow, Stored]
 StartEntry: TypeAlias = Entry[RunStart, Readiness]
-RunEntry: TypeAlias = Entry[RunRow, None]
+RunEntry: TypeAlias = Entry[RunRow, bool]
 FailEntry: TypeAlias = Entry[RunFailure, float]
 
 _ASK_AGAIN: Final = 5
 _FENCED: Final = 1
 _CONFLICT: Final = 2
 _NOT_PENDING: Final = 3
+_NOT_COUNTED: Final = 6
 
 
 class StoreGroups:
@@ -122,28 +123,27 @@ class RunCommits:
         self._fence_of = fence_of
         self._counters = counters
 
-    async def run(self, statement: "Statement", group: Sequence[RunEntry]) -> Sequence[ActorhubError | Again | None]:
-        """Return for each run `None` when it is written, else why it was refused."""
+    async def run(self, statement: "Statement", group: Sequence[RunEntry]) -> Sequence[bool | ActorhubError | Again]:
+        """Return for each run that is written whether its next one was counted, else why it was refused."""
         self._counters.message_groups += 1
         owner = group[0].party
-        outcomes: list[ActorhubError | Again | None] = [None] * len(group)
+        outcomes: list[bool | ActorhubError | Again] = [Again()] * len(group)
         apart = _with_keys_of_others([entry.request for entry in group])
         places = [place for place in range(len(group)) if place not in apart]
         rows = [group[place].request for place in places]
-        for place in apart:
-            outcomes[place] = Again()
         try:
             answer = await statement.fetch(self._fence_of(owner), owner, *run_columns(rows))
         except BaseException:
             for row in rows:
                 _mark_repeated(row.outbox)
             raise
-        verdicts: Sequence[int] = answer[0][0] or ()
-        for place, row, verdict in zip(places, rows, verdicts, strict=False):
-            outcomes[place] = refusal(verdict, row.run, owner)
+        verdicts: Sequence[int] = answer[0][0] or [0] * len(rows)
+        for place, row, verdict in zip(places, rows, verdicts, strict=True):
+            outcomes[place] = verdict_of(verdict, row.run, owner)
         refused = sum(isinstance(outcome, ActorhubError) for outcome in outcomes)
         self._counters.refused += refused
         self._counters.settled += len(rows) - refused
+        self._counters.started += outcomes.count(True)
         return outcomes
 
 
@@ -204,16 +204,19 @@ def run_columns(rows: Sequence[RunRow]) -> tuple[Sequence[object] | None, ...]:
         sparse([None if reply is None else reply.body for reply in replies]),
         [run.retention for run in runs],
     )
-    if not outbox:
-        return (*columns, *[None] * 15)
-    return (*columns, told, *addresses(outbox), *contents(outbox), repeats(outbox))
+    told_columns = (told, *addresses(outbox), *contents(outbox), repeats(outbox)) if outbox else [None] * 15
+    next_ids = sparse([None if run.next_start is None else run.next_start.message_id for run in runs])
+    next_counts = [None if run.next_start is None else run.next_start.attempts for run in runs] if next_ids else None
+    return (*columns, *told_columns, next_ids, next_counts)
 
 
-def refusal(verdict: int, run: RunCommit, owner: str) -> ActorhubError | None:
-    """Return the error for a verdict of `commit_runs`; `None` where the run was written."""
+def verdict_of(verdict: int, run: RunCommit, owner: str) -> bool | ActorhubError:
+    """Return what a verdict of `commit_runs` means: whether the next run was counted, or the error."""
     match verdict:
         case 0:
-            return None
+            return run.next_start is not None
+        case _ if verdict == _NOT_COUNTED:
+            return False
         case _ if verdict == _FENCED:
             return Fenced(f"{run.shard} does not belong to {owner} at epoch {run.epoch} any more")
         case _ if verdict == _CONFLICT:

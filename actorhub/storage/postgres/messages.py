@@ -100,8 +100,8 @@ class PostgresMessages:
         """Count a run before it starts, if the message is pending and due. Repeating the same start counts once."""
         return self._starts.submit_nowait(start, ("", str(start.message_id)), incarnation, ROW_BYTES)
 
-    def commit_run(self, run: RunCommit, incarnation: str) -> Future[None]:
-        """Write what a run leaves behind, all or nothing.
+    def commit_run(self, run: RunCommit, incarnation: str) -> Future[bool]:
+        """Write what a run leaves behind, all or nothing; return whether `next_start` was counted with it.
 
         Raises (from the future):
             Fenced: ownership was lost. Nothing was written.
@@ -112,7 +112,7 @@ class PostgresMessages:
         try:
             row = run_row(run)
         except DuplicateKey as exc:
-            future: Future[None] = asyncio.get_running_loop().create_future()
+            future: Future[bool] = asyncio.get_running_loop().create_future()
             future.set_exception(exc)
             return future
         return self._commits.submit_nowait(row, _run_name(row), incarnation, row.size)
@@ -215,8 +215,12 @@ class PostgresMessages:
 
         Their error history stays. The owner must be told, or finds them at its next look into the store.
         """
-        rows = await self._control.fetch("revive messages", "revive", list(message_ids))
-        return [pending_message(row, shard_of(row)) for row in rows]
+        found: list[PendingMessage] = []
+        # Rows of several messages are locked by no more than one kind of transaction: else two could deadlock.
+        for message_id in sorted(set(message_ids)):
+            rows = await self._control.fetch("revive a message", "revive", [message_id])
+            found += [pending_message(row, shard_of(row)) for row in rows]
+        return found
 
     async def messages(self, wanted: MessageFilter) -> Sequence[MessageRow]:
         """Return messages of every state, without bodies and histories, by id."""

@@ -123,10 +123,10 @@ from store_messages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
 select start_runs($1, $2, $3, $4, $5, $6, $7);
 
 -- name: commit_runs
--- Write what runs leave behind: null when all was written, else a verdict for each.
+-- Write what runs leave behind: null when all was written and every next run counted, else a verdict for each.
 select commit_runs(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
-    $26, $27, $28
+    $26, $27, $28, $29, $30
 );
 
 -- name: fail_runs

@@ -11,10 +11,10 @@ import asyncpg
 import msgspec
 
 from actorhub.core.errors import DuplicateKey, PersistenceError
-from actorhub.storage.message_ports import RunCommit
+from actorhub.storage.message_ports import RolledBack, RunCommit
 from actorhub.storage.postgres.connection import Target, TransactionPool, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
-from actorhub.storage.postgres.message_groups import refusal, run_columns
+from actorhub.storage.postgres.message_groups import run_columns, verdict_of
 from actorhub.storage.postgres.message_rows import RunRow, run_row
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.statistics import StorageCounters
@@ -30,6 +30,12 @@ BEGIN_LIMIT: Final = timedelta(seconds=5)
 """How long to wait for one of the connections."""
 COMMIT_LIMIT: Final = timedelta(seconds=12)
 UNDO_LIMIT: Final = timedelta(seconds=2)
+_UNKNOWN: Final = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.StatementCompletionUnknownError,
+)
+"""The server did not say that it rolled back."""
 
 
 class _Ending(msgspec.Struct, frozen=True):
@@ -129,15 +135,17 @@ class PostgresTransaction:
         """Return a savepoint: what is done in it is undone when it raises."""
         return self._connection.transaction()
 
-    async def commit(self, run: RunCommit, incarnation: str) -> None:
+    async def commit(self, run: RunCommit, incarnation: str) -> bool:
         """Write `run` in this transaction and commit it, under the same checks as `MessageStore.commit_run`.
 
+        Returns whether `run.next_start` was counted with it.
+
         Raises:
-            Fenced, VersionConflict, NotPending, DuplicateKey: refused; all was rolled back.
-            PersistenceError: it failed; if the connection broke during the commit, the outcome is unknown.
+            Fenced, VersionConflict, NotPending, DuplicateKey, RolledBack: refused; all was rolled back.
+            PersistenceError: the connection broke during the commit: the outcome is unknown.
         """
         try:
-            await self._write(run_row(run), incarnation)
+            counted = await self._write(run_row(run), incarnation)
             async with deadline(_Ending(self._connection), COMMIT_LIMIT):
                 await self._outer.commit()
         except FOREIGN_ERRORS as exc:
@@ -149,6 +157,8 @@ class PostgresTransaction:
         finally:
             await self.roll_back()
         self._counters.settled += 1
+        self._counters.started += counted
+        return counted
 
     async def roll_back(self) -> None:
         """Undo everything that is not committed and let go of the connection; bounded in time, can be called twice."""
@@ -164,7 +174,7 @@ class PostgresTransaction:
         finally:
             await _let_go(self._pool, self._connection)
 
-    async def _write(self, row: RunRow, incarnation: str) -> None:
+    async def _write(self, row: RunRow, incarnation: str) -> bool:
         if self._ended or not self._connection.is_in_transaction():
             raise PersistenceError(
                 "the transaction was ended by the handler's own SQL, or by a lost connection", possibly_executed=True
@@ -172,15 +182,18 @@ class PostgresTransaction:
         arguments = (self._fence_of(incarnation), incarnation, *run_columns([row]))
         async with deadline(_Ending(self._connection), COMMIT_LIMIT):
             verdicts = await self._connection.fetchval(self._sql, *arguments)
-        refused = refusal(verdicts[0], row.run, incarnation) if verdicts else None
-        if refused is not None:
-            if isinstance(refused, PersistenceError):
-                self._counters.refused += 1
-            raise refused
+        verdict = verdict_of(verdicts[0] if verdicts else 0, row.run, incarnation)
+        if isinstance(verdict, bool):
+            return verdict
+        if isinstance(verdict, PersistenceError):
+            self._counters.refused += 1
+        raise verdict
 
 
 def _failure(error: BaseException) -> PersistenceError:
     failure = translate(error, "commit the handler's transaction")
+    if isinstance(error, asyncpg.PostgresError) and not isinstance(error, _UNKNOWN):
+        return RolledBack(str(failure))
     failure.possibly_executed = True
     return failure
 

@@ -10,7 +10,7 @@ create function commit_runs(
     new_runs integer[], new_message_ids bigint[], new_groups text[], new_numbers integer[], new_types text[],
     new_ids text[], new_handlers text[], new_bodies bytea[], new_headers text[], new_keys text[],
     new_key_hashes bytea[], new_payload_hashes bytea[], new_dues double precision[],
-    new_delays double precision[], new_repeats boolean[]
+    new_delays double precision[], new_repeats boolean[], next_message_ids bigint[], next_counts integer[]
 ) returns smallint[]
 language plpgsql set search_path from current set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
@@ -21,6 +21,7 @@ declare
     wanted bigint;
     written bigint := 0;
     updated bigint;
+    started bigint[];
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'a handler''s transaction must stay at isolation level read committed'
@@ -110,18 +111,40 @@ begin
         );
     end if;
 
-    if all_won then
+    if next_message_ids is not null then
+        with w as (
+            update message as m
+            set attempts = r.a
+            from unnest(next_message_ids, next_counts) with ordinality as r (m, a, place)
+            where m.message_id = any (array[r.m])
+                and (all_won or r.place = any (won))
+                and coalesce(m.deliver_at, '-infinity') <= clock_timestamp()
+            returning r.place
+        )
+        select coalesce(array_agg(w.place), '{}') into started from w;
+    end if;
+
+    if all_won and (next_message_ids is null or cardinality(started) = cardinality(array_remove(next_message_ids, null)))
+    then
         return null;
     end if;
-    return commit_verdicts(
-        committer, groups, numbers, epochs, types, ids, versions, bodies, message_ids, outcomes, replies, new_runs,
-        new_message_ids, clashing, won
+    return array(
+        select (case when v.verdict = 0 and v.m is not null and v.place <> all (started) then 6 else v.verdict end)::smallint
+        from unnest(
+            case when not all_won then commit_verdicts(
+                committer, groups, numbers, epochs, types, ids, versions, bodies, message_ids, outcomes, replies, new_runs,
+                new_message_ids, clashing, won
+            ) else array_fill(0::smallint, array[cardinality(groups)]) end,
+            next_message_ids
+        ) with ordinality as v (verdict, m, place)
+        order by v.place
     );
 end
 $$;
 comment on function commit_runs is
-    'Null: all were written. Else per row 0 written (now or before), 1 fenced, 2 version conflict, 3 not pending any '
-    'more, 4 a key of its outbox was used with another payload.';
+    'Null: all were written and all next runs counted. Else per row 0 written (now or before), 1 fenced, 2 version '
+    'conflict, 3 not pending any more, 4 a key of its outbox was used with another payload, 6 written, but its next run '
+    'was not counted.';
 
 create function clashing_runs(new_runs integer[], new_key_hashes bytea[], new_payload_hashes bytea[]) returns bigint[]
 language plpgsql set search_path from current set plan_cache_mode = force_generic_plan
