@@ -220,7 +220,7 @@ class Call(Message):
 class ToldCall(Message):
     """A tell from inside a handler: it leaves when the handler's run is committed, and nobody waits for it."""
 
-    __slots__ = ("_node",)
+    __slots__ = ("_node", "_under_way")
 
     def __init__(self, call: Call) -> None:
         super().__init__(call.spec, call.entity_id, TELL)
@@ -230,12 +230,22 @@ class ToldCall(Message):
         self.message_id = call.message_id
         self.waits_for_room = call.waits_for_room
         self.durable = call.durable
+        self._under_way: set[Message] | None = None
+
+    def told_by(self, under_way: set[Message]) -> None:
+        """Be in `under_way` until the receiver knows of this tell."""
+        self._under_way = under_way
+        under_way.add(self)
 
     def completed(self, body: bytes) -> None:
         """Nobody waits."""
+        if self._under_way is not None:
+            self._under_way.discard(self)
 
     def failed(self, error: ActorhubError) -> None:
         """Log and count, unless it is stored, and so will be found by its owner."""
+        if self._under_way is not None:
+            self._under_way.discard(self)
         if self.durable is None or not self.durable.is_stored:
             self._node.tell_failed(self, error)
 

@@ -122,7 +122,19 @@ class HostedType:
 class HostedShard:
     """A shard that this process owns."""
 
-    __slots__ = ("cells", "draining", "emptied", "epoch", "held", "host", "id", "is_behind", "messages", "waiting")
+    __slots__ = (
+        "cells",
+        "draining",
+        "emptied",
+        "epoch",
+        "held",
+        "host",
+        "id",
+        "is_behind",
+        "messages",
+        "told",
+        "waiting",
+    )
 
     def __init__(self, host: "Host", shard: ShardId, epoch: int) -> None:
         self.host = host
@@ -139,6 +151,8 @@ class HostedShard:
         """Who waits for durable messages that are in the store only."""
         self.is_behind = False
         """Durable messages of entities that are not resident may wait in the store."""
+        self.told: set[Message] = set()
+        """Durable tells of its entities that are committed, and of which the receiver may not know yet."""
 
     @property
     def queued(self) -> int:

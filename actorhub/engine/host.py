@@ -16,7 +16,7 @@ from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, Cell, HostedShard, Hoste
 from actorhub.engine.delivery import Delivery
 from actorhub.engine.durable_message import DurableMessage
 from actorhub.engine.limits import Limits
-from actorhub.engine.message import DONE, NEW, Message
+from actorhub.engine.message import DONE, NEW, SENT, Message
 from actorhub.engine.message_requests import MessageRequests
 from actorhub.engine.residency import Residency
 from actorhub.engine.results import Results, ResultStatistics
@@ -28,6 +28,8 @@ from actorhub.storage.ports import Storage
 
 _log: Final = logging.getLogger("actorhub.host")
 
+_TELLING_LOOK: Final = 0.005
+"""Seconds between looks at whether what was told has arrived, while a shard is handed over."""
 _DURABLE_SHARE: Final = 75
 """Per cent of the places for residents that durable messages may take: a backlog leaves room for other calls."""
 
@@ -178,6 +180,7 @@ class Host:
         if shard is None:
             return
         shard.draining = True
+        until = self._clock.monotonic() + grace
         if shard.cells:
             shard.emptied = asyncio.get_running_loop().create_future()
             for cell in list(shard.cells):
@@ -187,10 +190,20 @@ class Host:
                     await shard.emptied
             except TimeoutError:
                 _log.warning("shard %s: %d entities did not finish within %.1f s", shard_id, len(shard.cells), grace)
+        await self._until_told(shard, until)
         if self.shards.get(shard_id) is shard:
             del self.shards[shard_id]
             self._kill(shard)
             self.turns.cancel_dead("the shard moved and the handler did not finish within the grace time")
+
+    async def _until_told(self, shard: HostedShard, until: float) -> None:
+        """Wait until those whom the shard's entities told something know of it.
+
+        What the entities tell from their next runner would overtake it otherwise. Who has no owner learns it from the
+        store.
+        """
+        while any(told.phase == SENT for told in shard.told) and self._clock.monotonic() < until:  # noqa: ASYNC110 - once per move
+            await asyncio.sleep(_TELLING_LOOK)
 
     def lease_is_fresh(self) -> bool:
         """Whether this process can prove its ownership right now."""

@@ -132,6 +132,9 @@ class Message:
         """Whether the message, which could not start where it was, looks after itself instead of being routed again."""
         return False
 
+    def told_by(self, under_way: "set[Message]") -> None:
+        """Be in `under_way` until the receiver knows of this tell."""
+
     def resumes(self) -> bool:
         """Whether a stream whose producer was lost goes on at another one; it is about to be routed then."""
         return False

@@ -14,15 +14,13 @@ from actorhub.core.errors import ActorhubError, AlreadyProcessing, DuplicateKey,
 from actorhub.engine.cell import HostedShard
 from actorhub.engine.delivery import Delivery
 from actorhub.engine.durable_message import new_row
-from actorhub.engine.message import COMMITTING, DONE, NEW, PARKED, RUNNING, SENT, Message
+from actorhub.engine.message import COMMITTING, DONE, FOREVER, NEW, PARKED, RUNNING, SENT, Message
 from actorhub.engine.settlement import store_error
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import CancelResult, MessageRow, MessageStore, Outcome, Stored, StoredReply, Verdict
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
-_WAKE_PATIENCE: Final = 0.5
-"""Seconds that the sender of a deposited tell waits for an owner to know of it."""
 DEPOSIT_AFTER: Final = 0.25
 """Seconds that a durable tell waits for its shard's owner before it is stored for whoever will own it."""
 
@@ -166,8 +164,6 @@ class Deposits:
         """Sends a message on its way."""
         self.unpark: Callable[[Message], None]
         """Takes a message out of what waits for owners."""
-        self.park: Callable[[Message], None]
-        """Lets it wait on."""
         self.ask_a_runner: Callable[[Message], bool]
         """Sends it to any runner, which stores it; `False`: there is none."""
 
@@ -176,71 +172,93 @@ class Deposits:
         asyncio.get_running_loop().call_later(DEPOSIT_AFTER, self._no_owner_came, message)
 
     def deposit(self, message: Message) -> None:
-        """Store a tell now; its sender hears when it is stored."""
+        """Store a tell now; its sender hears when it is stored, and tells the owner, should there be one."""
         assert self._store is not None
         assert message.shard is not None
         message.phase = SENT
-        self._store.deposit(new_row(message, message.shard)).add_done_callback(partial(self._deposited, message))
+        self._store.deposit(new_row(message, message.shard)).add_done_callback(partial(_deposited, message))
 
     def _no_owner_came(self, message: Message) -> None:
         if message.phase != PARKED:
             return
+        deposit = _Deposit(message, self.route)
         if self._store is not None:
-            self.unpark(message)
-            self.deposit(message)
-        elif self.ask_a_runner(message):
-            self.unpark(message)
-        else:
+            self.deposit(deposit)
+        elif not self.ask_a_runner(deposit):
             # It keeps its place in the line.
             self.parked(message)
-
-    def _deposited(self, message: Message, outcome: "Future[Stored]") -> None:
-        error = store_error(outcome)
-        if error is not None or outcome.result().verdict == Verdict.DUPLICATE_KEY:
-            if message.phase == SENT:
-                message.phase = DONE
-                message.failed(
-                    error or DuplicateKey(f"{message.what}({message.entity_id}): its key had another payload")
-                )
             return
-        body = _encode(outcome.result().message_id)
-        if outcome.result().verdict == Verdict.NEW:
-            # Who took the shard just before this was stored does not know of it, and must before the sender goes on,
-            # whose next message may overtake this one otherwise. Where nobody owns the shard, nobody answers.
-            wake = _Wake(message, body)
-            asyncio.get_running_loop().call_later(_WAKE_PATIENCE, wake.answer)
-            self.route(wake)
-        elif message.phase == SENT:
-            message.phase = DONE
-            message.completed(body)
+        self.unpark(message)
+        message.phase = SENT
 
 
-class _Wake(Message):
+def _deposited(message: Message, outcome: "Future[Stored]") -> None:
+    error = store_error(outcome)
+    if message.phase != SENT:
+        return
+    message.phase = DONE
+    if error is not None:
+        message.failed(error)
+    elif outcome.result().verdict == Verdict.DUPLICATE_KEY:
+        message.failed(DuplicateKey(f"{message.what}({message.entity_id}): its key had another payload"))
+    else:
+        message.completed(_encode(outcome.result().message_id))
+
+
+class _Copy(Message):
+    """A tell on another errand of its sender's."""
+
+    __slots__ = ("_told",)
+
+    def __init__(self, told: Message, **said: bool) -> None:
+        super().__init__(told.spec, told.entity_id, TELL)
+        self._told = told
+        self.message_id = told.message_id
+        self.shard = told.shard
+        self.body = told.body
+        self.headers = told.headers
+        self.deadline = told.deadline
+        self.durable = msgspec.structs.replace(told.durable or Durable(), **said)
+
+
+class _Deposit(_Copy):
+    """Stores a tell for whoever will own its shard."""
+
+    __slots__ = ("_route",)
+
+    def __init__(self, told: Message, route: Callable[[Message], None]) -> None:
+        super().__init__(told, is_deposit=True)
+        self._route = route
+
+    def completed(self, body: bytes) -> None:
+        """Let the sender go on, whose next messages travel behind the wake: who owns the shard learns of this first.
+
+        Whoever took the shard just before this was stored has not seen it.
+        """
+        if msgspec.msgpack.decode(body, type=int) == self.message_id:
+            self._route(_Wake(self._told))
+        if self._told.phase == SENT:
+            self._told.phase = DONE
+            self._told.completed(body)
+
+    def failed(self, error: ActorhubError) -> None:
+        """Tell the sender."""
+        if self._told.phase == SENT:
+            self._told.phase = DONE
+            self._told.failed(error)
+
+
+class _Wake(_Copy):
     """Tells a shard's owner, once there is one, of a message that was deposited."""
 
-    __slots__ = ("_body", "_deposited")
+    __slots__ = ()
 
-    def __init__(self, deposited: Message, body: bytes) -> None:
-        super().__init__(deposited.spec, deposited.entity_id, TELL)
-        self.message_id = deposited.message_id
-        self.shard = deposited.shard
-        self.body = deposited.body
-        self.headers = deposited.headers
-        said = deposited.durable or Durable()
-        self.durable = msgspec.structs.replace(said, is_stored=True, is_deposit=False, is_repeated=False)
-        self._deposited = deposited
-        self._body = body
-
-    def answer(self) -> None:
-        """Tell the sender that its message is stored."""
-        if self._deposited.phase == SENT:
-            self._deposited.phase = DONE
-            self._deposited.completed(self._body)
+    def __init__(self, told: Message) -> None:
+        super().__init__(told, is_stored=True, is_deposit=False, is_repeated=False)
+        self.deadline = FOREVER
 
     def completed(self, body: bytes) -> None:
         """The owner knows."""
-        self.answer()
 
     def failed(self, error: ActorhubError) -> None:
         """It finds the message at its next look into the store."""
-        self.answer()

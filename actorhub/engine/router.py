@@ -86,7 +86,6 @@ class Router:
         deposits.route = self.route
         deposits.unpark = self._unpark
         deposits.ask_a_runner = self._ask_a_runner
-        deposits.park = self.wait_for_owner
         self.watch: Callable[[Message], None]
         """Has `expire` called at the message's new deadline."""
         self.undeliverable: Callable[[Message], ActorhubError | None] = lambda _message: None
@@ -374,11 +373,9 @@ class Router:
     def _ask_a_runner(self, message: Message) -> bool:
         """Have any runner store a durable tell that this process cannot store."""
         peers = self._peers.runners()
-        if not peers or message.durable is None:
-            return False
-        message.durable = msgspec.structs.replace(message.durable, is_deposit=True)
-        self._send(message, peers[0])
-        return True
+        if peers:
+            self._send(message, peers[0])
+        return bool(peers)
 
 
 def _shard_key(spec: EntitySpec, shard_key: Callable[[str], str], entity_id: str) -> str:

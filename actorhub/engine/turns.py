@@ -148,8 +148,9 @@ class Turns:
         """Send what the handler told so far: the work that it belongs to is committed."""
         outbox, message.outbox = message.outbox, None
         for told in outbox or ():
-            if told.durable is not None:
+            if told.durable is not None and message.cell is not None:
                 told.durable.is_stored = True
+                told.told_by(message.cell.shard.told)
             self.send(told)
 
     def abandon(self, message: Message, error: ActorhubError) -> None:

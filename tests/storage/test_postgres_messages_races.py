@@ -161,7 +161,7 @@ async def test_every_cycle_counts_once_while_connections_are_ended(postgres_worl
     messages = storage.messages
 
     async def cycles(worker: int) -> None:
-        for version in range(1, 41):
+        for version in range(1, 81):
             made = message(1000 * worker + version, f"e{worker}")
             told = keyed(message(100_000 + 1000 * worker + version, "told"), f"{worker}/{version}")
             answer = await messages.store(made, "a")
@@ -176,12 +176,12 @@ async def test_every_cycle_counts_once_while_connections_are_ended(postgres_worl
                 "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
                 "and application_name ~ 'actorhub (store messages|start runs|commit runs)'"
             )
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.02)
     assert storage.statistics().reconnects >= 1
-    assert await sql.fetchval("select count(*) from reply where outcome = 0 and attempts = 1") == 240
-    assert await sql.fetchval("select count(*) from message where entity_id = 'told'") == 240
+    assert await sql.fetchval("select count(*) from reply where outcome = 0 and attempts = 1") == 480
+    assert await sql.fetchval("select count(*) from message where entity_id = 'told'") == 480
     assert await sql.fetchval("select count(*) from message where entity_id <> 'told'") == 0
-    assert await sql.fetchval("select array_agg(version) from entity_state") == [40] * 6
+    assert await sql.fetchval("select array_agg(version) from entity_state") == [80] * 6
 
 
 async def test_a_refused_run_of_a_large_group_fails_alone(postgres_world: PostgresWorld) -> None:

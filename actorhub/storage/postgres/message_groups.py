@@ -3,19 +3,31 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+import msgspec
+
 from actorhub.core.errors import ActorhubError
-from actorhub.storage.message_ports import NotPending, Readiness, RunCommit, RunFailure, RunStart, Stored, Verdict
+from actorhub.storage.message_ports import (
+    NewMessage,
+    NotPending,
+    Readiness,
+    RunCommit,
+    RunFailure,
+    RunStart,
+    Stored,
+    Verdict,
+)
 from actorhub.storage.ports import Fenced, VersionConflict
 from actorhub.storage.postgres.grouping import Again, Entry
 from actorhub.storage.postgres.message_rows import (
-    NewRow,
-    RunRow,
-    addresses,
-    contents,
     duplicate_key,
     error_text,
+    key_hash,
+    lines,
+    numbers,
+    rare_columns,
+    repeated,
     repeats,
-    sparse,
+    shard_columns,
     stored,
     traceback_text,
 )
@@ -27,9 +39,9 @@ if TYPE_CHECKING:
 
 FenceOf: TypeAlias = Callable[[str], int | None]
 """The key of an incarnation's fence; `None`: without one."""
-NewEntry: TypeAlias = Entry[NewRow, Stored]
+NewEntry: TypeAlias = Entry[NewMessage, Stored]
 StartEntry: TypeAlias = Entry[RunStart, Readiness]
-RunEntry: TypeAlias = Entry[RunRow, bool]
+RunEntry: TypeAlias = Entry[RunCommit, bool]
 FailEntry: TypeAlias = Entry[RunFailure, float]
 
 _ASK_AGAIN: Final = 5
@@ -54,26 +66,23 @@ class StoreGroups:
         """Return the answer to each message."""
         self._counters.message_groups += 1
         owner = group[0].party or None
-        rows = [entry.request for entry in group]
+        messages = [entry.request for entry in group]
         try:
             answers = await statement.fetch(
-                None if owner is None else self._fence_of(owner),
-                owner,
-                *addresses(rows),
-                [row.message.epoch for row in rows],
-                *contents(rows),
-                [row.message.attempts for row in rows],
-                repeats(rows),
+                None if owner is None else self._fence_of(owner), owner, *new_columns(messages)
             )
         except BaseException:
-            _mark_repeated(rows)
+            for entry in group:
+                entry.request = repeated(entry.request)
             raise
         outcomes: list[Stored | Again] = [
-            Stored(verdict=Verdict.NEW, message_id=row.message.message_id) for row in rows
+            Stored(verdict=Verdict.NEW, message_id=message.message_id) for message in messages
         ]
+        new = len(messages)
         for answer in answers:
-            outcomes[answer[0] - 1] = Again() if answer[1] == _ASK_AGAIN else stored(answer)
-        new = sum(isinstance(outcome, Stored) and outcome.verdict is Verdict.NEW for outcome in outcomes)
+            outcome = Again() if answer[1] == _ASK_AGAIN else stored(answer)
+            outcomes[answer[0] - 1] = outcome
+            new -= isinstance(outcome, Again) or outcome.verdict is not Verdict.NEW
         self._counters.stored += new
         return outcomes
 
@@ -97,11 +106,7 @@ class RunStarts:
         rows = await statement.fetch(
             self._fence_of(owner),
             owner,
-            [start.message_id for start in starts],
-            [start.shard.group for start in starts],
-            [start.shard.number for start in starts],
-            [start.epoch for start in starts],
-            [start.attempts for start in starts],
+            *_start_columns(starts),
         )
         verdicts: Sequence[int] | None = rows[0][0]
         if verdicts is None:
@@ -130,20 +135,22 @@ class RunCommits:
         outcomes: list[bool | ActorhubError | Again] = [Again()] * len(group)
         apart = _with_keys_of_others([entry.request for entry in group])
         places = [place for place in range(len(group)) if place not in apart]
-        rows = [group[place].request for place in places]
+        runs = [group[place].request for place in places]
         try:
-            answer = await statement.fetch(self._fence_of(owner), owner, *run_columns(rows))
+            answer = await statement.fetch(self._fence_of(owner), owner, *run_columns(runs))
         except BaseException:
-            for row in rows:
-                _mark_repeated(row.outbox)
+            for place, run in zip(places, runs, strict=True):
+                if run.outbox:
+                    outbox = tuple(map(repeated, run.outbox))
+                    group[place].request = msgspec.structs.replace(run, outbox=outbox)
             raise
-        verdicts: Sequence[int] = answer[0][0] or [0] * len(rows)
-        for place, row, verdict in zip(places, rows, verdicts, strict=True):
-            outcomes[place] = verdict_of(verdict, row.run, owner)
-        refused = sum(isinstance(outcome, ActorhubError) for outcome in outcomes)
-        self._counters.refused += refused
-        self._counters.settled += len(rows) - refused
-        self._counters.started += outcomes.count(True)
+        verdicts: Sequence[int] = answer[0][0] or [0] * len(runs)
+        for place, run, verdict in zip(places, runs, verdicts, strict=True):
+            outcomes[place] = verdict_of(verdict, run, owner)
+        counted, uncounted = outcomes.count(True), outcomes.count(False)
+        self._counters.refused += len(runs) - counted - uncounted
+        self._counters.settled += counted + uncounted
+        self._counters.started += counted
         return outcomes
 
 
@@ -185,29 +192,94 @@ class RunFailures:
         return outcomes
 
 
-def run_columns(rows: Sequence[RunRow]) -> tuple[Sequence[object] | None, ...]:
+def new_columns(messages: Sequence[NewMessage]) -> tuple[object, ...]:
+    """Return the arguments of `store_messages` after fence and incarnation."""
+    shards, epochs = [message.shard for message in messages], [message.epoch for message in messages]
+    held_group, held_numbers, held_epochs, groups, places, rows = shard_columns(shards, epochs)
+    return (
+        held_group,
+        held_numbers,
+        held_epochs,
+        numbers([message.message_id for message in messages]),
+        groups,
+        places,
+        rows,
+        lines([message.entity_type for message in messages]),
+        lines([message.entity_id for message in messages]),
+        lines([message.handler for message in messages]),
+        numbers([message.attempts for message in messages]),
+        *rare_columns(messages),
+        repeats(messages),
+    )
+
+
+def run_columns(runs: Sequence[RunCommit]) -> tuple[object, ...]:
     """Return the arguments of `commit_runs` after fence and incarnation."""
-    runs = [row.run for row in rows]
     replies = [run.reply if run.message_id else None for run in runs]
-    outbox = [message for row in rows for message in row.outbox]
-    told = [place for place, row in enumerate(rows, 1) for _ in row.outbox]
-    columns: tuple[Sequence[object] | None, ...] = (
-        [run.shard.group for run in runs],
-        [run.shard.number for run in runs],
-        [run.epoch for run in runs],
+    held_group, *held = shard_columns([run.shard for run in runs], [run.epoch for run in runs])
+    return (
+        None if None in replies else held_group,
+        *held,
+        numbers([run.message_id for run in runs]),
+        numbers([0 if reply is None else reply.outcome.value for reply in replies]),
+        numbers([run.retention for run in runs]),
+        [None if reply is None else reply.body for reply in replies],
+        *_next_columns([run.next_start for run in runs]),
+        *_state_columns(runs),
+        *_outbox_columns(runs),
+    )
+
+
+def _start_columns(starts: Sequence[RunStart]) -> tuple[object, ...]:
+    held_group, held_numbers, held_epochs, *rows = shard_columns(
+        [start.shard for start in starts], [start.epoch for start in starts]
+    )
+    return (
+        held_group,
+        held_numbers,
+        held_epochs,
+        numbers([start.message_id for start in starts]),
+        *rows,
+        numbers([start.attempts for start in starts]),
+    )
+
+
+def _next_columns(starts: Sequence[RunStart | None]) -> tuple[str | None, str | None]:
+    if starts.count(None) == len(starts):
+        return None, None
+    return (
+        numbers([0 if start is None else start.message_id for start in starts]),
+        numbers([0 if start is None else start.attempts for start in starts]),
+    )
+
+
+def _state_columns(runs: Sequence[RunCommit]) -> tuple[Sequence[object] | None, ...]:
+    versions = [run.version for run in runs]
+    if not any(versions):
+        return None, None, None, None
+    return (
         [run.entity_type for run in runs],
         [run.entity_id for run in runs],
-        [run.version for run in runs],
-        sparse([run.data if run.version else None for run in runs]),
-        sparse([run.message_id or None for run in runs]),
-        sparse([None if reply is None else reply.outcome for reply in replies]),
-        sparse([None if reply is None else reply.body for reply in replies]),
-        [run.retention for run in runs],
+        versions,
+        [run.data if run.version else None for run in runs],
     )
-    told_columns = (told, *addresses(outbox), *contents(outbox), repeats(outbox)) if outbox else [None] * 15
-    next_ids = sparse([None if run.next_start is None else run.next_start.message_id for run in runs])
-    next_counts = [None if run.next_start is None else run.next_start.attempts for run in runs] if next_ids else None
-    return (*columns, *told_columns, next_ids, next_counts)
+
+
+def _outbox_columns(runs: Sequence[RunCommit]) -> tuple[Sequence[object] | None, ...]:
+    outbox = [message for run in runs for message in run.outbox]
+    if not outbox:
+        return (None,) * 15
+    return (
+        [place for place, run in enumerate(runs, 1) for _ in run.outbox],
+        [message.message_id for message in outbox],
+        [message.shard.group for message in outbox],
+        [message.shard.number for message in outbox],
+        [message.entity_type for message in outbox],
+        [message.entity_id for message in outbox],
+        [message.handler for message in outbox],
+        *rare_columns(outbox),
+        repeats(outbox),
+    )
 
 
 def verdict_of(verdict: int, run: RunCommit, owner: str) -> bool | ActorhubError:
@@ -237,19 +309,16 @@ def _due(due: float, failure: RunFailure, owner: str) -> float | ActorhubError:
     return NotPending(f"message {failure.message_id} was settled before this run of it")
 
 
-def _with_keys_of_others(rows: Sequence[RunRow]) -> frozenset[int]:
+def _with_keys_of_others(runs: Sequence[RunCommit]) -> frozenset[int]:
     """Return the places of runs that told a message with the key of an earlier run's message."""
     seen: set[bytes] = set()
     found: set[int] = set()
-    for place, row in enumerate(rows):
-        hashes = {message.key_hash for message in row.outbox if message.key_hash is not None}
+    for place, run in enumerate(runs):
+        if not run.outbox:
+            continue
+        hashes = {hashed for message in run.outbox if (hashed := key_hash(message)) is not None}
         if seen.isdisjoint(hashes):
             seen |= hashes
         else:
             found.add(place)
     return frozenset(found)
-
-
-def _mark_repeated(rows: Sequence[NewRow]) -> None:
-    for row in rows:
-        row.repeated = True

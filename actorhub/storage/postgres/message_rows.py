@@ -1,6 +1,6 @@
 """Durable messages as arguments of statements, and rows as values."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Final, TypeVar
 
@@ -33,57 +33,36 @@ _decode_headers: Final = msgspec.json.Decoder(dict[str, str]).decode
 _decode_history: Final = msgspec.json.Decoder(list[FailedRun]).decode
 
 
-class NewRow(msgspec.Struct):
-    """A message to be stored."""
-
-    message: NewMessage
-    key_hash: bytes | None
-    repeated: bool
-    """It may be stored or settled already."""
-
-    @property
-    def size(self) -> int:
-        """Bytes, roughly."""
-        return ROW_BYTES + len(self.message.body)
+def new_bytes(message: NewMessage) -> int:
+    """Return what `message` takes, roughly."""
+    return ROW_BYTES + len(message.body)
 
 
-class RunRow(msgspec.Struct):
-    """What a run leaves behind, with its outbox ready to be stored."""
-
-    run: RunCommit
-    outbox: Sequence[NewRow]
-
-    @property
-    def size(self) -> int:
-        """Bytes, roughly."""
-        reply = self.run.reply
-        own = ROW_BYTES + len(self.run.data) + (len(reply.body) if reply is not None else 0)
-        return own + sum(row.size for row in self.outbox)
+def run_bytes(run: RunCommit) -> int:
+    """Return what `run` leaves behind takes, roughly."""
+    size = ROW_BYTES + len(run.data)
+    if run.reply is not None:
+        size += len(run.reply.body)
+    return size + sum(map(new_bytes, run.outbox)) if run.outbox else size
 
 
-def new_row(message: NewMessage) -> NewRow:
-    """Return the row of `message`."""
-    return NewRow(message, _key_hash(message), message.repeated)
-
-
-def run_row(run: RunCommit) -> RunRow:
-    """Return the row of `run`; of messages that have the same key, its outbox keeps the first.
+def without_twins(run: RunCommit) -> RunCommit:
+    """Return `run` with an outbox that keeps the first of the messages that have the same key.
 
     Raises:
         DuplicateKey: two messages of the outbox have the same key and different payloads.
     """
-    if not run.outbox:
-        return RunRow(run, ())
-    rows: list[NewRow] = []
+    kept: list[NewMessage] = []
     payloads: dict[bytes, bytes] = {}
-    for row in map(new_row, run.outbox):
-        if row.key_hash is None or row.key_hash not in payloads:
-            rows.append(row)
-        elif payloads[row.key_hash] != row.message.payload_hash:
+    for message in run.outbox:
+        hashed = key_hash(message)
+        if hashed is None or hashed not in payloads:
+            kept.append(message)
+        elif payloads[hashed] != message.payload_hash:
             raise duplicate_key(run)
-        if row.key_hash is not None:
-            payloads[row.key_hash] = row.message.payload_hash
-    return RunRow(run, rows)
+        if hashed is not None:
+            payloads[hashed] = message.payload_hash
+    return msgspec.structs.replace(run, outbox=tuple(kept))
 
 
 def duplicate_key(run: RunCommit) -> DuplicateKey:
@@ -94,42 +73,67 @@ def duplicate_key(run: RunCommit) -> DuplicateKey:
     )
 
 
-def addresses(rows: Sequence[NewRow]) -> tuple[Sequence[object], ...]:
-    """Return ids and shards as columns."""
-    messages = [row.message for row in rows]
-    return (
-        [message.message_id for message in messages],
-        [message.shard.group for message in messages],
-        [message.shard.number for message in messages],
-    )
+def lines(values: Sequence[str]) -> str:
+    """Return a column of names as one text, a line each.
+
+    Raises:
+        UnicodeError: one has several lines, so it names nothing.
+    """
+    text = "\n".join(values)
+    if text.count("\n") >= len(values):
+        raise UnicodeError("a name with a line break cannot be stored")
+    return text
 
 
-def contents(rows: Sequence[NewRow]) -> tuple[Sequence[object] | None, ...]:
-    """Return entity, handler, payload, key and due time as columns; one that has no value at all is `None`."""
-    messages = [row.message for row in rows]
+def numbers(values: Iterable[float]) -> str:
+    """Return a column of numbers as one text, a line each."""
+    return "\n".join(map(str, values))
+
+
+def shard_columns(shards: Sequence[ShardId], epochs: Sequence[int]) -> tuple[str | None, ...]:
+    """Return the shards to be looked up first, each once (group, numbers, epochs), then those of each row.
+
+    None are looked up first where they are not of one group, or where a shard is named with two epochs.
+    """
+    groups = [shard.group for shard in shards]
+    places = [shard.number for shard in shards]
+    columns = lines(groups), numbers(places), numbers(epochs)
+    held = dict(zip(places, epochs, strict=True))
+    group = groups[0]
+    if groups.count(group) < len(groups) or [held[place] for place in places] != epochs:
+        return None, None, None, *columns
+    ordered = sorted(held)
+    return group, numbers(ordered), numbers([held[place] for place in ordered]), *columns
+
+
+def rare_columns(messages: Sequence[NewMessage]) -> tuple[Sequence[object] | None, ...]:
+    """Return body, headers, key, its hash, the payload's, due time and delay; what no message has is `None`."""
     keyed = sparse([message.key for message in messages])
     return (
-        [message.entity_type for message in messages],
-        [message.entity_id for message in messages],
-        [message.handler for message in messages],
         [message.body for message in messages],
         sparse([_encode_headers(message) for message in messages]),
         keyed,
-        None if keyed is None else [row.key_hash for row in rows],
+        None if keyed is None else [key_hash(message) for message in messages],
         None if keyed is None else [message.payload_hash for message in messages],
         sparse([message.deliver_at for message in messages]),
         sparse([message.delay for message in messages]),
     )
 
 
-def repeats(rows: Sequence[NewRow]) -> Sequence[bool] | None:
+def repeats(messages: Sequence[NewMessage]) -> Sequence[bool] | None:
     """Return which messages may be stored or settled already; `None`: none."""
-    return [row.repeated for row in rows] if any(row.repeated for row in rows) else None
+    found = [message.repeated for message in messages]
+    return found if True in found else None
+
+
+def repeated(message: NewMessage) -> NewMessage:
+    """Return `message` as one that may be stored or settled already."""
+    return msgspec.structs.replace(message, repeated=True)
 
 
 def sparse(values: list[ValueT | None]) -> list[ValueT | None] | None:
     """Return `values`, or `None` where there is not one."""
-    return values if any(value is not None for value in values) else None
+    return values if values.count(None) < len(values) else None
 
 
 def stored(row: asyncpg.Record) -> Stored:
@@ -213,7 +217,8 @@ def _encode_headers(message: NewMessage) -> str | None:
     return None if message.headers is None else msgspec.json.encode(message.headers).decode()
 
 
-def _key_hash(message: NewMessage) -> bytes | None:
+def key_hash(message: NewMessage) -> bytes | None:
+    """Return what names the message's key in the store; `None` without a key."""
     if message.key is None:
         return None
     parts = (message.entity_type, message.entity_id, message.handler)

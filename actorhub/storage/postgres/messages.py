@@ -29,14 +29,14 @@ from actorhub.storage.postgres.lane import Lane
 from actorhub.storage.postgres.message_groups import RunCommits, RunFailures, RunStarts, StoreGroups
 from actorhub.storage.postgres.message_rows import (
     ROW_BYTES,
-    NewRow,
-    RunRow,
+    key_hash,
     listed_row,
     message_row,
-    new_row,
+    new_bytes,
     pending_message,
-    run_row,
+    run_bytes,
     shard_of,
+    without_twins,
 )
 from actorhub.storage.postgres.transaction import Transactions
 from actorhub.storage.statistics import StorageCounters
@@ -84,8 +84,7 @@ class PostgresMessages:
 
     def store(self, message: NewMessage, incarnation: str) -> Future[Stored]:
         """Store a message for its owner `incarnation`, once per id and per key; refused by the fence like a commit."""
-        row = new_row(message)
-        return self._stores.submit_nowait(row, _name(row), incarnation, row.size)
+        return self._stores.submit_nowait(message, _name(message), incarnation, new_bytes(message))
 
     def deposit(self, message: NewMessage) -> Future[Stored]:
         """Store a message for whoever owns its shard, now or later.
@@ -93,8 +92,7 @@ class PostgresMessages:
         Whoever takes the shard after this was acknowledged finds the message; a present owner finds it at its next
         look into the store, unless it is told.
         """
-        row = new_row(message)
-        return self._deposits.submit_nowait(row, _name(row), "", row.size)
+        return self._deposits.submit_nowait(message, _name(message), "", new_bytes(message))
 
     def start_run(self, start: RunStart, incarnation: str) -> Future[Readiness]:
         """Count a run before it starts, if the message is pending and due. Repeating the same start counts once."""
@@ -109,13 +107,14 @@ class PostgresMessages:
             NotPending: the message was settled before, by something else than this run. Nothing was written.
             DuplicateKey: a message of the outbox has a key that was used with another payload. Nothing was written.
         """
-        try:
-            row = run_row(run)
-        except DuplicateKey as exc:
-            future: Future[bool] = asyncio.get_running_loop().create_future()
-            future.set_exception(exc)
-            return future
-        return self._commits.submit_nowait(row, _run_name(row), incarnation, row.size)
+        if run.outbox:
+            try:
+                run = without_twins(run)
+            except DuplicateKey as exc:
+                future: Future[bool] = asyncio.get_running_loop().create_future()
+                future.set_exception(exc)
+                return future
+        return self._commits.submit_nowait(run, _run_name(run), incarnation, run_bytes(run))
 
     def fail_run(self, failure: RunFailure, incarnation: str) -> Future[float]:
         """Note a failed run; return when the next one is due (seconds since the Unix epoch), 0 for a dead letter.
@@ -271,15 +270,13 @@ def _conditions(wanted: MessageFilter) -> tuple[object, ...]:
     return wanted.entity_type, wanted.entity_id, wanted.handler, shard, wanted.key, wanted.older_than
 
 
-def _name(row: NewRow) -> tuple[str, str]:
+def _name(message: NewMessage) -> tuple[str, str]:
     # Messages of one key, like those of one id, go one after the other.
-    if row.key_hash is None:
-        return "", str(row.message.message_id)
-    return "key", row.key_hash.decode("latin-1")
+    hashed = key_hash(message)
+    return ("", str(message.message_id)) if hashed is None else ("key", hashed.decode("latin-1"))
 
 
-def _run_name(row: RunRow) -> tuple[str, str]:
-    run = row.run
+def _run_name(run: RunCommit) -> tuple[str, str]:
     if run.version:
         return run.entity_type, run.entity_id
-    return "", str(run.message_id or (row.outbox[0].message.message_id if row.outbox else 0))
+    return "", str(run.message_id or (run.outbox[0].message_id if run.outbox else 0))

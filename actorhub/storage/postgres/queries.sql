@@ -116,17 +116,19 @@ select commit_states($1, $2, $3, $4, $5, $6, $7, $8, $9);
 -- name: store_messages
 -- Store messages, for their owner (fence, incarnation) or, where that is null, for whoever owns their shards.
 select place, verdict, found_id, found_due, clock, found_outcome, found_body
-from store_messages($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18);
+from store_messages(
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21
+);
 
 -- name: start_runs
 -- Count runs before they start: null when all may, else a verdict for each.
-select start_runs($1, $2, $3, $4, $5, $6, $7);
+select start_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
 
 -- name: commit_runs
 -- Write what runs leave behind: null when all was written and every next run counted, else a verdict for each.
 select commit_runs(
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
-    $26, $27, $28, $29, $30
+    $26, $27, $28, $29, $30, $31, $32, $33
 );
 
 -- name: fail_runs

@@ -15,7 +15,7 @@ from actorhub.storage.message_ports import RolledBack, RunCommit
 from actorhub.storage.postgres.connection import Target, TransactionPool, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
 from actorhub.storage.postgres.message_groups import run_columns, verdict_of
-from actorhub.storage.postgres.message_rows import RunRow, run_row
+from actorhub.storage.postgres.message_rows import without_twins
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.statistics import StorageCounters
 
@@ -145,7 +145,7 @@ class PostgresTransaction:
             PersistenceError: the connection broke during the commit: the outcome is unknown.
         """
         try:
-            counted = await self._write(run_row(run), incarnation)
+            counted = await self._write(without_twins(run), incarnation)
             async with deadline(_Ending(self._connection), COMMIT_LIMIT):
                 await self._outer.commit()
         except FOREIGN_ERRORS as exc:
@@ -174,15 +174,15 @@ class PostgresTransaction:
         finally:
             await _let_go(self._pool, self._connection)
 
-    async def _write(self, row: RunRow, incarnation: str) -> bool:
+    async def _write(self, run: RunCommit, incarnation: str) -> bool:
         if self._ended or not self._connection.is_in_transaction():
             raise PersistenceError(
                 "the transaction was ended by the handler's own SQL, or by a lost connection", possibly_executed=True
             )
-        arguments = (self._fence_of(incarnation), incarnation, *run_columns([row]))
+        arguments = (self._fence_of(incarnation), incarnation, *run_columns([run]))
         async with deadline(_Ending(self._connection), COMMIT_LIMIT):
             verdicts = await self._connection.fetchval(self._sql, *arguments)
-        verdict = verdict_of(verdicts[0] if verdicts else 0, row.run, incarnation)
+        verdict = verdict_of(verdicts[0] if verdicts else 0, run, incarnation)
         if isinstance(verdict, bool):
             return verdict
         if isinstance(verdict, PersistenceError):

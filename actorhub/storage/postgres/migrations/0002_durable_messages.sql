@@ -17,7 +17,7 @@ create table message (
     key_hash bytea,
     history jsonb
 ) with (
-    fillfactor = 70,
+    fillfactor = 50,
     vacuum_truncate = false,
     autovacuum_vacuum_scale_factor = 0.05,
     autovacuum_vacuum_threshold = 2000,
@@ -29,9 +29,9 @@ comment on table message is 'Durable messages that are not settled yet.';
 comment on column message.deliver_at is 'Not before; null: at once.';
 comment on column message.attempts is 'Runs that were counted, each before it started.';
 comment on column message.history is 'The last failed runs, oldest first.';
-create index message_in_line on message (shard_group, shard_number, entity_type, entity_id, message_id)
+create index message_in_line on message (shard_number, shard_group, entity_type, entity_id, message_id)
 where deliver_at is null;
-create index message_by_due_time on message (shard_group, shard_number, deliver_at, message_id)
+create index message_by_due_time on message (shard_number, shard_group, deliver_at, message_id)
 where deliver_at is not null;
 
 create table reply (

@@ -1,9 +1,9 @@
 -- What lanes and people do with durable messages, one round trip each.
 
 -- The functions plan once, for index look-ups from a few rows: planning costs more than running, and what a table
--- holds when a plan is made says nothing of later. An exists() inside of an or might read a whole table into a hash, and
--- = any (array[x]) is the comparison for which nothing but a look-up per row is possible: after = x, a table that was empty
--- at the last analyze would be read as a whole through its index, with all that was deleted since.
+-- holds when a plan is made says nothing of later. An exists() inside of an or might read a whole table into a hash. For
+-- the comparison = any (array[x]) nothing but a look-up per row is possible: after = x, a table that was empty at the
+-- last analyze would be read as a whole through its index, with all that was deleted since.
 
 -- Simple enough for the planner to inline it.
 create function due_time(due double precision, delay double precision) returns timestamptz
@@ -15,12 +15,81 @@ language sql volatile as $$
 $$;
 comment on function due_time is 'When a message is due; null: at once.';
 
+-- Lanes send columns of numbers and names as one text each, a line per row: arrays of them cost more on either side.
+create function owns_all(committer text, its_group text, numbers text, epochs text) returns boolean
+language plpgsql set search_path from current set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+    return string_to_array(epochs, E'\n')::bigint[] = (
+        select array_agg(s.epoch order by s.number)
+        from shard as s
+        where s.shard_group = its_group and s.number = any (string_to_array(numbers, E'\n')::integer[])
+            and s.owner_incarnation = committer
+    );
+end
+$$;
+comment on function owns_all is
+    'Whether it owns these shards of one group, in order of their numbers and each once, at these epochs.';
+
 -- In this order everywhere, so that nothing deadlocks: fence or shard rows, message rows, keys in order, new messages.
 -- A row that conflicts makes its statement wait until the other transaction is over, and the next statement sees what
 -- that one wrote. A settled message could be stored a second time only by a repeated request whose first look was too
 -- early; it looks again after it inserted.
 create function store_messages(
-    fence bigint, committer text,
+    fence bigint, committer text, held_group text, held_numbers text, held_epochs text,
+    message_ids text, groups text, numbers text, epochs text, types text, ids text, handlers text, counts text,
+    bodies bytea[], header_texts text[], keys text[], key_hashes bytea[], payload_hashes bytea[],
+    dues double precision[], delays double precision[], repeats boolean[]
+) returns table (
+    place integer, verdict smallint, found_id bigint, found_due double precision, clock double precision,
+    found_outcome smallint, found_body bytea
+)
+language plpgsql set search_path from current set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+    if committer is null then
+        perform hold_shards(string_to_array(groups, E'\n'), string_to_array(numbers, E'\n')::integer[]);
+    elsif fence is not null then
+        perform pg_advisory_xact_lock_shared(fence);
+    end if;
+
+    -- Without on conflict, which costs a sixth of all, as long as nothing conflicts.
+    if coalesce(key_hashes, payload_hashes) is null and coalesce(dues, delays) is null and repeats is null
+        and owns_all(committer, held_group, held_numbers, held_epochs)
+    then
+        begin
+            insert into message (
+                message_id, attempts, shard_number, shard_group, entity_type, entity_id, handler, body, headers
+            )
+            select r.m::bigint, r.a::integer, r.n::integer, r.g, r.t, r.i, r.h, r.b, r.x
+            from rows from (
+                string_to_table(message_ids, E'\n'), string_to_table(groups, E'\n'), string_to_table(numbers, E'\n'),
+                string_to_table(types, E'\n'), string_to_table(ids, E'\n'), string_to_table(handlers, E'\n'),
+                string_to_table(counts, E'\n'), unnest(bodies), unnest(header_texts)
+            ) as r (m, g, n, t, i, h, a, b, x)
+            order by r.m::bigint;
+            return;
+        exception when unique_violation then
+            null;
+        end;
+    end if;
+
+    return query
+    select c.*
+    from store_one_by_one(
+        committer, string_to_array(message_ids, E'\n')::bigint[], string_to_array(groups, E'\n'),
+        string_to_array(numbers, E'\n')::integer[], string_to_array(epochs, E'\n')::bigint[],
+        string_to_array(types, E'\n'), string_to_array(ids, E'\n'), string_to_array(handlers, E'\n'), bodies,
+        header_texts, keys, key_hashes, payload_hashes, dues, delays, string_to_array(counts, E'\n')::integer[], repeats
+    ) as c;
+end
+$$;
+comment on function store_messages is
+    'Rows only for what is not plainly new and due at once: 0 new, 1 pending, 2 settled, 3 key used with another '
+    'payload, 4 fenced, 5 ask again. Without a committer: for whoever owns the shards, now or later.';
+
+create function store_one_by_one(
+    committer text,
     message_ids bigint[], groups text[], numbers integer[], epochs bigint[], types text[], ids text[],
     handlers text[], bodies bytea[], header_texts text[], keys text[], key_hashes bytea[], payload_hashes bytea[],
     dues double precision[], delays double precision[], counts integer[], repeats boolean[]
@@ -37,12 +106,6 @@ declare
     settled bigint[];
     timed boolean;
 begin
-    if committer is null then
-        perform hold_shards(groups, numbers);
-    elsif fence is not null then
-        perform pg_advisory_xact_lock_shared(fence);
-    end if;
-
     if key_hashes is not null then
         with k as (
             insert into message_key (key_hash, message_id, payload_hash)
@@ -133,9 +196,7 @@ begin
     where r.m <> all (written) or m.deliver_at is not null;
 end
 $$;
-comment on function store_messages is
-    'Rows only for what is not plainly new and due at once: 0 new, 1 pending, 2 settled, 3 key used with another '
-    'payload, 4 fenced, 5 ask again. Without a committer: for whoever owns the shards, now or later.';
+comment on function store_one_by_one is 'What store_messages says, whatever the messages are.';
 
 -- Whoever takes one of the shards locks its row for update: it waits for this transaction, or this one for it.
 create function hold_shards(groups text[], numbers integer[]) returns void
@@ -157,52 +218,83 @@ $$;
 comment on function hold_shards is 'Keeps the owners of shards from changing until the transaction ends.';
 
 create function start_runs(
-    fence bigint, committer text, message_ids bigint[], groups text[], numbers integer[], epochs bigint[],
-    counts integer[]
+    fence bigint, committer text, held_group text, held_numbers text, held_epochs text,
+    message_ids text, groups text, numbers text, epochs text, counts text
 ) returns smallint[]
 language plpgsql set search_path from current set plan_cache_mode = force_generic_plan
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
 declare
+    wanted bigint[] := string_to_array(message_ids, E'\n');
     started bigint[];
 begin
     if fence is not null then
         perform pg_advisory_xact_lock_shared(fence);
     end if;
 
-    with w as (
-        update message as m
-        set attempts = r.a
-        from unnest(message_ids, groups, numbers, epochs, counts) as r (m, g, n, e, a)
-        join shard as s on s.shard_group = any (array[r.g]) and s.number = any (array[r.n])
-        where m.message_id = any (array[r.m])
-            and coalesce(m.deliver_at, '-infinity') <= clock_timestamp()
-            and s.epoch = r.e and s.owner_incarnation = committer
-        returning m.message_id
-    )
-    select coalesce(array_agg(w.message_id), '{}') into started from w;
+    if owns_all(committer, held_group, held_numbers, held_epochs) then
+        started := count_runs(message_ids, counts);
+    else
+        with w as (
+            update message as m
+            set attempts = r.a::integer
+            from rows from (
+                string_to_table(message_ids, E'\n'), string_to_table(groups, E'\n'), string_to_table(numbers, E'\n'),
+                string_to_table(epochs, E'\n'), string_to_table(counts, E'\n')
+            ) as r (m, g, n, e, a)
+            join shard as s on s.shard_group = any (array[r.g]) and s.number = any (array[r.n::integer])
+            where m.message_id = any (array[r.m::bigint])
+                and coalesce(m.deliver_at, '-infinity') <= clock_timestamp()
+                and s.epoch = r.e::bigint and s.owner_incarnation = committer
+            returning m.message_id
+        )
+        select coalesce(array_agg(w.message_id), '{}') into started from w;
+    end if;
 
-    if cardinality(started) = cardinality(message_ids) then
+    if cardinality(started) = cardinality(wanted) then
         return null;
     end if;
 
     return (
         select array_agg(
             case
-                when r.m = any (started) then 0
-                when (s.epoch = r.e and s.owner_incarnation = committer) is not true then 3
+                when r.m::bigint = any (started) then 0
+                when (s.epoch = r.e::bigint and s.owner_incarnation = committer) is not true then 3
                 when m.message_id is not null then 2
                 else 1
             end::smallint
             order by r.place
         )
-        from unnest(message_ids, groups, numbers, epochs) with ordinality as r (m, g, n, e, place)
-        left join shard as s on s.shard_group = any (array[r.g]) and s.number = any (array[r.n])
-        left join message as m on m.message_id = any (array[r.m])
+        from rows from (
+            string_to_table(message_ids, E'\n'), string_to_table(groups, E'\n'), string_to_table(numbers, E'\n'),
+            string_to_table(epochs, E'\n')
+        ) with ordinality as r (m, g, n, e, place)
+        left join shard as s on s.shard_group = any (array[r.g]) and s.number = any (array[r.n::integer])
+        left join message as m on m.message_id = any (array[r.m::bigint])
     );
 end
 $$;
 comment on function start_runs is
     'Counts runs before they start. Null: all may run. Else per row 0 run, 1 gone, 2 early, 3 fenced.';
+
+create function count_runs(message_ids text, counts text) returns bigint[]
+language plpgsql set search_path from current set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+declare
+    counted bigint[];
+begin
+    with w as (
+        update message as m
+        set attempts = r.a::integer
+        from rows from (string_to_table(message_ids, E'\n'), string_to_table(counts, E'\n')) as r (m, a)
+        where m.message_id = any (array[r.m::bigint])
+            and coalesce(m.deliver_at, '-infinity') <= clock_timestamp()
+        returning m.message_id
+    )
+    select coalesce(array_agg(w.message_id), '{}') into counted from w;
+    return counted;
+end
+$$;
+comment on function count_runs is 'Counts runs of messages that are pending and due; returns which those are.';
 
 create function fail_runs(
     fence bigint, committer text, message_ids bigint[], groups text[], numbers integer[], epochs bigint[],
