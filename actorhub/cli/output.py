@@ -23,10 +23,13 @@ def show_rows(rows: Sequence[Row], *, as_json: bool, leave_out: Sequence[str]) -
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=2))
         return
+    if not rows:
+        click.echo("0 found")
+        return
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
-    names = [name for name in (rows[0] if rows else ()) if name not in leave_out]
+    names = [name for name in rows[0] if name not in leave_out]
     table = Table(caption=f"{len(rows)} found", caption_justify="left")
     for name in names:
         is_number = all(isinstance(row[name], int | float | None) for row in rows)

@@ -79,7 +79,9 @@ class RunCommits:
             return
         outcome: Future[bool]
         if message.transaction is not None and cell.shard.host.lease_is_fresh():
-            outcome = self._supervisor.spawn(self._commit_transaction(message.transaction, run), "commit transaction")
+            outcome = asyncio.get_running_loop().create_future()
+            work = self._commit_transaction(message.transaction, run, outcome)
+            _ = self._supervisor.spawn(work, "commit transaction")
         else:
             outcome = self._written(cell, run)
         outcome.add_done_callback(partial(self._committed, message, ending), context=self._turns.context)
@@ -145,12 +147,18 @@ class RunCommits:
         refused.set_exception(Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard"))
         return refused
 
-    async def _commit_transaction(self, transaction: RunTransaction, run: RunCommit) -> bool:
+    async def _commit_transaction(self, transaction: RunTransaction, run: RunCommit, outcome: "Future[bool]") -> None:
+        """Settle `outcome`; what the store refuses is an answer, and no failure of this task."""
         try:
             async with asyncio.timeout(_COMMIT_LIMIT):
-                return await transaction.commit(run, self._incarnation)
+                counted = await transaction.commit(run, self._incarnation)
+        except (ActorhubError, TimeoutError) as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(counted)
         finally:
             await transaction.roll_back()
+            outcome.cancel()
 
     def _committed(self, message: Message, ending: "_Ending", outcome: "Future[bool]") -> None:
         cell = message.cell

@@ -58,6 +58,13 @@ class Shop(Entity[int]):
         async with current().transaction() as sql:
             await sql.execute("insert into no_such_table values (1)")
 
+    @handler(durable=True, retry=Retry(attempts=2, initial=timedelta(milliseconds=10)))
+    async def book_late(self, number: int) -> int:
+        self.state += 1
+        async with current().transaction() as sql:
+            await sql.execute("insert into booked values ($1)", number)
+        return self.state
+
     @handler(readonly=True)
     async def book_reading(self) -> None:
         async with current().transaction() as sql:
@@ -217,3 +224,20 @@ async def test_messages_survive_a_restart_of_the_database(own_postgres: Postgres
                         break
                     await asyncio.sleep(0.1)
         assert replies == [1] * 20 + list(range(2, 22))
+
+
+async def test_a_commit_that_the_database_refuses_is_a_failed_run(shop: Cluster, url: str) -> None:
+    """A constraint that is checked at the commit fails the run with its own error, and the state stays as it was."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute("create table booked (number int unique deferrable initially deferred)")
+    finally:
+        await connection.close()
+    books = shop.client(Shop)
+    assert await books("a").book_late(1) == 1
+    error = await failure(books("a").book_late(1))
+    assert isinstance(error, HandlerFailed)
+    assert "duplicate key value" in str(error)
+    assert "RolledBack" in error.traceback
+    assert await books("a").read() == 1
+    assert await books("a").book_late(2) == 2
