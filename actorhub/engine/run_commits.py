@@ -132,9 +132,9 @@ class RunCommits:
             message_id=message.message_id if is_durable else 0,
             reply=StoredReply(Outcome.VALUE, ending.body) if is_durable else None,
             retention=message.spec.retention or self._retention,
-            outbox=tuple(
-                new_row(told, self.shard_of(told)) for told in message.outbox or () if told.durable is not None
-            ),
+            outbox=()
+            if not message.outbox
+            else tuple(new_row(told, self.shard_of(told)) for told in message.outbox if told.durable is not None),
             next_start=None
             if next_one is None
             else RunStart(next_one.message_id, cell.shard.id, message.epoch, next_one.attempts + 1),
