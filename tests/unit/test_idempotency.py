@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from actorhub.core.errors import MalformedMessage
 from actorhub.core.idempotency import MAX_KEY_BYTES, check_key, key_hash, payload_hash, primary_key_of
 
-TEXTS = st.text(st.characters(exclude_categories=("Cs",)))
+TEXTS = st.text(st.characters(codec="utf-8"))
 PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | TEXTS | st.binary()
 ITEMS = st.lists(st.tuples(PLAIN, PLAIN), unique_by=lambda item: item[0])
 
