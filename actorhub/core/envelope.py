@@ -56,7 +56,7 @@ class Durable(msgspec.Struct, array_like=True):
     is_repeated: bool = False
     """It may have been sent before."""
     is_deposit: bool = False
-    """No owner is known: store it for whoever will own the shard."""
+    """No owner is known: store it for whoever will own the shard. If it is stored: it was, so the owner must look."""
     payload_hash: bytes = b""
     """Of the arguments, where there is a key."""
 

@@ -72,6 +72,8 @@ class Backlog:
         self._passes: dict[ShardId, _Pass] = {}
         self._entities: dict[Cell, None] = {}
         """Entities that are behind and have nothing left in memory."""
+        self._asked: dict[tuple[ShardId, str, str], None] = {}
+        """Entities without a place that somebody waits for: they come before the walks, however long those are."""
         self._wake = asyncio.Event()
         self._not_before = 0.0
         """Monotonic seconds."""
@@ -94,6 +96,13 @@ class Backlog:
         self._wished.add(shard.id)
         self.look(shard)
 
+    def ask_for(self, shard: HostedShard, entity: tuple[str, str]) -> None:
+        """Note that somebody waits for a message of the entity, which is left in the store."""
+        cell = self._cell(entity)
+        if cell is None or cell.durable <= 0:
+            self._asked[shard.id, *entity] = None
+        self.wish(shard)
+
     def look(self, shard: HostedShard) -> None:
         """Walk over the shard once: perhaps something waits in the store that this process was not told of."""
         walk = self._passes.get(shard.id)
@@ -106,6 +115,8 @@ class Backlog:
     def forget(self, shard: HostedShard) -> None:
         """The shard is not this process's any more."""
         self._passes.pop(shard.id, None)
+        for key in [key for key in self._asked if key[0] == shard.id]:
+            del self._asked[key]
         for cell in [cell for cell in self._entities if cell.shard is shard]:
             del self._entities[cell]
 
@@ -113,7 +124,7 @@ class Backlog:
         """A message that this brought in is settled, or left memory."""
         message.is_loaded = False
         self.loaded -= 1
-        if self._passes or self._entities:
+        if self._has_work:
             self._wake.set()
 
     def drained(self, cell: Cell) -> None:
@@ -131,8 +142,12 @@ class Backlog:
 
     def place_freed(self) -> None:
         """An entity that held one of the places for durable work is done with it."""
-        if self._passes:
+        if self._has_work:
             self._wake.set()
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._passes or self._entities or self._asked)
 
     async def run(self) -> None:
         """Load whatever is behind, for ever."""
@@ -147,7 +162,7 @@ class Backlog:
 
     async def _step(self) -> float | None:
         """Look into the store once; return the seconds until the next step; `None`: when somebody wakes it."""
-        if not (self._passes or self._entities) or self.loaded > MOST_LOADED * 3 // 4:
+        if not self._has_work or self.loaded > MOST_LOADED * 3 // 4:
             return None
         now = self._clock.monotonic()
         if now >= self._lease.fresh_until:
@@ -156,6 +171,7 @@ class Backlog:
             return self._not_before - now
         self._is_blocked = False
         try:
+            await self._bring_asked()
             await self._bring_entities()
             await self._bring_shards()
         except PersistenceError as error:
@@ -164,7 +180,23 @@ class Backlog:
             return _RETRY
         if self._is_blocked:
             return _BLOCKED
-        return 0.0 if self._passes or self._entities else None
+        return 0.0 if self._has_work else None
+
+    async def _bring_asked(self) -> None:
+        """Bring in what somebody waits for, whoever else is in line."""
+        asked = list(self._asked)[: max(1, self._room() // PER_ENTITY)]
+        if not asked:
+            return
+        self._begin_look()
+        rows = await self._store.load_entities(asked, PER_ENTITY)
+        self._spilling.clear()
+        found = _by_entity(rows)
+        for key in asked:
+            shard, entity = self._shards.get(key[0]), key[1:]
+            if shard is not None and not await self._bring(shard, entity, found.get(entity, ()), PER_ENTITY):
+                self._is_blocked = True
+                return
+            self._asked.pop(key, None)
 
     async def _bring_entities(self) -> None:
         """Ask again for entities that are done with what was brought in."""

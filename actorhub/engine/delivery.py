@@ -140,7 +140,13 @@ class Delivery:
     def sender_lost(self) -> None:
         """A process died that may have stored messages for our entities and told us of none: they come first."""
         for shard in self._shards.values():
-            self.backlog.wish(shard)
+            self._let_stored_go_first(shard)
+
+    def _let_stored_go_first(self, shard: HostedShard) -> None:
+        """Have everything new queue up behind what this process was not told of."""
+        for cell in shard.cells:
+            cell.is_behind = True
+        self.backlog.wish(shard)
         self.schedule.look()
 
     def accept(self, caller: Message, shard: HostedShard) -> None:
@@ -150,6 +156,10 @@ class Delivery:
             shard.held.append(caller)
             return
         caller.phase = SENT
+        if durable.is_deposit:
+            self.settlement.answer_sender(caller)
+            self._let_stored_go_first(shard)
+            return
         known = shard.messages.get(caller.message_id)
         if known is not None:
             self._join(known, caller)
@@ -378,8 +388,12 @@ class Delivery:
 
     def _leave(self, message: DurableMessage) -> None:
         """Take the message out of memory, for the loader to bring in again."""
+        is_waited_for = any(caller.kind != TELL and caller.phase == SENT for caller in message.waiters)
         self._to_waiting(message)
-        self.backlog.wish(message.hosted)
+        if is_waited_for:
+            self.backlog.ask_for(message.hosted, (message.spec.entity_type, message.entity_id))
+        else:
+            self.backlog.wish(message.hosted)
 
     def _to_waiting(self, message: DurableMessage) -> None:
         if callers := self.forget(message):

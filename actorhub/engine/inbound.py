@@ -140,7 +140,7 @@ class Inbound:
         peer.serving[request.id] = message
         message.shard = shard_id
         shard = self._host.shards.get(shard_id)
-        if message.durable is not None and message.durable.is_deposit:
+        if message.durable is not None and message.durable.is_deposit and not message.durable.is_stored:
             self._router.deposits.deposit(message)
         elif shard is None:
             self.give_back(message)

@@ -160,6 +160,7 @@ class Deposits:
 
     def __init__(self, store: MessageStore | None) -> None:
         self._store = store
+        self._wakes: dict[ShardId, _Wake] = {}
         self.route: Callable[[Message], None]
         """Sends a message on its way."""
         self.unpark: Callable[[Message], None]
@@ -181,7 +182,7 @@ class Deposits:
     def _no_owner_came(self, message: Message) -> None:
         if message.phase != PARKED:
             return
-        deposit = _Deposit(message, self.route)
+        deposit = _Deposit(message, self._wake)
         if self._store is not None:
             self.deposit(deposit)
         elif not self.ask_a_runner(deposit):
@@ -190,6 +191,14 @@ class Deposits:
             return
         self.unpark(message)
         message.phase = SENT
+
+    def _wake(self, told: Message) -> None:
+        """Tell the shard's owner, now or once there is one; one such message per shard waits."""
+        assert told.shard is not None
+        waiting = self._wakes.get(told.shard)
+        if waiting is None or waiting.phase != PARKED:
+            wake = self._wakes[told.shard] = _Wake(told)
+            self.route(wake)
 
 
 def _deposited(message: Message, outcome: "Future[Stored]") -> None:
@@ -224,11 +233,11 @@ class _Copy(Message):
 class _Deposit(_Copy):
     """Stores a tell for whoever will own its shard."""
 
-    __slots__ = ("_route",)
+    __slots__ = ("_wake",)
 
-    def __init__(self, told: Message, route: Callable[[Message], None]) -> None:
+    def __init__(self, told: Message, wake: Callable[[Message], None]) -> None:
         super().__init__(told, is_deposit=True)
-        self._route = route
+        self._wake = wake
 
     def completed(self, body: bytes) -> None:
         """Let the sender go on, whose next messages travel behind the wake: who owns the shard learns of this first.
@@ -236,7 +245,7 @@ class _Deposit(_Copy):
         Whoever took the shard just before this was stored has not seen it.
         """
         if msgspec.msgpack.decode(body, type=int) == self.message_id:
-            self._route(_Wake(self._told))
+            self._wake(self._told)
         if self._told.phase == SENT:
             self._told.phase = DONE
             self._told.completed(body)
@@ -249,13 +258,14 @@ class _Deposit(_Copy):
 
 
 class _Wake(_Copy):
-    """Tells a shard's owner, once there is one, of a message that was deposited."""
+    """Has a shard's owner, once there is one, look for what was deposited."""
 
     __slots__ = ()
 
     def __init__(self, told: Message) -> None:
-        super().__init__(told, is_stored=True, is_deposit=False, is_repeated=False)
+        super().__init__(told, is_stored=True, is_deposit=True)
         self.deadline = FOREVER
+        self.body = b""
 
     def completed(self, body: bytes) -> None:
         """The owner knows."""

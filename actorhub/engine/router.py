@@ -306,7 +306,10 @@ class Router:
         message.phase = NEW
         message.peer = None
         if message.durable is not None:
-            message.durable = msgspec.structs.replace(message.durable, is_repeated=True, is_deposit=False)
+            said = message.durable
+            message.durable = msgspec.structs.replace(
+                said, is_repeated=True, is_deposit=said.is_deposit and said.is_stored
+            )
         self.route(message)
 
     def _send(self, message: Message, peer: Peer) -> None:

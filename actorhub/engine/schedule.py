@@ -176,6 +176,9 @@ class Schedule:
         finally:
             self._is_looking = False
         self.server.heard(now)
+        if until < now + HORIZON / 2:
+            # The first look went by this process's own clock, which is behind: this one says what time it is.
+            self._look_at = 0.0
         self._is_full = len(rows) >= LIMIT
         self._complete_until = rows[-1].deliver_at if self._is_full else until
         for row in rows:
