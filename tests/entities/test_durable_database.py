@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from actorhub import Cluster, Entity, EntityError, EntityNotAssigned, HandlerFailed, Hub, Retry, current, handler
+from actorhub.engine import router
 from tests.entities.gates import failure, gates, outcomes, soon
 from tests.support.postgres_server import PostgresServer
 
@@ -203,6 +204,22 @@ async def test_a_program_with_the_database_tells_without_any_runner(url: str) ->
             async with asyncio.timeout(15):
                 assert await waiting == [1, 2, 3, 4, 5, 1, 1]
             assert await shop("d").read() == 0
+
+
+async def test_tells_without_any_runner_take_no_room(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tells than may wait for owners are accepted while nobody owns anything, and all of them run."""
+    async with hub.runner(database_url=url, listen="127.0.0.1:0", shards_per_group=16):
+        pass
+    async with hub.connect(database_url=url) as client:
+        shop = client.client(Shop)
+        told: list[int] = []
+        with monkeypatch.context() as small:
+            small.setattr(router, "MAX_PARKED", 40)
+            for _ in range(6):
+                told += await asyncio.gather(*(client.tell(shop(f"e{number}").count()) for number in range(20)))
+        assert client.part.node.router.statistics().parked <= 16
+        async with hub.runner(database_url=url, listen="127.0.0.1:0", shards_per_group=16), asyncio.timeout(15):
+            assert sorted(await asyncio.gather(*map(client.reply, told))) == [n for n in range(1, 7) for _ in range(20)]
 
 
 async def test_messages_survive_a_restart_of_the_database(own_postgres: PostgresServer) -> None:
