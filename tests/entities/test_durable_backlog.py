@@ -129,6 +129,22 @@ async def test_resident_entities_are_served_during_a_backlog() -> None:
         assert all(isinstance(found, int) for found in await telling)
 
 
+async def test_an_ask_does_not_wait_for_the_backlog() -> None:
+    """A durable ask of an entity without a place is answered while thousands of messages wait before it."""
+    async with small(50) as memory:
+        await memory.start_runner()
+        client = await memory.client()
+        log = client.client(Log)
+        told = await outcomes(*(client.tell(log(f"e{number % 1000}").add("x")) for number in range(6000)))
+        assert all(isinstance(found, int) for found in told)
+        left = waiting(memory)
+        assert left > 1000
+        async with asyncio.timeout(10):
+            assert await log("zz asked").add("now") == 1
+        assert waiting(memory) > left // 2
+        await until(lambda: not waiting(memory), deadline=30)
+
+
 async def test_no_place_is_not_polled_for() -> None:
     """While every resident entity is busy, the store is looked into a few times a second, not more."""
     async with small(10) as memory:
