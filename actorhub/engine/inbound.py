@@ -186,7 +186,8 @@ class Inbound:
             del peer.serving[cancel.id]
         waited = message.phase in (NEW, PARKED)
         text = f"{message.what}: the caller {'ran out of time' if cancel.timed_out else 'went away'}"
-        self._router.withdraw(message, error := CallTimeout(text))
+        error = CallTimeout(text, possibly_executed=message.was_sent_before)
+        self._router.withdraw(message, error)
         if waited:
             message.failed(error)
 

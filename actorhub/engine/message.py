@@ -124,6 +124,11 @@ class Message:
         """`type.handler`, for error messages."""
         return f"{self.spec.entity_type}.{self.spec.name}"
 
+    @property
+    def was_sent_before(self) -> bool:
+        """Whether it is a durable call that was sent on after its receiver got lost, and so may have run."""
+        return self.durable is not None and self.durable.is_repeated
+
     def drop_outbox(self) -> None:
         """Forget what the handler told: its run does not count."""
         self.outbox = None

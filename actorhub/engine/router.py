@@ -1,6 +1,7 @@
 """Routing: every message goes to its shard's owner, here or elsewhere, and waits for one where there is none."""
 
 import asyncio
+import copy
 import itertools
 import logging
 from collections import deque
@@ -196,8 +197,7 @@ class Router:
             for message in list(parked):
                 message.hops = 0
                 if message.phase == PARKED and (error := self.undeliverable(message)) is not None:
-                    message.phase = DONE
-                    message.failed(error)
+                    self._refuse(message, error)
             self.release([shard])
 
     def not_owner(self, peer: Peer, request_id: int, hint: ShardOwner | None) -> None:
@@ -232,7 +232,7 @@ class Router:
         A durable call is sent again: it is known by its id, and runs once.
         """
         if message.durable is not None or message.resumes():
-            self._again(message)
+            self._again(message, unsure=True)
             return
         message.phase = DONE
         message.failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
@@ -243,9 +243,8 @@ class Router:
         left = message.what + "(" + message.entity_id + ")"
         if phase in (NEW, PARKED):
             message.phase = DONE
-            sent_before = message.durable is not None and message.durable.is_repeated
             text = f"{left}: no runner owned its shard {message.shard} before the deadline"
-            message.failed(EntityNotAssigned(text, possibly_executed=sent_before))
+            message.failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
         elif phase == QUEUED:
             self.withdraw(message, CallTimeout(f"{left}: it waited in the mailbox until the deadline"))
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
@@ -282,8 +281,7 @@ class Router:
         self._parked_count = 0
         for message in waiting:
             if message.phase == PARKED:
-                message.phase = DONE
-                message.failed(error)
+                self._refuse(message, error)
 
     def _give_up_on_former_owners(self) -> None:
         moved, self._moved = self._moved, set()
@@ -297,10 +295,10 @@ class Router:
                     peer.link.send(Cancel(message.request_id, timed_out=False))
                     self.lost(message, peer, f"{owner.runner} took the shard over before the reply came")
 
-    def _again(self, message: Message) -> None:
+    def _again(self, message: Message, *, unsure: bool = False) -> None:
         if (error := message.abandoned_for) is not None:
             message.phase = DONE
-            error.possibly_executed = False
+            error.possibly_executed = unsure or message.was_sent_before
             message.failed(error)
             return
         message.phase = NEW
@@ -355,8 +353,7 @@ class Router:
         if error is None and self._parked_count >= MAX_PARKED:
             error = MailboxFull(f"{message.address}: {self._parked_count} calls wait for owners already")
         if error is not None:
-            message.phase = DONE
-            message.failed(error)
+            self._refuse(message, error)
             return
         message.phase = PARKED
         self._parked_count += 1
@@ -364,6 +361,14 @@ class Router:
         if message.kind == TELL and message.durable is not None and not message.durable.is_stored:
             self.deposits.parked(message)
         self.stranded()
+
+    def _refuse(self, message: Message, error: ActorhubError) -> None:
+        """Fail a message that waits here; one that was sent before may have run elsewhere."""
+        if message.was_sent_before:
+            error = copy.copy(error)
+            error.possibly_executed = True
+        message.phase = DONE
+        message.failed(error)
 
     def _unpark(self, message: Message) -> None:
         shard = message.shard

@@ -142,7 +142,8 @@ async def test_an_ask_whose_link_breaks_at_its_deadline_never_says_that_nothing_
     asked = soon(failure(client.client(Log).options(timeout=timedelta(seconds=0.2))("a").hold("stored")))
     await gates["a"].came()
     memory.network.hold(memory.name_of(runner), memory.name_of(client))
-    await asyncio.sleep(0.25)
+    peers = client.part.node.peers
+    await until(lambda: any(sent.abandoned_for for peer in peers.runners() for sent in peer.pending.values()))
     memory.cut(runner, client)
     error = await asked
     assert isinstance(error, ActorhubError)
