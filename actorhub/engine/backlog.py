@@ -10,6 +10,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
 from actorhub.engine.cell import ACTIVE, Cell, HostedShard, HostedType
 from actorhub.engine.durable_message import DurableMessage
+from actorhub.engine.supervision import set_or_time
 from actorhub.engine.turns import Lease
 from actorhub.storage.message_ports import MessageStore, PendingMessage
 
@@ -124,8 +125,7 @@ class Backlog:
         """A message that this brought in is settled, or left memory."""
         message.is_loaded = False
         self.loaded -= 1
-        if self._has_work:
-            self._wake.set()
+        self.place_freed()
 
     def drained(self, cell: Cell) -> None:
         """An entity that is behind has no durable message in memory any more."""
@@ -137,11 +137,11 @@ class Backlog:
         self._entities.pop(cell, None)
         if cell.is_behind and self._shards.get(cell.shard.id) is cell.shard:
             self.wish(cell.shard)
-        elif self._passes:
-            self._wake.set()
+        else:
+            self.place_freed()
 
     def place_freed(self) -> None:
-        """An entity that held one of the places for durable work is done with it."""
+        """Something left memory that held up others: a message that was brought in, or an entity."""
         if self._has_work:
             self._wake.set()
 
@@ -153,12 +153,7 @@ class Backlog:
         """Load whatever is behind, for ever."""
         while True:
             self._wake.clear()
-            pause = await self._step()
-            try:
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue  # it is time for the next step
+            await set_or_time(self._wake, await self._step())
 
     async def _step(self) -> float | None:
         """Look into the store once; return the seconds until the next step; `None`: when somebody wakes it."""
@@ -300,7 +295,7 @@ class Backlog:
             if message is None:
                 continue
             if not self._seat(message):
-                leave_in_store(message)
+                shard.host.delivery.leave_in_store(message)
                 return self._found_no_room(entity)
             message.is_loaded = True
             self.loaded += 1
@@ -356,12 +351,6 @@ class Backlog:
 
     def _is_live(self, cell: Cell) -> bool:
         return cell.phase <= ACTIVE and self._shards.get(cell.shard.id) is cell.shard
-
-
-def leave_in_store(message: DurableMessage) -> None:
-    """Take a message that is in the store out of memory; who waits for it goes on waiting here."""
-    if callers := message.hosted.host.delivery.forget(message):
-        message.hosted.waiting.setdefault(message.message_id, []).extend(callers)
 
 
 def _entity(cell: Cell) -> tuple[str, str]:

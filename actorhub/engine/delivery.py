@@ -6,7 +6,7 @@ mailbox, running, in the schedule, or in the store only (*set aside*), from wher
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -73,6 +73,7 @@ class Delivery:
         incarnation: str,
         retention: float,
     ) -> None:
+        self._host = host
         self._types = types = host.types
         self._shards: Mapping[ShardId, HostedShard] = host.shards
         self._store = store
@@ -95,10 +96,6 @@ class Delivery:
             types=types, shards=shards, store=store, clock=clock, lease=lease, load=self._load, seat=self._seat_loaded
         )
         self.schedule = Schedule(shards=shards, store=store, clock=clock, load=self._load, seat=self._seat_loaded)
-        self.reroute: Callable[[Message], None]
-        """Takes a caller's message whose shard is, or will be, somebody else's."""
-        self.mistrusted: Callable[[ShardId], None]
-        """Told of a shard for which the store refused something: ownership must be checked."""
 
     def statistics(self) -> DeliveryStatistics:
         """Return counts; walks all owned shards."""
@@ -219,7 +216,7 @@ class Delivery:
         self._unseat(message)
         message.abandoned_for = None
         if not self.schedule.add(message, due):
-            self._to_waiting(message)
+            self.leave_in_store(message)
 
     def put_back(self, message_id: int, shard: HostedShard, callers: Collection[Message]) -> None:
         """Let the message, which is in the store at most, be found again; `callers` wait for it."""
@@ -320,18 +317,18 @@ class Delivery:
             case Verdict.DUPLICATE_KEY:
                 self._clashes(message)
             case Verdict.FENCED:
-                self.mistrusted(message.hosted.id)
+                self._host.mistrusted(message.hosted.id)
 
     def _clashes(self, message: DurableMessage) -> None:
         for caller in self.forget(message):
-            caller.phase = DONE
-            caller.failed(DuplicateKey(f"{caller.what}({caller.entity_id}): key {message.key!r} had another payload"))
+            caller.fail_waiting(
+                DuplicateKey(f"{caller.what}({caller.entity_id}): key {message.key!r} had another payload")
+            )
 
     def _not_stored(self, message: DurableMessage, error: ActorhubError) -> None:
         """The store failed: senders learn it. In case it is there after all, the loader finds it."""
         for caller in self.forget(message):
-            caller.phase = DONE
-            caller.failed(error)
+            caller.fail_waiting(error)
         self.backlog.wish(message.hosted)
 
     def _is_new(self, message: DurableMessage, stored: Stored) -> None:
@@ -340,7 +337,7 @@ class Delivery:
         for caller in waiters:
             if caller.kind != TELL:
                 message.waiters.append(caller)
-            elif caller.phase == SENT:
+            else:
                 self.settlement.answer_sender(caller)
         if message.is_set_aside:
             self._leave(message)
@@ -389,13 +386,14 @@ class Delivery:
     def _leave(self, message: DurableMessage) -> None:
         """Take the message out of memory, for the loader to bring in again."""
         is_waited_for = any(caller.kind != TELL and caller.phase == SENT for caller in message.waiters)
-        self._to_waiting(message)
+        self.leave_in_store(message)
         if is_waited_for:
             self.backlog.ask_for(message.hosted, (message.spec.entity_type, message.entity_id))
         else:
             self.backlog.wish(message.hosted)
 
-    def _to_waiting(self, message: DurableMessage) -> None:
+    def leave_in_store(self, message: DurableMessage) -> None:
+        """Take a message that is in the store out of memory; who waits for it goes on waiting here."""
         if callers := self.forget(message):
             message.hosted.waiting.setdefault(message.message_id, []).extend(callers)
 
@@ -439,7 +437,7 @@ class Delivery:
             caller.cell = None
             if caller.durable is not None:
                 caller.durable = msgspec.structs.replace(caller.durable, is_repeated=True)
-            self.reroute(caller)
+            self._host.reroute(caller)
 
 
 def _add(callers: list[Message], caller: Message) -> None:

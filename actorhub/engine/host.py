@@ -63,6 +63,10 @@ class Host:
     ) -> None:
         loop = asyncio.get_running_loop()
         self.types = types
+        self.has_durable = any(
+            handler.durable for hosted in types.values() for handler in hosted.spec.handlers.values()
+        )
+        """Whether some type has a durable handler: nobody else pays for durable messages."""
         self._lease = lease
         self.shards: dict[ShardId, HostedShard] = {}
         self.resident = 0
@@ -161,9 +165,7 @@ class Host:
         """Start hosting `shards` (shard to epoch)."""
         hosted = [HostedShard(self, shard, epoch) for shard, epoch in shards.items()]
         self.shards.update((shard.id, shard) for shard in hosted)
-        if any(
-            handler.durable for hosted_type in self.types.values() for handler in hosted_type.spec.handlers.values()
-        ):
+        if self.has_durable:
             self.delivery.granted(hosted)
 
     def revoked(self, shards: Collection[ShardId], reason: str) -> None:

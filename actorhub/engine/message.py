@@ -155,6 +155,18 @@ class Message:
         """Take the error that the call ended with."""
         raise AssertionError
 
+    def complete_waiting(self, body: bytes) -> None:
+        """Complete a call that is in somebody else's hands; one whose caller went away is left alone."""
+        if self.phase == SENT:
+            self.phase = DONE
+            self.completed(body)
+
+    def fail_waiting(self, error: "ActorhubError") -> None:
+        """Fail a call that is in somebody else's hands; one whose caller went away is left alone."""
+        if self.phase == SENT:
+            self.phase = DONE
+            self.failed(error)
+
     def chunk(self, bodies: "Sequence[bytes]") -> None:
         """Take items of a stream, encoded."""
         raise AssertionError

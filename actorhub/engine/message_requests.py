@@ -14,7 +14,7 @@ from actorhub.core.errors import ActorhubError, AlreadyProcessing, DuplicateKey,
 from actorhub.engine.cell import HostedShard
 from actorhub.engine.delivery import Delivery
 from actorhub.engine.durable_message import new_row
-from actorhub.engine.message import COMMITTING, DONE, FOREVER, NEW, PARKED, RUNNING, SENT, Message
+from actorhub.engine.message import COMMITTING, FOREVER, NEW, PARKED, RUNNING, SENT, Message
 from actorhub.engine.settlement import store_error
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import CancelResult, MessageRow, MessageStore, Outcome, Stored, StoredReply, Verdict
@@ -57,8 +57,6 @@ class MessageRequests:
         self._store = store
         self._supervisor = supervisor
         self._incarnation = incarnation
-        self.mistrusted: Callable[[ShardId], None]
-        """Told of a shard for which the store refused something."""
 
     def cancel(self, caller: Message, shard: HostedShard) -> None:
         """Cancel the message unless it runs; the reply is whether it had not ended."""
@@ -82,13 +80,9 @@ class MessageRequests:
         except _SentOnError:
             return
         except ActorhubError as error:
-            if caller.phase == SENT:
-                caller.phase = DONE
-                caller.failed(error)
-            return
-        if caller.phase == SENT:
-            caller.phase = DONE
-            caller.completed(body)
+            caller.fail_waiting(error)
+        else:
+            caller.complete_waiting(body)
 
     async def _cancel(self, caller: Message, shard: HostedShard) -> bool:
         delivery, message_id = self._delivery, caller.message_id
@@ -113,7 +107,7 @@ class MessageRequests:
         return False
 
     def _leave_to_next_owner(self, caller: Message, shard: HostedShard) -> None:
-        self.mistrusted(shard.id)
+        shard.host.mistrusted(shard.id)
         if caller.phase == SENT and shard.host.shards.get(shard.id) is shard:
             # Sent on at once it would come back, again and again, until the loss of the shard is known here.
             caller.phase = NEW
@@ -203,15 +197,12 @@ class Deposits:
 
 def _deposited(message: Message, outcome: "Future[Stored]") -> None:
     error = store_error(outcome)
-    if message.phase != SENT:
-        return
-    message.phase = DONE
     if error is not None:
-        message.failed(error)
+        message.fail_waiting(error)
     elif outcome.result().verdict == Verdict.DUPLICATE_KEY:
-        message.failed(DuplicateKey(f"{message.what}({message.entity_id}): its key had another payload"))
+        message.fail_waiting(DuplicateKey(f"{message.what}({message.entity_id}): its key had another payload"))
     else:
-        message.completed(_encode(outcome.result().message_id))
+        message.complete_waiting(_encode(outcome.result().message_id))
 
 
 class _Copy(Message):
@@ -246,15 +237,11 @@ class _Deposit(_Copy):
         """
         if msgspec.msgpack.decode(body, type=int) == self.message_id:
             self._wake(self._told)
-        if self._told.phase == SENT:
-            self._told.phase = DONE
-            self._told.completed(body)
+        self._told.complete_waiting(body)
 
     def failed(self, error: ActorhubError) -> None:
         """Tell the sender."""
-        if self._told.phase == SENT:
-            self._told.phase = DONE
-            self._told.failed(error)
+        self._told.fail_waiting(error)
 
 
 class _Wake(_Copy):

@@ -6,7 +6,6 @@ and starts acquisitions and hand-overs. Nothing else decides, so a step that fai
 """
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from actorhub.engine.lease import NEVER, GuardedSession, Watchdog, open_session,
 from actorhub.engine.ownership_members import Membership
 from actorhub.engine.ownership_moves import SLOW_DRAIN, Acquisitions, HandOvers, Holdings, ShardHost, ShardState
 from actorhub.engine.ownership_plan import decide
-from actorhub.engine.supervision import Backoff, Supervisor
+from actorhub.engine.supervision import Backoff, Supervisor, set_or_time
 from actorhub.storage.ports import LEASE, LiveRunner, SessionLost, Storage
 
 _log: Final = logging.getLogger("actorhub.ownership")
@@ -338,13 +337,13 @@ class Ownership:
         while not self._beat_now.is_set() and (left := until - self._clock.monotonic()) > 0:
             if self._holdings.session is not None:
                 self._holdings.session.check()
-            await _wait(self._beat_now, min(left, _LOOK_AT_SESSION))
+            await set_or_time(self._beat_now, min(left, _LOOK_AT_SESSION))
         self._beat_now.clear()
 
     async def _keep_balancing(self) -> None:
         while True:
             self._wake.clear()
-            await _wait(self._wake, self._balance())
+            await set_or_time(self._wake, self._balance())
 
     def _balance(self) -> float | None:
         """Start what the wishes demand; return after how many seconds to look again without being woken."""
@@ -414,10 +413,3 @@ class Ownership:
                 session.abandon()
             held.changed.set()
             self._beat_now.set()
-
-
-async def _wait(event: asyncio.Event, seconds: float | None) -> None:
-    """Return once `event` is set, or after `seconds`."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

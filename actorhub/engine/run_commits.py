@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from actorhub.core.address import ShardId
-from actorhub.core.errors import ActorhubError, DuplicateKey, NotConnected, PersistenceError
+from actorhub.core.errors import ActorhubError, DuplicateKey, NotConnected
 from actorhub.engine.cell import ACTIVE, DEAD, EXCLUSIVE, Cell
 from actorhub.engine.durable_message import DurableMessage, new_row
 from actorhub.engine.message import COMMITTING, RUNNING, Message
 from actorhub.engine.results import Results, commit_now, settled, tells_durably
+from actorhub.engine.settlement import store_error
 from actorhub.engine.supervision import Supervisor
 from actorhub.engine.turns import Turns
 from actorhub.storage.message_ports import (
@@ -95,8 +96,7 @@ class RunCommits:
         if tells_durably(message):
             future = self._written(cell, self._run(message, cell, _Ending(data, b"", None)))
             cancelled = await settled(future)
-            error = PersistenceError("the commit was cancelled") if future.cancelled() else future.exception()
-            if error is not None:
+            if (error := store_error(future)) is not None:
                 message.drop_outbox()
                 raise self._results.refused(cell, error)
             self._results.note_commit(cell, data)
@@ -164,7 +164,7 @@ class RunCommits:
         cell = message.cell
         assert cell is not None
         message.transaction = None
-        error = PersistenceError("the commit was cancelled") if outcome.cancelled() else outcome.exception()
+        error = store_error(outcome)
         if error is None:
             self._results.note_commit(cell, ending.data)
             if ending.next_one is not None and outcome.result():

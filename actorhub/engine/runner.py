@@ -114,9 +114,8 @@ class Runner:
         inbound.is_coming = self._is_coming
         inbound.dropped = node.tell_failed
         self.host.turns.send = node.router.route
-        self.host.reroute = self.host.delivery.reroute = inbound.give_back
-        self.host.mistrusted = self.host.requests.mistrusted = self._mistrusted
-        self.host.delivery.mistrusted = self.host.delivery.settlement.mistrusted = self._mistrusted
+        self.host.reroute = inbound.give_back
+        self.host.mistrusted = self._mistrusted
         self.host.runs.shard_of = self._shard_of
         self.known_runners: Sequence[LiveRunner] = ()
         self.machine_id = -1
@@ -133,7 +132,7 @@ class Runner:
         self.watch.start()
         _ = self.node.supervisor.loop("residency", self.host.residency.run)
         _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
-        if any(handler.durable for spec in self._hosted_specs for handler in spec.handlers.values()):
+        if self.host.has_durable:
             _ = self.node.supervisor.loop("backlog", self.host.delivery.backlog.run)
             _ = self.node.supervisor.loop("schedule", self.host.delivery.schedule.run)
             _ = self.node.supervisor.loop("look into the store", self._keep_looking)
@@ -221,10 +220,6 @@ class Runner:
 
     def _is_coming(self, shard: ShardId) -> bool:
         return self.ownership.state(shard) == "acquiring"
-
-    @property
-    def _hosted_specs(self) -> list[EntitySpec]:
-        return [hosted.spec for hosted in self.host.types.values()]
 
     def _shard_of(self, message: Message) -> ShardId:
         return self.node.router.shard_of(self._specs[message.spec.entity_type], message.entity_id)

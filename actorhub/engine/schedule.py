@@ -11,9 +11,9 @@ from typing import Final
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
-from actorhub.engine.backlog import leave_in_store
 from actorhub.engine.cell import HostedShard
 from actorhub.engine.durable_message import DurableMessage
+from actorhub.engine.supervision import set_or_time
 from actorhub.storage.message_ports import MessageStore, PendingMessage
 
 _log: Final = logging.getLogger("actorhub.schedule")
@@ -114,11 +114,7 @@ class Schedule:
             if self._shards and self._clock.monotonic() >= self._look_at:
                 await self._look()
                 continue
-            try:
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue  # it is time for the next step
+            await set_or_time(self._wake, pause)
 
     async def _seat_due(self) -> float | None:
         """Return the seconds until something is to be done; `None`: nothing is."""
@@ -157,7 +153,7 @@ class Schedule:
             self._is_full = True
             self._complete_until = min(self._complete_until, later[0][0])
         for _, _, message in later:
-            leave_in_store(message)
+            message.hosted.host.delivery.leave_in_store(message)
 
     async def _look(self) -> None:
         shards = list(self._shards)

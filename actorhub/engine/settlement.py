@@ -2,13 +2,12 @@
 
 import logging
 import traceback
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.codec import decode_error, encode_error, public_name
 from actorhub.core.envelope import TELL
@@ -24,7 +23,7 @@ from actorhub.core.errors import (
 )
 from actorhub.engine.cell import DEAD, HostedShard
 from actorhub.engine.durable_message import DurableMessage
-from actorhub.engine.message import DONE, SENT, Message
+from actorhub.engine.message import Message
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore, NotPending, Outcome, RunCommit, RunFailure, StoredReply
 from actorhub.storage.ports import Fenced
@@ -61,8 +60,6 @@ class Settlement:
         self._incarnation = incarnation
         self.retention = retention
         """Seconds that replies are kept where the handler says nothing else."""
-        self.mistrusted: Callable[[ShardId], None]
-        """Told of a shard for which the store refused something: ownership must be checked."""
         self.settled = 0
         self.failed_runs = 0
         self.dead_letters = 0
@@ -84,7 +81,7 @@ class Settlement:
         elif message.is_storing:
             message.failure = error
         elif isinstance(error, Fenced):
-            self.mistrusted(message.hosted.id)
+            message.hosted.host.mistrusted(message.hosted.id)
         elif isinstance(error, NotPending):
             self.gone(message)
         elif _is_reply(message, error):
@@ -95,25 +92,19 @@ class Settlement:
     def answer(self, callers: Iterable[Message], message_id: int, reply: StoredReply) -> None:
         """Tell callers how the message ended."""
         for caller in callers:
-            if caller.phase != SENT:
-                continue
             if caller.kind == TELL:
                 self.answer_sender(caller, message_id)
-                continue
-            caller.phase = DONE
-            if reply.outcome == Outcome.VALUE:
-                caller.completed(reply.body)
+            elif reply.outcome == Outcome.VALUE:
+                caller.complete_waiting(reply.body)
             elif reply.outcome == Outcome.CANCELLED:
-                caller.failed(
-                    MessageCancelled(f"{caller.what}({caller.entity_id}): message {message_id} was cancelled")
-                )
+                text = f"{caller.what}({caller.entity_id}): message {message_id} was cancelled"
+                caller.fail_waiting(MessageCancelled(text))
             else:
-                caller.failed(decode_error(reply.body))
+                caller.fail_waiting(decode_error(reply.body))
 
     def answer_sender(self, caller: Message, message_id: int = 0) -> None:
         """Tell a sender that its message is stored."""
-        caller.phase = DONE
-        caller.completed(_encode_id(message_id or caller.message_id))
+        caller.complete_waiting(_encode_id(message_id or caller.message_id))
 
     def gone(self, message: DurableMessage) -> None:
         """The message was settled elsewhere: look up how, if somebody waits for it."""
@@ -151,11 +142,8 @@ class Settlement:
 
     def _fail_callers(self, callers: Iterable[Message], message_id: int, reason: str) -> None:
         for caller in callers:
-            if caller.phase == SENT:
-                caller.phase = DONE
-                caller.failed(
-                    RunnerUnavailable(f"{caller.what}: message {message_id}: {reason}", possibly_executed=True)
-                )
+            text = f"{caller.what}: message {message_id}: {reason}"
+            caller.fail_waiting(RunnerUnavailable(text, possibly_executed=True))
 
     def _settle_error(self, message: DurableMessage, error: ActorhubError) -> None:
         reply = StoredReply(Outcome.ERROR, encode_error(error))
@@ -215,7 +203,7 @@ class Settlement:
         if error is None:
             return True
         if isinstance(error, Fenced):
-            self.mistrusted(message.hosted.id)
+            message.hosted.host.mistrusted(message.hosted.id)
         elif isinstance(error, NotPending):
             self.gone(message)
         else:

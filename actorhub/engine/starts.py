@@ -81,7 +81,7 @@ class Starts:
             case Readiness.EARLY:
                 self._too_early(message)
             case Readiness.FENCED:
-                self._delivery.mistrusted(message.hosted.id)
+                message.hosted.host.mistrusted(message.hosted.id)
 
     def _too_early(self, message: DurableMessage) -> None:
         """The store's clock is behind what was thought of it: a little, or it stepped back."""

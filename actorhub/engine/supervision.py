@@ -1,6 +1,7 @@
 """The one owner of tasks that nobody awaits: what fails is logged, counted and, if it is a loop, started again."""
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -202,3 +203,10 @@ def _text(error: BaseException) -> str:
 def _trace(error: BaseException) -> BaseException | None:
     """Return `error` where its traceback says more than its text: not for failures that were foreseen."""
     return None if isinstance(error, ActorhubError | TimeoutError) else error
+
+
+async def set_or_time(event: asyncio.Event, seconds: float | None) -> None:
+    """Return once `event` is set, or after `seconds`; `None`: only then."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
