@@ -6,16 +6,19 @@ import os
 # under uvloop), and a forked process cannot use gRPC anyway: workers are spawned.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
+from actorhub._checkpoints import Deferred
 from actorhub.client import Client
 from actorhub.cluster import Cluster
 from actorhub.context import Current, current
 from actorhub.core.address import ShardId
+from actorhub.core.cron import Breaker
 from actorhub.core.errors import (
     ActorhubError,
     AlreadyProcessing,
     CallCycle,
     CallTimeout,
     ConfigurationError,
+    DeferredFailed,
     DuplicateKey,
     EntityError,
     EntityNotAssigned,
@@ -36,24 +39,31 @@ from actorhub.core.errors import (
 )
 from actorhub.core.retry import Retry
 from actorhub.core.snowflake import Snowflake
+from actorhub.cron import cron
 from actorhub.entity import Entity, handler
 from actorhub.hub import Hub
+from actorhub.key_value import KeyValue
+from actorhub.singleton import Singleton
 
 __all__ = [
     "ActorhubError",
     "AlreadyProcessing",
+    "Breaker",
     "CallCycle",
     "CallTimeout",
     "Client",
     "Cluster",
     "ConfigurationError",
     "Current",
+    "Deferred",
+    "DeferredFailed",
     "DuplicateKey",
     "Entity",
     "EntityError",
     "EntityNotAssigned",
     "HandlerFailed",
     "Hub",
+    "KeyValue",
     "MailboxFull",
     "MalformedMessage",
     "MessageCancelled",
@@ -65,11 +75,13 @@ __all__ = [
     "RunnerUnavailable",
     "ShardId",
     "ShuttingDown",
+    "Singleton",
     "SingletonError",
     "Snowflake",
     "UnknownEntityType",
     "UnknownHandler",
     "UnknownMessage",
+    "cron",
     "current",
     "handler",
 ]

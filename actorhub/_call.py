@@ -53,12 +53,14 @@ class Call(Message):
     It is a coroutine, as its type says, so `TaskGroup.create_task` and the like take it.
     """
 
-    __slots__ = ("__weakref__", "_future", "_steps", "_target", "_used")
+    __slots__ = ("__weakref__", "_future", "_steps", "_target", "_trace", "_used")
 
     def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
         super().__init__(spec, entity_id, ASK)
         self._target = target
         self._used = False
+        self._trace: Any = None
+        """What the tracing of calls remembers of it."""
         self.args = args
         self._future: asyncio.Future[bytes]
         self._steps: Generator[Any, Any, Any]
@@ -69,6 +71,8 @@ class Call(Message):
             raise TypeError(f"{self.what} of active(): a broadcast has no reply: use `await cluster.tell(...)`")
         node = self._target.node
         self.prepare()
+        if node.tracing is not None:
+            self.trace_started()
         future = self._future = node.loop.create_future()
         node.deadlines.add(self)
         try:
@@ -79,6 +83,8 @@ class Call(Message):
             raise
         finally:
             node.deadlines.drop(self)
+            if self._trace is not None:
+                self.trace_ended(_error_of(future))
         return decode_result(self.spec, body)
 
     def send(self, value: Any) -> Any:
@@ -133,6 +139,8 @@ class Call(Message):
             raise
         finally:
             node.deadlines.drop(self)
+            if self._trace is not None:
+                self.trace_ended(_error_of(future))
         return message_id if self.durable is None else msgspec.msgpack.decode(body, type=int)
 
     def begin_tell(self, message_id: int, when: Durable | None = None) -> None:
@@ -145,6 +153,7 @@ class Call(Message):
         self.kind = TELL
         self.message_id = message_id
         self.prepare(when)
+        self.trace_started()
         self.chain = ()
 
     def prepare(self, when: Durable | None = None) -> None:
@@ -186,6 +195,19 @@ class Call(Message):
         self.args = None
         self.headers = target.headers
         self.waits_for_room = target.waits_for_room
+
+    def trace_started(self) -> None:
+        """Begin the call's span, where traces are wanted."""
+        tracing = self._target.node.tracing
+        if tracing is not None:
+            self._trace = tracing.call_started(self)
+
+    def trace_ended(self, error: BaseException | None) -> None:
+        """End the call's span, if it has one: its outcome is known, or nobody waits for it."""
+        trace, self._trace = self._trace, None
+        if trace is not None:
+            assert self._target.node.tracing is not None
+            self._target.node.tracing.call_ended(trace, error)
 
     def _make_durable(self, args: tuple[Any, ...], durable: Durable) -> None:
         if durable.key is None:
@@ -230,6 +252,7 @@ class ToldCall(Message):
         self.message_id = call.message_id
         self.waits_for_room = call.waits_for_room
         self.durable = call.durable
+        call.trace_ended(None)
         self._under_way: set[Message] | None = None
 
     def told_by(self, under_way: set[Message]) -> None:
@@ -421,6 +444,7 @@ class _StreamMessage(Call):
         self._is_over = True
         node = self._target.node
         node.deadlines.drop(self)
+        self.trace_ended(None)
         if self.phase not in (DONE, NEW):
             node.router.withdraw(self, CallTimeout(f"{self.what}: the consumer went away"))
 
@@ -434,6 +458,7 @@ class _StreamMessage(Call):
             self._used = True
             raise TypeError(f"{self.what} of active(): a broadcast has no reply, so no stream either")
         self.prepare()
+        self.trace_started()
         self._loop = asyncio.get_running_loop()
         self.credit = STREAM_WINDOW
         self._target.node.deadlines.add(self)
@@ -444,6 +469,7 @@ class _StreamMessage(Call):
             self._is_over = True
             self._error = error
             self._target.node.deadlines.drop(self)
+            self.trace_ended(error)
             self._wake()
 
     def _wake(self) -> None:
@@ -454,6 +480,12 @@ class _StreamMessage(Call):
 def _not_started() -> Generator[Any, Any, Any]:
     return
     yield
+
+
+def _error_of(outcome: "asyncio.Future[bytes]") -> BaseException | None:
+    if outcome.cancelled():
+        return asyncio.CancelledError()
+    return outcome.exception() if outcome.done() else None
 
 
 def decode_result(spec: HandlerSpec, body: bytes) -> Any:

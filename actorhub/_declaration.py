@@ -3,26 +3,41 @@
 import dataclasses
 import inspect
 import re
-import sys
-import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
 
 import msgspec
-import msgspec.inspect
 
+from actorhub._resolution import (
+    OURS,
+    UnknownName,
+    binder,
+    checked_codec,
+    find_state_type,
+    initial_state_of,
+    item_type,
+    named_codec,
+    positional,
+    tuple_type,
+    type_hints,
+)
 from actorhub.core.address import NAME_PATTERN
 from actorhub.core.codec import Codec
+from actorhub.core.cron import CronOptions
 from actorhub.core.retry import DEFAULT_RETRY, Retry
+from actorhub.engine.cron_runs import cron_function
 from actorhub.engine.spec import EntitySpec, HandlerSpec
 
 _OPTIONS: Final = "__actorhub_handler__"
-_HOOKS: Final = frozenset({"on_activate", "on_deactivate"})
+_CRONS: Final = "__actorhub_crons__"
+_ENTITY_HOOKS: Final = ("on_activate", "on_deactivate")
+_SINGLETON_HOOKS: Final = (*_ENTITY_HOOKS, "on_become_leader", "on_lose_leadership", "run")
 _ENTITY_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 _LONGEST_RETENTION: Final = timedelta(days=36_500)
-_STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
+_KEY_MARGIN: Final = timedelta(hours=1)
+"""How much longer the key of an instant is kept than the instant could be run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +63,26 @@ class EntityOptions:
     max_idle: timedelta
     shard_key: Callable[[str], str] | None
 
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """Methods that are no handlers."""
+        return _ENTITY_HOOKS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SingletonOptions:
+    """What the class statement of a singleton said."""
+
+    name: str
+    shard_group: str
+    mailbox_capacity: int
+    state_ttl: timedelta | None
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """Methods that are no handlers."""
+        return _SINGLETON_HOOKS
+
 
 class Declaration:
     """One checked entity class; `spec` resolves its types at the first use, when every name is known."""
@@ -55,7 +90,7 @@ class Declaration:
     def __init__(
         self,
         cls: type,
-        options: EntityOptions,
+        options: EntityOptions | SingletonOptions,
         handlers: Mapping[str, Callable[..., Any]],
         scope: Mapping[str, Any],
     ) -> None:
@@ -81,77 +116,117 @@ class Declaration:
         """Resolve now where every annotation's name is known already, so that mistakes show at class definition."""
         try:
             _ = self.spec
-        except _UnknownName:
+        except UnknownName:
             return
 
     def _resolve(self) -> EntitySpec:
         options, cls = self.options, self.cls
-        state_type = _state_type(cls, self._scope)
+        state_type = find_state_type(cls, self._scope)
         if isinstance(state_type, TypeVar):
             state_type = None  # A generic class in between: what derives from it says.
-        state = None if state_type is None else _codec(state_type, f"{options.name}: state")
-        if state is not None and options.concurrency > 1:
+        state = None if state_type is None else checked_codec(state_type, f"{options.name}: state")
+        if isinstance(options, EntityOptions) and state is not None and options.concurrency > 1:
             raise TypeError(
                 f"{cls.__name__}: concurrency={options.concurrency} needs an Entity without state, because interleaved "
                 f"handlers cannot be rolled back one by one: remove concurrency, or [{state_type!r}]"
             )
-        base = next(c for c in cls.__mro__ if c.__name__ == "Entity" and c.__module__ == "actorhub.entity")
-        return EntitySpec(
+        spec = EntitySpec(
             name=options.name,
             handlers={name: self._handler(name, function) for name, function in self.handlers.items()},
             state=state,
-            initial_state=_initial_state(cls, state_type),
+            initial_state=initial_state_of(cls, state_type),
             shard_group=options.shard_group,
             mailbox_capacity=options.mailbox_capacity,
-            concurrency=options.concurrency,
-            max_idle=options.max_idle,
-            shard_key=options.shard_key,
-            on_activate=self._hook(base, "on_activate"),
-            on_deactivate=self._hook(base, "on_deactivate"),
+            on_activate=self._hook("on_activate"),
+            on_deactivate=self._hook("on_deactivate"),
+        )
+        if isinstance(options, EntityOptions):
+            return dataclasses.replace(
+                spec, concurrency=options.concurrency, max_idle=options.max_idle, shard_key=options.shard_key
+            )
+        body = self._hook("run")
+        return dataclasses.replace(
+            spec,
+            singleton_id=options.name,
+            state_ttl=_seconds(options.state_ttl),
+            on_become_leader=self._hook("on_become_leader"),
+            on_lose_leadership=self._hook("on_lose_leadership"),
+            body=None if body is None else dataclasses.replace(body, interleaved=True),
         )
 
-    def _hook(self, base: type, name: str) -> HandlerSpec | None:
+    def _hook(self, name: str) -> HandlerSpec | None:
         function = getattr(self.cls, name)
-        if function is getattr(base, name):
+        ours = getattr(next(c for c in self.cls.__mro__ if c.__module__ in OURS), name)
+        if function is ours:
             return None
-        return dataclasses.replace(self._handler(name, getattr(base, name)), function=function)
+        return dataclasses.replace(self._handler(name, ours), function=function)
 
     def _handler(self, name: str, function: Callable[..., Any]) -> HandlerSpec:
         options: HandlerOptions = getattr(function, _OPTIONS, HandlerOptions())
         what = f"{self.options.name}.{name}"
-        hints = _hints(function, self._scope | {self.cls.__name__: self.cls}, what)
+        hints = type_hints(function, self._scope | {self.cls.__name__: self.cls}, what)
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())[1:]
         types = tuple(hints[p.name] for p in parameters)
         defaults = tuple(p.default for p in parameters if p.default is not p.empty)
         stream = inspect.isasyncgenfunction(function)
+        crons = self._crons(name, function, options, types)
+        run = positional(function, parameters)
         return HandlerSpec(
             entity_type=self.options.name,
             name=name,
-            function=_positional(function, parameters),
+            function=cron_function(run) if crons else run,
             parameters=tuple(p.name for p in parameters),
             defaults=defaults,
             by_position=sum(p.kind is not p.KEYWORD_ONLY for p in parameters),
-            bind=_binder(signature, name),
-            arguments=_codec(_tuple_type(types), f"{what}: arguments"),
+            bind=binder(signature, name),
+            arguments=checked_codec(tuple_type(types), f"{what}: arguments"),
             leading=tuple(
-                Codec(_tuple_type(types[: len(types) - missing]), f"{what}: arguments")
+                Codec(tuple_type(types[: len(types) - missing]), f"{what}: arguments")
                 for missing in range(1, len(defaults) + 1)
             ),
-            named=_named_codec(what, parameters, types),
-            result=_codec(_item_type(hints["return"], what) if stream else hints["return"], f"{what}: result"),
+            named=named_codec(what, parameters, types),
+            result=checked_codec(item_type(hints["return"], what) if stream else hints["return"], f"{what}: result"),
             stream=stream,
             readonly=options.readonly,
             reentrant=options.reentrant,
             timeout=_seconds(options.timeout),
-            durable=options.durable,
-            retry=options.retry or DEFAULT_RETRY,
-            retention=_seconds(options.retention),
+            durable=options.durable or bool(crons),
+            retry=crons[0].retry if crons else options.retry or DEFAULT_RETRY,
+            retention=_seconds(_retention(options, crons)),
+            interleaved=bool(crons) and crons[0].overlap == "allow",
+            singleton=isinstance(self.options, SingletonOptions),
+            crons=crons,
+        )
+
+    def _crons(
+        self, name: str, function: Callable[..., Any], options: HandlerOptions, types: tuple[Any, ...]
+    ) -> tuple[CronOptions, ...]:
+        """Return the schedules of a method, named from top to bottom."""
+        declared: list[CronOptions] = list(reversed(getattr(function, _CRONS, [])))
+        if not declared:
+            return ()
+        where = f"{self.cls.__name__}.{name}"
+        if isinstance(self.options, EntityOptions):
+            raise TypeError(f"{where}: @cron is for methods of a Singleton: an entity has no schedules of its own")
+        if inspect.isasyncgenfunction(function) or types != (datetime,):
+            raise TypeError(
+                f"{where}: a method with @cron takes the instant alone: `async def {name}(self, at: datetime)`"
+            )
+        if options.readonly or options.reentrant or options.retry is not None:
+            raise TypeError(
+                f"{where}: @handler(readonly, reentrant, retry) do not go with @cron, which has its own retry"
+            )
+        if any((cron.overlap, cron.retry) != (declared[0].overlap, declared[0].retry) for cron in declared):
+            raise TypeError(f"{where}: all @cron of one method have the same overlap and retry")
+        return tuple(
+            msgspec.structs.replace(cron, name=name if number == 1 else f"{name}-{number}")
+            for number, cron in enumerate(declared, start=1)
         )
 
 
-def declare(cls: type, options: EntityOptions, scope: Mapping[str, Any]) -> Declaration:
-    """Check an entity class and return its declaration.
+def declare(cls: type, options: EntityOptions | SingletonOptions, scope: Mapping[str, Any]) -> Declaration:
+    """Check the class of an entity or a singleton and return its declaration.
 
     Raises:
         TypeError: says which name is wrong and what to write instead.
@@ -160,7 +235,7 @@ def declare(cls: type, options: EntityOptions, scope: Mapping[str, Any]) -> Decl
     handlers: dict[str, Callable[..., Any]] = {}
     for owner in reversed(_user_classes(cls)):
         for name, value in vars(owner).items():
-            if not name.startswith("_") and name not in _HOOKS:
+            if not name.startswith("_") and name not in options.hooks:
                 _check_public(cls, name, value)
                 if inspect.isfunction(value):
                     handlers[name] = value
@@ -170,7 +245,7 @@ def declare(cls: type, options: EntityOptions, scope: Mapping[str, Any]) -> Decl
                     f"{cls.__name__}.{name}: public attributes of an entity cannot be reached from outside: "
                     f"rename it to _{name}, or keep it in the state"
                 )
-    for hook in _HOOKS:
+    for hook in options.hooks:
         if not inspect.iscoroutinefunction(getattr(cls, hook)):
             raise TypeError(f"{cls.__name__}.{hook} must be `async def {hook}(self) -> None`")
     declaration = Declaration(cls, options, handlers, scope)
@@ -196,6 +271,28 @@ def attach_options(function: Callable[..., Any], options: HandlerOptions) -> Non
         raise TypeError(f"{name}: @handler on a private method, which nobody can call: rename it, or drop @handler")
     _check_durable(name, options)
     setattr(function, _OPTIONS, options)
+
+
+def attach_cron(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Remember what `@cron(...)` said; the function stays itself.
+
+    Raises:
+        TypeError: says which value is wrong, or that the function is private and so no handler.
+    """
+    where = getattr(function, "__qualname__", repr(function))
+    if getattr(function, "__name__", "").startswith("_"):
+        raise TypeError(f"{where}: @cron on a private method, which is no handler: rename it")
+    try:
+        options = CronOptions(**values)
+    except (TypeError, ValueError) as exc:
+        raise TypeError(f"{where}: @cron: {exc}") from exc
+    setattr(function, _CRONS, [*getattr(function, _CRONS, []), options])
+
+
+def _retention(options: HandlerOptions, crons: tuple[CronOptions, ...]) -> timedelta | None:
+    """Return how long keys are kept: that of an instant until nobody would run the instant any more."""
+    least = max((cron.skip_if_older_than + _KEY_MARGIN for cron in crons), default=None)
+    return options.retention if least is None else max(least, options.retention or least)
 
 
 def _check_durable(where: str, options: HandlerOptions) -> None:
@@ -224,15 +321,11 @@ def _seconds(duration: timedelta | None) -> float | None:
     return None if duration is None else duration.total_seconds()
 
 
-class _UnknownName(TypeError):
-    """An annotation names something that is not defined yet."""
-
-
 def _user_classes(cls: type) -> list[type]:
-    return [c for c in cls.__mro__ if c is not object and not c.__module__.startswith(("actorhub.entity", "typing"))]
+    return [c for c in cls.__mro__ if c is not object and c.__module__ not in (*OURS, "typing", "typing_extensions")]
 
 
-def _check_options(cls: type, options: EntityOptions) -> None:
+def _check_options(cls: type, options: EntityOptions | SingletonOptions) -> None:
     where = cls.__name__
     if not _ENTITY_NAME.fullmatch(options.name):
         raise TypeError(f"{where}: name={options.name!r} must be a letter, then up to 99 letters, digits, _ . or -")
@@ -240,6 +333,10 @@ def _check_options(cls: type, options: EntityOptions) -> None:
         raise TypeError(f"{where}: shard_group={options.shard_group!r} must match {NAME_PATTERN.pattern}")
     if options.mailbox_capacity < 1:
         raise TypeError(f"{where}: mailbox_capacity={options.mailbox_capacity} must be at least 1")
+    if isinstance(options, SingletonOptions):
+        if options.state_ttl is not None and options.state_ttl <= timedelta(0):
+            raise TypeError(f"{where}: state_ttl={options.state_ttl} must be more than zero")
+        return
     if options.concurrency < 1:
         raise TypeError(f"{where}: concurrency={options.concurrency} must be at least 1")
     if options.max_idle <= timedelta(0):
@@ -272,127 +369,3 @@ def _check_public(cls: type, name: str, value: object) -> None:
             raise TypeError(f"{where}: annotate {parameter.name}: write e.g. `{parameter.name}: str`; it is validated")
     if inspect.signature(value).return_annotation is inspect.Signature.empty:
         raise TypeError(f"{where}: annotate the result, e.g. `-> None`: it is validated by type")
-
-
-def _hints(function: Callable[..., Any], scope: Mapping[str, Any], what: str) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function, localns=dict(scope), include_extras=True)
-    except NameError as exc:
-        raise _UnknownName(f"{what}: {exc}: import it, or define it before the hub registers the class") from exc
-
-
-def _state_type(cls: type, scope: Mapping[str, Any]) -> Any:
-    """Return the argument of `Entity[...]`, or `None` for an entity without state.
-
-    Generic classes in between count: with `class Kept(Entity[S])`, `class Orders(Kept[Ledger])` has the state `Ledger`.
-    """
-    for generic in getattr(cls, "__orig_bases__", ()) if "__orig_bases__" in vars(cls) else ():
-        origin, arguments = typing.get_origin(generic), typing.get_args(generic)
-        if origin is None or not hasattr(origin, "__declaration__"):
-            if getattr(origin, "__module__", "") == "actorhub.entity":
-                return _known_state(cls, arguments[0], scope)
-            continue
-        state = _state_type(origin, scope)
-        if isinstance(state, TypeVar):
-            return _known_state(cls, arguments[origin.__parameters__.index(state)], scope)
-    found = (_state_type(base, scope) for base in cls.__bases__)
-    return next((state for state in found if state is not None), None)
-
-
-def _known_state(cls: type, argument: Any, scope: Mapping[str, Any]) -> Any:
-    if isinstance(argument, typing.ForwardRef):
-        module = vars(sys.modules[cls.__module__])
-        try:
-            argument = eval(argument.__forward_code__, module, dict(scope))  # noqa: S307 - an annotation
-        except NameError as exc:
-            raise _UnknownName(f"{cls.__name__}: {exc}") from exc
-    return None if argument is type(None) else argument
-
-
-def _initial_state(cls: type, state_type: Any) -> Callable[[], Any]:
-    if state_type is None:
-        return lambda: None
-    make = typing.get_origin(state_type) or state_type
-    if type(None) in typing.get_args(state_type):
-        return lambda: None
-    try:
-        make()
-    except TypeError as exc:
-        raise TypeError(
-            f"{cls.__name__}: a new entity starts with {getattr(make, '__name__', make)}(), which fails: {exc}: "
-            "give every field of the state a default"
-        ) from exc
-    return typing.cast("Callable[[], Any]", make)
-
-
-def _codec(type_: Any, what: str) -> Codec[Any]:
-    """Return a codec of types that can be encoded; msgspec itself would take any class, and fail at the first call."""
-    codec = Codec[Any](type_, what)
-    unknown = next(_custom_types(msgspec.inspect.type_info(type_), set()), None)
-    if unknown is not None:
-        raise TypeError(f"{what}: {unknown.__qualname__} cannot be sent or stored: use types that msgspec can encode")
-    return codec
-
-
-def _custom_types(info: object, seen: set[int]) -> Iterator[type]:
-    if isinstance(info, tuple):
-        for part in typing.cast("tuple[object, ...]", info):
-            yield from _custom_types(part, seen)
-    elif isinstance(info, msgspec.Struct) and id(info) not in seen:
-        seen.add(id(info))
-        if isinstance(info, msgspec.inspect.CustomType) and info.cls is not object:
-            yield info.cls
-        for name in info.__struct_fields__:
-            yield from _custom_types(getattr(info, name), seen)
-
-
-def _tuple_type(types: tuple[Any, ...]) -> Any:
-    return tuple[types] if types else tuple[()]  # type: ignore[valid-type]
-
-
-def _item_type(annotation: Any, what: str) -> Any:
-    if typing.get_origin(annotation) in _STREAMS and typing.get_args(annotation):
-        return typing.get_args(annotation)[0]
-    raise TypeError(f"{what} is a stream: annotate it `-> AsyncIterator[Item]`")
-
-
-def _positional(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
-    """Return `function`, or what calls it with its keyword-only parameters by name."""
-    keyword_only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    if not keyword_only:
-        return function
-    count = len(parameters) - len(keyword_only)
-
-    def call(instance: object, *args: Any) -> Any:
-        return function(instance, *args[:count], **dict(zip(keyword_only, args[count:], strict=True)))
-
-    return call
-
-
-def _binder(signature: inspect.Signature, name: str) -> Callable[..., tuple[Any, ...]]:
-    parameters = list(signature.parameters.values())[1:]
-    outside = signature.replace(parameters=parameters)
-
-    def bind(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        try:
-            bound = outside.bind(*args, **kwargs)
-        except TypeError as exc:
-            raise TypeError(f"{name}(): {exc}") from None
-        bound.apply_defaults()
-        return tuple(bound.arguments[p.name] for p in parameters)
-
-    return bind
-
-
-def _named_codec(what: str, parameters: list[inspect.Parameter], types: tuple[Any, ...]) -> Codec[Any]:
-    if len(parameters) == 1:
-        return Codec(types[0], f"{what}: {parameters[0].name}")
-    fields: list[Any] = [
-        (p.name, t) if p.default is p.empty else (p.name, t, msgspec.field(default_factory=_constant(p.default)))
-        for p, t in zip(parameters, types, strict=True)
-    ]
-    return Codec(msgspec.defstruct("Arguments", fields, kw_only=True, forbid_unknown_fields=True), f"{what}: arguments")
-
-
-def _constant(value: Any) -> Callable[[], Any]:
-    return lambda: value

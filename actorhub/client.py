@@ -11,9 +11,9 @@ from actorhub._call import Call, StreamCall, Target
 from actorhub.core.address import check_entity_id
 from actorhub.core.idempotency import check_key
 from actorhub.engine.spec import EntitySpec, HandlerSpec
-from actorhub.entity import Entity
+from actorhub.entity import Declared
 
-E = TypeVar("E", bound=Entity[Any])
+E = TypeVar("E", bound=Declared[Any])
 
 _KNOWN_PROXIES: Final = 4096
 _PLAIN_ID_LENGTH: Final = 63

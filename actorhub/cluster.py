@@ -1,7 +1,7 @@
 """A connected hub: clients, tells, ids, and where entities live."""
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -12,17 +12,33 @@ from actorhub._call import Call, StreamCall, Target, ToldCall
 from actorhub._stored_messages import StoredMessages
 from actorhub.client import Client, make_client
 from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
+from actorhub.core.codec import check_size, encode, encode_error
 from actorhub.core.envelope import BROADCAST, Durable
-from actorhub.core.errors import ConfigurationError, NotConnected, PersistenceError, UnknownEntityType
+from actorhub.core.errors import (
+    ConfigurationError,
+    DeferredFailed,
+    EntityError,
+    NotConnected,
+    PersistenceError,
+    UnknownEntityType,
+)
 from actorhub.core.snowflake import Snowflake, SnowflakeGenerator
 from actorhub.engine.caller import Caller
+from actorhub.engine.deferred import completion
 from actorhub.engine.message import Message
 from actorhub.engine.node import Node
 from actorhub.engine.runner import Runner
+from actorhub.engine.runner_requests import Outcome, ask_health, ask_to_complete
+from actorhub.engine.singleton_health import RunnerHealth
 from actorhub.engine.spec import EntitySpec
-from actorhub.entity import Entity
+from actorhub.entity import Declared, Entity
+from actorhub.key_value import KeyValue, untyped
+from actorhub.singleton import Singleton
+from actorhub.storage.checkpoint_ports import CompletionKind
 
 E = TypeVar("E", bound=Entity[Any])
+D = TypeVar("D", bound=Declared[Any])
+SingletonT = TypeVar("SingletonT", bound=Singleton[Any])
 
 _LONGEST_DELAY: Final = timedelta(days=1_000_000)
 
@@ -38,10 +54,14 @@ class Cluster:
         self._node: Node = part.node
         self._specs = specs
         self._target = Target(self._node)
-        self._clients: dict[type[Entity[Any]], Client[Any]] = {}
+        self._clients: dict[type[Declared[Any]], Client[Any]] = {}
         self._ids: SnowflakeGenerator | None = None
         self._node.new_id = lambda: int(self.snowflake())
+        if isinstance(part, Runner):
+            part.host.singletons.new_id = self._node.new_id
         self._stored = StoredMessages(part, specs)
+        store = part.storage.key_values if isinstance(part, Runner) else part.key_values
+        self._kv = untyped(store, self._node.clock)
         self.leaving = False
 
     def client(self, entity: type[E]) -> Client[E]:
@@ -50,13 +70,41 @@ class Cluster:
         Raises:
             ConfigurationError: the class was not registered with the hub.
         """
-        known = self._clients.get(entity)
+        if entity.__declaration__.spec.singleton_id is not None:
+            raise TypeError(f"{entity.__name__} is a singleton: use cluster.singleton({entity.__name__})")
+        return self._client_of(entity)
+
+    def singleton(
+        self,
+        singleton: type[SingletonT],
+        *,
+        timeout: timedelta | msgspec.UnsetType | None = msgspec.UNSET,
+        key: str | msgspec.UnsetType | None = msgspec.UNSET,
+    ) -> SingletonT:
+        """Return a typed proxy of a singleton; calls go to whoever leads it.
+
+        Args:
+            singleton: The class.
+            timeout: How long an ask may take; `None`: for ever. Default: 30 s.
+            key: Idempotency key of durable calls.
+
+        Raises:
+            ConfigurationError: the class was not registered with the hub.
+        """
+        client = self._client_of(singleton)
+        if timeout is not msgspec.UNSET or key is not msgspec.UNSET:
+            client = client.options(timeout=timeout, key=key)
+        return client(str(singleton.__declaration__.spec.singleton_id))
+
+    def _client_of(self, declared: type[D]) -> Client[D]:
+        known = self._clients.get(declared)
         if known is not None:
             return known
-        spec = entity.__declaration__.spec
+        spec = declared.__declaration__.spec
         if self._specs.get(spec.name) is not spec:
-            raise ConfigurationError(f"{entity.__name__} is not registered: call hub.register({entity.__name__}) first")
-        client = self._clients[entity] = make_client(entity, self._target)
+            name = declared.__name__
+            raise ConfigurationError(f"{name} is not registered: call hub.register({name}) first")
+        client = self._clients[declared] = make_client(declared, self._target)
         return client
 
     async def tell(
@@ -166,6 +214,61 @@ class Cluster:
         """Have every runner look into the store for messages now; they find them without this, only later."""
         await self._stored.poll()
 
+    async def complete(self, token: str, value: Any) -> bool:  # noqa: ANN401 - what the run waits for
+        """Complete a deferred value, for which some run waits or will wait; the first outcome wins.
+
+        The value is not checked against the type that the run expects: one that does not fit fails the run's wait.
+        Repeating the same call is harmless.
+
+        Args:
+            token: From `current().deferred(...)`.
+            value: What msgspec can encode.
+
+        Returns:
+            Whether this is its outcome; `False`: it had another one before.
+
+        Raises:
+            MalformedMessage: this cluster did not make the token, or the value cannot be encoded.
+        """
+        data = check_size(encode(value, "deferred value"), self._node.limits.max_message_bytes, "deferred value")
+        return await self._complete(Outcome(token, CompletionKind.VALUE, data))
+
+    async def fail(self, token: str, error: EntityError | str) -> bool:
+        """Let the wait for a deferred value fail, with this `EntityError`, or a `DeferredFailed` of this text.
+
+        Returns:
+            Whether this is its outcome; `False`: it had another one before.
+
+        Raises:
+            MalformedMessage: this cluster did not make the token.
+        """
+        failure = error if isinstance(error, EntityError) else DeferredFailed(error)
+        return await self._complete(Outcome(token, CompletionKind.FAILED, encode_error(failure)))
+
+    async def health(self) -> Sequence[RunnerHealth]:
+        """Return how this runner is; of a client: how each runner is that it is linked to and that answers.
+
+        A client that is linked to none gets an empty sequence.
+        """
+        part = self._part
+        if isinstance(part, Runner):
+            return [part.health()]
+        return await ask_health(self._node)
+
+    async def _complete(self, outcome: Outcome) -> bool:
+        part = self._part
+        if isinstance(part, Runner):
+            return await part.requests.complete(outcome)
+        if part.storage is not None and not self._node.peers.runners():
+            made = completion(outcome.token, await part.storage.secret(), outcome.kind, outcome.data)
+            return await part.storage.checkpoints.complete(made)
+        return await ask_to_complete(self._node, outcome)
+
+    @property
+    def kv(self) -> KeyValue[Any]:
+        """The cluster's key-value store: small values that belong to no entity, written at once."""
+        return self._kv
+
     def snowflake(self) -> Snowflake:
         """Return a new id: unique in the cluster, strictly increasing within this process.
 
@@ -181,12 +284,12 @@ class Cluster:
             raise PersistenceError("the lease of this process's machine id ran out: the store cannot be reached")
         return self._ids.next_id()
 
-    def shard_of(self, entity: type[Entity[Any]], entity_id: str) -> ShardId:
+    def shard_of(self, entity: type[Declared[Any]], entity_id: str) -> ShardId:
         """Return the shard of an id."""
         check_entity_id(entity_id, self._node.limits.max_entity_id_bytes)
         return self._node.router.shard_of(entity.__declaration__.spec, entity_id)
 
-    def is_local(self, entity: type[Entity[Any]], entity_id: str) -> bool:
+    def is_local(self, entity: type[Declared[Any]], entity_id: str) -> bool:
         """Whether this very process owns the id's shard."""
         return isinstance(self._part, Runner) and self.shard_of(entity, entity_id) in self._part.ownership.owned
 

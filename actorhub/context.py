@@ -1,25 +1,36 @@
 """`current()`: what a running handler knows about itself, in downstream code too."""
 
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+import asyncio
+import functools
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
 
+from actorhub._checkpoints import Deferred, step_codec
 from actorhub.client import Client
-from actorhub.cluster import as_call, cluster_of_handler
+from actorhub.cluster import SingletonT, as_call, cluster_of_handler
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
+from actorhub.core.idempotency import check_key
 from actorhub.engine.cell import DEAD, Cell
+from actorhub.engine.checkpoints import StepRun, durable_wait, is_body, known_progress, progress_of, run_step
 from actorhub.engine.durable_message import DurableMessage
 from actorhub.engine.message import FOREVER, RUNNING, Message, running
 from actorhub.engine.run_commits import transaction_of
 from actorhub.entity import Entity
+from actorhub.key_value import KeyValue
 
 if TYPE_CHECKING:
     from asyncpg import Record
     from asyncpg.pool import PoolConnectionProxy
 
 E = TypeVar("E", bound=Entity[Any])
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LONGEST_NAP: Final = 60.0
+"""Seconds after which a long sleep looks at the clock again."""
 
 
 class Current:
@@ -77,13 +88,13 @@ class Current:
     @property
     def key(self) -> str | None:
         """The durable message's idempotency key, if its sender gave one."""
-        message = self._message
+        message = _origin(self._message)
         return message.key if isinstance(message, DurableMessage) else None
 
     @property
     def attempt(self) -> int:
         """The number of this run of a durable message, from 1; a volatile one is run once."""
-        message = self._message
+        message = _origin(self._message)
         return message.attempts if isinstance(message, DurableMessage) else 1
 
     @property
@@ -110,9 +121,18 @@ class Current:
         """`type/id` of the entities that wait for this call, outermost first."""
         return self._message.chain
 
+    @property
+    def kv(self) -> KeyValue[Any]:
+        """The cluster's key-value store, as `cluster.kv`. It is written at once, also if this run fails afterwards."""
+        return cluster_of_handler().kv
+
     def client(self, entity: type[E]) -> Client[E]:
         """Return a typed client, as `cluster.client` does; its calls inherit this run's deadline and chain."""
         return cluster_of_handler().client(entity)
+
+    def singleton(self, singleton: type[SingletonT]) -> SingletonT:
+        """Return a typed proxy of a singleton, as `cluster.singleton` does."""
+        return cluster_of_handler().singleton(singleton)
 
     async def tell(
         self,
@@ -124,6 +144,7 @@ class Current:
     ) -> int:
         """Send a call when this run commits, and not at all if the handler raises; return its message id now.
 
+        In a step it is sent with the step's result. In the `run` of a singleton, outside of steps, it is sent at once.
         A tell of a durable handler is stored by the same commit. Arguments are those of `cluster.tell`; a key that was
         used before with another payload makes the run fail: a durable message's dead letter names `DuplicateKey`.
 
@@ -133,6 +154,8 @@ class Current:
         if self._message.phase != RUNNING:
             as_call(call).close()
             raise RuntimeError(f"{self._message.what}: its run is over, so nothing can be sent with its commit")
+        if is_body(self._message) and not isinstance(self._message, StepRun):
+            return await cluster_of_handler().tell(call, deliver_at=deliver_at, delay=delay, key=key)
         outbox = self._message.outbox
         if outbox is None:
             outbox = self._message.outbox = []
@@ -155,6 +178,74 @@ class Current:
         async with transaction.block():
             yield transaction.connection
 
+    @overload
+    async def step(self, name: str, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    @overload
+    async def step(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+    async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Return what `function` returned when it was first called under this name in this run, calling it if need be.
+
+        The result is stored before this returns, fenced, and found again by a later run of the same durable message,
+        or of the same singleton's `run` until its next `save()`. A function whose runner dies before its result is
+        stored is called again. What it tells, and what it writes by `current().transaction()`, is committed together
+        with its result: that happens once.
+
+        Args:
+            name: Unique in the run; a durable handler's until it ends, a singleton's `run` until its next `save()`.
+            function: Plain or async. Its result comes back as the type that its annotation says, the first time, too.
+            args: For the function.
+            kwargs: For the function.
+
+        Raises:
+            RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
+            MalformedMessage: the stored result does not fit the annotation any more.
+            MessageTooLarge: the result is larger than a message may be.
+            PersistenceError: the result could not be stored: ownership was lost, or the store failed.
+        """
+        call = functools.partial(function, *args, **kwargs)
+        return await run_step(self._message, self._cell, name, call, step_codec(function))
+
+    def deferred(self, name: str, type: type[T]) -> Deferred[T]:  # noqa: A002 - what it is called everywhere
+        """Return a value that somebody else will provide, by its `token`; `await deferred.wait()` returns it.
+
+        Args:
+            name: Unique in the run, as for `step`.
+            type: Of the value; it is validated.
+
+        Raises:
+            RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
+        """
+        check_key(name)
+        return Deferred(self._message, self._cell, known_progress(self._message), name, type)
+
+    async def sleep(self, duration: timedelta, *, name: str | None = None) -> None:
+        """Return after `duration`, counted from the first run that came here, by the database's clock.
+
+        A restart or a hand-over meanwhile neither shortens nor prolongs it. The sleep of a durable handler keeps its
+        entity's turn: for a long time, tell the entity something with `delay=`.
+
+        Args:
+            duration: How long.
+            name: Unique in the run; default: its number among the sleeps of the run.
+
+        Raises:
+            RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
+        """
+        progress = await progress_of(self._message, self._cell)
+        if name is None:
+            progress.sleeps += 1
+            name = f"sleep {progress.sleeps}"
+        server = self._cell.shard.host.delivery.schedule.server
+        due: float = await run_step(
+            self._message, self._cell, name, lambda: server.now() + duration.total_seconds(), None
+        )
+        if due > server.now():
+            async with durable_wait(self._message, self._cell, progress):
+                while (left := due - server.now()) > 0:  # noqa: ASYNC110 - it is a sleep
+                    await asyncio.sleep(min(left, _LONGEST_NAP))
+
     def keep_alive(self, enabled: bool = True) -> None:
         """Keep this activation in memory when idle, until called with `False`; a move to another runner ends it."""
         self._cell.kept = enabled
@@ -170,3 +261,8 @@ def current() -> Current:
     if message is None or message.cell is None:
         raise NotConnected("current() works inside handlers only")
     return Current(message, message.cell)
+
+
+def _origin(message: Message) -> Message:
+    """Return the run that a step belongs to; other runs are their own."""
+    return message.parent if isinstance(message, StepRun) else message

@@ -17,7 +17,39 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Entity(Generic[S]):
+class Declared(Generic[S]):
+    """What entities and singletons share: declared by their class, with a state that is committed and fenced."""
+
+    state: S
+    """The committed state plus what the running handler changed; there from `on_activate` on, not in `__init__`."""
+
+    __declaration__: ClassVar[Declaration]
+
+    async def on_activate(self) -> None:
+        """Run before the first handler; what it changes in `state` is committed. Retried if it raises.
+
+        `current()` works here and in `on_deactivate`; deadline and headers are empty.
+        """
+
+    async def on_deactivate(self) -> None:
+        """Run before a graceful passivation, for at most 10 s; what it changes in `state` is committed.
+
+        Not run when the runner dies or loses the shard, so nothing may depend on it.
+        """
+
+    async def save(self, state: S | msgspec.UnsetType = msgspec.UNSET) -> None:
+        """Commit the state now, in the middle of a handler; a later error rolls back to here.
+
+        Args:
+            state: Replaces `self.state` first.
+
+        Raises:
+            PersistenceError: ownership was lost, or the store failed.
+        """
+        await save_now(state)
+
+
+class Entity(Declared[S]):
     """One addressable object of the cluster: all of its public async methods are handlers, run one at a time.
 
     `Entity` keeps what it knows in memory only. `Entity[State]` also has `state`, loaded on activation and committed,
@@ -37,11 +69,6 @@ class Entity(Generic[S]):
     Raises:
         TypeError: at class definition, when a public name is anything but an async method or an UPPER_CASE constant.
     """
-
-    state: S
-    """The committed state plus what the running handler changed; there from `on_activate` on, not in `__init__`."""
-
-    __declaration__: ClassVar[Declaration]
 
     def __init_subclass__(
         cls,
@@ -66,31 +93,6 @@ class Entity(Generic[S]):
         # Annotations may name what only the scope of the class statement knows.
         scope = sys._getframe(1).f_locals  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         cls.__declaration__ = declare(cls, options, scope)
-
-    async def on_activate(self) -> None:
-        """Run before the first handler; what it changes in `state` is committed. Retried if it raises.
-
-        `current()` works here and in `on_deactivate`; deadline and headers are empty.
-        """
-
-    async def on_deactivate(self) -> None:
-        """Run before a graceful passivation, for at most 10 s; what it changes in `state` is committed.
-
-        Not run when the runner dies or loses the shard, so nothing may depend on it.
-        """
-
-    async def save(self, state: S | msgspec.UnsetType = msgspec.UNSET) -> None:
-        """Commit the state now, in the middle of a handler; a later error rolls back to here.
-
-        Args:
-            state: Replaces `self.state` first.
-
-        Raises:
-            PersistenceError: ownership was lost, or the store failed.
-        """
-        if state is not msgspec.UNSET:
-            self.state = state
-        await save_now()
 
 
 def handler(

@@ -18,11 +18,11 @@ from actorhub.engine.limits import Limits
 from actorhub.engine.placement import PLACEMENT_VERSION
 from actorhub.engine.runner import Door, Runner
 from actorhub.engine.spec import EntitySpec
-from actorhub.entity import Entity
+from actorhub.entity import Declared
 from actorhub.storage.ports import ClusterValues, Storage
 from actorhub.transport.ports import Transport
 
-E = TypeVar("E", bound=Entity[Any])
+E = TypeVar("E", bound=Declared[Any])
 
 VERSION: Final = "0.1.0"
 
@@ -37,7 +37,7 @@ class Hub:
         self._types: dict[str, HostedType] = {}
 
     def register(self, entity: type[E], factory: Callable[[], E] | None = None) -> None:
-        """Declare an entity class.
+        """Declare the class of an entity or of a singleton.
 
         Args:
             entity: The class.
@@ -100,6 +100,7 @@ class Hub:
     async def connect_with(self, settings: Settings) -> AsyncGenerator[Cluster, None]:
         """Join as a client, with settings that are loaded already."""
         from actorhub import _network  # noqa: PLC0415 - gRPC and asyncpg load when first used: declaring stays fast
+        from actorhub.ops import telemetry  # noqa: PLC0415 - as above
 
         async with AsyncExitStack() as stack:
             clock = SystemClock()
@@ -114,6 +115,7 @@ class Hub:
                 limits=_limits(settings),
                 storage=storage,
             )
+            telemetry.observe_client(client, VERSION)
             cluster = Cluster(client, self.specs)
             stack.push_async_callback(_leave, cluster, settings.grace.total_seconds())
             await client.start(_CONNECT_DEADLINE)
@@ -123,11 +125,14 @@ class Hub:
     async def run_with(self, settings: Settings) -> AsyncGenerator[Cluster, None]:
         """Join as a runner, with settings that are loaded already."""
         from actorhub import _network  # noqa: PLC0415 - as in `connect_with`
+        from actorhub.ops import http_server  # noqa: PLC0415 - as above
 
         async with AsyncExitStack() as stack:
             clock = SystemClock()
-            storage = await _network.postgres_storage(settings, clock, stack)
             door = Door()
+            # First in and last out: it says that the runner is starting, and that it is leaving.
+            await stack.enter_async_context(http_server(settings, door, clock))
+            storage = await _network.postgres_storage(settings, clock, stack)
             # A port that is picked at the bind is filled in then.
             hello = Hello(
                 PROTOCOL_VERSION, settings.namespace, str(settings.advertise or settings.listen), clock.token()
@@ -146,6 +151,8 @@ class Hub:
         door: Door,
     ) -> Cluster:
         """Make a runner of its parts and start it; `stack` ends it again."""
+        from actorhub.ops import telemetry  # noqa: PLC0415 - as in `connect_with`
+
         stack.push_async_callback(storage.aclose)
         await storage.open()
         await storage.agree(
@@ -173,6 +180,7 @@ class Hub:
             limits=_limits(settings),
             shards_per_group=settings.shards_per_group,
         )
+        telemetry.observe_runner(runner, settings)
         cluster = Cluster(runner, self.specs)
         runner.host.turns.context.run(cluster_here.set, cluster)
         door.runner = runner
@@ -185,7 +193,7 @@ class Hub:
         return tuple(sorted({"default", *(hosted.spec.shard_group for hosted in self._types.values())}))
 
 
-def _check_constructor(entity: type[Entity[Any]]) -> None:
+def _check_constructor(entity: type[Declared[Any]]) -> None:
     try:
         inspect.signature(entity).bind()
     except TypeError as exc:

@@ -1,6 +1,8 @@
 """What does an ask in one process cost beside a bare mailbox?
 
 The limit is a deque and a future per ask, and a resident task per actor: no identity, deadline, encoding or checks.
+"Observed" is a runner with metrics served over HTTP and OpenTelemetry's traces on, without an exporter: each ask is timed
+and counted, and as many begin a trace as a second may have of them.
 
     python -m benchmarks.bench_local_ask [--rounds 7] [--loop asyncio|uvloop|both]
 """
@@ -8,8 +10,13 @@ The limit is a deque and a future per ask, and a resident task per actor: no ide
 import argparse
 import asyncio
 from collections import deque
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from actorhub import Cluster
 from benchmarks._harness import latencies, rss_bytes
 from benchmarks._session import measured, parse, target, with_namespace
 from benchmarks._workload import PAYLOAD, Ask, Echo, Payload, compared, hub, interleave, throughput, timings
@@ -46,10 +53,11 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     results: dict[str, Any] = {}
     async with (
         hub.runner(database_url=options.database, namespace=options.namespace, listen="127.0.0.1:0") as cluster,
+        _observed(options) as observed,
         asyncio.TaskGroup() as tasks,
     ):
         loop = asyncio.get_running_loop()
-        client = cluster.client(Echo)
+        client, observed_client = cluster.client(Echo), observed.client(Echo)
         for entities, in_flight in ((256, 256), (1, 64)):
             actors = [BareActor(loop) for _ in range(entities)]
             running = [tasks.create_task(actor.run()) for actor in actors]
@@ -57,8 +65,10 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             asks: dict[str, Ask] = {
                 "limit": lambda n, actors=actors: actors[n % len(actors)].ask(PAYLOAD),  # type: ignore[misc]
                 "actorhub": lambda n, ids=ids: client(ids[n % len(ids)]).echo(PAYLOAD),  # type: ignore[misc]
+                "observed": lambda n, ids=ids: observed_client(ids[n % len(ids)]).echo(PAYLOAD),  # type: ignore[misc]
             }
-            counts = {"limit": int(300_000 * scale), "actorhub": int(120_000 * scale)}
+            asked = int(120_000 * scale)
+            counts = {"limit": int(300_000 * scale), "actorhub": asked, "observed": asked}
             samples = await interleave(
                 options.rounds,
                 {side: lambda s=side: throughput(asks[s], counts[s], in_flight) for side in asks},  # type: ignore[misc] # noqa: B023
@@ -72,9 +82,19 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     return {**results, "rss_bytes": rss_bytes()}
 
 
+def _observed(options: argparse.Namespace) -> AbstractAsyncContextManager[Cluster]:
+    """Return a runner that is made while traces are on; the one before is made without."""
+    trace.set_tracer_provider(TracerProvider())
+    namespace = f"{options.namespace}_observed"
+    return hub.runner(database_url=options.database, namespace=namespace, listen="127.0.0.1:0", http="127.0.0.1:0")
+
+
 def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
-    ratio = found["256_entities_256_in_flight"]["actorhub_of_limit"]
-    return [target("local ask, of the bare mailbox", ratio, at_least=0.40)]
+    ratios = found["256_entities_256_in_flight"]
+    return [
+        target("local ask, of the bare mailbox", ratios["actorhub_of_limit"], at_least=0.40),
+        target("with traces and metrics, of the bare mailbox", ratios["observed_of_limit"], at_least=0.30),
+    ]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,12 @@ COMMANDS: Final = (
     Command("shards", "actorhub.cli.tables:shards", "List the shards: who owns them, and what is in them."),
     Command("runners", "actorhub.cli.tables:runners", "List the runners of the cluster."),
     Command("entities", "actorhub.cli.tables:entities", "List the entities that are in memory."),
+    Command("singletons", "actorhub.cli.singletons:singletons", "List the singletons: who leads each."),
+    Command(
+        "schedules",
+        "actorhub.cli.singletons:schedules",
+        "List, pause, resume, run and change the schedules of singletons.",
+    ),
     Command("call", "actorhub.cli.calls:call", "Call HANDLER of the entity ID of TYPE and print its result as JSON."),
     Command("tell", "actorhub.cli.calls:tell", "Send a message to HANDLER of the entity ID of TYPE and print its id."),
     Command("reply", "actorhub.cli.calls:reply", "Wait until the durable message ID has ended and print its result."),
@@ -24,6 +30,8 @@ COMMANDS: Final = (
     ),
     Command("purge", "actorhub.cli.repairs:purge", "Delete dead letters for good."),
     Command("cancel", "actorhub.cli.repairs:cancel", "End a message that does not run."),
+    Command("complete", "actorhub.cli.deferred:complete", "Give the deferred value of TOKEN its value."),
+    Command("fail", "actorhub.cli.deferred:fail", "Fail the deferred value of TOKEN."),
     Command("migrate", "actorhub.cli.migrate:migrate", "Bring the database schema up to date."),
 )
 

@@ -64,7 +64,7 @@ def call(stream: bool, as_json: bool, **given: object) -> None:
 
     failure = ask(load(_connection(given)), question)
     if failure is not None:
-        _fail(failure, as_json=as_json)
+        show_failure(failure, as_json=as_json)
 
 
 @click.command
@@ -96,7 +96,7 @@ def tell(deliver_at: datetime | None, delay: timedelta | None, as_json: bool, **
 
     told = ask(load(_connection(given)), question)
     if told.WhichOneof("outcome") == "failure":
-        _fail(told.failure, as_json=as_json)
+        show_failure(told.failure, as_json=as_json)
     message_id = str(told.message_id)
     click.echo(msgspec.json.encode({"message_id": message_id}) if as_json else message_id)
 
@@ -123,7 +123,7 @@ def reply(message_id: int, timeout: float, as_json: bool, **flags: object) -> No
 
     failure = _printed(ask(load(flags), question))
     if failure is not None:
-        _fail(failure, as_json=as_json)
+        show_failure(failure, as_json=as_json)
 
 
 def _request(given: dict[str, object]) -> tuple[pb.CallRequest, float]:
@@ -153,7 +153,12 @@ def _printed(reply: pb.CallReply) -> pb.Failure | None:
     return None
 
 
-def _fail(failure: pb.Failure, *, as_json: bool) -> NoReturn:
+def show_failure(failure: pb.Failure, *, as_json: bool) -> NoReturn:
+    """End the command with what the gateway says went wrong, in a line or as a JSON object.
+
+    Raises:
+        Failed: always, unless it is printed as JSON; then `SystemExit`.
+    """
     if as_json:
         record = {
             "kind": failure.kind,

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
@@ -14,14 +15,20 @@ _encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 
 class _Text(logging.Formatter):
     def __init__(self) -> None:
-        super().__init__("%(asctime)s %(process)d %(levelname)s %(name)s: %(message)s")
+        super().__init__("%(asctime)s %(process)d %(levelname)s %(name)s%(place)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
+        fields = record.__dict__
+        record.place = f" [{fields['entity_type']}/{fields['entity_id']}]" if fields["entity_type"] else ""
         return mask_secrets(super().format(record))
 
 
 class _Json(logging.Formatter):
-    """One JSON object per record and line."""
+    """One JSON object per record and line; a handler's say which entity it belongs to, in `fields`."""
+
+    def __init__(self, fields: Sequence[str]) -> None:
+        super().__init__()
+        self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -31,6 +38,8 @@ class _Json(logging.Formatter):
             "message": mask_secrets(record.getMessage()),
             "pid": record.process,
         }
+        if record.__dict__["entity_type"]:
+            line |= {name: record.__dict__[name] for name in self._fields}
         if record.exc_info:
             line["exception"] = mask_secrets(self.formatException(record.exc_info))
         return _encode(line).decode()
@@ -38,7 +47,10 @@ class _Json(logging.Formatter):
 
 def set_up_logging(settings: Settings) -> None:
     """Send every logger's records, and warnings, to standard error."""
+    from actorhub.ops.log_context import FIELDS, HandlerFields  # noqa: PLC0415 - loads gRPC, and `--help` needs none
+
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
+    handler.addFilter(HandlerFields())
+    handler.setFormatter(_Json(FIELDS) if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)

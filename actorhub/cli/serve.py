@@ -1,20 +1,20 @@
 """`actorhub serve`: one runner, or several worker processes."""
 
-import logging
 from typing import Final
 
 import click
 
+from actorhub.cli.commands import wrong_settings
 from actorhub.cli.logs import set_up_logging
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.program import load_hub
 from actorhub.cli.running import run_one
 from actorhub.cli.workers import run_workers
-from actorhub.core.config import SETTINGS
-
-_log: Final = logging.getLogger("actorhub.serve")
+from actorhub.core.config import SETTINGS, Settings
+from actorhub.core.errors import ConfigurationError
 
 _NOT_HERE: Final = frozenset({"admin", "gateway"})
+_LAST_PORT: Final = 65_535
 
 
 @click.command
@@ -28,9 +28,18 @@ def serve(ctx: click.Context, /, reference: str, **flags: object) -> None:
     takes calls. SIGTERM or Ctrl-C hands the shards over and ends it; a second one ends it at once.
     """
     settings = load(flags)
+    _check_http_ports(settings)
     set_up_logging(settings)
-    if settings.http is not None:
-        _log.warning("http = %s has no effect: this release serves no HTTP", settings.http)
     if settings.workers == 1:
         ctx.exit(run_one(load_hub(reference), settings))
     ctx.exit(run_workers(reference, settings, flags))
+
+
+def _check_http_ports(settings: Settings) -> None:
+    if settings.http is not None and settings.http.port and settings.http.port + settings.workers - 1 > _LAST_PORT:
+        raise wrong_settings(
+            ConfigurationError(
+                f"http = {settings.http}: {settings.workers} workers take a port each, from that one on, and there are "
+                f"none beyond {_LAST_PORT}: choose a lower one"
+            )
+        )

@@ -38,7 +38,8 @@ def run_workers(reference: str, settings: Settings, flags: Mapping[str, object])
 
     Args:
         reference: MODULE:HUB.
-        settings: What holds for the first worker; the others listen at free ports of the same host.
+        settings: What holds for the first worker; the others listen at free ports of the same host, and serve HTTP at
+            the ports after its own.
         flags: What was given on the command line, by setting.
     """
     return asyncio.run(Workers(reference, settings, flags).run())
@@ -138,7 +139,8 @@ class Workers:
             if settings.advertise is not None:
                 given["advertise"] = str(HostPort(settings.advertise.host, port))
             if settings.http is not None:
-                given["http"] = str(HostPort(settings.http.host, 0))
+                port = settings.http.port
+                given["http"] = str(HostPort(settings.http.host, port + number if port else 0))
         return {**os.environ, **{SETTINGS[name].env: value for name, value in given.items()}}
 
     def _stop(self) -> None:

@@ -28,6 +28,17 @@ FIND_MESSAGE: Final = 6
 """Say where the durable message `message_id` is; to any runner."""
 POLL_STORAGE: Final = 7
 """Look into the store for messages now; to any runner, the reply is empty."""
+KEY_VALUE: Final = 8
+"""One operation on the key-value store, as `core.key_value` encodes it; to any runner."""
+COMPLETE: Final = 9
+"""Complete a deferred value; to any runner, the reply is whether this was the first outcome."""
+COMPLETED: Final = 10
+"""The deferred value whose token has the hash in the body was completed: look, if a run waits for it."""
+HEALTH: Final = 11
+"""Say how you are; to one runner."""
+
+ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH})
+"""Requests that belong to no shard: what they lead to does not depend on who owns what."""
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):

@@ -111,6 +111,12 @@ class UnknownMessage(ActorhubError):
     """No durable message of that id is stored: it never was, or its retention is over. Seen by who asks for it."""
 
 
+class DeferredFailed(ActorhubError):
+    """Somebody let a deferred value fail, with this text. Seen by the run that waits for it; it may catch it."""
+
+    possibly_executed = True
+
+
 class MessageTooLarge(ActorhubError):
     """Arguments or result exceed the message limit in bytes. Too large arguments: no handler ran."""
 

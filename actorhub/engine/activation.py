@@ -7,7 +7,8 @@ from contextvars import Context
 from typing import Any, Final
 
 from actorhub.core.clock import Clock
-from actorhub.core.errors import ActorhubError, MalformedMessage, PersistenceError
+from actorhub.core.codec import Codec
+from actorhub.core.errors import ActorhubError, MalformedMessage, PersistenceError, SingletonError
 from actorhub.engine.cell import ACTIVATING, ACTIVE, CLOSING, DEAD, Cell, StateRecord
 from actorhub.engine.message import DONE, RUNNING, Message, running
 from actorhub.engine.results import Results, handler_failed
@@ -68,7 +69,8 @@ class Activations:
         """Passivate a closing cell if nothing runs in it any more."""
         if cell.phase != CLOSING or cell.instance is None or cell.load or cell.nested or cell.streams:
             return
-        if cell.hosted.spec.on_deactivate is not None:
+        spec = cell.hosted.spec
+        if spec.on_deactivate is not None or spec.singleton_id is not None:
             _ = self._supervisor.spawn(self._deactivate(cell), "passivate")
         else:
             self._passivated(cell)
@@ -93,19 +95,11 @@ class Activations:
 
     async def _build(self, cell: Cell) -> None:
         spec = cell.hosted.spec
+        if spec.singleton_id is not None:
+            await asyncio.wait((cell.shard.host.singletons.led_in(cell).registered,))
         state: Any = None
         if spec.state is not None:
-            stored = await self._storage.load_state(spec.name, cell.entity_id)
-            if stored is None:
-                state = spec.initial_state()
-                cell.record = StateRecord(0, spec.state.encode(state))
-            else:
-                cell.record = StateRecord(stored.version, stored.data)
-                try:
-                    state = spec.state.decode(stored.data)
-                except MalformedMessage as exc:
-                    raise _Undecodable(f"{cell.address}: its stored state does not fit: {exc}") from exc
-                cell.record.data = spec.state.encode(state)
+            state = await self._load(cell, spec.state)
         if cell.phase == DEAD:
             return
         context = self._turns.context.copy()
@@ -113,14 +107,41 @@ class Activations:
         if spec.state is not None:
             instance.state = state
         cell.instance = instance
-        if spec.on_activate is not None:
-            await self._run_hook(cell, spec.on_activate, context)
+        for hook in (spec.on_activate, spec.on_become_leader):
+            if hook is not None:
+                await self._run_hook(cell, hook, context)
         if cell.phase == ACTIVATING:
+            if spec.singleton_id is not None:
+                cell.shard.host.singletons.led_in(cell).up(cell)
             self._ready(cell)
+
+    async def _load(self, cell: Cell, codec: Codec[Any]) -> Any:  # a state
+        """Load the committed state; a singleton does without one that is too old or does not fit."""
+        spec = cell.hosted.spec
+        try:
+            stored = await self._storage.load_state(spec.name, cell.entity_id)
+        except PersistenceError as exc:
+            if spec.singleton_id is None:
+                raise
+            cell.shard.host.singletons.led_in(cell).state_error("state_load_failed", str(exc))
+            raise SingletonError("state_load_failed", str(exc)) from exc
+        cell.record = StateRecord(0 if stored is None else stored.version, b"")
+        if stored is None or (spec.state_ttl is not None and stored.age > spec.state_ttl):
+            state = spec.initial_state()
+        else:
+            try:
+                state = codec.decode(stored.data)
+            except MalformedMessage as exc:
+                if spec.singleton_id is None:
+                    raise _Undecodable(f"{cell.address}: its stored state does not fit: {exc}") from exc
+                cell.shard.host.singletons.led_in(cell).state_error("schema_decode_failed", str(exc))
+                state = spec.initial_state()
+        cell.record.data = codec.encode(state)
+        return state
 
     async def _run_hook(self, cell: Cell, spec: HandlerSpec, context: Context) -> None:
         """Run a hook like a handler: `current()` works, what it changed is committed, then what it told leaves."""
-        run = _HookRun(cell, spec)
+        run = HookRun(cell, spec)
         context.run(running.set, run)
         try:
             await run_in(context, spec.function(cell.instance))
@@ -154,13 +175,16 @@ class Activations:
         self.gone(cell)
 
     async def _deactivate(self, cell: Cell) -> None:
-        spec = cell.hosted.spec.on_deactivate
-        assert spec is not None
-        try:
-            async with asyncio.timeout(_HOOK_LIMIT):
-                await self._run_hook(cell, spec, self._turns.context.copy())
-        except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
-            _log.exception("%s: on_deactivate failed; passivated all the same", cell.address)
+        spec = cell.hosted.spec
+        for hook in (spec.on_lose_leadership, spec.on_deactivate):
+            try:
+                async with asyncio.timeout(_HOOK_LIMIT):
+                    if hook is not None and cell.phase == CLOSING:
+                        await self._run_hook(cell, hook, self._turns.context.copy())
+            except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
+                _log.exception("%s: %s failed; passivated all the same", cell.address, hook and hook.name)
+        if cell.phase == CLOSING and spec.singleton_id is not None:
+            await cell.shard.host.singletons.step_down(cell)
         if cell.phase == CLOSING:
             self._passivated(cell)
 
@@ -171,7 +195,7 @@ class Activations:
         self.gone(cell)
 
 
-class _HookRun(Message):
+class HookRun(Message):
     """A hook's run, for `current()`: nobody sent it, and nobody waits for it."""
 
     def __init__(self, cell: Cell, spec: HandlerSpec) -> None:

@@ -15,8 +15,10 @@ from actorhub.core.errors import (
 from actorhub.engine.limits import Limits
 from actorhub.engine.node import Node
 from actorhub.engine.peers import Peer
+from actorhub.engine.remote_key_values import RemoteKeyValues
 from actorhub.engine.runner import MACHINE_LEASE, RENEW_MACHINE
 from actorhub.engine.spec import EntitySpec
+from actorhub.storage.key_value_ports import KeyValues
 from actorhub.storage.ports import Storage
 from actorhub.transport.ports import Transport
 
@@ -55,7 +57,7 @@ class Caller:
                 looked up, also while no runner is there.
         """
         self._find_runners = find_runners
-        self._storage = storage
+        self.storage = storage
         self.node = Node(
             specs=specs,
             transport=transport,
@@ -66,6 +68,8 @@ class Caller:
             store=None if storage is None else storage.messages,
         )
         self.node.peers.refused = self._refused
+        self.key_values: KeyValues = RemoteKeyValues(self.node) if storage is None else storage.key_values
+        """The key-value store, or the way to it."""
         self.machine_id = -1
         self.machine_id_until = 0.0
         self._runners: list[str] = []
@@ -79,7 +83,7 @@ class Caller:
             RunnerUnavailable: no runner answered within `deadline` seconds; names the last failure.
         """
         _ = self.node.supervisor.loop("find runners", self._keep_linked)
-        if self._storage is not None and await self._know_cluster(self._storage):
+        if self.storage is not None and await self._know_cluster(self.storage):
             deadline = min(deadline, _STORE_PATIENCE)
         try:
             async with asyncio.timeout(deadline):
@@ -105,10 +109,10 @@ class Caller:
         return True
 
     async def _keep_machine_id(self) -> None:
-        assert self._storage is not None
+        assert self.storage is not None
         while True:
             await asyncio.sleep(RENEW_MACHINE)
-            await self._lease_machine_id(self._storage)
+            await self._lease_machine_id(self.storage)
 
     async def _lease_machine_id(self, storage: Storage) -> None:
         asked = self.node.clock.monotonic()
@@ -127,7 +131,7 @@ class Caller:
 
     def members(self, peer: Peer, news: Members) -> None:
         """Link to every runner named, and let calls go."""
-        if news.machine_id >= 0 and self._storage is None:
+        if news.machine_id >= 0 and self.storage is None:
             self.machine_id = news.machine_id
             self._extend_machine_lease()
         if news.shards_per_group:
@@ -160,7 +164,7 @@ class Caller:
                     self._last_error = str(error)
                     found = ()
                 self.node.peers.want({*found, *self._runners})
-            elif self._storage is None:
+            elif self.storage is None:
                 self._extend_machine_lease()
             if self.node.router.parked_shards():
                 self.node.router.reconsider()

@@ -39,7 +39,7 @@ class Cell:
     """One resident entity: its instance, its mailbox, and who runs."""
 
     __slots__ = ("durable", "entity_id", "hosted", "instance", "is_behind", "kept", "last_used", "load", "nested",
-                 "phase", "queue", "record", "shard", "streams")  # fmt: skip
+                 "phase", "queue", "record", "returning", "shard", "streams")  # fmt: skip
 
     def __init__(self, hosted: "HostedType", shard: "HostedShard", entity_id: str) -> None:
         self.hosted = hosted
@@ -63,6 +63,8 @@ class Cell:
         """Durable messages of it may wait in the store: further ones must queue up behind them, there."""
         self.durable = 0
         """Durable messages that are in its mailbox or run."""
+        self.returning: deque[asyncio.Future[None]] | None = None
+        """Interleaved runs that wait for the turn, to go on; exists only while there are any."""
 
     @property
     def is_idle(self) -> bool:

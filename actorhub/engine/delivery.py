@@ -130,6 +130,7 @@ class Delivery:
 
     def poll(self) -> None:
         """Look into the store for whatever this process was not told of."""
+        self._host.singletons.look()
         for shard in self._shards.values():
             self.backlog.look(shard)
         self.schedule.look()

@@ -56,6 +56,7 @@ class DurableMessage(Message):
         "early",
         "failure",
         "hosted",
+        "interleaving",
         "is_counted",
         "is_dropped",
         "is_loaded",
@@ -65,6 +66,7 @@ class DurableMessage(Message):
         "is_stored",
         "is_storing",
         "key",
+        "progress",
         "runs",
         "waiters",
     )
@@ -72,6 +74,8 @@ class DurableMessage(Message):
     def __init__(self, runs: Runs, hosted: HostedShard, *, spec: HandlerSpec, entity_id: str, message_id: int) -> None:
         super().__init__(spec, entity_id, ASK)
         self.runs = runs
+        self.interleaving = None
+        self.progress = None
         self.hosted = hosted
         self.shard = hosted.id
         self.message_id = message_id

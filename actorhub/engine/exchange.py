@@ -124,6 +124,7 @@ class Exchange:
             case Members():
                 self._news.members(peer, envelope)
             case Leaving():
+                peer.is_leaving = True
                 _log.info("%s is leaving: %s", peer.runner, envelope.reason)
             case _:
                 self.unexpected += 1

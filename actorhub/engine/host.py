@@ -13,6 +13,7 @@ from actorhub.core.envelope import CANCEL_MESSAGE, REVIVE_MESSAGE
 from actorhub.core.errors import ActorhubError, MailboxFull
 from actorhub.engine.activation import Activations
 from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, Cell, HostedShard, HostedType
+from actorhub.engine.deferred import Deferrals
 from actorhub.engine.delivery import Delivery
 from actorhub.engine.durable_message import DurableMessage
 from actorhub.engine.limits import Limits
@@ -21,6 +22,7 @@ from actorhub.engine.message_requests import MessageRequests
 from actorhub.engine.residency import Residency
 from actorhub.engine.results import Results, ResultStatistics
 from actorhub.engine.run_commits import RunCommits
+from actorhub.engine.singletons import Singletons
 from actorhub.engine.streams import Streams
 from actorhub.engine.supervision import Supervisor
 from actorhub.engine.turns import Lease, Turns
@@ -67,6 +69,8 @@ class Host:
             handler.durable for hosted in types.values() for handler in hosted.spec.handlers.values()
         )
         """Whether some type has a durable handler: nobody else pays for durable messages."""
+        self.storage = storage
+        self.limits = limits
         self._lease = lease
         self.shards: dict[ShardId, HostedShard] = {}
         self.resident = 0
@@ -104,6 +108,10 @@ class Host:
             turns=self.turns, results=self.results, storage=storage, supervisor=supervisor, clock=clock
         )
         self.activations.gone = self._gone
+        self.deferrals = Deferrals(storage.checkpoints)
+        self.singletons = Singletons(self, supervisor, clock, incarnation)
+        self.address = ""
+        """Of this runner."""
         self.residency = Residency(types, self.activations, clock)
         self.turns.outcomes = self.results
         self.turns.idle = self.activations.idle
@@ -167,6 +175,13 @@ class Host:
         self.shards.update((shard.id, shard) for shard in hosted)
         if self.has_durable:
             self.delivery.granted(hosted)
+        self.singletons.granted(hosted)
+
+    def open_singleton(self, hosted: HostedType, shard: HostedShard) -> Cell:
+        """Return the singleton's activation, made now if there is none; it always has a place in memory."""
+        entity_id = str(hosted.spec.singleton_id)
+        cell = hosted.cells.get(entity_id)
+        return self._new_cell(hosted, shard, entity_id) if cell is None else cell
 
     def revoked(self, shards: Collection[ShardId], reason: str) -> None:
         """Stop everything of `shards` now; what runs is cancelled, what did not start goes to its next owner."""
@@ -182,11 +197,13 @@ class Host:
         if shard is None:
             return
         shard.draining = True
+        self.singletons.stop(shard)
         until = self._clock.monotonic() + grace
         if shard.cells:
             shard.emptied = asyncio.get_running_loop().create_future()
             for cell in list(shard.cells):
                 self.activations.close(cell)
+            self.turns.let_go(shard)
             try:
                 async with asyncio.timeout(grace):
                     await shard.emptied
@@ -251,6 +268,8 @@ class Host:
             self.resident -= 1
         left = [message for message in cell.take_queue() if not message.taken_back()]
         self.delivery.backlog.left(cell)
+        if hosted.spec.singleton_id is not None:
+            self.singletons.gone(cell)
         if shard.draining:
             shard.held.extend(left)
             if not shard.cells and shard.emptied is not None and not shard.emptied.done():
@@ -264,6 +283,7 @@ class Host:
 
     def _kill(self, shard: HostedShard) -> None:
         self.delivery.revoked(shard)
+        self.singletons.over(shard)
         held, shard.held = shard.held, type(shard.held)()
         for cell in list(shard.cells):
             self._kill_cell(cell)
@@ -283,6 +303,8 @@ class Host:
         self.resident -= 1
         for task in cell.streams or ():
             task.cancel()
+        if cell.hosted.spec.singleton_id is not None:
+            self.singletons.gone(cell)
 
     def _take_back(self, message: Message) -> None:
         """Send a message that did not start on its way again, unless its caller has been told that it failed."""

@@ -1,7 +1,7 @@
 """Calls that come from other processes, and the replies that go back."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -10,9 +10,8 @@ from actorhub.core.address import ShardId, check_entity_id
 from actorhub.core.clock import Clock
 from actorhub.core.codec import encode_error
 from actorhub.core.envelope import (
+    ANY_RUNNER,
     BROADCAST,
-    FIND_MESSAGE,
-    POLL_STORAGE,
     STREAM,
     TELL,
     Cancel,
@@ -38,10 +37,12 @@ from actorhub.engine.limits import Limits
 from actorhub.engine.message import DONE, FOREVER, NEW, PARKED, Message
 from actorhub.engine.peers import MAX_IN_FLIGHT, Peer
 from actorhub.engine.router import Router
-from actorhub.engine.spec import HandlerSpec
+from actorhub.engine.spec import HandlerSpec, operation_spec
 from actorhub.engine.turns import Lease
 
 _log: Final = logging.getLogger("actorhub.inbound")
+
+_SERVED: Final = operation_spec("runner", "request")
 
 
 class RemoteMessage(Message):
@@ -73,8 +74,8 @@ class RemoteMessage(Message):
     def completed(self, body: bytes) -> None:
         """Send the result."""
         if self.caller.serving.pop(self.caller_id, None) is self:
-            # What is durable is committed: that it is so does not depend on who owns the shard now.
-            if self.durable is not None or self._inbound.may_reply():
+            # What is durable is committed, like what any runner may do: it does not depend on who owns the shard now.
+            if self.durable is not None or self.kind in ANY_RUNNER or self._inbound.may_reply():
                 self.caller.link.send(Reply(self.caller_id, self.epoch, body))
             else:
                 self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
@@ -103,6 +104,8 @@ class Inbound:
         self._limits = limits
         self.is_coming: Callable[[ShardId], bool]
         """Whether this process is about to own a shard."""
+        self.served: Mapping[int, Callable[[Message], None]]
+        """Who serves each kind of request that belongs to no entity."""
         self.dropped: Callable[[Message, ActorhubError], None]
         """Told of a tell that ended in an error that nobody waits for."""
 
@@ -112,7 +115,7 @@ class Inbound:
 
     def request(self, peer: Peer, request: Request) -> None:
         """Start, queue, send back or refuse one call."""
-        if request.kind in (FIND_MESSAGE, POLL_STORAGE):
+        if request.kind in ANY_RUNNER:
             self._look(peer, request)
             return
         try:
@@ -217,21 +220,19 @@ class Inbound:
                 f"the limit is {self._limits.max_message_bytes}"
             )
         if len(peer.serving) >= MAX_IN_FLIGHT:
-            raise MailboxFull(f"{len(peer.serving)} calls of this caller are in progress: wait for some of them")
+            raise _too_many(peer)
         if request.chain:
             check_chain(request.chain, f"{request.entity_type}/{request.entity_id}", spec, self._limits.max_call_depth)
         return spec
 
     def _look(self, peer: Peer, request: Request) -> None:
         """Serve a request that belongs to no entity."""
-        if request.kind == POLL_STORAGE:
-            self._host.delivery.poll()
-            peer.link.send(Reply(request.id, 0, b""))
+        if len(peer.serving) >= MAX_IN_FLIGHT:
+            self.fail(peer, request.id, 0, _too_many(peer))
             return
-        spec = next(spec for hosted in self._host.types.values() for spec in hosted.spec.handlers.values())
-        message = RemoteMessage(self, peer, request, spec)
+        message = RemoteMessage(self, peer, request, _SERVED)
         peer.serving[request.id] = message
-        self._host.requests.find(message)
+        self.served[request.kind](message)
 
     def _broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
         count = self.broadcast_here(spec, request.body, request.message_id)
@@ -276,6 +277,10 @@ def check_chain(chain: Sequence[str], address: str, spec: HandlerSpec, max_depth
     if len(chain) > max_depth:
         path = (*chain, address)
         raise CallCycle(path, f"the call chain is deeper than {max_depth}: {' -> '.join(path)}")
+
+
+def _too_many(peer: Peer) -> MailboxFull:
+    return MailboxFull(f"{len(peer.serving)} calls of this caller are in progress: wait for some of them")
 
 
 def _stale(message: Message) -> RunnerUnavailable:

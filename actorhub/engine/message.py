@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from actorhub.core.envelope import Durable
     from actorhub.core.errors import ActorhubError
     from actorhub.engine.cell import Cell
+    from actorhub.engine.checkpoints import Progress
+    from actorhub.engine.interleaving import Interleaving
     from actorhub.engine.peers import Peer
     from actorhub.engine.spec import HandlerSpec
     from actorhub.engine.streams import Producer
@@ -57,6 +59,7 @@ class Message:
         "is_nested",
         "kind",
         "message_id",
+        "observed",
         "outbox",
         "peer",
         "phase",
@@ -71,8 +74,12 @@ class Message:
 
     skip: int = 0
     """Durable stream: how many items, from the first, the consumer has already. A slot of the classes that need it."""
+    interleaving: "Interleaving | None" = None
+    """The turn of an interleaved run. A slot of the classes that need it, like the next one."""
+    progress: "Progress | None" = None
+    """The checkpoints of the run, once it asked for some."""
 
-    def __init__(self, spec: "HandlerSpec", entity_id: str, kind: int = ASK) -> None:
+    def __init__(self, spec: "HandlerSpec", entity_id: str, kind: int = ASK) -> None:  # noqa: PLR0915 - a line per slot
         self.spec = spec
         self.entity_id = entity_id
         self.kind = kind
@@ -113,6 +120,8 @@ class Message:
         """What a caller says of a durable message, until it is stored."""
         self.transaction: RunTransaction | None = None
         """The transaction that the handler opened for its own SQL."""
+        self.observed: Any = None
+        """What the observer of runs remembers of it."""
 
     @property
     def address(self) -> str:

@@ -16,6 +16,7 @@ from actorhub.engine.exchange import Exchange, News
 from actorhub.engine.limits import Limits
 from actorhub.engine.message import Message
 from actorhub.engine.message_requests import Deposits
+from actorhub.engine.observing import CallTracing
 from actorhub.engine.peers import Peers
 from actorhub.engine.router import Router
 from actorhub.engine.spec import EntitySpec
@@ -64,6 +65,8 @@ class Node:
         self.exchange.peers = self.peers
         self.exchange.router = self.router
         self.router.undeliverable = self._undeliverable
+        self.tracing: CallTracing | None = None
+        """Told of calls, where traces are wanted."""
         self.closed = False
         self.failed_tells = 0
         """Tells that were accepted and ended in an error, or never left."""

@@ -54,6 +54,8 @@ class OwnershipStatistics:
     """How often the lease ran out."""
     members: int
     suspects: int
+    registered: int
+    """Runners in the table, silent ones included."""
 
 
 class Ownership:
@@ -175,6 +177,7 @@ class Ownership:
             self_fenced=self._self_fenced,
             members=len(self._membership.living),
             suspects=len(self._membership.suspects.incarnations),
+            registered=self._membership.registered,
         )
 
     def suspect(self, incarnation: str) -> None:

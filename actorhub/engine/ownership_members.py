@@ -63,6 +63,11 @@ class Membership:
         self._forgiven = 0.0
         self._forgiven_until = NEVER
 
+    @property
+    def registered(self) -> int:
+        """How many runners the table had at the last look, silent ones included."""
+        return len(self._rows)
+
     def forgive(self, seconds: float) -> None:
         """Hold up to `seconds` of silence against nobody for a while: perhaps nobody could reach the store."""
         self._forgiven = seconds

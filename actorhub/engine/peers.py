@@ -42,7 +42,7 @@ class PeerEvents(Protocol):
 class Peer:
     """One link to one incarnation of one process."""
 
-    __slots__ = ("_events", "link", "pending", "runner", "serving")
+    __slots__ = ("_events", "is_leaving", "link", "pending", "runner", "serving")
 
     def __init__(self, events: PeerEvents) -> None:
         self._events = events
@@ -53,6 +53,8 @@ class Peer:
         """Our calls that the peer has not answered, by request id."""
         self.serving: dict[int, Message] = {}
         """Its calls that we have not answered."""
+        self.is_leaving = False
+        """It said that it drains: others had better be asked."""
 
     @property
     def is_runner(self) -> bool:
@@ -101,6 +103,11 @@ class Peers:
     def runners(self) -> list[Peer]:
         """Return the peers that host shards."""
         return [peer for peer in self.linked.values() if peer.is_runner]
+
+    def to_ask(self) -> list[Peer]:
+        """Return the runners for what any of them can do: those that do not leave, unless all do."""
+        runners = self.runners()
+        return [peer for peer in runners if not peer.is_leaving] or runners
 
     def by_runner(self, runner: RunnerAddress) -> Peer | None:
         """Return the linked peer of that incarnation."""

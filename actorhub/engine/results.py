@@ -17,6 +17,7 @@ from actorhub.core.errors import (
     PersistenceError,
 )
 from actorhub.engine.cell import DEAD, EXCLUSIVE, Cell
+from actorhub.engine.checkpoints import StepRun, is_body
 from actorhub.engine.message import COMMITTING, DONE, Message, running
 from actorhub.engine.turns import Turns, lost_owner
 from actorhub.storage.ports import Fenced, StateCommit, Storage
@@ -98,7 +99,9 @@ class Results:
                 roll_back(cell, shared=cell.load != EXCLUSIVE)
         message.phase = DONE
         message.drop_outbox()
-        message.failed(self._as_reply(message, error))
+        reply = self._as_reply(message, error)
+        message.failed(reply)
+        self._observe_end(message, reply)
         if message.transaction is not None:
             # The turn lasts until its locks are free: the next run may want the same rows.
             self.runs.roll_back(message)
@@ -130,7 +133,12 @@ class Results:
             return
         if data is not None and message.spec.readonly:
             self.raised(message, TypeError(f"{message.what} is readonly and changed the state: remove readonly=True"))
-        elif message.spec.durable or message.transaction is not None or tells_durably(message):
+        elif (
+            message.spec.durable
+            or message.transaction is not None
+            or message.progress is not None
+            or tells_durably(message)
+        ):
             self.runs.commit(message, cell, data, body)
         elif data is None:
             self.done(message, body)
@@ -205,6 +213,7 @@ class Results:
         message.phase = DONE
         message.drop_outbox()
         message.failed(error)
+        self._observe_end(message, error)
         self._turns.ended(message)
 
     def done(self, message: Message, body: bytes) -> None:
@@ -213,11 +222,20 @@ class Results:
         message.completed(body)
         if message.outbox:
             self._turns.send_told(message)
+        if self._turns.observer is not None:
+            self._turns.observer.ended(message, None)
         self._turns.ended(message)
 
+    def _observe_end(self, message: Message, error: ActorhubError) -> None:
+        if self._turns.observer is not None:
+            self._turns.observer.ended(message, error)
 
-async def save_now() -> None:
+
+async def save_now(state: Any = msgspec.UNSET) -> None:
     """Commit the state of the entity whose handler runs in this context, as it is now.
+
+    Args:
+        state: Replaces it first.
 
     Raises:
         RuntimeError: outside of a handler, or in one that may not commit.
@@ -225,10 +243,25 @@ async def save_now() -> None:
     """
     message = running.get()
     cell = message.cell if message is not None else None
-    if message is None or cell is None or cell.record is None or cell.hosted.spec.state is None:
-        raise RuntimeError("save() works in the handlers of an Entity with state")
+    if message is None or cell is None or cell.instance is None or (cell.record is None and not is_body(message)):
+        raise RuntimeError("save() works in the handlers of an Entity with state, and in the run() of a singleton")
+    if isinstance(message, StepRun):
+        raise RuntimeError(f"{message.what}: a step cannot save: return what is to be saved")  # noqa: TRY004 - where it is
+    if message.interleaving is None:
+        await _save(message, cell, state)
+        return
+    async with message.interleaving.held():
+        if is_body(message):
+            await cell.shard.host.singletons.save(message, cell, state)
+        else:
+            await _save(message, cell, state)
+
+
+async def _save(message: Message, cell: Cell, state: Any) -> None:
     if message.spec.readonly or message.is_nested:
         raise RuntimeError(f"{message.what}: a readonly handler, or one inside another's turn, cannot save")
+    if state is not msgspec.UNSET:
+        cell.instance.state = state
     if (data := cell.shard.host.results.changed_state(cell)) is not None:
         await commit_now(cell, message.epoch, data)
 

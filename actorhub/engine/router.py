@@ -12,7 +12,7 @@ import msgspec
 
 from actorhub.core.address import ShardId, ShardOwner, shard_number
 from actorhub.core.clock import Clock
-from actorhub.core.envelope import TELL, Cancel, Request
+from actorhub.core.envelope import ANY_RUNNER, TELL, Cancel, Request
 from actorhub.core.errors import (
     ActorhubError,
     CallTimeout,
@@ -71,6 +71,8 @@ class Router:
         self._peers = peers
         self._monotonic = clock.monotonic
         self._parked: dict[ShardId, deque[Message]] = {}
+        self._parked_since: dict[ShardId, float] = {}
+        """Since when (monotonic seconds) messages for the shard wait without a break."""
         self._parked_count = 0
         self._ids = itertools.count(1)
         self.shards_per_group = 0
@@ -170,6 +172,8 @@ class Router:
                 if message.phase == PARKED:
                     message.phase = NEW
                     self.route(message)
+            if shard not in self._parked:
+                self._parked_since.pop(shard, None)
 
     def owners_changed(self, shards: Iterable[ShardId]) -> None:
         """Route what waits for these shards, and before long give up what their former owners did not answer.
@@ -190,6 +194,12 @@ class Router:
     def parked_shards(self) -> list[ShardId]:
         """Return the shards for which something waits."""
         return list(self._parked)
+
+    def longest_wait(self) -> float:
+        """Return for how many seconds messages for some shard have been waiting for an owner without a break."""
+        waiting = (shard for shard, parked in self._parked.items() if any(m.phase == PARKED for m in parked))
+        since = min((self._parked_since[shard] for shard in waiting), default=None)
+        return 0.0 if since is None else self._monotonic() - since
 
     def reconsider(self) -> None:
         """Fail what can never be delivered, and give what was sent on too often another round."""
@@ -278,6 +288,7 @@ class Router:
         waiting = [*self._early, *(m for parked in self._parked.values() for m in parked)]
         self._early.clear()
         self._parked.clear()
+        self._parked_since.clear()
         self._parked_count = 0
         for message in waiting:
             if message.phase == PARKED:
@@ -300,6 +311,10 @@ class Router:
             message.phase = DONE
             error.possibly_executed = unsure or message.was_sent_before
             message.failed(error)
+            return
+        if message.kind in ANY_RUNNER:
+            message.phase = DONE
+            message.failed(RunnerUnavailable(f"{message.address}: the link broke before it was sent"))
             return
         message.phase = NEW
         message.peer = None
@@ -358,6 +373,7 @@ class Router:
         message.phase = PARKED
         self._parked_count += 1
         self._parked.setdefault(shard, deque()).append(message)
+        self._parked_since.setdefault(shard, self._monotonic())
         if message.kind == TELL and message.durable is not None and not message.durable.is_stored:
             self.deposits.parked(message)
         self.stranded()

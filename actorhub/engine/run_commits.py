@@ -1,7 +1,7 @@
 """Commits of runs that leave more behind than state: durable replies, durable tells, the user's own SQL."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -10,14 +10,17 @@ import msgspec
 from actorhub.core.address import ShardId
 from actorhub.core.errors import ActorhubError, DuplicateKey, NotConnected
 from actorhub.engine.cell import ACTIVE, DEAD, EXCLUSIVE, Cell
+from actorhub.engine.checkpoints import StepRun, closing_notes, is_body
 from actorhub.engine.durable_message import DurableMessage, new_row
 from actorhub.engine.message import COMMITTING, RUNNING, Message
 from actorhub.engine.results import Results, commit_now, settled, tells_durably
 from actorhub.engine.settlement import store_error
 from actorhub.engine.supervision import Supervisor
 from actorhub.engine.turns import Turns
+from actorhub.storage.checkpoint_ports import Notes
 from actorhub.storage.message_ports import (
     MessageStore,
+    NewMessage,
     NotPending,
     Outcome,
     RolledBack,
@@ -26,7 +29,7 @@ from actorhub.storage.message_ports import (
     RunTransaction,
     StoredReply,
 )
-from actorhub.storage.ports import Fenced
+from actorhub.storage.ports import Fenced, VersionConflict
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -78,13 +81,10 @@ class RunCommits:
             message.phase = RUNNING
             self._results.raised(message, error)
             return
-        outcome: Future[bool]
-        if message.transaction is not None and cell.shard.host.lease_is_fresh():
-            outcome = asyncio.get_running_loop().create_future()
-            work = self._commit_transaction(message.transaction, run, outcome)
-            _ = self._supervisor.spawn(work, "commit transaction")
-        else:
+        if message.transaction is None and run.notes is None:
             outcome = self._written(cell, run)
+        else:
+            outcome = self._written_alone(cell, run, message.transaction)
         outcome.add_done_callback(partial(self._committed, message, ending), context=self._turns.context)
 
     async def commit_part(self, message: Message, cell: Cell, data: bytes | None) -> None:
@@ -105,6 +105,42 @@ class RunCommits:
         elif data is not None:
             await commit_now(cell, message.epoch, data)
         self._turns.send_told(message)
+
+    async def commit_step(self, step: StepRun, cell: Cell, notes: Notes) -> None:
+        """Write the notes of a run that goes on, with what its step told and its SQL; then send the tells.
+
+        Raises:
+            PersistenceError: refused or failed; nothing is sent.
+        """
+        run = RunCommit(
+            shard=cell.shard.id,
+            epoch=step.epoch,
+            entity_type=cell.hosted.spec.name,
+            entity_id=cell.entity_id,
+            outbox=self._outbox(step),
+            notes=notes,
+        )
+        transaction, step.transaction = step.transaction, None
+        await self._until_written(cell, self._written_alone(cell, run, transaction))
+        self._turns.send_told(step)
+
+    async def commit_save(self, message: Message, cell: Cell, data: bytes | None) -> None:
+        """Write the state `data` (if any) of a singleton's `run` that goes on; the steps before it become history.
+
+        Raises:
+            PersistenceError: refused or failed. Repeating it is harmless.
+        """
+        run = self._run(message, cell, _Ending(data, b"", None))
+        await self._until_written(cell, self._written_alone(cell, run, None))
+        self._results.note_commit(cell, data)
+
+    async def _until_written(self, cell: Cell, outcome: "Future[bool]") -> None:
+        """Wait for a commit through cancellations, which are raised once its outcome is known."""
+        cancelled = await settled(outcome)
+        if (error := store_error(outcome)) is not None:
+            raise self._results.refused(cell, error) if isinstance(error, Fenced | VersionConflict) else error
+        if cancelled:
+            raise asyncio.CancelledError
 
     def roll_back(self, message: Message) -> None:
         """Undo the transaction of a run that failed, then give its turn back."""
@@ -132,32 +168,43 @@ class RunCommits:
             message_id=message.message_id if is_durable else 0,
             reply=StoredReply(Outcome.VALUE, ending.body) if is_durable else None,
             retention=message.spec.retention or self._retention,
-            outbox=()
-            if not message.outbox
-            else tuple(new_row(told, self.shard_of(told)) for told in message.outbox if told.durable is not None),
+            outbox=self._outbox(message),
             next_start=None
             if next_one is None
             else RunStart(next_one.message_id, cell.shard.id, message.epoch, next_one.attempts + 1),
+            notes=closing_notes(message),
         )
 
-    def _written(self, cell: Cell, run: RunCommit) -> "Future[bool]":
-        if cell.shard.host.lease_is_fresh():
-            return self._store.commit_run(run, self._incarnation)
-        refused: Future[bool] = asyncio.get_running_loop().create_future()
-        refused.set_exception(Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard"))
-        return refused
+    def _outbox(self, message: Message) -> tuple[NewMessage, ...]:
+        if not message.outbox:
+            return ()
+        return tuple(new_row(told, self.shard_of(told)) for told in message.outbox if told.durable is not None)
 
-    async def _commit_transaction(self, transaction: RunTransaction, run: RunCommit, outcome: "Future[bool]") -> None:
+    def _written(self, cell: Cell, run: RunCommit) -> "Future[bool]":
+        return self._store.commit_run(run, self._incarnation) if cell.shard.host.lease_is_fresh() else _refused(cell)
+
+    def _written_alone(self, cell: Cell, run: RunCommit, transaction: RunTransaction | None) -> "Future[bool]":
+        """Commit a run in a transaction of its own: the handler's where it has one."""
+        if not cell.shard.host.lease_is_fresh():
+            return _refused(cell)
+        outcome: Future[bool] = asyncio.get_running_loop().create_future()
+        commit = self._store.commit_noted if transaction is None else transaction.commit
+        work = self._settle(commit(run, self._incarnation), transaction, outcome)
+        _ = self._supervisor.spawn(work, "commit transaction")
+        return outcome
+
+    async def _settle(self, work: Awaitable[bool], transaction: RunTransaction | None, outcome: "Future[bool]") -> None:
         """Settle `outcome`; what the store refuses is an answer, and no failure of this task."""
         try:
             async with asyncio.timeout(_COMMIT_LIMIT):
-                counted = await transaction.commit(run, self._incarnation)
+                counted = await work
         except (ActorhubError, TimeoutError) as error:
             outcome.set_exception(error)
         else:
             outcome.set_result(counted)
         finally:
-            await transaction.roll_back()
+            if transaction is not None:
+                await transaction.roll_back()
             outcome.cancel()
 
     def _committed(self, message: Message, ending: "_Ending", outcome: "Future[bool]") -> None:
@@ -187,6 +234,12 @@ class RunCommits:
             self._turns.ended(message)
 
 
+def _refused(cell: Cell) -> "Future[bool]":
+    refused: Future[bool] = asyncio.get_running_loop().create_future()
+    refused.set_exception(Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard"))
+    return refused
+
+
 async def transaction_of(message: Message, cell: Cell) -> RunTransaction:
     """Return the transaction of the handler that runs, begun now if it has none yet.
 
@@ -199,6 +252,10 @@ async def transaction_of(message: Message, cell: Cell) -> RunTransaction:
         raise RuntimeError(f"{message.what}: a readonly handler, or one inside another's turn, has no transaction")
     if message.phase != RUNNING or message.spec.stream:
         raise RuntimeError(f"{message.what}: only the run of a handler that is no stream has a transaction")
+    if is_body(message) and not isinstance(message, StepRun):
+        raise RuntimeError(
+            f"{message.what}: run() goes on for ever: use transaction() in a step, which commits with it"
+        )
     if message.transaction is None:
         begun = await cell.shard.host.messages.begin()
         if message.phase != RUNNING or message.transaction is not None:

@@ -2,13 +2,24 @@
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Final
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
 from actorhub.core.clock import Clock
-from actorhub.core.envelope import Leaving, Members, Owners
+from actorhub.core.envelope import (
+    COMPLETE,
+    COMPLETED,
+    FIND_MESSAGE,
+    HEALTH,
+    KEY_VALUE,
+    POLL_STORAGE,
+    Leaving,
+    Members,
+    Owners,
+)
 from actorhub.core.errors import (
     ActorhubError,
     PersistenceError,
@@ -18,11 +29,14 @@ from actorhub.engine.blocking import BlockedLoopWatch
 from actorhub.engine.cell import HostedType
 from actorhub.engine.host import Host
 from actorhub.engine.inbound import Inbound
+from actorhub.engine.key_value_requests import KeyValueRequests
 from actorhub.engine.limits import Limits
 from actorhub.engine.message import Message
 from actorhub.engine.node import Node
 from actorhub.engine.ownership import Ownership
 from actorhub.engine.peers import Peer
+from actorhub.engine.runner_requests import RunnerRequests
+from actorhub.engine.singleton_health import RunnerHealth, SingletonHealth
 from actorhub.engine.spec import EntitySpec
 from actorhub.storage.ports import LiveRunner, Storage
 from actorhub.transport.ports import Link, LinkEvents, Transport
@@ -40,9 +54,11 @@ RENEW_MACHINE: Final = 15.0
 _LOOK: Final = 10.0
 """Seconds between looks into the store for messages that nobody told this runner of: the safety net."""
 _FORGET_STEP: Final = 1000
+_ORPHAN_AGE: Final = 3600.0
+"""Seconds after which checkpoints of a message that has ended are forgotten."""
 _FORGET_PAUSE: Final = 0.02
 _FORGET_LOOK: Final = 10.0
-"""Seconds between looks for settled messages whose retention is over."""
+"""Seconds between looks for settled messages whose retention is over, and for expired values."""
 
 
 class Door:
@@ -113,6 +129,16 @@ class Runner:
         self.inbound = node.exchange.inbound = inbound
         inbound.is_coming = self._is_coming
         inbound.dropped = node.tell_failed
+        self._key_values = KeyValueRequests(storage.key_values, node.supervisor)
+        self.requests = RunnerRequests(node=node, store=storage.checkpoints, host=self.host, health=self.health)
+        inbound.served = {
+            FIND_MESSAGE: self.host.requests.find,
+            KEY_VALUE: self._key_values.serve,
+            **dict.fromkeys((POLL_STORAGE, COMPLETE, COMPLETED, HEALTH), self.requests.serve),
+        }
+        self.host.address = info.runner.address
+        self.host.singletons.shard_of = node.router.shard_of
+        self.is_leaving = False
         self.host.turns.send = node.router.route
         self.host.reroute = inbound.give_back
         self.host.mistrusted = self._mistrusted
@@ -128,6 +154,7 @@ class Runner:
         """Register, and own a first share of the shards. The transport listens already."""
         self.node.router.cluster_values_known(self.shards_per_group)
         await self._renew_machine_id()
+        self.host.deferrals.secret = await self.storage.secret()
         await self.ownership.start()
         self.watch.start()
         _ = self.node.supervisor.loop("residency", self.host.residency.run)
@@ -136,14 +163,25 @@ class Runner:
             _ = self.node.supervisor.loop("backlog", self.host.delivery.backlog.run)
             _ = self.node.supervisor.loop("schedule", self.host.delivery.schedule.run)
             _ = self.node.supervisor.loop("look into the store", self._keep_looking)
-            _ = self.node.supervisor.loop("retention", self._keep_forgetting)
+            forget_messages = partial(self._keep_forgetting, self.storage.messages.remove_expired)
+            _ = self.node.supervisor.loop("retention", forget_messages)
+            forget_checkpoints = partial(self.storage.checkpoints.remove_orphans, _ORPHAN_AGE)
+            _ = self.node.supervisor.loop("checkpoint retention", partial(self._keep_forgetting, forget_checkpoints))
+        if self.host.singletons.has_any:
+            _ = self.node.supervisor.loop(
+                "singleton retention", partial(self._keep_forgetting, self._forget_singletons)
+            )
+        forget_values = partial(self._keep_forgetting, self.storage.key_values.remove_expired)
+        _ = self.node.supervisor.loop("value expiry", forget_values)
 
     async def leave(self, grace: float) -> None:
         """Hand every shard over, then end. Bounded by about `grace` seconds, after which the rest is cut off."""
+        self.is_leaving = True
         self.watch.stop()
         self.node.peers.send_to_all(Leaving("shutdown"))
         await self.ownership.leave(grace)
         await self.node.forward(min(grace, _FORWARDING))
+        await self._key_values.leave(min(grace, _FORWARDING))
         await self.host.turns.aclose()
         await self.node.aclose(1.0)
         try:
@@ -151,6 +189,32 @@ class Runner:
                 await self.storage.release_machine_id(self.info.runner.incarnation)
         except (PersistenceError, TimeoutError) as error:
             _log.warning("machine id %d was not given back: %s; its lease runs out", self.machine_id, error)
+
+    def health(self) -> RunnerHealth:
+        """Return how this runner and the singletons that it leads are."""
+        singletons = self.host.singletons.report()
+        reason = self._obstacle(singletons)
+        return RunnerHealth(
+            serving=not reason,
+            reason=reason,
+            runner=self.info.runner.address,
+            incarnation=self.info.runner.incarnation,
+            version=self.info.version,
+            shards_owned=len(self.ownership.owned),
+            live_runners=len(self.ownership.members),
+            singletons=singletons,
+        )
+
+    def _obstacle(self, singletons: Sequence[SingletonHealth]) -> str:
+        if self.machine_id < 0:
+            return "it is starting"
+        if self.is_leaving:
+            return "it is leaving the cluster"
+        if not self.ownership.is_fresh():
+            return "it cannot prove its ownership: the database does not answer"
+        if stale := [singleton.name for singleton in singletons if singleton.is_stale]:
+            return f"it leads singletons that show no sign of life: {', '.join(stale)}"
+        return ""
 
     def accept(self, link: Link) -> LinkEvents:
         """Take an incoming link."""
@@ -229,13 +293,16 @@ class Runner:
             await asyncio.sleep(_LOOK * (0.5 + self.node.clock.random()))
             self.host.delivery.poll()
 
-    async def _keep_forgetting(self) -> None:
-        """Forget settled messages whose retention is over, in small steps, so that nobody waits for it."""
+    async def _keep_forgetting(self, remove_expired: Callable[[int], Awaitable[int]]) -> None:
+        """Forget what is kept for a time only, in small steps, so that nobody waits for it."""
         while True:
-            removed = await self.storage.messages.remove_expired(_FORGET_STEP)
+            removed = await remove_expired(_FORGET_STEP)
             # One runner at work is enough, but any may be it: with full steps it goes on, else all look rarely.
             full = removed >= _FORGET_STEP
             await asyncio.sleep(_FORGET_PAUSE if full else _FORGET_LOOK * (0.5 + self.node.clock.random()))
+
+    async def _forget_singletons(self, limit: int) -> int:
+        return await self.storage.singletons.remove_abandoned()
 
     def _mistrusted(self, shard: ShardId) -> None:
         self.ownership.mistrust(shard)

@@ -25,6 +25,7 @@ from actorhub.engine.cell import DEAD, HostedShard
 from actorhub.engine.durable_message import DurableMessage
 from actorhub.engine.message import Message
 from actorhub.engine.supervision import Supervisor
+from actorhub.engine.turns import RunMoved
 from actorhub.storage.message_ports import MessageStore, NotPending, Outcome, RunCommit, RunFailure, StoredReply
 from actorhub.storage.ports import Fenced
 
@@ -75,7 +76,7 @@ class Settlement:
         cell = message.cell
         if message.is_dropped:
             return
-        lost = message.is_counted and cell is not None and cell.phase == DEAD
+        lost = isinstance(error, RunMoved) or (message.is_counted and cell is not None and cell.phase == DEAD)
         if lost or (isinstance(error, MailboxFull) and not message.is_counted):
             self._delivery.set_aside(message)
         elif message.is_storing:

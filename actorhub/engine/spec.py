@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from actorhub.core.codec import Codec
+from actorhub.core.cron import CronOptions
 from actorhub.core.errors import MalformedMessage, UnknownHandler
 from actorhub.core.retry import DEFAULT_RETRY, Retry
 
@@ -44,6 +45,17 @@ class HandlerSpec:
     """How often a durable message is run, and how long apart."""
     retention: float | None = None
     """Seconds that a durable message's reply and key are kept; `None`: the cluster's setting."""
+    interleaved: bool = False
+    """Others get the entity's turn while a run waits; it goes on when the turn is free again."""
+    singleton: bool = False
+    """It belongs to a singleton."""
+    crons: tuple[CronOptions, ...] = ()
+    """The schedules that run it; their names are filled in."""
+
+    @property
+    def cron(self) -> str | None:
+        """Name of the (first) schedule that runs it; `None` for other handlers."""
+        return self.crons[0].name if self.crons else None
 
     def decode_arguments(self, body: bytes) -> tuple[Any, ...]:
         """Return the full positional arguments in `body`, with defaults where an older caller left them out.
@@ -99,6 +111,19 @@ class EntitySpec:
     on_activate: HandlerSpec | None = None
     """The hook, where the class has one of its own; it takes the instance alone."""
     on_deactivate: HandlerSpec | None = None
+    singleton_id: str | None = None
+    """Of a singleton: the one id that it has; the fields below are a singleton's, too."""
+    state_ttl: float | None = None
+    """Seconds after which a state that was not written is forgotten."""
+    on_become_leader: HandlerSpec | None = None
+    on_lose_leadership: HandlerSpec | None = None
+    body: HandlerSpec | None = None
+    """Its `run`."""
+
+    @property
+    def crons(self) -> dict[str, HandlerSpec]:
+        """The handlers that schedules run, by the schedule's name."""
+        return {str(cron.name): handler for handler in self.handlers.values() for cron in handler.crons}
 
     def handler(self, name: str) -> HandlerSpec:
         """Return the handler called `name`.
@@ -111,3 +136,25 @@ class EntitySpec:
             known = ", ".join(sorted(self.handlers)) or "none"
             raise UnknownHandler(f"{self.name} has no handler {name!r}: it has {known}")
         return spec
+
+
+def operation_spec(subject: str, name: str) -> HandlerSpec:
+    """Return what stands where a call's handler does: the operation belongs to no entity."""
+    anything: Codec[Any] = Codec(Any, f"{subject}: {name}")
+
+    def nothing(*_arguments: object) -> tuple[object, ...]:
+        return ()
+
+    return HandlerSpec(
+        entity_type=subject,
+        name=name,
+        function=nothing,
+        parameters=(),
+        defaults=(),
+        by_position=0,
+        bind=nothing,
+        arguments=anything,
+        leading=(),
+        named=anything,
+        result=anything,
+    )

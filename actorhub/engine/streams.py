@@ -154,6 +154,8 @@ class Producer:
             message.completed(b"")
         else:
             message.failed(error)
+        if self._ran and self._turns.observer is not None:
+            self._turns.observer.ended(message, error)
         if self._has_turn:
             self._turns.ended(message)
         else:
@@ -168,6 +170,8 @@ class Producer:
         self._ran = True
         context = self._turns.context.copy()
         context.run(running.set, message)
+        if self._turns.observer is not None:
+            self._turns.observer.started(message, context)
         message.chunk(())
         message.deadline = FOREVER
         generator: AsyncGenerator[Any, None] = spec.function(cell.instance, *args)

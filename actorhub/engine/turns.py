@@ -12,7 +12,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import TELL
@@ -23,13 +23,19 @@ from actorhub.core.errors import (
     MalformedMessage,
     RunnerUnavailable,
 )
-from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, EXCLUSIVE, Cell
+from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, EXCLUSIVE, Cell, HostedShard
+from actorhub.engine.interleaving import Interleaving, grant
 from actorhub.engine.message import COMMITTING, DONE, NEW, QUEUED, RUNNING, Message, running
+from actorhub.engine.observing import Observer
 
 _log: Final = logging.getLogger("actorhub.turns")
 
 _RUNS_PER_STEP: Final = 128
 """Runs that one carrier takes before it lets the event loop breathe."""
+
+
+class RunMoved(RunnerUnavailable):
+    """The run was cut short because its entity moves; its next run goes on from its checkpoints."""
 
 
 class Lease(Protocol):
@@ -83,6 +89,8 @@ class Turns:
         """Takes back a message that was accepted but may not start here any more; nothing ran."""
         self.send: Callable[[Message], None]
         """Routes a message that a handler told, once the handler's run is committed."""
+        self.observer: Observer | None = None
+        """Told of runs, where metrics or traces are wanted."""
         self.started = 0
 
     @property
@@ -112,8 +120,7 @@ class Turns:
             queue = cell.queue = deque()
         elif not (has_room := len(queue) < cell.hosted.spec.mailbox_capacity) and not message.waits_for_room:
             message.cell = None
-            message.phase = DONE
-            message.failed(MailboxFull(f"{message.address}: {len(queue)} messages wait in its mailbox"))
+            self._fail_unstarted(message, MailboxFull(f"{message.address}: {len(queue)} messages wait in its mailbox"))
             return False
         message.phase = QUEUED
         queue.append(message)
@@ -139,6 +146,20 @@ class Turns:
         else:
             load = cell.load
             cell.load = 0 if load == EXCLUSIVE else load - 1
+        self._pass_on(cell, message)
+
+    def lend(self, message: Message) -> None:
+        """Let others have the turn of a run that waits for something; from now on it is counted as nested."""
+        cell = message.cell
+        assert cell is not None
+        message.is_nested = True
+        cell.nested += 1
+        cell.load = 0
+        self._pass_on(cell, message)
+
+    def _pass_on(self, cell: Cell, message: Message) -> None:
+        if cell.returning is not None:
+            grant(cell, message)
         if cell.queue is not None:
             self.pump(cell)
         if cell.phase == CLOSING:
@@ -176,6 +197,15 @@ class Turns:
             cell = message.cell
             if cell is not None and cell.phase == DEAD and message.abandoned_for is None:
                 self.abandon(message, lost_owner(message, reason))
+
+    def let_go(self, shard: HostedShard) -> None:
+        """Cut short what would hold up a hand-over for long: each `run`, and runs that wait for what outlives them."""
+        for message in list(self._suspended):
+            cell, progress = message.cell, message.progress
+            if cell is None or cell.shard is not shard or progress is None:
+                continue
+            if progress.waits or not message.spec.durable:
+                self.abandon(message, RunMoved(f"{message.address}: moves to another runner", possibly_executed=True))
 
     def dequeue(self, message: Message) -> None:
         """Take a message out of its mailbox, if it is still there."""
@@ -226,6 +256,8 @@ class Turns:
                 continue
             context = self._base.copy()
             context.run(running.set, message)
+            if self.observer is not None:
+                self.observer.started(message, context)
             try:
                 step = context.run(coroutine.send, None)
             except StopIteration as stop:
@@ -272,6 +304,8 @@ class Turns:
         spec = message.spec
         try:
             args = message.args if message.args is not None else spec.decode_arguments(message.body)
+            if spec.interleaved:
+                cast("Any", message).interleaving = Interleaving(self, message)  # its class has the slot
             return spec.function(cell.instance, *args)  # type: ignore[no-any-return]
         except MalformedMessage as error:
             self._refuse(message, error)
@@ -281,9 +315,14 @@ class Turns:
             return None
 
     def _refuse(self, message: Message, error: ActorhubError) -> None:
+        self._fail_unstarted(message, error)
+        self.ended(message)
+
+    def _fail_unstarted(self, message: Message, error: ActorhubError) -> None:
         message.phase = DONE
         message.failed(error)
-        self.ended(message)
+        if self.observer is not None:
+            self.observer.refused(message, error)
 
     def _wait_with(
         self, message: Message, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
@@ -300,8 +339,12 @@ class Turns:
         timer = None
         if message.spec.timeout is not None:
             timer = self._loop.call_later(message.spec.timeout, partial(self._out_of_time, message))
+        if message.interleaving is not None:
+            steps = message.interleaving.drive(context, coroutine, step)
+        else:
+            steps = _drive(context, coroutine, step)
         try:
-            value = yield from _drive(context, coroutine, step)
+            value = yield from steps
         except GeneratorExit:
             raise
         except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply

@@ -1,9 +1,12 @@
-"""What operators see: the admin service, the gateway, health."""
+"""What operators see: the admin service, the gateway, health, metrics, traces, HTTP."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
+from actorhub.core.clock import Clock
 from actorhub.core.config import Settings
+from actorhub.core.errors import ConfigurationError
 from actorhub.engine.runner import Door
 from actorhub.engine.spec import EntitySpec
 from actorhub.ops.admin import add_admin
@@ -20,3 +23,23 @@ def port_services(door: Door, specs: Mapping[str, EntitySpec], settings: Setting
         partial(add_gateway, door, specs),
         partial(add_health, door),
     )
+
+
+@asynccontextmanager
+async def http_server(settings: Settings, door: Door, clock: Clock) -> AsyncGenerator[None, None]:
+    """Serve probes, metrics and a page over HTTP during the block, if the settings say where.
+
+    Raises:
+        ConfigurationError: the `ops` extra is not installed, or the address cannot be bound.
+    """
+    if settings.http is None:
+        yield
+        return
+    try:
+        from actorhub.ops.http import serve_http  # noqa: PLC0415 - the extra may be absent
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(
+            f"http = {settings.http} needs a package that is not installed ({exc.name}): pip install 'actorhub[ops]'"
+        ) from exc
+    async with serve_http(settings, settings.http, door, clock):
+        yield

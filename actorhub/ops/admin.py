@@ -14,6 +14,7 @@ from actorhub.ops.health import obstacle
 from actorhub.ops.local import resident_entities, runner_numbers
 from actorhub.ops.messages import Messages
 from actorhub.ops.replies import Rpc, answered, runner_of
+from actorhub.ops.singletons import Singletons, singleton_health
 from actorhub.ops.survey import Survey
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 from actorhub.transport.grpc._pb import admin_v1_pb2_grpc as pb_grpc
@@ -79,6 +80,24 @@ class Admin:
         """End a message that does not run."""
         return await answered(context, self._cancel_message(request))
 
+    async def ListSingletons(  # noqa: N802
+        self, request: pb.ListSingletonsRequest, context: Rpc
+    ) -> pb.ListSingletonsReply:
+        """Return every singleton."""
+        return await answered(context, self._list_singletons())
+
+    async def ListSchedules(self, request: pb.ListSchedulesRequest, context: Rpc) -> pb.ListSchedulesReply:  # noqa: N802
+        """Return the schedules of one singleton, or of all."""
+        return await answered(context, self._list_schedules(request))
+
+    async def EditSchedule(self, request: pb.EditScheduleRequest, context: Rpc) -> pb.Schedule:  # noqa: N802
+        """Change a schedule."""
+        return await answered(context, self._edit_schedule(request))
+
+    async def RunScheduleNow(self, request: pb.RunScheduleNowRequest, context: Rpc) -> pb.RunScheduleNowReply:  # noqa: N802
+        """Run a schedule's method once."""
+        return await answered(context, self._run_schedule_now(request))
+
     async def _list_runners(self, request: pb.ListRunnersRequest) -> pb.ListRunnersReply:
         runner = runner_of(self._door)
         if request.scope == pb.SCOPE_RUNNER:
@@ -133,6 +152,7 @@ class Admin:
             version=runner.info.version,
             shards_owned=len(runner.ownership.owned),
             live_runners=len(runner.ownership.members),
+            singletons=map(singleton_health, runner.host.singletons.report()),
         )
 
     async def _list_messages(self, request: pb.ListMessagesRequest, *, only_dead: bool) -> pb.ListMessagesReply:
@@ -150,8 +170,23 @@ class Admin:
     async def _cancel_message(self, request: pb.CancelMessageRequest) -> pb.CancelMessageReply:
         return await self._messages().cancel(request.message_id)
 
+    async def _list_singletons(self) -> pb.ListSingletonsReply:
+        return await self._singletons().listed()
+
+    async def _list_schedules(self, request: pb.ListSchedulesRequest) -> pb.ListSchedulesReply:
+        return await self._singletons().schedules(request.singleton)
+
+    async def _edit_schedule(self, request: pb.EditScheduleRequest) -> pb.Schedule:
+        return await self._singletons().edit(request)
+
+    async def _run_schedule_now(self, request: pb.RunScheduleNowRequest) -> pb.RunScheduleNowReply:
+        return pb.RunScheduleNowReply(message_id=await self._singletons().run_now(request.singleton, request.name))
+
     def _messages(self) -> Messages:
         return Messages(runner_of(self._door), self._specs)
+
+    def _singletons(self) -> Singletons:
+        return Singletons(runner_of(self._door), self._specs)
 
     def _survey(self) -> Survey:
         return Survey(runner_of(self._door), self._colleagues)

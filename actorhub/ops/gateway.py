@@ -28,6 +28,7 @@ _REMEDY: Final = "declare it with @handler(durable=True), or leave that out"
 _LATEST_MS: Final = 221_845_392_000_000
 """The year 9000."""
 _ANY: Final = Codec[object](object, "reply")
+_VALUE: Final = Codec[object](object, "value")
 
 _log: Final = logging.getLogger("actorhub.gateway")
 
@@ -106,6 +107,25 @@ class Gateway:
             return pb.CancelReply(failure=failure_of(error))
         except Exception:  # noqa: BLE001 - RPC server: without a status the caller would learn nothing
             await _internal(context)
+
+    async def Complete(self, request: pb.CompleteRequest, context: Rpc) -> pb.CompleteReply:  # noqa: N802
+        """Give a deferred value its outcome."""
+        try:
+            return pb.CompleteReply(completed=await self._complete(request))
+        except ActorhubError as error:
+            return pb.CompleteReply(failure=failure_of(error))
+        except Exception:  # noqa: BLE001 - RPC server: without a status the caller would learn nothing
+            await _internal(context)
+
+    async def _complete(self, request: pb.CompleteRequest) -> bool:
+        cluster = cluster_of(runner_of(self._door))
+        match request.WhichOneof("outcome"):
+            case "value":
+                return await cluster.complete(request.token, _decoded(request.encoding, request.value))
+            case "failure":
+                return await cluster.fail(request.token, request.failure)
+            case _:
+                raise MalformedMessage("give the deferred value a value or a failure")
 
     async def _stream(self, request: pb.CallRequest, context: _Streaming) -> None:
         spec = self._handler(request)
@@ -193,6 +213,12 @@ def _encoded(encoding: pb.Encoding.ValueType, spec: HandlerSpec | None, value: o
         return pb.CallReply(result=codec.encode_json(value) if encoding == pb.ENCODING_JSON else codec.encode(value))
     except MalformedMessage as error:
         raise HandlerFailed("TypeError", f"the result cannot be sent in this encoding: {error}") from error
+
+
+def _decoded(encoding: pb.Encoding.ValueType, body: bytes) -> object:
+    if not body:
+        return None
+    return _VALUE.decode_json(body) if encoding == pb.ENCODING_JSON else _VALUE.decode(body)
 
 
 def add_gateway(door: Door, specs: Mapping[str, EntitySpec], server: grpc.aio.Server) -> None:

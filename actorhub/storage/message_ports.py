@@ -14,6 +14,7 @@ import msgspec
 
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
+from actorhub.storage.checkpoint_ports import Notes
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -166,6 +167,8 @@ class RunCommit(msgspec.Struct, frozen=True, kw_only=True):
     """Durable messages that the handler told."""
     next_start: RunStart | None = None
     """The run that starts as soon as this one is committed, counted along with it; of the same shard and epoch."""
+    notes: Notes | None = None
+    """What happens to checkpoints along with it; for `commit_noted` and transactions only."""
 
 
 class RunFailure(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,7 +280,7 @@ class RunTransaction(Protocol):
         ...
 
     async def commit(self, run: RunCommit, incarnation: str) -> bool:
-        """Write `run` in this transaction and commit it, under the same checks as `MessageStore.commit_run`.
+        """Write `run`, its notes too, in this transaction and commit it, checked like `MessageStore.commit_run`.
 
         Returns whether `run.next_start` was counted with it.
 
@@ -326,6 +329,17 @@ class MessageStore(Protocol):
             VersionConflict: another state version is stored. Nothing was written.
             NotPending: the message was settled before, by something else than this run. Nothing was written.
             DuplicateKey: a message of the outbox has a key that was used with another payload. Nothing was written.
+        """
+        ...
+
+    async def commit_noted(self, run: RunCommit, incarnation: str) -> bool:
+        """Write like `commit_run`, and the run's notes with it, in a transaction of its own.
+
+        A run that leaves neither state nor reply nor messages behind is one of notes alone.
+
+        Raises:
+            Fenced, VersionConflict, NotPending, DuplicateKey: as for `commit_run`. Nothing was written.
+            PersistenceError: the store failed; where `possibly_executed` is set, the outcome is unknown.
         """
         ...
 

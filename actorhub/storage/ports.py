@@ -9,7 +9,11 @@ import msgspec
 
 from actorhub.core.address import RunnerInfo, ShardId, ShardOwner
 from actorhub.core.errors import ActorhubError, PersistenceError
+from actorhub.storage.checkpoint_ports import CheckpointStore
+from actorhub.storage.key_value_ports import KeyValueStore
 from actorhub.storage.message_ports import MessageStore
+from actorhub.storage.singleton_ports import SingletonStore
+from actorhub.storage.statistics import StorageStatistics
 
 HEARTBEAT_INTERVAL: Final = timedelta(seconds=1)
 LEASE: Final = timedelta(seconds=2.5)
@@ -59,11 +63,19 @@ class ShardRow(msgspec.Struct, frozen=True):
     owner: ShardOwner | None
 
 
-class StoredState(msgspec.Struct, frozen=True):
-    """The committed state of an entity."""
+class StoredState(msgspec.Struct, frozen=True, eq=False):
+    """The committed state of an entity; two are equal whatever their age."""
 
     version: int
     data: bytes
+    age: float = 0.0
+    """Seconds since it was committed, by the store's clock."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, StoredState) and (self.version, self.data) == (other.version, other.data)
+
+    def __hash__(self) -> int:
+        return hash((self.version, self.data))
 
 
 class StateCommit(msgspec.Struct, frozen=True):
@@ -119,6 +131,25 @@ class Storage(Protocol):
         """The durable messages; open and closed with the storage."""
         ...
 
+    @property
+    def checkpoints(self) -> CheckpointStore:
+        """Results of steps and deferred values; open and closed with the storage."""
+        ...
+
+    @property
+    def singletons(self) -> SingletonStore:
+        """Singletons and their schedules; open and closed with the storage."""
+        ...
+
+    @property
+    def key_values(self) -> KeyValueStore:
+        """The key-value store; open and closed with the storage."""
+        ...
+
+    def statistics(self) -> StorageStatistics:
+        """Return what is counted so far."""
+        ...
+
     async def open(self) -> None:
         """Connect, check the server (version, durability, schema) and apply missing migrations.
 
@@ -141,6 +172,10 @@ class Storage(Protocol):
 
     async def cluster_values(self) -> ClusterValues | None:
         """Return what the cluster agreed on; `None` before its first runner."""
+        ...
+
+    async def secret(self) -> bytes:
+        """Return 16 random bytes that the cluster keeps, made by whoever asks first: they sign tokens."""
         ...
 
     async def open_lock_session(self, incarnation: str) -> LockSession:

@@ -21,7 +21,8 @@ from actorhub.engine.caller import Caller
 from actorhub.engine.limits import Limits
 from actorhub.engine.ownership_plan import wishes
 from actorhub.engine.runner import Door, Runner
-from actorhub.hub import Hub
+from actorhub.hub import VERSION, Hub
+from actorhub.ops import telemetry
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.ports import StoredState
 from actorhub.transport.memory import MemoryNetwork, MemoryTransport
@@ -157,6 +158,7 @@ class MemoryCluster:
                 max_call_depth=self.settings.max_call_depth,
             ),
         )
+        telemetry.observe_client(client, VERSION)
         cluster = Cluster(client, specs)
         stack = AsyncExitStack()
         stack.push_async_callback(client.leave, 1.0)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from actorhub.core.envelope import Envelope, Hello
+from actorhub.transport.statistics import TransportStatistics
 
 
 class LinkEvents(Protocol):
@@ -73,6 +74,10 @@ class Transport(Protocol):
     @property
     def hello(self) -> Hello:
         """What this process says of itself when a link opens."""
+        ...
+
+    def statistics(self) -> TransportStatistics:
+        """Return what is counted over all links so far."""
         ...
 
     async def listen(self, acceptor: Acceptor) -> str:

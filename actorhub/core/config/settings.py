@@ -119,7 +119,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(
             parse=values.parse_host_port,
             allowed="HOST:PORT, such as 127.0.0.1:8080; port 0 picks a free one",
-            help="Where health, metrics and the dashboard are served; off by default.",
+            help="Where probes, metrics and a page are served; off by default. Further workers take the next ports.",
             metavar="HOST:PORT",
         ),
     ] = None

@@ -9,6 +9,7 @@ import msgspec
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import DuplicateKey
+from actorhub.storage.memory.checkpoint_table import CheckpointTable
 from actorhub.storage.memory.message_queues import MessageQueues
 from actorhub.storage.memory.message_rows import KeyName, Row, Settlement, as_pending, as_row, key_name, matches
 from actorhub.storage.memory.state_table import EntityKey, StateRow, StateTable
@@ -41,9 +42,10 @@ Owns = Callable[[str, ShardId, int], bool]
 class MessageTable:
     """Every method is a transaction: it happens in one step of the loop, and checks everything before it writes."""
 
-    def __init__(self, clock: Clock, states: StateTable, owns: Owns) -> None:
+    def __init__(self, clock: Clock, states: StateTable, checkpoints: CheckpointTable, owns: Owns) -> None:
         self._clock = clock
         self._states = states
+        self._checkpoints = checkpoints
         self._owns = owns
         self._rows: dict[int, Row] = {}
         self._keys: dict[KeyName, Row] = {}
@@ -100,6 +102,31 @@ class MessageTable:
             self._settle(row, reply, run.retention)
             row.settlement = Settlement.of(run)
         return run.next_start is not None and self.start_run(run.next_start, incarnation) is Readiness.RUN
+
+    def commit_noted(self, run: RunCommit, incarnation: str) -> bool:
+        """Write what a run leaves behind and its notes, or see that this very run was written before.
+
+        Returns whether the next run was counted along with it.
+
+        Raises:
+            Fenced, NotPending, VersionConflict, DuplicateKey: as for `commit_run`.
+        """
+        if self._was_committed(run):
+            return False
+        counted = self.commit_run(run, incarnation)
+        if run.notes is not None:
+            self._checkpoints.write(run.notes)
+            row = self._rows.get(run.notes.scope.message_id)
+            if row is not None and row.reply is None:
+                self._make_due(row)
+                row.attempts = 0
+                row.failure = None
+        return counted
+
+    def is_kept(self, message_id: int) -> bool:
+        """Whether a message is pending or a dead letter."""
+        row = self._rows.get(message_id)
+        return row is not None and (row.reply is None or row.is_dead)
 
     def fail_run(self, failure: RunFailure, incarnation: str) -> float:
         """Note a failed run; return when the next one is due, 0 for a dead letter.

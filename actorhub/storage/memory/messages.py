@@ -70,6 +70,23 @@ class MemoryMessages:
         """
         return self._queue(lambda: self._commit(run, incarnation))
 
+    async def commit_noted(self, run: RunCommit, incarnation: str) -> bool:
+        """Write like `commit_run`, and the run's notes with it.
+
+        Raises:
+            Fenced, VersionConflict, NotPending, DuplicateKey: refused. Nothing was written.
+            PersistenceError: the store is unreachable.
+        """
+        table = await self._reached()
+        try:
+            counted = table.commit_noted(run, incarnation)
+        except (Fenced, VersionConflict, NotPending, DuplicateKey):
+            self._counters.refused += 1
+            raise
+        self._counters.settled += 1
+        self._counters.started += counted
+        return counted
+
     def fail_run(self, failure: RunFailure, incarnation: str) -> Future[float]:
         """Note a failed run; return when the next one is due (seconds since the Unix epoch), 0 for a dead letter.
 

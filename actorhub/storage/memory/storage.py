@@ -8,8 +8,11 @@ from datetime import timedelta
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.agreement import check_agreement
+from actorhub.storage.memory.checkpoints import MemoryCheckpoints
+from actorhub.storage.memory.key_values import MemoryKeyValues
 from actorhub.storage.memory.messages import MemoryMessages
 from actorhub.storage.memory.session import MemoryLockSession
+from actorhub.storage.memory.singletons import MemorySingletons
 from actorhub.storage.memory.store import MemoryStore
 from actorhub.storage.ports import (
     ClusterValues,
@@ -36,11 +39,29 @@ class MemoryStorage:
         self._loads: list[tuple[tuple[str, str], Future[StoredState | None]]] = []
         self._closed = False
         self._messages = MemoryMessages(store.messages, self._counters, self._check_open)
+        self._checkpoints = MemoryCheckpoints(store, self._check_open)
+        self._singletons = MemorySingletons(store.singletons, self._counters, self._check_open)
+        self._key_values = MemoryKeyValues(store.key_values, self._check_open)
 
     @property
     def messages(self) -> MemoryMessages:
         """The durable messages; open and closed with the storage."""
         return self._messages
+
+    @property
+    def checkpoints(self) -> MemoryCheckpoints:
+        """Results of steps and deferred values; open and closed with the storage."""
+        return self._checkpoints
+
+    @property
+    def singletons(self) -> MemorySingletons:
+        """Singletons and their schedules; open and closed with the storage."""
+        return self._singletons
+
+    @property
+    def key_values(self) -> MemoryKeyValues:
+        """The key-value store; open and closed with the storage."""
+        return self._key_values
 
     def statistics(self) -> StorageStatistics:
         """Return the counts as they are now."""
@@ -74,6 +95,10 @@ class MemoryStorage:
     async def cluster_values(self) -> ClusterValues | None:
         """Return what the cluster agreed on; `None` before its first runner."""
         return (await self._reached()).values
+
+    async def secret(self) -> bytes:
+        """Return 16 random bytes that the cluster keeps, made by whoever asks first: they sign tokens."""
+        return (await self._reached()).secret()
 
     async def open_lock_session(self, incarnation: str) -> MemoryLockSession:
         """Return a new lock session; its server side is marked with `incarnation`."""

@@ -11,7 +11,10 @@ import msgspec
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
+from actorhub.storage.memory.checkpoint_table import CheckpointTable
+from actorhub.storage.memory.key_value_table import KeyValueTable
 from actorhub.storage.memory.message_table import MessageTable
+from actorhub.storage.memory.singleton_table import SingletonTable
 from actorhub.storage.memory.state_table import StateRow, StateTable
 from actorhub.storage.ports import (
     SESSION_IDLE_LIMIT,
@@ -24,6 +27,8 @@ from actorhub.storage.ports import (
 )
 
 MACHINE_IDS: Final = 1024
+_LIVE_SECONDS: Final = 10.0
+"""A runner that was heard of so long ago still leads its singletons."""
 
 
 class _Shard(msgspec.Struct):
@@ -65,14 +70,23 @@ class MemoryStore:
         """Whether it answers: while `False`, every operation fails like one on a stopped server."""
         self._clock = clock
         self._values: ClusterValues | None = None
+        self._secret: bytes | None = None
         self._sessions: list[ServerSession] = []
         self._frozen: list[ServerSession] = []
         self._locks: dict[ShardId, ServerSession] = {}
         self._runners: dict[str, _Registration] = {}
         self._shards: dict[ShardId, _Shard] = {}
-        self._states = StateTable()
-        self.messages = MessageTable(clock, self._states, self._owns)
+        self._states = StateTable(clock)
+        self.checkpoints = CheckpointTable(clock)
+        """Results of steps and deferred values."""
+        self.messages = MessageTable(clock, self._states, self.checkpoints, self._owns)
         """The durable messages."""
+        self.singletons = SingletonTable(
+            clock=clock, states=self._states, checkpoints=self.checkpoints, owns=self._owns, is_live=self._is_live
+        )
+        """Singletons and their schedules."""
+        self.key_values = KeyValueTable(clock)
+        """The key-value store."""
         self._machine_ids: dict[str, _Lease] = {}
 
     def freeze_sessions(self, incarnation: str) -> int:
@@ -114,6 +128,12 @@ class MemoryStore:
     def values(self) -> ClusterValues | None:
         """What the cluster agreed on."""
         return self._values
+
+    def secret(self) -> bytes:
+        """Return what the cluster signs tokens with."""
+        if self._secret is None:
+            self._secret = bytes.fromhex(self._clock.token() + self._clock.token())
+        return self._secret
 
     def open_session(self, incarnation: str) -> ServerSession:
         """Return a new lock session."""
@@ -212,7 +232,7 @@ class MemoryStore:
 
     def overwrite(self, key: tuple[str, str], state: StoredState, epoch: int = 1) -> None:
         """Write a state without asking who owns what, as somebody with psql can."""
-        self._states.write(key, StateRow(state.version, epoch, state.data))
+        self._states.write(key, StateRow(state.version, epoch, state.data), state.age)
 
     def commit(self, commit: StateCommit, incarnation: str) -> None:
         """Write a state, or see that this very commit was written before.
@@ -254,6 +274,10 @@ class MemoryStore:
     def _owns(self, incarnation: str, shard: ShardId, epoch: int) -> bool:
         row = self._shards.get(shard)
         return row is not None and row.epoch == epoch and row.owner is not None and row.owner.incarnation == incarnation
+
+    def _is_live(self, incarnation: str) -> bool:
+        row = self._runners.get(incarnation)
+        return row is not None and self._clock.monotonic() - row.heartbeat_at < _LIVE_SECONDS
 
     def _sessions_of(self, incarnation: str) -> Iterator[ServerSession]:
         self.end_silent_sessions()

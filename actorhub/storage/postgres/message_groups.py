@@ -44,6 +44,8 @@ StartEntry: TypeAlias = Entry[RunStart, Readiness]
 RunEntry: TypeAlias = Entry[RunCommit, bool]
 FailEntry: TypeAlias = Entry[RunFailure, float]
 
+WRITTEN: Final = 0
+"""The verdict of `commit_runs` on a run that is written, with its next one counted, if it has one."""
 _ASK_AGAIN: Final = 5
 _FENCED: Final = 1
 _CONFLICT: Final = 2
@@ -285,7 +287,7 @@ def _outbox_columns(runs: Sequence[RunCommit]) -> tuple[Sequence[object] | None,
 def verdict_of(verdict: int, run: RunCommit, owner: str) -> bool | ActorhubError:
     """Return what a verdict of `commit_runs` means: whether the next run was counted, or the error."""
     match verdict:
-        case 0:
+        case _ if verdict == WRITTEN:
             return run.next_start is not None
         case _ if verdict == _NOT_COUNTED:
             return False

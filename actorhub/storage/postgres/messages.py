@@ -16,6 +16,7 @@ from actorhub.storage.message_ports import (
     NewMessage,
     PendingMessage,
     Readiness,
+    RolledBack,
     RunCommit,
     RunFailure,
     RunStart,
@@ -24,6 +25,7 @@ from actorhub.storage.message_ports import (
 )
 from actorhub.storage.postgres.connection import Target
 from actorhub.storage.postgres.control import ControlConnection
+from actorhub.storage.postgres.errors import Cause, cause
 from actorhub.storage.postgres.grouping import MAX_GROUP_BYTES
 from actorhub.storage.postgres.lane import Lane
 from actorhub.storage.postgres.message_groups import RunCommits, RunFailures, RunStarts, StoreGroups
@@ -42,6 +44,8 @@ from actorhub.storage.postgres.transaction import Transactions
 from actorhub.storage.statistics import StorageCounters
 
 _PURGE_STEP: Final = 500
+_COMMIT_ATTEMPTS: Final = 3
+"""Of a commit that met another one of the same key or state, or a deadlock."""
 _INDEXES_ONLY: Final = {
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
@@ -61,7 +65,9 @@ class PostgresMessages:
         # Loading must not queue behind what people ask for.
         self._loads = ControlConnection(target, "actorhub messages", _INDEXES_ONLY)
         self._control = ControlConnection(target, "actorhub message control")
-        self._transactions = Transactions(target, fence_of, counters)
+        self._transactions = Transactions(target, "actorhub transactions", fence_of, counters)
+        # A handler that sits in a transaction of its own may wait for one of these.
+        self._noting = Transactions(target, "actorhub notes", fence_of, counters)
         self._stores = Lane(target, clock, StoreGroups("store messages", fence_of, counters), counters)
         self._deposits = Lane(target, clock, StoreGroups("deposit messages", fence_of, counters), counters)
         self._starts = Lane(target, clock, RunStarts(fence_of, counters), counters)
@@ -79,7 +85,7 @@ class PostgresMessages:
         async with asyncio.TaskGroup() as tasks:
             for lane in (self._stores, self._deposits, self._starts, self._commits, self._failures):
                 tasks.create_task(lane.aclose())
-            for part in (self._loads, self._control, self._transactions):
+            for part in (self._loads, self._control, self._transactions, self._noting):
                 tasks.create_task(part.aclose())
 
     def store(self, message: NewMessage, incarnation: str) -> Future[Stored]:
@@ -115,6 +121,26 @@ class PostgresMessages:
                 future.set_exception(exc)
                 return future
         return self._commits.submit_nowait(run, _run_name(run), incarnation, run_bytes(run))
+
+    async def commit_noted(self, run: RunCommit, incarnation: str) -> bool:
+        """Write like `commit_run`, and the run's notes with it, in a transaction of its own.
+
+        Repeating a commit that was written changes nothing, its notes included, as long as it has a state, a reply or
+        messages that tell.
+
+        Raises:
+            Fenced, VersionConflict, NotPending, DuplicateKey: refused. Nothing was written.
+            PersistenceError: the store failed; where `possibly_executed` is set, the outcome is unknown.
+        """
+        attempt = 1
+        while True:
+            transaction = await self._noting.begin()
+            try:
+                return await transaction.commit(run, incarnation)
+            except RolledBack as exc:
+                if attempt == _COMMIT_ATTEMPTS or cause(exc.__cause__ or exc) is not Cause.TRANSIENT:
+                    raise
+                attempt += 1
 
     def fail_run(self, failure: RunFailure, incarnation: str) -> Future[float]:
         """Note a failed run; return when the next one is due (seconds since the Unix epoch), 0 for a dead letter.

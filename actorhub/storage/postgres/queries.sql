@@ -100,10 +100,12 @@ select name, value from cluster_value;
 select
     found.position - 1 as position,
     found.version,
-    case when found.bytes_so_far - octet_length(found.data) < $3 then found.data end as data
+    case when found.bytes_so_far - octet_length(found.data) < $3 then found.data end as data,
+    found.age
 from (
     select
         r.position, x.version, x.data,
+        greatest(extract(epoch from clock_timestamp() - x.updated_at), 0)::double precision as age,
         sum(octet_length(x.data)) over (order by r.position) as bytes_so_far
     from unnest($1::text[], $2::text[]) with ordinality as r (t, i, position)
     join entity_state as x on x.entity_type = r.t and x.entity_id = r.i
@@ -376,3 +378,191 @@ select number, name, checksum from migration order by number;
 -- name: namespace_exists
 -- Whether the schema is there.
 select exists (select from pg_namespace where nspname = $1);
+
+-- name: load_checkpoints
+-- The checkpoints of a message ($3; 0: of a singleton's run) of an entity ($1, $2), and how often they were closed
+-- before: on a row of its own where there are none.
+select
+    coalesce(
+        (select s.generation from singleton as s where $3::bigint = 0 and s.singleton = $1 and s.entity_id = $2), 0
+    ) as generation,
+    c.name,
+    c.data
+from (select) as once
+left join checkpoint as c on c.message_id = $3 and c.entity_type = $1 and c.entity_id = $2;
+
+-- name: write_notes
+-- Write the notes of a run that was written in this transaction; returns whether its next run was counted.
+select write_notes($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- name: complete
+-- Store the outcome of a deferred value; returns whether what is stored is this one.
+with w as (
+    insert into completion as c (token_hash, entity_type, entity_id, message_id, kind, data)
+    values ($1, $2, $3, $4, $5, $6)
+    on conflict (token_hash) do update set kind = excluded.kind where c.kind = excluded.kind and c.data = excluded.data
+    returning c.token_hash
+)
+select exists (select from w);
+
+-- name: completions
+-- The outcomes of deferred values.
+select token_hash, entity_type, entity_id, message_id, kind, data from completion where token_hash = any($1::bytea[]);
+
+-- name: remove_orphans
+-- Forget at most $2 checkpoints and outcomes, older than $1 seconds, of messages that are gone; returns how many.
+select remove_orphans($1, $2);
+
+-- name: lead_singleton
+-- Write who leads a singleton; returns what is stored, no row where the shard was lost.
+select
+    s.*, extract(epoch from s.since)::double precision as since_time,
+    extract(epoch from s.heartbeat_at)::double precision as heartbeat_time,
+    extract(epoch from clock_timestamp())::double precision as clock
+from lead_singleton($1, $2, $3, $4, $5, $6, $7, $8, $9) as s;
+
+-- name: note_singleton
+-- Write what a leader knows of its singleton; returns whether the shard is still its own, and the clock.
+select
+    note_singleton($1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9, $10) as noted,
+    extract(epoch from clock_timestamp())::double precision as clock;
+
+-- name: list_singletons
+-- Every singleton, and the clock: on a row of its own where there are none.
+select
+    s.*, extract(epoch from s.since)::double precision as since_time,
+    extract(epoch from s.heartbeat_at)::double precision as heartbeat_time,
+    extract(epoch from clock_timestamp())::double precision as clock
+from (select) as once
+left join singleton as s on true
+order by s.singleton;
+
+-- name: list_schedules
+-- The schedules of one singleton, or of all, and the clock: on a row of its own where there are none.
+select c.*, extract(epoch from clock_timestamp())::double precision as clock
+from (select) as once
+left join cron_schedule as c on $1::text is null or c.singleton = $1
+order by c.singleton, c.name;
+
+-- name: keep_schedule
+-- Write a schedule unless it was edited meanwhile; returns what is stored, no row where the shard was lost.
+select c.* from keep_schedule($1, $2, $3, $4, $5, $6::jsonb) as c;
+
+-- name: remove_schedules
+-- Delete schedules of a singleton; returns whether the shard is still its leader's.
+select remove_schedules($1, $2, $3, $4, $5, $6, $7);
+
+-- name: edit_schedule
+-- Change a schedule for an operator: paused ($3), expression ($4), time zone ($5), or back to what the code says ($6).
+update cron_schedule as c
+set paused = coalesce($3, c.paused),
+    expression = coalesce($4, case when $6 then split_part(c.declared, '|', 1) else c.expression end),
+    timezone = coalesce($5, case when $6 then split_part(c.declared, '|', 2) else c.timezone end),
+    edited = coalesce($4, $5) is not null or (c.edited and not $6),
+    revision = c.revision + 1,
+    next_at = null
+where c.singleton = $1 and c.name = $2
+returning c.*;
+
+-- name: remove_abandoned
+-- Delete singletons that nobody led, and whose state nobody wrote, for longer than their state is kept; returns how many.
+select remove_abandoned();
+
+-- name: keep_secret
+-- Store the cluster's secret if there is none.
+insert into cluster_secret (secret) values ($1) on conflict do nothing;
+
+-- name: secret
+-- The cluster's secret.
+select secret from cluster_secret;
+
+-- name: get_values
+-- Values by key; keys without one are left out. Once the data exceed $2 bytes, the rest comes without data, to be asked for
+-- again.
+select
+    found.position - 1 as position,
+    case when found.bytes_so_far - octet_length(found.data) < $2 then found.data end as data,
+    found.ttl
+from (
+    select
+        r.position, v.data,
+        case when v.expires_at is not null
+            then greatest(extract(epoch from v.expires_at - clock_timestamp()), 0)::double precision
+        end as ttl,
+        sum(octet_length(v.data)) over (order by r.position) as bytes_so_far
+    from unnest($1::text[]) with ordinality as r (key, position)
+    join key_value as v on v.key = r.key
+    where v.expires_at is null or v.expires_at > clock_timestamp()
+) as found;
+
+-- name: put_value
+-- Write a value, whatever was there; it lives for $3 seconds, or for ever.
+insert into key_value as v (key, data, expires_at)
+values ($1, $2, clock_timestamp() + make_interval(secs => $3))
+on conflict (key) do update
+set data = excluded.data, expires_at = excluded.expires_at, updated_at = excluded.updated_at;
+
+-- name: make_value
+-- Write a value if there is none; returns a row if there was none.
+insert into key_value as v (key, data, expires_at)
+values ($1, $2, clock_timestamp() + make_interval(secs => $3))
+on conflict (key) do update
+set data = excluded.data, expires_at = excluded.expires_at, updated_at = excluded.updated_at
+where v.expires_at <= clock_timestamp()
+returning true;
+
+-- name: replace_value
+-- Write $3 if the value is $2; returns a row if it was.
+update key_value as v set data = $3, updated_at = clock_timestamp()
+where v.key = $1 and v.data = $2 and (v.expires_at is null or v.expires_at > clock_timestamp())
+returning true;
+
+-- name: remove_value
+-- Delete the value if it is $2; returns a row if it was.
+delete from key_value as v
+where v.key = $1 and v.data = $2 and (v.expires_at is null or v.expires_at > clock_timestamp())
+returning true;
+
+-- name: delete_value
+-- Delete a value; returns a row with whether its time was not over, if there was one.
+delete from key_value as v where v.key = $1 returning v.expires_at is null or v.expires_at > clock_timestamp();
+
+-- name: count_values
+-- How many keys match the pattern $1, up to $2.
+select count(*)
+from (
+    select from key_value as v
+    where v.key like $1 and (v.expires_at is null or v.expires_at > clock_timestamp())
+    limit $2
+) as found;
+
+-- name: clear_values
+-- Delete the first $3 keys that match the pattern $1 and come after $2; returns how many values that were, and the last key
+-- unless there are no more.
+with gone as (
+    delete from key_value
+    where key = any(array(
+        select v.key from key_value as v where v.key like $1 and v.key > $2 order by v.key limit $3 for update
+    ))
+    returning key, expires_at
+)
+select
+    count(*) filter (where gone.expires_at is null or gone.expires_at > clock_timestamp()) as removed,
+    case when count(*) = $3 then max(gone.key) end as last
+from gone;
+
+-- name: remove_expired_values
+-- Delete at most $1 values whose time is over; returns how many.
+with gone as (
+    delete from key_value
+    where key = any(array(
+        select v.key
+        from key_value as v
+        where v.expires_at <= clock_timestamp()
+        order by v.expires_at
+        limit $1
+        for update skip locked
+    ))
+    returning key
+)
+select count(*) from gone;

@@ -37,8 +37,8 @@ class StateLoads:
         rows = await statement.fetch([key[0] for key in keys], [key[1] for key in keys], MAX_GROUP_BYTES)
         found: list[StoredState | Again | None] = [None] * len(group)
         again = 0
-        for position, version, data in rows:
-            found[position] = Again() if data is None else StoredState(version, data)
+        for position, version, data, age in rows:
+            found[position] = Again() if data is None else StoredState(version, data, age)
             again += data is None
         self._counters.loads += len(group) - again
         return found

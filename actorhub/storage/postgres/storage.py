@@ -14,15 +14,18 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.agreement import check_agreement
 from actorhub.storage.ports import ClusterValues, LiveRunner, ShardRow, StateCommit, StoredState
+from actorhub.storage.postgres.checkpoints import PostgresCheckpoints
 from actorhub.storage.postgres.connection import Target
 from actorhub.storage.postgres.control import ControlConnection
 from actorhub.storage.postgres.errors import place
+from actorhub.storage.postgres.key_values import PostgresKeyValues
 from actorhub.storage.postgres.lane import Lane
 from actorhub.storage.postgres.messages import PostgresMessages
 from actorhub.storage.postgres.rows import live_runners, shard_row
 from actorhub.storage.postgres.schema import check_namespace, migrate
 from actorhub.storage.postgres.server import ServerFacts, check_lock_table, check_server, server_facts
 from actorhub.storage.postgres.session import PostgresLockSession, application_name, open_lock_session
+from actorhub.storage.postgres.singletons import PostgresSingletons
 from actorhub.storage.postgres.state import StateCommits, StateLoads
 from actorhub.storage.statistics import StorageCounters, StorageStatistics
 
@@ -41,6 +44,7 @@ class PostgresStorage:
 
     def __init__(self, url: str, *, namespace: str = "actorhub", clock: Clock, fence: bool = True) -> None:
         self._target = Target(url, check_namespace(namespace))
+        self._clock = clock
         self._fence = fence
         self._counters = StorageCounters()
         # A take may wait for a fence: what ends the fence's holder must not queue behind it.
@@ -49,6 +53,9 @@ class PostgresStorage:
         self._loads = Lane(self._target, clock, StateLoads(self._counters), self._counters)
         self._commits = Lane(self._target, clock, StateCommits(namespace, self._counters, fence=fence), self._counters)
         self._messages = PostgresMessages(self._target, clock, self._counters, fence=fence)
+        self._checkpoints = PostgresCheckpoints(self._target)
+        self._singletons = PostgresSingletons(self._target, self._fence_key, self._counters)
+        self._key_values = PostgresKeyValues(self._target, clock, self._counters)
         self._facts: ServerFacts | None = None
 
     def __repr__(self) -> str:
@@ -59,9 +66,25 @@ class PostgresStorage:
         """The durable messages; open and closed with the storage."""
         return self._messages
 
+    @property
+    def checkpoints(self) -> PostgresCheckpoints:
+        """Results of steps and deferred values; open and closed with the storage."""
+        return self._checkpoints
+
+    @property
+    def singletons(self) -> PostgresSingletons:
+        """Singletons and their schedules; open and closed with the storage."""
+        return self._singletons
+
+    @property
+    def key_values(self) -> PostgresKeyValues:
+        """The key-value store; open and closed with the storage."""
+        return self._key_values
+
     def statistics(self) -> StorageStatistics:
         """Return the counts as they are now."""
-        return self._counters.snapshot(self._loads.pending + self._commits.pending + self._messages.pending)
+        parts = (self._loads, self._commits, self._messages, self._key_values)
+        return self._counters.snapshot(sum(part.pending for part in parts))
 
     async def open(self) -> None:
         """Connect, check the server (version, durability, schema) and apply missing migrations.
@@ -82,8 +105,10 @@ class PostgresStorage:
     async def aclose(self) -> None:
         """Let go of every connection, after at most a few seconds for what waits. Can be called twice."""
         async with asyncio.TaskGroup() as tasks:
-            for part in (self._loads, self._commits, self._messages, self._control, self._ownership):
+            for part in (self._loads, self._commits, self._messages, self._key_values):
                 tasks.create_task(part.aclose())
+            for other in (self._control, self._ownership, self._checkpoints, self._singletons):
+                tasks.create_task(other.aclose())
 
     async def agree(self, values: ClusterValues, groups: int = 1) -> None:
         """Store `values` if they are the first, else compare; check that the locks of `groups` groups have room.
@@ -111,6 +136,15 @@ class PostgresStorage:
             raise ConfigurationError(
                 f"table cluster_value of namespace {self._target.namespace} is damaged: {exc}: correct or empty it"
             ) from exc
+
+    async def secret(self) -> bytes:
+        """Return 16 random bytes that the cluster keeps, made by whoever asks first: they sign tokens."""
+        made = bytes.fromhex(self._clock.token() + self._clock.token())
+        await self._control.fetch("store the cluster's secret", "keep_secret", made)
+        rows = await self._control.fetch("read the cluster's secret", "secret")
+        if not rows:
+            raise PersistenceError("the cluster's secret vanished while it was read")
+        return bytes(rows[0][0])
 
     def check_lock_table(self, shards: int) -> None:
         """Check that the server has room for a lock on each of `shards`, all groups together.

@@ -11,10 +11,11 @@ import asyncpg
 import msgspec
 
 from actorhub.core.errors import DuplicateKey, PersistenceError
+from actorhub.storage.checkpoint_ports import Notes
 from actorhub.storage.message_ports import RolledBack, RunCommit
 from actorhub.storage.postgres.connection import Target, TransactionPool, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
-from actorhub.storage.postgres.message_groups import run_columns, verdict_of
+from actorhub.storage.postgres.message_groups import WRITTEN, run_columns, verdict_of
 from actorhub.storage.postgres.message_rows import without_twins
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.statistics import StorageCounters
@@ -57,11 +58,28 @@ class _Session(msgspec.Struct, frozen=True):
     transaction: "Transaction"
 
 
-class Transactions:
-    """Connections for transactions, made when they are first needed and kept for a while."""
+class _Statements(msgspec.Struct, frozen=True):
+    """What a transaction ends with; the search path is the role's own, so they name the namespace."""
 
-    def __init__(self, target: Target, fence_of: Callable[[str], int | None], counters: StorageCounters) -> None:
+    commit_runs: str
+    write_notes: str
+
+    @classmethod
+    def of(cls, namespace: str) -> "_Statements":
+        commit_runs = queries()["commit_runs"].replace("commit_runs(", f'"{namespace}".commit_runs(')
+        write_notes = queries()["write_notes"].replace("write_notes(", f'"{namespace}".write_notes(')
+        return cls(commit_runs, write_notes)
+
+
+class Transactions:
+    """Connections for transactions, called `name`, made when they are first needed and kept for a while."""
+
+    def __init__(
+        self, target: Target, name: str, fence_of: Callable[[str], int | None], counters: StorageCounters
+    ) -> None:
         self._target = target
+        self._name = name
+        self._statements = _Statements.of(target.namespace)
         self._fence_of = fence_of
         self._counters = counters
         self._pool: TransactionPool | None = None
@@ -94,8 +112,8 @@ class Transactions:
         except BaseException:
             await _let_go(pool, connection)
             raise
-        sql = queries()["commit_runs"].replace("commit_runs(", f'"{self._target.namespace}".commit_runs(')
-        return PostgresTransaction(_Session(pool, connection, outer), sql, self._fence_of, self._counters)
+        session = _Session(pool, connection, outer)
+        return PostgresTransaction(session, self._statements, self._fence_of, self._counters)
 
     async def aclose(self) -> None:
         """End every connection; transactions under way fail."""
@@ -108,7 +126,7 @@ class Transactions:
             if self._closed:
                 raise PersistenceError("the storage is closed")
             if self._pool is None:
-                self._pool = await self._target.transaction_pool("actorhub transactions", MOST)
+                self._pool = await self._target.transaction_pool(self._name, MOST)
             return self._pool
 
 
@@ -116,12 +134,16 @@ class PostgresTransaction:
     """A `RunTransaction` on a connection that nobody else has until it is committed or rolled back."""
 
     def __init__(
-        self, session: _Session, sql: str, fence_of: Callable[[str], int | None], counters: StorageCounters
+        self,
+        session: _Session,
+        statements: _Statements,
+        fence_of: Callable[[str], int | None],
+        counters: StorageCounters,
     ) -> None:
         self._pool = session.pool
         self._connection = session.connection
         self._outer = session.transaction
-        self._sql = sql
+        self._statements = statements
         self._fence_of = fence_of
         self._counters = counters
         self._ended = False
@@ -136,7 +158,7 @@ class PostgresTransaction:
         return self._connection.transaction()
 
     async def commit(self, run: RunCommit, incarnation: str) -> bool:
-        """Write `run` in this transaction and commit it, under the same checks as `MessageStore.commit_run`.
+        """Write `run`, its notes too, in this transaction and commit it, checked like `MessageStore.commit_run`.
 
         Returns whether `run.next_start` was counted with it.
 
@@ -179,15 +201,42 @@ class PostgresTransaction:
             raise PersistenceError(
                 "the transaction was ended by the handler's own SQL, or by a lost connection", possibly_executed=True
             )
+        if run.notes is None:
+            _, counted = await self._write_run(run, incarnation)
+            return counted
+        # With a next run, the verdict would not tell what is written now from what was before, with its notes.
+        is_new, _ = await self._write_run(msgspec.structs.replace(run, next_start=None), incarnation)
+        return is_new and await self._write_notes(run, run.notes)
+
+    async def _write_run(self, run: RunCommit, incarnation: str) -> tuple[bool, bool]:
+        """Return whether all was written now, and whether the next run was counted with it."""
         arguments = (self._fence_of(incarnation), incarnation, *run_columns([run]))
         async with deadline(_Ending(self._connection), COMMIT_LIMIT):
-            verdicts = await self._connection.fetchval(self._sql, *arguments)
-        verdict = verdict_of(verdicts[0] if verdicts else 0, run, incarnation)
+            verdicts = await self._connection.fetchval(self._statements.commit_runs, *arguments)
+        code = verdicts[0] if verdicts else WRITTEN
+        verdict = verdict_of(code, run, incarnation)
         if isinstance(verdict, bool):
-            return verdict
+            return code == WRITTEN, verdict
         if isinstance(verdict, PersistenceError):
             self._counters.refused += 1
         raise verdict
+
+    async def _write_notes(self, run: RunCommit, notes: Notes) -> bool:
+        """Write the notes of a run that was written now; return whether its next run was counted."""
+        scope, following = notes.scope, run.next_start
+        async with deadline(_Ending(self._connection), COMMIT_LIMIT):
+            counted: bool = await self._connection.fetchval(
+                self._statements.write_notes,
+                scope.entity_type,
+                scope.entity_id,
+                scope.message_id,
+                [checkpoint.name for checkpoint in notes.stored],
+                [checkpoint.data for checkpoint in notes.stored],
+                notes.closes,
+                None if following is None else following.message_id,
+                None if following is None else following.attempts,
+            )
+        return counted
 
 
 def _failure(error: BaseException) -> PersistenceError:

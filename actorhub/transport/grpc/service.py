@@ -29,6 +29,9 @@ from actorhub.transport.statistics import Counters
 HELLO_SECONDS: Final = 5.0
 """How long a peer that opened a stream may take to say who it is."""
 
+STATUS_SECONDS: Final = 5.0
+"""How long a peer may take to read up to the status that ends its stream."""
+
 WARNING_SECONDS: Final = 1.0
 """Warnings that a peer can provoke at will are written at most this often."""
 
@@ -98,30 +101,48 @@ class LinkService:
     async def _serve(self, _requests: object, context: ServerStream) -> None:
         """Carry one stream from its Hello to its end; cancelled by gRPC when the peer is gone."""
         try:
-            link, events = await self._open(context)
-            self.links.add(link)
-            try:
-                await link.pump(events)
-            finally:
-                self.links.discard(link)
-            if link.status is not grpc.StatusCode.OK:
-                self._warn("link with %s ended: %s", context.peer(), link.reason)
-                await context.abort(link.status, link.reason)
+            status, reason = await self._carry(context)
         except _Refused as refused:
             self._counters.links_refused += 1
             self._warn("refused a link with %s: %s", context.peer(), refused.text)
-            await context.abort(refused.code, refused.text)
-        except grpc.aio.AbortError:
-            raise
+            status, reason = refused.code, refused.text
         except Exception:  # noqa: BLE001 - RPC server: without a status the peer would wait for ever
             _log.exception("a link with %s failed", context.peer())
-            await context.abort(grpc.StatusCode.INTERNAL, "internal error: see the log of this process")
+            status, reason = grpc.StatusCode.INTERNAL, "internal error: see the log of this process"
+        if status is not grpc.StatusCode.OK:
+            await self._answer(context, status, reason)
+
+    async def _carry(self, context: ServerStream) -> tuple[grpc.StatusCode, str]:
+        link, events = await self._open(context)
+        self.links.add(link)
+        try:
+            await link.pump(events)
+        finally:
+            self.links.discard(link)
+        if link.status is not grpc.StatusCode.OK:
+            self._warn("link with %s ended: %s", context.peer(), link.reason)
+        return link.status, link.reason
+
+    async def _answer(self, context: ServerStream, status: grpc.StatusCode, reason: str) -> None:
+        """End the stream with a status, behind the frame that is under way if there is one."""
+        try:
+            async with asyncio.timeout(STATUS_SECONDS):
+                await context.abort(status, reason)
+        except TimeoutError:
+            # gRPC's servers cannot reset a stream. The peer finds the status when it reads on; until then gRPC waits.
+            self._warn("%s has not taken its status within %g s: %s", context.peer(), STATUS_SECONDS, reason)
+        except grpc.aio.InternalError as exc:
+            self._warn("%s was gone before its status: %s", context.peer(), exc)
 
     async def _open(self, context: ServerStream) -> tuple[GrpcLink, LinkEvents]:
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 first = await read_first_frame(context)
             peer = check_hello(first, self._hello)
+            # Not with the first frame, and without a time-out: while a batch with the metadata is under way, or once
+            # its wait was cancelled, gRPC sends them again with the status. The C core refuses that, and the peer would
+            # wait for its status for ever.
+            await context.send_initial_metadata(())
         except TimeoutError as exc:
             text = f"no Hello arrived within {HELLO_SECONDS:g} s"
             raise _Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text) from exc

@@ -40,8 +40,12 @@ class Stream(Protocol):
 class ServerStream(Stream, Protocol):
     """The accepting end."""
 
+    def send_initial_metadata(self, metadata: tuple[tuple[str, str], ...], /) -> Awaitable[None]:
+        """Begin the answer; returns when it is written, which no flow control holds up."""
+        ...
+
     def abort(self, code: grpc.StatusCode, details: str, /) -> Awaitable[NoReturn]:
-        """End the stream with a status."""
+        """End the stream with a status; a write that is under way goes before it, even one whose wait was cancelled."""
         ...
 
     def peer(self) -> str:

@@ -115,6 +115,27 @@ MESSAGE_STATE_DEAD: MessageState.ValueType  # 5
 """A dead letter: it failed for good."""
 Global___MessageState: _TypeAlias = MessageState  # noqa: Y015
 
+class _SingletonState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SingletonStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SingletonState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SINGLETON_STATE_UNLED: _SingletonState.ValueType  # 0
+    """Nobody leads it: it never had a leader, or that one left or was lost."""
+    SINGLETON_STATE_LEADING: _SingletonState.ValueType  # 1
+    SINGLETON_STATE_STALE: _SingletonState.ValueType  # 2
+    """Its leader holds its shard, but the singleton has not shown that it is alive for more than a minute."""
+
+class SingletonState(_SingletonState, metaclass=_SingletonStateEnumTypeWrapper): ...
+
+SINGLETON_STATE_UNLED: SingletonState.ValueType  # 0
+"""Nobody leads it: it never had a leader, or that one left or was lost."""
+SINGLETON_STATE_LEADING: SingletonState.ValueType  # 1
+SINGLETON_STATE_STALE: SingletonState.ValueType  # 2
+"""Its leader holds its shard, but the singleton has not shown that it is alive for more than a minute."""
+Global___SingletonState: _TypeAlias = SingletonState  # noqa: Y015
+
 @_typing.final
 class ListRunnersRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -557,6 +578,7 @@ class HealthReply(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     SHARDS_OWNED_FIELD_NUMBER: _builtins.int
     LIVE_RUNNERS_FIELD_NUMBER: _builtins.int
+    SINGLETONS_FIELD_NUMBER: _builtins.int
     serving: _builtins.bool
     reason: _builtins.str
     """Why not, in one sentence."""
@@ -565,6 +587,10 @@ class HealthReply(_message.Message):
     version: _builtins.str
     shards_owned: _builtins.int
     live_runners: _builtins.int
+    @_builtins.property
+    def singletons(self) -> _containers.RepeatedCompositeFieldContainer[Global___SingletonHealth]:
+        """Those that this runner leads, by name. A stale one does not make `serving` false."""
+
     def __init__(
         self,
         *,
@@ -575,14 +601,71 @@ class HealthReply(_message.Message):
         version: _builtins.str = ...,
         shards_owned: _builtins.int = ...,
         live_runners: _builtins.int = ...,
+        singletons: _abc.Iterable[Global___SingletonHealth] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "live_runners", b"live_runners", "reason", b"reason", "runner", b"runner", "serving", b"serving", "shards_owned", b"shards_owned", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "live_runners", b"live_runners", "reason", b"reason", "runner", b"runner", "serving", b"serving", "shards_owned", b"shards_owned", "singletons", b"singletons", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HealthReply: _TypeAlias = HealthReply  # noqa: Y015
+
+@_typing.final
+class SingletonHealth(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINGLETON_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    IS_STALE_FIELD_NUMBER: _builtins.int
+    SCHEDULES_FIELD_NUMBER: _builtins.int
+    singleton: _builtins.str
+    status: _builtins.str
+    """healthy, stale, never executed, or unhealthy: it failed, or a schedule is overdue."""
+    is_stale: _builtins.bool
+    """It has not shown that it is alive for more than a minute, or the leader before had not, and it has not yet."""
+    @_builtins.property
+    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___ScheduleHealth]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        singleton: _builtins.str = ...,
+        status: _builtins.str = ...,
+        is_stale: _builtins.bool = ...,
+        schedules: _abc.Iterable[Global___ScheduleHealth] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_stale", b"is_stale", "schedules", b"schedules", "singleton", b"singleton", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SingletonHealth: _TypeAlias = SingletonHealth  # noqa: Y015
+
+@_typing.final
+class ScheduleHealth(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    status: _builtins.str
+    """healthy, never executed, paused, or overdue: nothing ran for twice the time between two of its instants."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        status: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleHealth: _TypeAlias = ScheduleHealth  # noqa: Y015
 
 @_typing.final
 class MessageFilter(_message.Message):
@@ -1086,3 +1169,430 @@ class CancelMessageReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelMessageReply: _TypeAlias = CancelMessageReply  # noqa: Y015
+
+@_typing.final
+class ListSingletonsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSingletonsRequest: _TypeAlias = ListSingletonsRequest  # noqa: Y015
+
+@_typing.final
+class ListSingletonsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINGLETONS_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    now: _builtins.float
+    """By the store's clock, as all times of singletons and schedules."""
+    @_builtins.property
+    def singletons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Singleton]:
+        """Those that ever had a leader, and those that this runner's program declares."""
+
+    def __init__(
+        self,
+        *,
+        singletons: _abc.Iterable[Global___Singleton] | None = ...,
+        now: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["now", b"now", "singletons", b"singletons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSingletonsReply: _TypeAlias = ListSingletonsReply  # noqa: Y015
+
+@_typing.final
+class Singleton(_message.Message):
+    """Times are seconds since the Unix epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINGLETON_FIELD_NUMBER: _builtins.int
+    ENTITY_ID_FIELD_NUMBER: _builtins.int
+    SHARD_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    LEADER_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_AT_FIELD_NUMBER: _builtins.int
+    EXECUTIONS_FIELD_NUMBER: _builtins.int
+    LAST_EXECUTION_FIELD_NUMBER: _builtins.int
+    LAST_EXECUTION_AT_FIELD_NUMBER: _builtins.int
+    LAST_DURATION_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_AT_FIELD_NUMBER: _builtins.int
+    STATE_ERRORS_FIELD_NUMBER: _builtins.int
+    STATE_ERROR_FIELD_NUMBER: _builtins.int
+    BODY_FIELD_NUMBER: _builtins.int
+    STATE_TTL_FIELD_NUMBER: _builtins.int
+    SCHEDULES_FIELD_NUMBER: _builtins.int
+    singleton: _builtins.str
+    """Name of the entity type."""
+    entity_id: _builtins.str
+    shard: _builtins.str
+    """group:number"""
+    state: Global___SingletonState.ValueType
+    leader: _builtins.str
+    """Address of the leader; empty where there is none."""
+    incarnation: _builtins.str
+    """Incarnation and epoch of the last leader, where there is none; 0: it never had one."""
+    epoch: _builtins.int
+    since: _builtins.float
+    """When that one began to lead."""
+    heartbeat_at: _builtins.float
+    executions: _builtins.int
+    """Runs of its schedules and starts of its `run`, under all leaders."""
+    last_execution: _builtins.str
+    """A schedule's name, or `run`."""
+    last_execution_at: _builtins.float
+    """Absent where nothing ever ran."""
+    last_duration: _builtins.float
+    """In seconds."""
+    last_error: _builtins.str
+    """Type and text; empty once a later execution has succeeded."""
+    last_error_at: _builtins.float
+    state_errors: _builtins.int
+    """How often its state could not be loaded, decoded or stored, and the last of these."""
+    state_error: _builtins.str
+    body: _builtins.str
+    """What its `run` does: running, returned, failed (it will start again); empty where it has none."""
+    state_ttl: _builtins.float
+    """Seconds after which a state that was not written is forgotten; absent: never."""
+    @_builtins.property
+    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Schedule]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        singleton: _builtins.str = ...,
+        entity_id: _builtins.str = ...,
+        shard: _builtins.str = ...,
+        state: Global___SingletonState.ValueType = ...,
+        leader: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        since: _builtins.float | None = ...,
+        heartbeat_at: _builtins.float | None = ...,
+        executions: _builtins.int = ...,
+        last_execution: _builtins.str = ...,
+        last_execution_at: _builtins.float | None = ...,
+        last_duration: _builtins.float | None = ...,
+        last_error: _builtins.str = ...,
+        last_error_at: _builtins.float | None = ...,
+        state_errors: _builtins.int = ...,
+        state_error: _builtins.str = ...,
+        body: _builtins.str = ...,
+        state_ttl: _builtins.float | None = ...,
+        schedules: _abc.Iterable[Global___Schedule] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_heartbeat_at", b"_heartbeat_at", "_last_duration", b"_last_duration", "_last_error_at", b"_last_error_at", "_last_execution_at", b"_last_execution_at", "_since", b"_since", "_state_ttl", b"_state_ttl", "heartbeat_at", b"heartbeat_at", "last_duration", b"last_duration", "last_error_at", b"last_error_at", "last_execution_at", b"last_execution_at", "since", b"since", "state_ttl", b"state_ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_heartbeat_at", b"_heartbeat_at", "_last_duration", b"_last_duration", "_last_error_at", b"_last_error_at", "_last_execution_at", b"_last_execution_at", "_since", b"_since", "_state_ttl", b"_state_ttl", "body", b"body", "entity_id", b"entity_id", "epoch", b"epoch", "executions", b"executions", "heartbeat_at", b"heartbeat_at", "incarnation", b"incarnation", "last_duration", b"last_duration", "last_error", b"last_error", "last_error_at", b"last_error_at", "last_execution", b"last_execution", "last_execution_at", b"last_execution_at", "leader", b"leader", "schedules", b"schedules", "shard", b"shard", "since", b"since", "singleton", b"singleton", "state", b"state", "state_error", b"state_error", "state_errors", b"state_errors", "state_ttl", b"state_ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__heartbeat_at: _TypeAlias = _typing.Literal["heartbeat_at"]  # noqa: Y015
+    _WhichOneofArgType__heartbeat_at: _TypeAlias = _typing.Literal["_heartbeat_at", b"_heartbeat_at"]  # noqa: Y015
+    _WhichOneofReturnType__last_duration: _TypeAlias = _typing.Literal["last_duration"]  # noqa: Y015
+    _WhichOneofArgType__last_duration: _TypeAlias = _typing.Literal["_last_duration", b"_last_duration"]  # noqa: Y015
+    _WhichOneofReturnType__last_error_at: _TypeAlias = _typing.Literal["last_error_at"]  # noqa: Y015
+    _WhichOneofArgType__last_error_at: _TypeAlias = _typing.Literal["_last_error_at", b"_last_error_at"]  # noqa: Y015
+    _WhichOneofReturnType__last_execution_at: _TypeAlias = _typing.Literal["last_execution_at"]  # noqa: Y015
+    _WhichOneofArgType__last_execution_at: _TypeAlias = _typing.Literal["_last_execution_at", b"_last_execution_at"]  # noqa: Y015
+    _WhichOneofReturnType__since: _TypeAlias = _typing.Literal["since"]  # noqa: Y015
+    _WhichOneofArgType__since: _TypeAlias = _typing.Literal["_since", b"_since"]  # noqa: Y015
+    _WhichOneofReturnType__state_ttl: _TypeAlias = _typing.Literal["state_ttl"]  # noqa: Y015
+    _WhichOneofArgType__state_ttl: _TypeAlias = _typing.Literal["_state_ttl", b"_state_ttl"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heartbeat_at) -> _WhichOneofReturnType__heartbeat_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_duration) -> _WhichOneofReturnType__last_duration | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_error_at) -> _WhichOneofReturnType__last_error_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_execution_at) -> _WhichOneofReturnType__last_execution_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__since) -> _WhichOneofReturnType__since | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__state_ttl) -> _WhichOneofReturnType__state_ttl | None: ...
+
+Global___Singleton: _TypeAlias = Singleton  # noqa: Y015
+
+@_typing.final
+class ListSchedulesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINGLETON_FIELD_NUMBER: _builtins.int
+    singleton: _builtins.str
+    """Empty: of every singleton. NOT_FOUND where no singleton has that name."""
+    def __init__(
+        self,
+        *,
+        singleton: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["singleton", b"singleton"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSchedulesRequest: _TypeAlias = ListSchedulesRequest  # noqa: Y015
+
+@_typing.final
+class ListSchedulesReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCHEDULES_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
+    now: _builtins.float
+    """By the store's clock."""
+    @_builtins.property
+    def schedules(self) -> _containers.RepeatedCompositeFieldContainer[Global___Schedule]: ...
+    def __init__(
+        self,
+        *,
+        schedules: _abc.Iterable[Global___Schedule] | None = ...,
+        now: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["now", b"now", "schedules", b"schedules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSchedulesReply: _TypeAlias = ListSchedulesReply  # noqa: Y015
+
+@_typing.final
+class Schedule(_message.Message):
+    """Times are seconds since the Unix epoch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINGLETON_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    EXPRESSION_FIELD_NUMBER: _builtins.int
+    TIMEZONE_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    EDITED_FIELD_NUMBER: _builtins.int
+    DECLARED_FIELD_NUMBER: _builtins.int
+    NEXT_AT_FIELD_NUMBER: _builtins.int
+    LAST_AT_FIELD_NUMBER: _builtins.int
+    LAST_STARTED_AT_FIELD_NUMBER: _builtins.int
+    LAST_DURATION_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    FAILURES_IN_A_ROW_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    LAST_SKIP_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    singleton: _builtins.str
+    name: _builtins.str
+    expression: _builtins.str
+    """What holds now."""
+    timezone: _builtins.str
+    """IANA name."""
+    paused: _builtins.bool
+    edited: _builtins.bool
+    """Somebody set expression or time zone: what the code says does not hold."""
+    declared: _builtins.str
+    """What the code says, as expression|timezone."""
+    next_at: _builtins.float
+    """Absent while it is paused, or not planned yet."""
+    last_at: _builtins.float
+    """The instant that ran last."""
+    last_started_at: _builtins.float
+    """When that run began, and how many seconds it took."""
+    last_duration: _builtins.float
+    last_error: _builtins.str
+    runs: _builtins.int
+    """Runs that succeeded, and instants that were given up after their last attempt."""
+    failures: _builtins.int
+    failures_in_a_row: _builtins.int
+    skipped: _builtins.int
+    """Instants that were not run, and why the last ones were not."""
+    last_skip: _builtins.str
+    revision: _builtins.int
+    """Grows with each edit."""
+    def __init__(
+        self,
+        *,
+        singleton: _builtins.str = ...,
+        name: _builtins.str = ...,
+        expression: _builtins.str = ...,
+        timezone: _builtins.str = ...,
+        paused: _builtins.bool = ...,
+        edited: _builtins.bool = ...,
+        declared: _builtins.str = ...,
+        next_at: _builtins.float | None = ...,
+        last_at: _builtins.float | None = ...,
+        last_started_at: _builtins.float | None = ...,
+        last_duration: _builtins.float | None = ...,
+        last_error: _builtins.str = ...,
+        runs: _builtins.int = ...,
+        failures: _builtins.int = ...,
+        failures_in_a_row: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        last_skip: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_last_at", b"_last_at", "_last_duration", b"_last_duration", "_last_started_at", b"_last_started_at", "_next_at", b"_next_at", "last_at", b"last_at", "last_duration", b"last_duration", "last_started_at", b"last_started_at", "next_at", b"next_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_last_at", b"_last_at", "_last_duration", b"_last_duration", "_last_started_at", b"_last_started_at", "_next_at", b"_next_at", "declared", b"declared", "edited", b"edited", "expression", b"expression", "failures", b"failures", "failures_in_a_row", b"failures_in_a_row", "last_at", b"last_at", "last_duration", b"last_duration", "last_error", b"last_error", "last_skip", b"last_skip", "last_started_at", b"last_started_at", "name", b"name", "next_at", b"next_at", "paused", b"paused", "revision", b"revision", "runs", b"runs", "singleton", b"singleton", "skipped", b"skipped", "timezone", b"timezone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__last_at: _TypeAlias = _typing.Literal["last_at"]  # noqa: Y015
+    _WhichOneofArgType__last_at: _TypeAlias = _typing.Literal["_last_at", b"_last_at"]  # noqa: Y015
+    _WhichOneofReturnType__last_duration: _TypeAlias = _typing.Literal["last_duration"]  # noqa: Y015
+    _WhichOneofArgType__last_duration: _TypeAlias = _typing.Literal["_last_duration", b"_last_duration"]  # noqa: Y015
+    _WhichOneofReturnType__last_started_at: _TypeAlias = _typing.Literal["last_started_at"]  # noqa: Y015
+    _WhichOneofArgType__last_started_at: _TypeAlias = _typing.Literal["_last_started_at", b"_last_started_at"]  # noqa: Y015
+    _WhichOneofReturnType__next_at: _TypeAlias = _typing.Literal["next_at"]  # noqa: Y015
+    _WhichOneofArgType__next_at: _TypeAlias = _typing.Literal["_next_at", b"_next_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_at) -> _WhichOneofReturnType__last_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_duration) -> _WhichOneofReturnType__last_duration | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_started_at) -> _WhichOneofReturnType__last_started_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_at) -> _WhichOneofReturnType__next_at | None: ...
+
+Global___Schedule: _TypeAlias = Schedule  # noqa: Y015
+
+@_typing.final
+class EditScheduleRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINGLETON_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    SET_FIELD_NUMBER: _builtins.int
+    RESET_FIELD_NUMBER: _builtins.int
+    singleton: _builtins.str
+    name: _builtins.str
+    paused: _builtins.bool
+    """True: it does not run until it is resumed. False: it runs again."""
+    @_builtins.property
+    def set(self) -> Global___ScheduleTimes: ...
+    @_builtins.property
+    def reset(self) -> Global___ScheduleReset:
+        """Back to what the code says."""
+
+    def __init__(
+        self,
+        *,
+        singleton: _builtins.str = ...,
+        name: _builtins.str = ...,
+        paused: _builtins.bool = ...,
+        set: Global___ScheduleTimes | None = ...,
+        reset: Global___ScheduleReset | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "paused", b"paused", "reset", b"reset", "set", b"set"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "name", b"name", "paused", b"paused", "reset", b"reset", "set", b"set", "singleton", b"singleton"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["paused", "set", "reset"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___EditScheduleRequest: _TypeAlias = EditScheduleRequest  # noqa: Y015
+
+@_typing.final
+class ScheduleTimes(_message.Message):
+    """At least one of both; what is absent stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPRESSION_FIELD_NUMBER: _builtins.int
+    TIMEZONE_FIELD_NUMBER: _builtins.int
+    expression: _builtins.str
+    """Five fields, or six with seconds first, or @hourly and its likes."""
+    timezone: _builtins.str
+    """IANA name."""
+    def __init__(
+        self,
+        *,
+        expression: _builtins.str | None = ...,
+        timezone: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expression", b"_expression", "_timezone", b"_timezone", "expression", b"expression", "timezone", b"timezone"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expression", b"_expression", "_timezone", b"_timezone", "expression", b"expression", "timezone", b"timezone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expression: _TypeAlias = _typing.Literal["expression"]  # noqa: Y015
+    _WhichOneofArgType__expression: _TypeAlias = _typing.Literal["_expression", b"_expression"]  # noqa: Y015
+    _WhichOneofReturnType__timezone: _TypeAlias = _typing.Literal["timezone"]  # noqa: Y015
+    _WhichOneofArgType__timezone: _TypeAlias = _typing.Literal["_timezone", b"_timezone"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expression) -> _WhichOneofReturnType__expression | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timezone) -> _WhichOneofReturnType__timezone | None: ...
+
+Global___ScheduleTimes: _TypeAlias = ScheduleTimes  # noqa: Y015
+
+@_typing.final
+class ScheduleReset(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleReset: _TypeAlias = ScheduleReset  # noqa: Y015
+
+@_typing.final
+class RunScheduleNowRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SINGLETON_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    singleton: _builtins.str
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        singleton: _builtins.str = ...,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "singleton", b"singleton"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunScheduleNowRequest: _TypeAlias = RunScheduleNowRequest  # noqa: Y015
+
+@_typing.final
+class RunScheduleNowReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    message_id: _builtins.int
+    """Of the durable message that runs it: see GetMessage."""
+    def __init__(
+        self,
+        *,
+        message_id: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunScheduleNowReply: _TypeAlias = RunScheduleNowReply  # noqa: Y015

@@ -94,6 +94,26 @@ class AdminStub:
                 request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageRequest.SerializeToString,
                 response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageReply.FromString,
                 _registered_method=True)
+        self.ListSingletons = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/ListSingletons',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSingletonsRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSingletonsReply.FromString,
+                _registered_method=True)
+        self.ListSchedules = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/ListSchedules',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSchedulesRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSchedulesReply.FromString,
+                _registered_method=True)
+        self.EditSchedule = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/EditSchedule',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.EditScheduleRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.Schedule.FromString,
+                _registered_method=True)
+        self.RunScheduleNow = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/RunScheduleNow',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RunScheduleNowRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RunScheduleNowReply.FromString,
+                _registered_method=True)
 
 
 class AdminServicer:
@@ -177,6 +197,34 @@ class AdminServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSingletons(self, request, context):
+        """Singletons and how they are, with their schedules; by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSchedules(self, request, context):
+        """Schedules, by singleton and name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EditSchedule(self, request, context):
+        """Pauses, resumes, sets or resets a schedule; returns it as it is now. NOT_FOUND where there is none of that name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RunScheduleNow(self, request, context):
+        """Runs a schedule's method once, now, whatever its schedule says; paused ones, too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -239,6 +287,26 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.CancelMessage,
                     request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageRequest.FromString,
                     response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageReply.SerializeToString,
+            ),
+            'ListSingletons': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSingletons,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSingletonsRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSingletonsReply.SerializeToString,
+            ),
+            'ListSchedules': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSchedules,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSchedulesRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSchedulesReply.SerializeToString,
+            ),
+            'EditSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.EditSchedule,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.EditScheduleRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.Schedule.SerializeToString,
+            ),
+            'RunScheduleNow': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunScheduleNow,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RunScheduleNowRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RunScheduleNowReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -565,6 +633,114 @@ class Admin:
             '/actorhub.admin.v1.Admin/CancelMessage',
             actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageRequest.SerializeToString,
             actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.CancelMessageReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSingletons(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/ListSingletons',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSingletonsRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSingletonsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSchedules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/ListSchedules',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSchedulesRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListSchedulesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EditSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/EditSchedule',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.EditScheduleRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.Schedule.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunScheduleNow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/RunScheduleNow',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RunScheduleNowRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.RunScheduleNowReply.FromString,
             options,
             channel_credentials,
             insecure,

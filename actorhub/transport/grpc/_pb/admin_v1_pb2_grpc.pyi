@@ -34,6 +34,14 @@ class AdminStub:
     """Deletes dead letters for good; their keys are free again."""
     CancelMessage: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.CancelMessageRequest, _admin_v1_pb2.CancelMessageReply]
     """Ends a message that does not run: pending, scheduled, or a dead letter. FAILED_PRECONDITION while it runs."""
+    ListSingletons: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.ListSingletonsRequest, _admin_v1_pb2.ListSingletonsReply]
+    """Singletons and how they are, with their schedules; by name."""
+    ListSchedules: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.ListSchedulesRequest, _admin_v1_pb2.ListSchedulesReply]
+    """Schedules, by singleton and name."""
+    EditSchedule: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.EditScheduleRequest, _admin_v1_pb2.Schedule]
+    """Pauses, resumes, sets or resets a schedule; returns it as it is now. NOT_FOUND where there is none of that name."""
+    RunScheduleNow: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.RunScheduleNowRequest, _admin_v1_pb2.RunScheduleNowReply]
+    """Runs a schedule's method once, now, whatever its schedule says; paused ones, too."""
 
 class AdminServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -125,5 +133,37 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_admin_v1_pb2.CancelMessageRequest, _abc.Awaitable[_admin_v1_pb2.CancelMessageReply]],
     ) -> _abc.Awaitable[_admin_v1_pb2.CancelMessageReply]:
         """Ends a message that does not run: pending, scheduled, or a dead letter. FAILED_PRECONDITION while it runs."""
+
+    @_abc_1.abstractmethod
+    def ListSingletons(
+        self,
+        request: _admin_v1_pb2.ListSingletonsRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.ListSingletonsRequest, _abc.Awaitable[_admin_v1_pb2.ListSingletonsReply]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.ListSingletonsReply]:
+        """Singletons and how they are, with their schedules; by name."""
+
+    @_abc_1.abstractmethod
+    def ListSchedules(
+        self,
+        request: _admin_v1_pb2.ListSchedulesRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.ListSchedulesRequest, _abc.Awaitable[_admin_v1_pb2.ListSchedulesReply]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.ListSchedulesReply]:
+        """Schedules, by singleton and name."""
+
+    @_abc_1.abstractmethod
+    def EditSchedule(
+        self,
+        request: _admin_v1_pb2.EditScheduleRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.EditScheduleRequest, _abc.Awaitable[_admin_v1_pb2.Schedule]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.Schedule]:
+        """Pauses, resumes, sets or resets a schedule; returns it as it is now. NOT_FOUND where there is none of that name."""
+
+    @_abc_1.abstractmethod
+    def RunScheduleNow(
+        self,
+        request: _admin_v1_pb2.RunScheduleNowRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.RunScheduleNowRequest, _abc.Awaitable[_admin_v1_pb2.RunScheduleNowReply]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.RunScheduleNowReply]:
+        """Runs a schedule's method once, now, whatever its schedule says; paused ones, too."""
 
 def add_AdminServicer_to_server(servicer: AdminServicer, server: _aio.Server) -> None: ...

@@ -59,6 +59,11 @@ class GatewayStub:
                 request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelRequest.SerializeToString,
                 response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelReply.FromString,
                 _registered_method=True)
+        self.Complete = channel.unary_unary(
+                '/actorhub.client.v1.Gateway/Complete',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CompleteReply.FromString,
+                _registered_method=True)
 
 
 class GatewayServicer:
@@ -100,6 +105,13 @@ class GatewayServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Complete(self, request, context):
+        """Gives a deferred value its outcome, for good: the first one counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GatewayServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -127,6 +139,11 @@ def add_GatewayServicer_to_server(servicer, server):
                     servicer.Cancel,
                     request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelRequest.FromString,
                     response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelReply.SerializeToString,
+            ),
+            'Complete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Complete,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CompleteRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CompleteReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +281,33 @@ class Gateway:
             '/actorhub.client.v1.Gateway/Cancel',
             actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelRequest.SerializeToString,
             actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CancelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Complete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.client.v1.Gateway/Complete',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CompleteRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_client__v1__pb2.CompleteReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,8 @@ class GatewayStub:
     """Waits until a durable message has ended, and returns its result or its error."""
     Cancel: _aio.UnaryUnaryMultiCallable[_client_v1_pb2.CancelRequest, _client_v1_pb2.CancelReply]
     """Ends a durable message that does not run: it will not run any more."""
+    Complete: _aio.UnaryUnaryMultiCallable[_client_v1_pb2.CompleteRequest, _client_v1_pb2.CompleteReply]
+    """Gives a deferred value its outcome, for good: the first one counts."""
 
 class GatewayServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -71,5 +73,13 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_client_v1_pb2.CancelRequest, _abc.Awaitable[_client_v1_pb2.CancelReply]],
     ) -> _abc.Awaitable[_client_v1_pb2.CancelReply]:
         """Ends a durable message that does not run: it will not run any more."""
+
+    @_abc_1.abstractmethod
+    def Complete(
+        self,
+        request: _client_v1_pb2.CompleteRequest,
+        context: _aio.ServicerContext[_client_v1_pb2.CompleteRequest, _abc.Awaitable[_client_v1_pb2.CompleteReply]],
+    ) -> _abc.Awaitable[_client_v1_pb2.CompleteReply]:
+        """Gives a deferred value its outcome, for good: the first one counts."""
 
 def add_GatewayServicer_to_server(servicer: GatewayServicer, server: _aio.Server) -> None: ...

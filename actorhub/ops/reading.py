@@ -1,0 +1,125 @@
+"""Everything that a runner's metrics are made from, read at one moment: nothing is kept up to date per message."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from actorhub.core.snowflake import Snowflake
+from actorhub.engine.cell import HostedType
+from actorhub.engine.delivery import DeliveryStatistics
+from actorhub.engine.lease import NEVER
+from actorhub.engine.message import RUNNING
+from actorhub.engine.ownership import OwnershipStatistics
+from actorhub.engine.results import ResultStatistics
+from actorhub.engine.router import RouterStatistics
+from actorhub.engine.runner import Runner
+from actorhub.engine.singleton_health import SingletonHealth
+from actorhub.engine.supervision import SupervisorStatistics
+from actorhub.ops.observer import RunObserver, Tally
+from actorhub.storage.ports import LEASE
+from actorhub.storage.statistics import StorageStatistics
+from actorhub.transport.statistics import TransportStatistics
+
+_LEASE: Final = LEASE.total_seconds()
+_NO_ID: Final = 1 << 63
+
+
+class TypeReading(msgspec.Struct, frozen=True):
+    """The resident entities of one type."""
+
+    resident: int
+    queued: int
+    """Messages in their mailboxes."""
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """A runner at one moment."""
+
+    is_serving: bool
+    types: Mapping[str, TypeReading]
+    runs_started: int
+    activated: int
+    passivated: int
+    failed_activations: int
+    results: ResultStatistics
+    delivery: DeliveryStatistics
+    ownership: OwnershipStatistics
+    router: RouterStatistics
+    storage: StorageStatistics
+    transport: TransportStatistics
+    supervisor: SupervisorStatistics
+    singletons: Sequence[SingletonHealth]
+    tallies: Sequence[Tally]
+    live_runners: int
+    """Runners that were heard of lately and are not leaving."""
+    lock_age: float | None
+    """Seconds since the last acknowledged heartbeat of the lock session was sent; `None`: there is no session."""
+    queue_age: float
+    """Seconds that the oldest message that is due, and waits here, has waited."""
+    failed_tells: int
+    """Tells that were accepted and ended in an error that nobody waited for, or never left."""
+    standstills: int
+    """How often the event loop stood still for more than a second."""
+    traces_not_begun: int
+    """Calls and runs outside of any trace for which none was begun, because of the bound."""
+    failed_spans: int
+
+
+def read(runner: Runner, *, is_serving: bool) -> Reading:
+    """Read a runner's counters; walks its resident entities once, about 5 ms for 100,000."""
+    host, node = runner.host, runner.node
+    observer = host.turns.observer
+    tracing = observer.tracing if isinstance(observer, RunObserver) else None
+    return Reading(
+        is_serving=is_serving,
+        types={name: _type(hosted) for name, hosted in host.types.items()},
+        runs_started=host.turns.started,
+        activated=host.activations.activated,
+        passivated=host.activations.passivated,
+        failed_activations=host.activations.failed,
+        results=host.results.statistics(),
+        delivery=host.delivery.statistics(),
+        ownership=runner.ownership.statistics(),
+        router=node.router.statistics(),
+        storage=runner.storage.statistics(),
+        transport=node.transport.statistics(),
+        supervisor=node.supervisor.statistics(),
+        singletons=host.singletons.report(),
+        tallies=list(observer.tallies) if isinstance(observer, RunObserver) else (),
+        live_runners=sum(not member.info.draining for member in runner.ownership.members),
+        lock_age=_lock_age(runner),
+        queue_age=max(node.router.longest_wait(), _longest_due(runner)),
+        failed_tells=node.failed_tells,
+        standstills=runner.watch.standstills,
+        traces_not_begun=tracing.not_begun if tracing is not None else 0,
+        failed_spans=tracing.failures if tracing is not None else 0,
+    )
+
+
+def _type(hosted: HostedType) -> TypeReading:
+    queued = sum(len(cell.queue) for cell in hosted.cells.values() if cell.queue is not None)
+    return TypeReading(len(hosted.cells), queued)
+
+
+def _lock_age(runner: Runner) -> float | None:
+    fresh_until = runner.ownership.fresh_until
+    return None if fresh_until == NEVER else runner.node.clock.monotonic() - (fresh_until - _LEASE)
+
+
+def _longest_due(runner: Runner) -> float:
+    """Return for how many seconds the durable message in memory that is due longest has been due."""
+    since = math.inf
+    oldest = _NO_ID
+    for shard in runner.host.shards.values():
+        for message in shard.messages.values():
+            if message.phase < RUNNING and not message.is_storing:
+                if message.due:
+                    since = min(since, message.due)
+                else:
+                    oldest = min(oldest, message.message_id)
+    if oldest != _NO_ID:
+        # What was told without a time is due since it was sent, and its id says when that was.
+        since = min(since, Snowflake(oldest).parts().timestamp.timestamp())
+    return max(0.0, runner.host.delivery.schedule.server.now() - since) if since != math.inf else 0.0

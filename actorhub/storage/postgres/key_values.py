@@ -1,0 +1,147 @@
+"""The key-value store on Postgres."""
+
+import asyncio
+import itertools
+import re
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import asyncpg
+
+from actorhub.core.clock import Clock
+from actorhub.core.errors import PersistenceError
+from actorhub.storage.key_value_ports import ClearStep, StoredValue
+from actorhub.storage.postgres.connection import Target
+from actorhub.storage.postgres.control import ControlConnection
+from actorhub.storage.postgres.errors import Cause, cause
+from actorhub.storage.postgres.grouping import MAX_GROUP_BYTES, MAX_WAITING, MAX_WAITING_BYTES, Again, Entry
+from actorhub.storage.postgres.lane import Lane
+from actorhub.storage.postgres.queries import queries
+from actorhub.storage.statistics import StorageCounters
+
+if TYPE_CHECKING:
+    from actorhub.storage.postgres.lane import Statement
+
+WRITERS: Final = 4
+"""Connections for writes; each carries out one statement at a time."""
+
+GetEntry: TypeAlias = Entry[str, StoredValue | None]
+
+
+class ValueReads:
+    """Reads the values of a group in one statement."""
+
+    name = "read values"
+    writes = False
+
+    def __init__(self) -> None:
+        self.sql = queries()["get_values"]
+
+    async def run(self, statement: "Statement", group: Sequence[GetEntry]) -> Sequence[StoredValue | Again | None]:
+        """Return the value of each key."""
+        rows = await statement.fetch([entry.request for entry in group], MAX_GROUP_BYTES)
+        found: list[StoredValue | Again | None] = [None] * len(group)
+        for position, data, ttl in rows:
+            found[position] = Again() if data is None else StoredValue(data, ttl)
+        return found
+
+
+class PostgresKeyValues:
+    """A `KeyValueStore` in the namespace's schema. Its connections are made when they are first needed.
+
+    Reads share round trips, and are repeated over a lost connection. A write is one statement that nobody repeats,
+    because somebody else may have written meanwhile. Those of one key go one after the other, those of others beside
+    them over `WRITERS` connections.
+    """
+
+    def __init__(self, target: Target, clock: Clock, counters: StorageCounters) -> None:
+        self._reads = Lane(target, clock, ValueReads(), counters)
+        self._writers = [ControlConnection(target, "actorhub key values") for _ in range(WRITERS)]
+        # Counting and clearing may take long.
+        self._upkeep = ControlConnection(target, "actorhub key value upkeep")
+        self._read_number = itertools.count()
+        self._writing = self._writing_bytes = 0
+
+    @property
+    def pending(self) -> int:
+        """How many reads and writes have no result yet."""
+        return self._reads.pending + self._writing
+
+    async def aclose(self) -> None:
+        """Let go of every connection, after at most a few seconds for what waits. Can be called twice."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._reads.aclose())
+            for connection in (self._upkeep, *self._writers):
+                tasks.create_task(connection.aclose())
+
+    async def get(self, key: str) -> StoredValue | None:
+        """Return the value; `None` if there is none. Concurrent reads share round trips."""
+        # Reads of one key may share a group, so each has a name of its own.
+        return await self._reads.submit_nowait(key, ("", str(next(self._read_number))), "", len(key))
+
+    async def put(self, key: str, data: bytes, ttl: float | None) -> None:
+        """Write a value, whatever was there; without `ttl` it stays for ever."""
+        await self._write("put_value", key, data, ttl)
+
+    async def swap(self, key: str, expected: bytes | None, data: bytes | None, ttl: float | None) -> bool:
+        """Write `data` if the value is `expected`; return whether it was."""
+        if expected is None:
+            if data is None:
+                return await self.get(key) is None
+            return bool(await self._write("make_value", key, data, ttl))
+        if data is None:
+            return bool(await self._write("remove_value", key, expected))
+        return bool(await self._write("replace_value", key, expected, data))
+
+    async def delete(self, key: str) -> bool:
+        """Delete a value; return whether there was one."""
+        rows = await self._write("delete_value", key)
+        return bool(rows and rows[0][0])
+
+    async def count(self, prefix: str, limit: int | None) -> int:
+        """Return how many keys start with `prefix`, or `limit` if there are more."""
+        rows = await self._upkeep.fetch("count values", "count_values", _pattern(prefix), limit)
+        return int(rows[0][0])
+
+    async def clear(self, prefix: str, after: str, limit: int) -> ClearStep:
+        """Delete the first `limit` keys that start with `prefix` and come after `after`."""
+        with _outcome_known():
+            rows = await self._upkeep.fetch("clear values", "clear_values", _pattern(prefix), after, limit)
+        return ClearStep(*rows[0])
+
+    async def remove_expired(self, limit: int) -> int:
+        """Delete at most `limit` values whose time is over; return how many."""
+        rows = await self._upkeep.fetch("remove expired values", "remove_expired_values", limit)
+        return int(rows[0][0])
+
+    async def _write(self, query: str, key: str, *arguments: bytes | float | None) -> Sequence[asyncpg.Record]:
+        size = sum(len(argument) for argument in arguments if isinstance(argument, bytes))
+        with self._room(size), _outcome_known():
+            return await self._writers[hash(key) % WRITERS].fetch("write a value", query, key, *arguments)
+
+    @contextmanager
+    def _room(self, size: int) -> Generator[None]:
+        if self._writing >= MAX_WAITING or (self._writing and self._writing_bytes + size > MAX_WAITING_BYTES):
+            raise PersistenceError(f"cannot write a value: {self._writing} writes wait already")
+        self._writing += 1
+        self._writing_bytes += size
+        try:
+            yield
+        finally:
+            self._writing -= 1
+            self._writing_bytes -= size
+
+
+@contextmanager
+def _outcome_known() -> Generator[None]:
+    """Say of a failed write whether it may have happened: not if the server refused it, or nobody asked the server."""
+    try:
+        yield
+    except PersistenceError as exc:
+        exc.possibly_executed = exc.__cause__ is not None and cause(exc.__cause__) is Cause.TRANSIENT
+        raise
+
+
+def _pattern(prefix: str) -> str:
+    return re.sub(r"([\\%_])", r"\\\1", prefix) + "%"
