@@ -72,7 +72,7 @@ class Call(Message):
         node = self._target.node
         self.prepare()
         if node.tracing is not None:
-            self.trace_started()
+            self._trace = node.tracing.call_started(self)
         future = self._future = node.loop.create_future()
         node.deadlines.add(self)
         try:

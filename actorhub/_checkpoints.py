@@ -1,18 +1,23 @@
 """What `current().step` and `current().deferred` give to user code, typed."""
 
+import collections.abc
 import functools
 import inspect
+import types
 import typing
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Generic, TypeVar
 
 from actorhub._resolution import checked_codec
 from actorhub.core.codec import Codec
 from actorhub.engine.cell import Cell
-from actorhub.engine.checkpoints import Progress, progress_of
+from actorhub.engine.checkpoints import Progress, known_progress
+from actorhub.engine.deferred import deferral_of
 from actorhub.engine.message import Message
 
 T = TypeVar("T")
+
+_AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine)
 
 
 class Deferred(Generic[T]):
@@ -22,9 +27,9 @@ class Deferred(Generic[T]):
         self._message = message
         self._cell = cell
         self._progress = progress
-        self._name = name
+        self._deferral = deferral_of(progress, name)
         self._codec: Codec[T] = checked_codec(type_, f"{message.what}: deferred value {name!r}")
-        self.token: str = cell.shard.host.deferrals.token(progress, name)
+        self.token: str = cell.shard.host.deferrals.token(self._deferral)
         """Names the value: text that may be put in a URL, and that only this cluster can make.
 
         It is the same in each run of the message, so it can be handed out in a step.
@@ -39,21 +44,29 @@ class Deferred(Generic[T]):
         Raises:
             DeferredFailed: it was completed by `cluster.fail` with a text; with an `EntityError`, this one is raised.
             MalformedMessage: the value that it was completed with is not of the type.
+            RuntimeError: it is waited for in a step, after its run, or after a `save()` that made it history.
         """
-        await progress_of(self._message, self._cell)
-        data = await self._cell.shard.host.deferrals.wait(self._message, self._cell, self._progress, self._name)
+        message, progress = self._message, self._progress
+        if known_progress(message) is not progress or self._deferral.generation != progress.generation:
+            raise RuntimeError(
+                f"{message.what}: deferred value {self._deferral.name!r} is history: make it anew after save()"
+            )
+        data = await self._cell.shard.host.deferrals.wait(message, self._cell, progress, self._deferral)
         return self._codec.decode(data)
 
 
 def step_codec(function: Callable[..., Any]) -> Codec[Any] | None:
-    """Return the codec of what a step's function returns; `None` where it has no annotation.
+    """Return the codec of what a step's function returns; `None` where nothing says what that is.
 
     Raises:
         TypeError: the annotation cannot be resolved, or is of a type that cannot be stored.
     """
     while isinstance(function, functools.partial):
         function = function.func
-    function = inspect.unwrap(getattr(function, "__func__", function))
+    if not isinstance(function, type):
+        if not inspect.isroutine(function):
+            function = type(function).__call__
+        function = inspect.unwrap(getattr(function, "__func__", function))
     # A function that is made anew at each call would stay in the cache, with all that it closes over.
     is_lasting = "<locals>" not in getattr(function, "__qualname__", "<locals>")
     return _known_codec(function) if is_lasting else _codec(function)
@@ -65,11 +78,37 @@ def _known_codec(function: Callable[..., Any]) -> Codec[Any] | None:
 
 
 def _codec(function: Callable[..., Any]) -> Codec[Any] | None:
-    name = getattr(function, "__qualname__", repr(function))
+    what = f"result of step {getattr(function, '__qualname__', function)}"
+    result = function if isinstance(function, type) else _annotation(function, what)
+    if typing.get_origin(result) in _AWAITABLES:
+        result = typing.get_args(result)[-1]
+    if result in (inspect.Parameter.empty, Any, object) or isinstance(result, TypeVar):
+        return None
+    return checked_codec(result, what)
+
+
+def _annotation(function: Callable[..., Any], what: str) -> Any:
+    """Return what the function says that it returns; its parameters need not be resolvable."""
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
-    except NameError as exc:
-        raise TypeError(f"step {name}: {exc}: define the type of its result in the module, not in a function") from exc
-    except TypeError:
-        return None  # a callable object, which has no annotations of its own
-    return checked_codec(hints["return"], f"result of step {name}") if "return" in hints else None
+        annotations: Mapping[str, Any] = getattr(function, "__annotations__", {})
+        if "return" not in annotations:
+            return inspect.Parameter.empty
+        holder = types.SimpleNamespace(__annotations__={"return": annotations["return"]})
+        scope = getattr(function, "__globals__", {})
+        return typing.get_type_hints(holder, scope, _enclosing(function), include_extras=True)["return"]
+    except (NameError, AttributeError, SyntaxError) as exc:
+        raise TypeError(f"{what}: {exc}: define the type of the result in the module, not in a function") from exc
+
+
+def _enclosing(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return the names that a local function shares with the functions around it."""
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    if code is None or not cells:
+        return {}
+    found: dict[str, Any] = {}
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        try:
+            found[name] = cell.cell_contents
+        except ValueError:
+            continue  # not assigned yet
+    return found

@@ -91,10 +91,13 @@ class Cluster:
         Raises:
             ConfigurationError: the class was not registered with the hub.
         """
+        singleton_id = singleton.__declaration__.spec.singleton_id
+        if singleton_id is None:
+            raise TypeError(f"{singleton.__name__} is no singleton: use cluster.client({singleton.__name__})")
         client = self._client_of(singleton)
         if timeout is not msgspec.UNSET or key is not msgspec.UNSET:
             client = client.options(timeout=timeout, key=key)
-        return client(str(singleton.__declaration__.spec.singleton_id))
+        return client(singleton_id)
 
     def _client_of(self, declared: type[D]) -> Client[D]:
         known = self._clients.get(declared)

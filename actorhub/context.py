@@ -1,20 +1,18 @@
 """`current()`: what a running handler knows about itself, in downstream code too."""
 
-import asyncio
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from actorhub._checkpoints import Deferred, step_codec
 from actorhub.client import Client
 from actorhub.cluster import SingletonT, as_call, cluster_of_handler
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
-from actorhub.core.idempotency import check_key
 from actorhub.engine.cell import DEAD, Cell
-from actorhub.engine.checkpoints import StepRun, durable_wait, is_body, known_progress, progress_of, run_step
+from actorhub.engine.checkpoints import StepRun, check_name, durable_sleep, is_body, known_progress, run_step
 from actorhub.engine.durable_message import DurableMessage
 from actorhub.engine.message import FOREVER, RUNNING, Message, running
 from actorhub.engine.run_commits import transaction_of
@@ -28,9 +26,6 @@ if TYPE_CHECKING:
 E = TypeVar("E", bound=Entity[Any])
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_LONGEST_NAP: Final = 60.0
-"""Seconds after which a long sleep looks at the clock again."""
 
 
 class Current:
@@ -93,7 +88,10 @@ class Current:
 
     @property
     def attempt(self) -> int:
-        """The number of this run of a durable message, from 1; a volatile one is run once."""
+        """The number of this run of a durable message, from 1; a volatile one is run once.
+
+        A step that is stored, and a wait or sleep that ends, begin the count anew: from then on this run is the first.
+        """
         message = _origin(self._message)
         return message.attempts if isinstance(message, DurableMessage) else 1
 
@@ -195,17 +193,20 @@ class Current:
         Args:
             name: Unique in the run; a durable handler's until it ends, a singleton's `run` until its next `save()`.
             function: Plain or async. Its result comes back as the type that its annotation says, the first time, too.
+                Without an annotation it may consist of lists, dicts and plain values.
             args: For the function.
             kwargs: For the function.
 
         Raises:
-            RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
-            MalformedMessage: the stored result does not fit the annotation any more.
+            RuntimeError: the run is neither a durable handler's nor a singleton's `run`, is over, or has a step of this
+                name under way, or too many.
+            TypeError: the result would come back as another type, or the annotation cannot be stored.
+            MalformedMessage: the result, or the stored one, does not fit the annotation.
             MessageTooLarge: the result is larger than a message may be.
             PersistenceError: the result could not be stored: ownership was lost, or the store failed.
         """
         call = functools.partial(function, *args, **kwargs)
-        return await run_step(self._message, self._cell, name, call, step_codec(function))
+        return await run_step(self._message, self._cell, check_name(name), call, step_codec(function))
 
     def deferred(self, name: str, type: type[T]) -> Deferred[T]:  # noqa: A002 - what it is called everywhere
         """Return a value that somebody else will provide, by its `token`; `await deferred.wait()` returns it.
@@ -217,8 +218,7 @@ class Current:
         Raises:
             RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
         """
-        check_key(name)
-        return Deferred(self._message, self._cell, known_progress(self._message), name, type)
+        return Deferred(self._message, self._cell, known_progress(self._message), check_name(name), type)
 
     async def sleep(self, duration: timedelta, *, name: str | None = None) -> None:
         """Return after `duration`, counted from the first run that came here, by the database's clock.
@@ -233,18 +233,7 @@ class Current:
         Raises:
             RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
         """
-        progress = await progress_of(self._message, self._cell)
-        if name is None:
-            progress.sleeps += 1
-            name = f"sleep {progress.sleeps}"
-        server = self._cell.shard.host.delivery.schedule.server
-        due: float = await run_step(
-            self._message, self._cell, name, lambda: server.now() + duration.total_seconds(), None
-        )
-        if due > server.now():
-            async with durable_wait(self._message, self._cell, progress):
-                while (left := due - server.now()) > 0:  # noqa: ASYNC110 - it is a sleep
-                    await asyncio.sleep(min(left, _LONGEST_NAP))
+        await durable_sleep(self._message, self._cell, duration.total_seconds(), name)
 
     def keep_alive(self, enabled: bool = True) -> None:
         """Keep this activation in memory when idle, until called with `False`; a move to another runner ends it."""

@@ -1,8 +1,8 @@
 """What does an ask in one process cost beside a bare mailbox?
 
 The limit is a deque and a future per ask, and a resident task per actor: no identity, deadline, encoding or checks.
-"Observed" is a runner with metrics served over HTTP and OpenTelemetry's traces on, without an exporter: each ask is timed
-and counted, and as many begin a trace as a second may have of them.
+"Observed" is a runner with metrics served over HTTP and OpenTelemetry's traces on, without an exporter: each ask is
+timed and counted, and begins a trace if its second has not begun its number of them.
 
     python -m benchmarks.bench_local_ask [--rounds 7] [--loop asyncio|uvloop|both]
 """

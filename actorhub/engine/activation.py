@@ -55,7 +55,9 @@ class Activations:
             else:
                 self._ready(cell)
                 return
-        _ = self._supervisor.spawn(self._activate(cell), "activate")
+        task = self._supervisor.spawn(self._activate(cell), "activate")
+        if cell.hosted.spec.singleton_id is not None:
+            cell.shard.host.singletons.led_in(cell).works(cell, task)
 
     def close(self, cell: Cell) -> None:
         """Stop starting runs; passivate once nothing runs."""
@@ -70,7 +72,10 @@ class Activations:
         if cell.phase != CLOSING or cell.instance is None or cell.load or cell.nested or cell.streams:
             return
         spec = cell.hosted.spec
-        if spec.on_deactivate is not None or spec.singleton_id is not None:
+        if spec.singleton_id is not None:
+            work = self._deactivate_leader(cell)
+            cell.shard.host.singletons.led_in(cell).works(cell, self._supervisor.spawn(work, "passivate"))
+        elif spec.on_deactivate is not None:
             _ = self._supervisor.spawn(self._deactivate(cell), "passivate")
         else:
             self._passivated(cell)
@@ -80,9 +85,15 @@ class Activations:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 await self._build(cell)
+            except _Unwanted:
+                cell.phase = DEAD
+                self.gone(cell)
+                return
             except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
                 if cell.phase == DEAD:
                     return
+                if cell.hosted.spec.singleton_id is not None:
+                    await cell.shard.host.singletons.led_in(cell).lose(cell)
                 cell.instance = None
                 if attempt == _ATTEMPTS or isinstance(exc, _Undecodable):
                     self._give_up(cell, exc)
@@ -96,7 +107,7 @@ class Activations:
     async def _build(self, cell: Cell) -> None:
         spec = cell.hosted.spec
         if spec.singleton_id is not None:
-            await asyncio.wait((cell.shard.host.singletons.led_in(cell).registered,))
+            await self._until_led(cell)
         state: Any = None
         if spec.state is not None:
             state = await self._load(cell, spec.state)
@@ -107,13 +118,35 @@ class Activations:
         if spec.state is not None:
             instance.state = state
         cell.instance = instance
-        for hook in (spec.on_activate, spec.on_become_leader):
-            if hook is not None:
-                await self._run_hook(cell, hook, context)
+        if spec.on_activate is not None:
+            await self.run_hook(cell, spec.on_activate, context)
+        if spec.singleton_id is not None:
+            await self._become_leader(cell, context)
         if cell.phase == ACTIVATING:
-            if spec.singleton_id is not None:
-                cell.shard.host.singletons.led_in(cell).up(cell)
             self._ready(cell)
+
+    async def _until_led(self, cell: Cell) -> None:
+        """Wait until the store knows that this runner leads.
+
+        Raises:
+            _Unwanted: it will not, or not for long.
+        """
+        led = cell.shard.host.singletons.led_in(cell)
+        await asyncio.wait((led.registered,))
+        if cell.phase == ACTIVATING and (led.registered.cancelled() or cell.shard.draining):
+            raise _Unwanted
+
+    async def _become_leader(self, cell: Cell, context: Context) -> None:
+        if cell.phase == DEAD:
+            return
+        hook = cell.hosted.spec.on_become_leader
+        led = cell.shard.host.singletons.led_in(cell)
+        if hook is None:
+            led.became(cell)
+        else:
+            await self.run_hook(cell, hook, context, returned=led.became)
+        if cell.phase == ACTIVATING:
+            led.up(cell)
 
     async def _load(self, cell: Cell, codec: Codec[Any]) -> Any:  # a state
         """Load the committed state; a singleton does without one that is too old or does not fit."""
@@ -139,8 +172,19 @@ class Activations:
         cell.record.data = codec.encode(state)
         return state
 
-    async def _run_hook(self, cell: Cell, spec: HandlerSpec, context: Context) -> None:
-        """Run a hook like a handler: `current()` works, what it changed is committed, then what it told leaves."""
+    async def run_hook(
+        self, cell: Cell, spec: HandlerSpec, context: Context, returned: Callable[[Cell], None] | None = None
+    ) -> None:
+        """Run a hook like a handler: `current()` works, what it changed is committed, then what it told leaves.
+
+        Of a dead cell nothing is committed, and nothing leaves.
+
+        Args:
+            cell: The entity.
+            spec: The hook.
+            context: Its context variables.
+            returned: Told that the hook returned, before that is committed.
+        """
         run = HookRun(cell, spec)
         context.run(running.set, run)
         try:
@@ -150,8 +194,13 @@ class Activations:
             if task is None or task.cancelling():
                 raise
             raise RuntimeError("the hook raised CancelledError, though nobody cancelled it") from exc
-        data = None if cell.record is None else self._results.changed_state(cell)
-        await self._results.runs.commit_part(run, cell, data)
+        if returned is not None:
+            returned(cell)
+        if cell.phase == DEAD:
+            run.drop_outbox()
+        else:
+            data = None if cell.record is None else self._results.changed_state(cell)
+            await self._results.runs.commit_part(run, cell, data)
         run.phase = DONE
 
     def _ready(self, cell: Cell) -> None:
@@ -174,17 +223,18 @@ class Activations:
             message.failed(error)
         self.gone(cell)
 
+    async def _deactivate_leader(self, cell: Cell) -> None:
+        await cell.shard.host.singletons.led_in(cell).lose(cell)
+        await self._deactivate(cell)
+
     async def _deactivate(self, cell: Cell) -> None:
-        spec = cell.hosted.spec
-        for hook in (spec.on_lose_leadership, spec.on_deactivate):
-            try:
-                async with asyncio.timeout(_HOOK_LIMIT):
-                    if hook is not None and cell.phase == CLOSING:
-                        await self._run_hook(cell, hook, self._turns.context.copy())
-            except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
-                _log.exception("%s: %s failed; passivated all the same", cell.address, hook and hook.name)
-        if cell.phase == CLOSING and spec.singleton_id is not None:
-            await cell.shard.host.singletons.step_down(cell)
+        hook = cell.hosted.spec.on_deactivate
+        try:
+            async with asyncio.timeout(_HOOK_LIMIT):
+                if hook is not None and cell.phase == CLOSING:
+                    await self.run_hook(cell, hook, self._turns.context.copy())
+        except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
+            _log.exception("%s: on_deactivate failed; passivated all the same", cell.address)
         if cell.phase == CLOSING:
             self._passivated(cell)
 
@@ -207,3 +257,7 @@ class HookRun(Message):
 
 class _Undecodable(PersistenceError):
     """The stored state cannot be decoded; trying again does not help."""
+
+
+class _Unwanted(Exception):
+    """The singleton is on its way to another runner."""

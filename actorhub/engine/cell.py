@@ -72,6 +72,11 @@ class Cell:
         return self.load == 0 and self.nested == 0 and self.queue is None and not self.streams
 
     @property
+    def may_commit(self) -> bool:
+        """Whether the entity's owner can prove itself right now, and the activation was not forced out."""
+        return self.phase != DEAD and self.shard.host.lease_is_fresh()
+
+    @property
     def address(self) -> str:
         """`type/id`."""
         return f"{self.hosted.spec.name}/{self.entity_id}"
@@ -85,7 +90,7 @@ class Cell:
         if load == 0:
             self.load = 1 if spec.readonly or self.hosted.spec.concurrency > 1 else EXCLUSIVE
             return True
-        if load > 0:
+        if load > 0 and self.returning is None:
             limit = _UNLIMITED if spec.readonly else self.hosted.spec.concurrency
             if limit > 1 and load < limit:
                 self.load = load + 1
@@ -117,7 +122,7 @@ class HostedType:
         self.spec = spec
         self.factory = factory
         self.cells: OrderedDict[str, Cell] = OrderedDict()
-        self.is_simple = spec.state is None and spec.on_activate is None
+        self.is_simple = spec.state is None and spec.on_activate is None and spec.singleton_id is None
         """Activation is one synchronous call of the factory."""
 
 

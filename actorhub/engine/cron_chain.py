@@ -155,7 +155,7 @@ class Schedules:
         if self._must_load:
             self._must_load = False
             try:
-                await self._load()
+                await self.load()
             except ActorhubError:
                 self._must_load = True
                 raise
@@ -193,7 +193,7 @@ class Schedules:
         """Return how each schedule is, by name."""
         return [_health(self._schedules[name], self._now()) for name in sorted(self._schedules)]
 
-    async def _load(self) -> None:
+    async def load(self) -> None:
         """Join what the code says with what is stored; write what is new, delete what is gone."""
         rows, now = await self._store.schedules(self._leadership.singleton)
         stored = {row.name: row for row in rows}

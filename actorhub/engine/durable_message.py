@@ -117,4 +117,5 @@ class DurableMessage(Message):
 
     def failed(self, error: ActorhubError) -> None:
         """Settle it with the error, or have it run again."""
+        self.progress = None  # the next run asks the store
         self.runs.run_failed(self, error)

@@ -129,7 +129,7 @@ class Host:
             self.turns.enqueue(cell, message)
         elif shard.draining:
             shard.held.append(message)
-        elif self.resident >= self._max_resident and not self._make_room():
+        elif hosted.spec.singleton_id is None and self.resident >= self._max_resident and not self._make_room():
             message.phase = DONE
             message.failed(
                 MailboxFull(f"{message.address}: {self.resident} entities are resident, all busy or just leaving")
@@ -153,9 +153,10 @@ class Host:
         if cell is None:
             if shard.draining or (shard.is_behind and not from_store):
                 return False
-            if self.durable_entities >= self._max_durable:
-                return False
-            if self.resident >= self._max_resident and not self._make_room():
+            if hosted.spec.singleton_id is None and (
+                self.durable_entities >= self._max_durable
+                or (self.resident >= self._max_resident and not self._make_room())
+            ):
                 return False
             cell = self._new_cell(hosted, shard, message.entity_id)
         elif (cell.is_behind and not from_store) or (
@@ -210,6 +211,7 @@ class Host:
             except TimeoutError:
                 _log.warning("shard %s: %d entities did not finish within %.1f s", shard_id, len(shard.cells), grace)
         await self._until_told(shard, until)
+        await self.singletons.handed_over(shard, until - self._clock.monotonic())
         if self.shards.get(shard_id) is shard:
             del self.shards[shard_id]
             self._kill(shard)
@@ -324,4 +326,6 @@ class Host:
                 if task is not asyncio.current_task():
                     task.cancel()
             self._gone(cell)
-        self.mistrusted(cell.shard.id)
+        if self.shards.get(cell.shard.id) is cell.shard:
+            # What a former activation still tries says nothing of a shard that was lost, or acquired anew, since.
+            self.mistrusted(cell.shard.id)

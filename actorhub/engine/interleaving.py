@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from actorhub.engine.cell import ACTIVE, DEAD, EXCLUSIVE, Cell
-from actorhub.engine.message import Message
+from actorhub.engine.message import RUNNING, Message
 
 if TYPE_CHECKING:
     from actorhub.engine.turns import Turns
@@ -59,7 +59,11 @@ class Interleaving:
         """Keep the turn during the block, through its awaits.
 
         A cancellation while it waits for the turn is raised once it has it.
+
+        Raises:
+            RuntimeError: the run is over, for example in a task that outlives it.
         """
+        self._check_running()
         self._holds += 1
         try:
             cancelled = await _awaitable(self._take())
@@ -95,10 +99,18 @@ class Interleaving:
                 cancelled = exc
                 _forget(cell, returning)
             has_turn = returning.done() and not returning.cancelled()
-        if has_turn:
+        if has_turn and not message.is_nested:
+            # The run ended while a task that outlives it waited here: the turn is nobody's.
+            self._turns.give_back(cell, message)
+            self._check_running()
+        elif has_turn:
             cell.nested -= 1
             message.is_nested = False
         return cancelled
+
+    def _check_running(self) -> None:
+        if self._message.phase != RUNNING:
+            raise RuntimeError(f"{self._message.what}: its run is over, so it cannot save")
 
 
 def grant(cell: Cell, ended: Message) -> None:

@@ -3,23 +3,29 @@
 import asyncio
 import logging
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import TELL, Durable
-from actorhub.core.errors import ActorhubError, PersistenceError, SingletonErrorReason
+from actorhub.core.errors import (
+    ActorhubError,
+    PersistenceError,
+    RunnerUnavailable,
+    ShuttingDown,
+    SingletonErrorReason,
+)
 from actorhub.core.idempotency import payload_hash
-from actorhub.engine.activation import HookRun
 from actorhub.engine.cell import ACTIVE, DEAD, Cell, HostedShard, HostedType
 from actorhub.engine.checkpoints import Progress
 from actorhub.engine.cron_chain import Schedules
-from actorhub.engine.message import FOREVER, Message, running
+from actorhub.engine.lease import store_call
+from actorhub.engine.message import FOREVER, Message
 from actorhub.engine.singleton_health import HEARTBEAT, SingletonHealth, is_stale
 from actorhub.engine.spec import EntitySpec, HandlerSpec
-from actorhub.engine.supervision import Backoff, set_or_time
-from actorhub.engine.turns import run_in
+from actorhub.engine.supervision import Backoff, Supervisor, set_or_time
 from actorhub.storage.checkpoint_ports import BODY, Scope
 from actorhub.storage.ports import Fenced
 from actorhub.storage.singleton_ports import Execution, Leadership
@@ -44,11 +50,11 @@ _BACKOFF: Final = Backoff(initial=0.1, maximum=30.0)
 class BodyRun(Message):
     """One run of a singleton's `run`: nobody sent it, and its leader is told how it ends."""
 
-    __slots__ = ("_led", "interleaving", "progress")
+    __slots__ = ("interleaving", "led", "progress")
 
     def __init__(self, led: "Led", spec: HandlerSpec, cell: Cell, progress: Progress) -> None:
         super().__init__(spec, cell.entity_id)
-        self._led = led
+        self.led = led
         self.args = ()
         self.deadline = FOREVER
         self.waits_for_room = True
@@ -57,15 +63,17 @@ class BodyRun(Message):
 
     def taken_back(self) -> bool:
         """End with its activation: the next one starts its own."""
+        self.led.body_taken_back()
         return True
 
     def completed(self, body: bytes) -> None:
         """Note that it returned."""
-        self._led.body_ended(None)
+        self.led.body_ended(None)
 
     def failed(self, error: ActorhubError) -> None:
-        """Note that it failed."""
-        self._led.body_ended(error)
+        """Note that it failed, or was cut short with its activation."""
+        is_over = self.cell is not None and self.cell.phase != ACTIVE
+        self.led.body_ended(error, cut_short=is_over and isinstance(error, RunnerUnavailable))
 
 
 class InstantTell(Message):
@@ -92,13 +100,23 @@ class InstantTell(Message):
 
 
 class Led:
-    """A singleton whose shard this runner owns. `keep` owns it; the other methods note what happened and wake that."""
+    """A singleton whose shard this runner owns. `keep` sees to its activations; other methods note what happened."""
 
-    def __init__(self, host: "Host", hosted: HostedType, shard: HostedShard, clock: Clock, incarnation: str) -> None:
+    def __init__(
+        self,
+        host: "Host",
+        hosted: HostedType,
+        shard: HostedShard,
+        *,
+        supervisor: Supervisor,
+        clock: Clock,
+        incarnation: str,
+    ) -> None:
         assert hosted.spec.singleton_id is not None
         self._host = host
         self._hosted = hosted
         self._shard = shard
+        self._supervisor = supervisor
         self._clock = clock
         self._store = host.storage.singletons
         self.leadership = Leadership(
@@ -119,11 +137,15 @@ class Led:
             executions=self,
         )
         self.registered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done once the store knows who leads."""
+        """Done once the store knows who leads; cancelled if that will never be."""
         self.former: asyncio.Task[None] | None = None
         """Who led here before, and perhaps is not done yet."""
         self.cell: Cell | None = None
-        """The activation that leads, from `on_become_leader` to `on_lose_leadership`."""
+        """The activation that leads: its `on_become_leader` returned, its `on_lose_leadership` has not begun."""
+        self._tasks: dict[Cell, list[asyncio.Task[None]]] = {}
+        """What makes, tends and ends activations, hooks included."""
+        self._loss: asyncio.Task[None] | None = None
+        """Runs `on_lose_leadership`."""
         self._since: float | None = None
         self._heartbeat_at: float | None = None
         self._failures = 0
@@ -135,7 +157,10 @@ class Led:
         self._noted_at = 0.0
         self._is_dirty = False
         self._is_stopping = False
+        self._changed = asyncio.Event()
+        """Wakes `keep`."""
         self._wake = asyncio.Event()
+        """Wakes whoever tends the singleton."""
 
     @property
     def spec(self) -> EntitySpec:
@@ -143,54 +168,67 @@ class Led:
         return self._hosted.spec
 
     async def keep(self) -> None:
-        """Keep the singleton alive for as long as its shard is owned."""
-        if self.former is not None and not self.former.done():
+        """Keep the singleton alive for as long as its shard is owned; then see it off."""
+        if self.former is not None:
             await asyncio.wait((self.former,), timeout=3 * LOSS_LIMIT)
-        self.former = None
+            self.former = None
         while self._is_owner:
             if not self.registered.done() and not await self._register():
                 continue
-            cell = self._host.open_singleton(self._hosted, self._shard)
-            while self._is_owner and self.cell is not cell and cell.phase != DEAD:
-                self._wake.clear()
-                await self._wake.wait()
-            if self.cell is cell:
-                await self._lead(cell)
-            await self._lost_by_force(cell)
+            await self._see_off(self._host.open_singleton(self._hosted, self._shard))
             if self._is_owner:
                 self._failures += 1
-                await self._pause(_BACKOFF.delay(self._failures, self._clock.random()))
+                await self._rest(_BACKOFF.delay(self._failures, self._clock.random()))
         if not self.registered.done():
             self.registered.cancel()
+        if (left := self.cell or self._resident) is not None:
+            await self._see_off(left)
+        await self._leave()
+
+    def works(self, cell: Cell, task: "asyncio.Task[None]") -> None:
+        """`task` makes an activation, on behalf of `keep` or of a message, or tends or ends it."""
+        self._tasks.setdefault(cell, []).append(task)
+        self._changed.set()
+
+    def became(self, cell: Cell) -> None:
+        """The activation's `on_become_leader` returned: it is owed an `on_lose_leadership`."""
+        self.cell = cell
 
     def up(self, cell: Cell) -> None:
-        """The activation is there, and `on_become_leader` returned."""
-        cell.kept = True
-        self.cell = cell
-        self._wake.set()
+        """The activation takes messages from now on."""
+        if self.spec.body is not None:
+            self._body_at = self._clock.monotonic()
+        self._beat_at = 0.0
+        self.works(cell, self._supervisor.loop("tend a singleton", partial(self._tend_to, cell)))
 
-    def gone(self, cell: Cell) -> None:
+    async def lose(self, cell: Cell) -> None:
+        """Run `on_lose_leadership`, once for each `on_become_leader` that returned; or wait for it. Bounded."""
+        if self.cell is cell:
+            self.cell = None
+            self._settle_body()
+            if self.spec.on_lose_leadership is not None:
+                self._loss = self._supervisor.spawn(self._run_loss(cell), "on_lose_leadership")
+        if self._loss is not None:
+            await asyncio.wait((self._loss,), timeout=LOSS_LIMIT)
+            if not self._loss.done():
+                _log.error("singleton %s: on_lose_leadership did not end within %g s", self.spec.name, LOSS_LIMIT)
+                self._loss.cancel()
+            self._loss = None
+
+    def gone(self) -> None:
         """An activation is over, or could not be made."""
-        self._wake.set()
+        self._changed.set()
 
     def stop(self) -> None:
-        """The shard is on its way to another runner: make no further activation."""
+        """The shard is on its way to another runner, or lost: make no further activation."""
         self._is_stopping = True
+        self._changed.set()
         self._wake.set()
 
     def look(self) -> None:
         """Read soon what operators changed."""
         self.schedules.look()
         self._wake.set()
-
-    def stepped_down(self) -> None:
-        """The activation's `on_lose_leadership` ran."""
-        self.cell = None
-
-    async def leave(self) -> None:
-        """Write what is known, and that nobody leads any more."""
-        self._settle_body()
-        await self._note(heartbeat=False, leaves=True)
 
     def state_error(self, reason: SingletonErrorReason, text: str) -> None:
         """Count a failure of the state."""
@@ -212,22 +250,30 @@ class Led:
             text = f"{type(error).__name__}: {error}"[:1000]
             self._set(last_duration=seconds, last_error=text, last_error_at=now)
 
-    def body_ended(self, error: ActorhubError | None) -> None:
-        """`run` returned or failed; if it failed while the singleton leads, it is started again."""
+    def body_ended(self, error: ActorhubError | None, *, cut_short: bool = False) -> None:
+        """`run` returned, failed, or was cut short; if it failed while the singleton leads, it is started again."""
         if self.execution.body != "running":
             return
-        self.ended(self._clock.monotonic() - self._body_began, error)
+        seconds = self._clock.monotonic() - self._body_began
+        if cut_short:
+            self._set(body="", last_duration=seconds)
+            return
+        self.ended(seconds, error)
         if error is None:
             self._set(body="returned")
         elif self.cell is not None and self.cell.phase == ACTIVE:
-            healthy = self._clock.monotonic() - self._body_began > _BACKOFF.maximum
-            self._body_failures = 1 if healthy else self._body_failures + 1
+            self._body_failures = 1 if seconds > _BACKOFF.maximum else self._body_failures + 1
             pause = _BACKOFF.delay(self._body_failures, self._clock.random())
             self._body_at = self._clock.monotonic() + pause
             self._set(body="failed")
             _log.warning("singleton %s: run() failed and starts again in %.3g s: %s", self.spec.name, pause, error)
         else:
             self._set(body="")
+
+    def body_taken_back(self) -> None:
+        """`run` could not start after all: it is started again if its activation goes on."""
+        self._body_at = self._clock.monotonic()
+        self._settle_body()
 
     def health(self) -> SingletonHealth:
         """Return how the singleton is."""
@@ -272,16 +318,29 @@ class Led:
         return "failed" if self._failures else "starting"
 
     @property
+    def _owns(self) -> bool:
+        return self._host.shards.get(self._shard.id) is self._shard
+
+    @property
     def _is_owner(self) -> bool:
-        return not self._is_stopping and self._host.shards.get(self._shard.id) is self._shard
+        return not self._is_stopping and self._owns
+
+    @property
+    def _resident(self) -> Cell | None:
+        cell = self._hosted.cells.get(self.leadership.entity_id)
+        return cell if cell is not None and cell.shard is self._shard else None
 
     async def _register(self) -> bool:
         """Write who leads; return whether it is written."""
         try:
             address = self._host.address
             row, now = await self._store.lead(self.leadership, address, self.spec.state_ttl)
+            await self.schedules.load()  # before the first handler: an instant whose schedule is not known is not run
         except PersistenceError as error:
-            await self._failed("its leader could not be registered", error)
+            self._failed("its leader could not be registered", error)
+            until = self._clock.monotonic() + _RETRY
+            while self._is_owner and self._clock.monotonic() < until:
+                await self._until_changed(until)
             return False
         self._host.delivery.schedule.server.heard(now)
         self._since, self._heartbeat_at = row.since, row.heartbeat_at
@@ -289,25 +348,62 @@ class Led:
         self.registered.set_result(None)
         return True
 
-    async def _lead(self, cell: Cell) -> None:
-        """Tend the singleton until its activation is over."""
+    async def _rest(self, seconds: float) -> None:
+        """Wait before the next activation, unless a message made one."""
+        until = self._clock.monotonic() + seconds
+        while self._is_owner and self._resident is None and self._clock.monotonic() < until:
+            await self._until_changed(until)
+
+    async def _until_changed(self, until: float | None = None) -> None:
+        self._changed.clear()
+        await set_or_time(self._changed, None if until is None else until - self._clock.monotonic())
+
+    async def _see_off(self, cell: Cell) -> None:
+        """Return once the activation is over and nothing of it runs any more, as far as that can be awaited."""
+        while cell.phase != DEAD:
+            await self._until_changed()
+        tasks = self._tasks.pop(cell, [])
+        for task in tasks:
+            task.cancel()
+        until = self._clock.monotonic() + LOSS_LIMIT
+        while self._clock.monotonic() < until and (  # noqa: ASYNC110 - once per activation
+            cell.load or cell.nested or cell.streams or not all(task.done() for task in tasks)
+        ):
+            await asyncio.sleep(_QUIET_LOOK)
+        await self.lose(cell)
+
+    async def _run_loss(self, cell: Cell) -> None:
+        hook = self.spec.on_lose_leadership
+        assert hook is not None
+        try:
+            await self._host.activations.run_hook(cell, hook, self._host.turns.context.copy())
+        except Exception:  # noqa: BLE001 - user code: a failing hook does not hold up the next leader
+            _log.exception("singleton %s: on_lose_leadership failed", self.spec.name)
+
+    async def _leave(self) -> None:
+        """Write what is known, and that nobody leads any more, if the shard is still there to be handed over."""
+        if not self._owns or self.registered.cancelled():
+            return
+        work = self._note(heartbeat=False, leaves=True)
+        try:
+            await store_call(self._supervisor, work, "note that a leader leaves", LOSS_LIMIT)
+        except (PersistenceError, ShuttingDown) as error:
+            _log.warning("singleton %s: that its leader left could not be noted: %s", self.spec.name, error)
+
+    async def _tend_to(self, cell: Cell) -> None:
+        """See to what is due until the activation is over."""
         began = self._clock.monotonic()
-        if self.spec.body is not None:
-            self._body_at = self._clock.monotonic()
-        self._beat_at = 0.0
-        while self.cell is cell and cell.phase == ACTIVE and self._is_owner:
+        while cell.phase == ACTIVE and self._is_owner:
             self._wake.clear()
             try:
                 pause = await self._tend(cell)
             except PersistenceError as error:
-                await self._failed("it could not be tended to", error)
+                self._failed("it could not be tended to", error)
+                await asyncio.sleep(_RETRY)
                 continue
             if self._clock.monotonic() - began > _BACKOFF.maximum:
                 self._failures = 0
             await set_or_time(self._wake, pause)
-        while self.cell is cell and cell.phase != DEAD:
-            self._wake.clear()
-            await self._wake.wait()
 
     async def _tend(self, cell: Cell) -> float:
         """Do what is due; return the seconds until something is."""
@@ -347,26 +443,6 @@ class Led:
         if self.execution.body == "running":
             self._set(body="")
 
-    async def _lost_by_force(self, cell: Cell) -> None:
-        """Run `on_lose_leadership` of an activation that ended without it, once nothing of it runs any more."""
-        if self.cell is not cell:
-            return
-        until = self._clock.monotonic() + LOSS_LIMIT
-        while (cell.load or cell.nested or cell.streams) and self._clock.monotonic() < until:  # noqa: ASYNC110 - once per loss
-            await asyncio.sleep(_QUIET_LOOK)
-        self.cell = None
-        self._settle_body()
-        hook = self.spec.on_lose_leadership
-        if hook is None:
-            return
-        context = self._host.turns.context.copy()
-        context.run(running.set, HookRun(cell, hook))
-        try:
-            async with asyncio.timeout(LOSS_LIMIT):
-                await run_in(context, hook.function(cell.instance))
-        except Exception:  # noqa: BLE001 - user code: a failing hook does not hold up the next activation
-            _log.exception("singleton %s: on_lose_leadership failed after leadership was lost", self.spec.name)
-
     async def _note(self, *, heartbeat: bool, leaves: bool = False) -> None:
         self._is_dirty = False
         self._noted_at = self._clock.monotonic()
@@ -385,17 +461,10 @@ class Led:
         self._host.delivery.accept(told, self._shard)
         await told.future
 
-    async def _failed(self, what: str, error: PersistenceError) -> None:
-        if isinstance(error, Fenced):
+    def _failed(self, what: str, error: PersistenceError) -> None:
+        if isinstance(error, Fenced) and self._owns:
             self._host.mistrusted(self._shard.id)
         _log.warning("singleton %s: %s: %s; trying again in %g s", self.spec.name, what, error, _RETRY)
-        await self._pause(_RETRY)
-
-    async def _pause(self, seconds: float) -> None:
-        until = self._clock.monotonic() + seconds
-        while self._is_owner and (left := until - self._clock.monotonic()) > 0:
-            self._wake.clear()
-            await set_or_time(self._wake, left)
 
     def _set(self, **what: Any) -> None:
         self.execution = msgspec.structs.replace(self.execution, **what)

@@ -67,4 +67,4 @@ def _next_in_line(hosted: HostedType) -> Cell:
 
 
 def _may_leave(cell: Cell) -> bool:
-    return cell.phase == ACTIVE and cell.is_idle and not cell.kept
+    return cell.phase == ACTIVE and cell.is_idle and not cell.kept and cell.hosted.spec.singleton_id is None

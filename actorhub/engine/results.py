@@ -76,7 +76,13 @@ class Results:
         except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             self.raised(message, exc)
             return
-        if cell.record is None and message.outbox is None and message.transaction is None and not message.spec.durable:
+        if (
+            cell.record is None
+            and message.outbox is None
+            and message.transaction is None
+            and message.progress is None
+            and not message.spec.durable
+        ):
             self.done(message, body)
         else:
             self._settle(message, cell, body)
@@ -167,7 +173,7 @@ class Results:
     def commit(self, cell: Cell, epoch: int, data: bytes) -> "asyncio.Future[None]":
         """Hand the cell's next state to the group commit; `committed` must be told of the outcome."""
         assert cell.record is not None
-        if not cell.shard.host.lease_is_fresh():
+        if not cell.may_commit:
             refused = asyncio.get_running_loop().create_future()
             refused.set_exception(Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard"))
             return refused
@@ -258,7 +264,7 @@ async def save_now(state: Any = msgspec.UNSET) -> None:
 
 
 async def _save(message: Message, cell: Cell, state: Any) -> None:
-    if message.spec.readonly or message.is_nested:
+    if message.spec.readonly or (message.is_nested and cell.phase != DEAD):
         raise RuntimeError(f"{message.what}: a readonly handler, or one inside another's turn, cannot save")
     if state is not msgspec.UNSET:
         cell.instance.state = state

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _COMMIT_LIMIT: Final = 10.0
 """Seconds that a transaction's commit may take."""
+_REFUSED: Final = (Fenced, VersionConflict)
 
 
 class _Ending(msgspec.Struct):
@@ -76,8 +77,10 @@ class RunCommits:
         message.phase = COMMITTING
         ending = _Ending(data, body, self._next(message, cell))
         try:
+            if message.progress is not None:
+                message.progress.check_quiet(message)
             run = self._run(message, cell, ending)
-        except ActorhubError as error:
+        except (ActorhubError, RuntimeError) as error:
             message.phase = RUNNING
             self._results.raised(message, error)
             return
@@ -101,16 +104,22 @@ class RunCommits:
                 raise self._results.refused(cell, error)
             self._results.note_commit(cell, data)
             if cancelled:
+                self._turns.send_told(message)
                 raise asyncio.CancelledError
         elif data is not None:
             await commit_now(cell, message.epoch, data)
         self._turns.send_told(message)
 
-    async def commit_step(self, step: StepRun, cell: Cell, notes: Notes) -> None:
+    async def commit_step(self, step: StepRun, cell: Cell, notes: Notes) -> bool:
         """Write the notes of a run that goes on, with what its step told and its SQL; then send the tells.
 
+        Returns:
+            Whether a cancellation came meanwhile, which is the caller's to raise: all of it is written.
+
         Raises:
-            PersistenceError: refused or failed; nothing is sent.
+            PersistenceError: refused or failed; nothing is sent. Where the outcome is unknown, the activation is built
+                anew, so that the next run finds what is stored.
+            DuplicateKey: a told message has a key that was used with another payload; nothing is written.
         """
         run = RunCommit(
             shard=cell.shard.id,
@@ -121,25 +130,42 @@ class RunCommits:
             notes=notes,
         )
         transaction, step.transaction = step.transaction, None
-        await self._until_written(cell, self._written_alone(cell, run, transaction))
+        outcome = self._written_alone(cell, run, transaction)
+        cancelled = await settled(outcome)
+        if (error := store_error(outcome)) is not None:
+            step.drop_outbox()
+            is_known = isinstance(error, NotPending | DuplicateKey | RolledBack) or not error.possibly_executed
+            raise error if is_known and not isinstance(error, _REFUSED) else self._results.refused(cell, error)
         self._turns.send_told(step)
+        return cancelled
 
     async def commit_save(self, message: Message, cell: Cell, data: bytes | None) -> None:
-        """Write the state `data` (if any) of a singleton's `run` that goes on; the steps before it become history.
+        """Write the state `data` (if any) of a singleton's `run` that goes on; the caller's progress is closed with it.
+
+        A cancellation is raised once that is done, and the progress closed here.
 
         Raises:
             PersistenceError: refused or failed. Repeating it is harmless.
+            RuntimeError: steps are under way.
         """
-        run = self._run(message, cell, _Ending(data, b"", None))
-        await self._until_written(cell, self._written_alone(cell, run, None))
-        self._results.note_commit(cell, data)
-
-    async def _until_written(self, cell: Cell, outcome: "Future[bool]") -> None:
-        """Wait for a commit through cancellations, which are raised once its outcome is known."""
+        progress = message.progress
+        assert progress is not None
+        progress.check_quiet(message)
+        outcome = self._written_alone(cell, self._run(message, cell, _Ending(data, b"", None)), None)
         cancelled = await settled(outcome)
         if (error := store_error(outcome)) is not None:
-            raise self._results.refused(cell, error) if isinstance(error, Fenced | VersionConflict) else error
+            if isinstance(error, _REFUSED):
+                raise self._results.refused(cell, error)
+            progress.is_unsure = True
+            raise error
+        self._results.note_commit(cell, data)
+        if progress.is_unsure:
+            # Without a state it may have been written twice.
+            saved = await cell.shard.host.storage.checkpoints.load(progress.scope)
+            progress.generation = saved.generation - 1
+            progress.is_unsure = False
         if cancelled:
+            progress.closed()
             raise asyncio.CancelledError
 
     def roll_back(self, message: Message) -> None:
@@ -181,11 +207,11 @@ class RunCommits:
         return tuple(new_row(told, self.shard_of(told)) for told in message.outbox if told.durable is not None)
 
     def _written(self, cell: Cell, run: RunCommit) -> "Future[bool]":
-        return self._store.commit_run(run, self._incarnation) if cell.shard.host.lease_is_fresh() else _refused(cell)
+        return self._store.commit_run(run, self._incarnation) if cell.may_commit else _refused(cell)
 
     def _written_alone(self, cell: Cell, run: RunCommit, transaction: RunTransaction | None) -> "Future[bool]":
         """Commit a run in a transaction of its own: the handler's where it has one."""
-        if not cell.shard.host.lease_is_fresh():
+        if not cell.may_commit:
             return _refused(cell)
         outcome: Future[bool] = asyncio.get_running_loop().create_future()
         commit = self._store.commit_noted if transaction is None else transaction.commit

@@ -183,6 +183,7 @@ class Runner:
         await self.node.forward(min(grace, _FORWARDING))
         await self._key_values.leave(min(grace, _FORWARDING))
         await self.host.turns.aclose()
+        await self.host.singletons.aclose(1.0)
         await self.node.aclose(1.0)
         try:
             async with asyncio.timeout(2):

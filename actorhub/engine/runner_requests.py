@@ -42,6 +42,23 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
 _outcome: Final = msgspec.msgpack.Decoder(Outcome).decode
 
 
+class CompletionNotice(Message):
+    """Tells a runner of a completion; nobody waits for its answer, since whoever it misses looks by itself."""
+
+    __slots__ = ()
+
+    def __init__(self, token_hash: bytes) -> None:
+        super().__init__(_COMPLETED_SPEC, "", COMPLETED)
+        self.body = token_hash
+
+    def completed(self, body: bytes) -> None:
+        """It was heard."""
+
+    def failed(self, error: ActorhubError) -> None:
+        """Note that it was not."""
+        _log.debug("a runner was not told of a completion: %s", error)
+
+
 class RunnerRequests:
     """Serves them on a runner."""
 
@@ -79,7 +96,7 @@ class RunnerRequests:
         is_first = await self._store.complete(made)
         self._deferrals.completed([made.token_hash])
         for peer in self._node.peers.runners():
-            self._node.router.send_to(AnyRunnerRequest(_COMPLETED_SPEC, COMPLETED, made.token_hash), peer)
+            self._node.router.send_to(CompletionNotice(made.token_hash), peer)
         return is_first
 
     async def _complete(self, body: bytes) -> bool:

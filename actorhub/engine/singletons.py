@@ -1,7 +1,6 @@
 """The singletons that this runner leads: those whose shard it owns."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +10,7 @@ from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import NotConnected, PersistenceError, SingletonError
 from actorhub.engine.cell import Cell, HostedShard
-from actorhub.engine.leadership import LOSS_LIMIT, Led
+from actorhub.engine.leadership import BodyRun, Led
 from actorhub.engine.message import Message
 from actorhub.engine.singleton_health import SingletonHealth
 from actorhub.engine.spec import EntitySpec
@@ -20,8 +19,6 @@ from actorhub.storage.ports import Fenced, VersionConflict
 
 if TYPE_CHECKING:
     from actorhub.engine.host import Host
-
-_log: Final = logging.getLogger("actorhub.singletons")
 
 _SAVE_ATTEMPTS: Final = 4
 _SAVE_PAUSE: Final = Backoff(initial=0.05, maximum=1.0)
@@ -66,7 +63,14 @@ class Singletons:
         for hosted in self._types:
             shard = here.get(self.shard_of(hosted.spec, str(hosted.spec.singleton_id)))
             if shard is not None:
-                led = Led(self._host, hosted, shard, self._clock, self._incarnation)
+                led = Led(
+                    self._host,
+                    hosted,
+                    shard,
+                    supervisor=self._supervisor,
+                    clock=self._clock,
+                    incarnation=self._incarnation,
+                )
                 led.former = self._keepers.get(hosted.spec.name)
                 self._led[hosted.spec.name] = led
                 self._keepers[hosted.spec.name] = self._supervisor.loop("lead a singleton", led.keep)
@@ -102,17 +106,18 @@ class Singletons:
         """An activation of a singleton is over."""
         led = self._led.get(cell.hosted.spec.name)
         if led is not None:
-            led.gone(cell)
+            led.gone()
 
-    async def step_down(self, cell: Cell) -> None:
-        """Note, for at most a few seconds, that the activation ends gracefully and nobody leads."""
-        led = self.led_in(cell)
-        led.stepped_down()
-        try:
-            async with asyncio.timeout(LOSS_LIMIT):
-                await led.leave()
-        except (PersistenceError, TimeoutError) as error:
-            _log.warning("singleton %s: that its leader left could not be noted: %s", led.spec.name, error)
+    async def handed_over(self, shard: HostedShard, limit: float) -> None:
+        """Wait, for at most `limit` seconds, until nothing of the shard's singletons is to be done any more."""
+        keepers = [self._keepers[led.spec.name] for led in self._of(shard)]
+        if keepers:
+            await asyncio.wait(keepers, timeout=max(0.0, limit))
+
+    async def aclose(self, limit: float) -> None:
+        """Wait, for at most `limit` seconds, until every `on_lose_leadership` that is due has run."""
+        if self._keepers:
+            await asyncio.wait(self._keepers.values(), timeout=limit)
 
     async def save(self, message: Message, cell: Cell, state: Any) -> None:
         """Commit the state of a singleton in its `run`; the steps before it become history.
@@ -120,6 +125,7 @@ class Singletons:
         Raises:
             SingletonError: `state_persist_failed`: ownership was lost, or the store failed several times.
         """
+        assert isinstance(message, BodyRun)
         assert message.progress is not None
         if state is not msgspec.UNSET:
             cell.instance.state = state
@@ -130,7 +136,7 @@ class Singletons:
                 await self._host.runs.commit_save(message, cell, data)
                 break
             except PersistenceError as error:
-                self.led_in(cell).state_error("state_persist_failed", str(error))
+                message.led.state_error("state_persist_failed", str(error))
                 if isinstance(error, Fenced | VersionConflict) or attempt == _SAVE_ATTEMPTS:
                     raise SingletonError("state_persist_failed", str(error)) from error
             await asyncio.sleep(_SAVE_PAUSE.delay(attempt, self._clock.random()))

@@ -157,6 +157,11 @@ class Turns:
         cell.load = 0
         self._pass_on(cell, message)
 
+    def give_back(self, cell: Cell, message: Message) -> None:
+        """Let others have a turn that came too late for the run of `message`."""
+        cell.load = 0
+        self._pass_on(cell, message)
+
     def _pass_on(self, cell: Cell, message: Message) -> None:
         if cell.returning is not None:
             grant(cell, message)
@@ -200,7 +205,7 @@ class Turns:
 
     def let_go(self, shard: HostedShard) -> None:
         """Cut short what would hold up a hand-over for long: each `run`, and runs that wait for what outlives them."""
-        for message in list(self._suspended):
+        for message in (*self._suspended, *self._ready):
             cell, progress = message.cell, message.progress
             if cell is None or cell.shard is not shard or progress is None:
                 continue

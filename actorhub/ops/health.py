@@ -1,17 +1,16 @@
 """Whether this runner takes work, for load balancers and probes: `grpc.health.v1`, and what HTTP probes are told."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 import grpc
 import grpc.aio
-import msgspec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from actorhub.cluster import Cluster, cluster_here
 from actorhub.engine.runner import Door, Runner
-from actorhub.engine.singleton_health import SingletonHealth
+from actorhub.engine.singleton_health import RunnerHealth
 from actorhub.ops.replies import Rpc
 
 SERVICES: Final = frozenset({"", "actorhub.runner.v1.Runner", "actorhub.client.v1.Gateway", "actorhub.admin.v1.Admin"})
@@ -34,58 +33,21 @@ def cluster_of(runner: Runner) -> Cluster:
 
 def obstacle(door: Door) -> str:
     """Return why the runner behind `door` does not take work, in a sentence; empty when it does."""
-    return "it is starting" if door.runner is None else obstacle_of(door.runner)
+    return health_report(door).reason
 
 
-def obstacle_of(runner: Runner) -> str:
-    """Return why `runner` does not take work, in a sentence; empty when it does."""
-    if runner.machine_id < 0:
-        return "it is starting"
-    if cluster_of(runner).is_shutting_down:
-        return "it is leaving the cluster"
-    if not runner.ownership.is_fresh():
-        return "it cannot prove its ownership: the database does not answer"
-    if stale := stale_singletons(runner):
-        return f"it leads stale singletons: {', '.join(stale)}"
-    return ""
-
-
-def stale_singletons(runner: Runner) -> list[str]:
-    """Return the names of the singletons that this runner leads and that showed no sign of life for a minute."""
-    return [singleton.name for singleton in runner.host.singletons.report() if singleton.is_stale]
-
-
-class HealthReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `/healthz` says. Programs read it: fields are only added."""
-
-    serving: bool
-    reason: str
-    """Why it does not serve, in a sentence; empty when it does."""
-    runner: str = ""
-    """Its address; empty until it is there, like the fields below."""
-    incarnation: str = ""
-    version: str = ""
-    shards_owned: int = 0
-    live_runners: int = 0
-    """Runners of the cluster that are alive as far as this one knows, itself included."""
-    singletons: Sequence[SingletonHealth] = ()
-    """Those that this runner leads."""
-
-
-def health_report(door: Door) -> HealthReport:
-    """Return how the runner behind `door` is."""
-    reason, runner = obstacle(door), door.runner
-    if runner is None:
-        return HealthReport(serving=False, reason=reason)
-    return HealthReport(
-        serving=not reason,
-        reason=reason,
-        runner=runner.info.runner.address,
-        incarnation=runner.info.runner.incarnation,
-        version=runner.info.version,
-        shards_owned=len(runner.ownership.owned),
-        live_runners=len(runner.ownership.members),
-        singletons=tuple(runner.host.singletons.report()),
+def health_report(door: Door) -> RunnerHealth:
+    """Return how the runner behind `door` is: what `/healthz` says. Programs read it, so fields are only added."""
+    if door.runner is not None:
+        return door.runner.health()
+    return RunnerHealth(
+        serving=False,
+        reason="it is starting",
+        runner="",
+        incarnation="",
+        version="",
+        shards_owned=0,
+        live_runners=0,
     )
 
 

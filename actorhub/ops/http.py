@@ -114,7 +114,7 @@ class _Answers:
 
     def _reading(self) -> Reading | None:
         runner = self._door.runner
-        return None if runner is None else read(runner, is_serving=not obstacle(self._door))
+        return None if runner is None else read(runner)
 
 
 def _app(door: Door) -> Starlette:

@@ -95,7 +95,7 @@ class RunObserver:
     def ended(self, message: Message, error: ActorhubError | None) -> None:
         """Count the run, and end its span."""
         seen: Any = message.observed
-        if seen.__class__ is not float:
+        if seen.__class__ is _Traced:
             assert self.tracing is not None
             self.tracing.run_ended(seen.span, error)
             seen = seen.began

@@ -11,7 +11,6 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Meter, MeterProvider, Observation
 
 from actorhub.engine.runner import Runner
-from actorhub.ops.health import obstacle_of
 from actorhub.ops.metrics import FAMILIES, Family, Sample
 from actorhub.ops.observer import BOUNDS
 from actorhub.ops.reading import Reading, read
@@ -69,7 +68,7 @@ class _Reader:
 
     def _read(self, runner: Runner) -> Reading | None:
         if threading.get_ident() == self._thread:
-            return _read_now(runner)
+            return read(runner)
         reading: Future[Reading] = Future()
         try:
             runner.node.loop.call_soon_threadsafe(_fill, reading, runner)
@@ -79,11 +78,7 @@ class _Reader:
 
 
 def _fill(reading: "Future[Reading]", runner: Runner) -> None:
-    reading.set_result(_read_now(runner))
-
-
-def _read_now(runner: Runner) -> Reading:
-    return read(runner, is_serving=not obstacle_of(runner))
+    reading.set_result(read(runner))
 
 
 def _values(family: Family, reader: _Reader) -> _Callback:

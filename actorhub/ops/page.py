@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Final
 
-from actorhub.ops.health import HealthReport
+from actorhub.engine.singleton_health import RunnerHealth
 from actorhub.ops.reading import Reading
 
 _LINKS: Final = ("livez", "readyz", "healthz", "metrics")
@@ -20,7 +20,7 @@ _HEAD: Final = (
 )
 
 
-def page(report: HealthReport, reading: Reading | None) -> str:
+def page(report: RunnerHealth, reading: Reading | None) -> str:
     """Return the page; `reading` is `None` before the runner is there."""
     links = " · ".join(f'<a href="/{name}">/{name}</a>' for name in _LINKS)
     status = "<p>Serving.</p>" if report.serving else f'<p class="bad">Not serving: {escape(report.reason)}.</p>'
@@ -30,7 +30,7 @@ def page(report: HealthReport, reading: Reading | None) -> str:
     return "".join((*parts, f"<p>{links}</p></body></html>"))
 
 
-def _numbers(report: HealthReport, reading: Reading) -> str:
+def _numbers(report: RunnerHealth, reading: Reading) -> str:
     rows = {
         "runner": f"{report.runner} ({report.incarnation})",
         "version": report.version,
@@ -51,7 +51,7 @@ def _types(reading: Reading) -> str:
     return _table(("entity type", "in memory", "messages waiting"), rows)
 
 
-def _singletons(report: HealthReport) -> str:
+def _singletons(report: RunnerHealth) -> str:
     if not report.singletons:
         return ""
     rows = (

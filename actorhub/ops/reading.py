@@ -67,13 +67,14 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     failed_spans: int
 
 
-def read(runner: Runner, *, is_serving: bool) -> Reading:
+def read(runner: Runner) -> Reading:
     """Read a runner's counters; walks its resident entities once, about 5 ms for 100,000."""
     host, node = runner.host, runner.node
     observer = host.turns.observer
     tracing = observer.tracing if isinstance(observer, RunObserver) else None
+    health = runner.health()
     return Reading(
-        is_serving=is_serving,
+        is_serving=health.serving,
         types={name: _type(hosted) for name, hosted in host.types.items()},
         runs_started=host.turns.started,
         activated=host.activations.activated,
@@ -86,7 +87,7 @@ def read(runner: Runner, *, is_serving: bool) -> Reading:
         storage=runner.storage.statistics(),
         transport=node.transport.statistics(),
         supervisor=node.supervisor.statistics(),
-        singletons=host.singletons.report(),
+        singletons=health.singletons,
         tallies=list(observer.tallies) if isinstance(observer, RunObserver) else (),
         live_runners=sum(not member.info.draining for member in runner.ownership.members),
         lock_age=_lock_age(runner),

@@ -75,12 +75,12 @@ class Tracing:
         headers = message.headers
         if headers is not None and _TRACEPARENT in headers:
             return None
-        parent = trace.get_current_span().get_span_context()
-        if not parent.is_valid:
+        current = trace.get_current_span()
+        if current is trace.INVALID_SPAN or not current.get_span_context().is_valid:
             if not self.may_begin(self._monotonic()):
                 message.observed = False
                 return None
-        elif not parent.trace_flags.sampled:
+        elif not current.get_span_context().trace_flags.sampled:
             message.headers = self._with_context(headers, otel.get_current())
             return None
         spec = message.spec

@@ -56,6 +56,11 @@ class DemoCluster:
         return {runner.address: runner.name for runner in self._runners.processes}
 
     @property
+    def known(self) -> list[RunnerProcess]:
+        """The runners, in the order of their starts, those that are gone included."""
+        return self._runners.processes
+
+    @property
     def serving(self) -> list[RunnerProcess]:
         """The runners that are there."""
         return [runner for runner in self._runners.processes if runner.serving]
@@ -76,10 +81,10 @@ class DemoCluster:
         postmaster = await self.server.crash()
         self._screen.say(f"crashed Postgres (pid {postmaster}, SIGQUIT: -m immediate), and started it again", "red")
 
-    async def leave(self, runner: RunnerProcess) -> None:
+    async def leave(self, runner: RunnerProcess, what: str = "") -> None:
         """Let a runner go gracefully."""
         status = await runner.stop()
-        self._screen.say(f"{runner.name} (pid {runner.pid}) left on SIGTERM with status {status}", "yellow")
+        self._screen.say(f"{runner.name} (pid {runner.pid}) left on SIGTERM with status {status}{what}", "yellow")
 
     async def stop(self) -> bool:
         """End all runners; return whether every one that was not killed left gracefully."""

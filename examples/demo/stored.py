@@ -28,8 +28,11 @@ class Stored:
         self._url = url
         self._namespace = namespace
 
-    async def drained(self) -> float:
+    async def drained(self, entity_type: str | None = None) -> float:
         """Return when no message waits any more; the seconds that it took.
+
+        Args:
+            entity_type: Look at those to entities of this type; default: at all.
 
         Raises:
             NotDrained: their number did not fall for 90 s.
@@ -40,7 +43,7 @@ class Stored:
             fewest: float = math.inf
             while True:
                 asked = monotonic()
-                waiting = await self._waiting(connection)
+                waiting = await self._waiting(connection, entity_type)
                 if waiting == 0:
                     break
                 if waiting < fewest:
@@ -81,9 +84,11 @@ class Stored:
             for row in rows
         ]
 
-    async def _waiting(self, connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+    async def _waiting(self, connection: "asyncpg.Connection[asyncpg.Record]", entity_type: str | None) -> int:
         count: int = await connection.fetchval(
-            f"select count(*) from {self._namespace}.messages where state in ('pending', 'scheduled')"
+            f"select count(*) from {self._namespace}.messages "
+            "where state in ('pending', 'scheduled') and ($1::text is null or entity_type = $1)",
+            entity_type,
         )
         return count
 

@@ -14,6 +14,7 @@ import msgspec
 
 from actorhub.cli import COMMANDS, main
 from actorhub.core.config import SETTINGS, Setting
+from actorhub.ops.metrics import FAMILIES
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 DOCUMENTS: Final = tuple(sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]))
@@ -72,19 +73,24 @@ def made_parts() -> Iterator[tuple[Path, str, str]]:
     """Yield document, name and text of each part that is made from the code."""
     yield ROOT / "docs" / "operating.md", "settings", settings_table()
     yield ROOT / "docs" / "operating.md", "commands", commands_table()
+    yield ROOT / "docs" / "operating.md", "metrics", metrics_table()
     yield ROOT / "ARCHITECTURE.md", "map", package_map()
 
 
 @cache
 def command_flags() -> dict[str, frozenset[str]]:
-    """Return the flags of each command."""
+    """Return the flags of each command; of a group, those of its commands too."""
     context = click.Context(main)
     commands = {one.name: main.get_command(context, one.name) for one in COMMANDS}
-    return {
-        name: frozenset(option for parameter in command.params for option in parameter.opts) | {"--help"}
-        for name, command in commands.items()
-        if command is not None
-    }
+    return {name: frozenset(_flags(command)) | {"--help"} for name, command in commands.items() if command is not None}
+
+
+def _flags(command: click.Command) -> set[str]:
+    found = {option for parameter in command.params for option in parameter.opts}
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            found |= _flags(one)
+    return found
 
 
 def settings_table() -> str:
@@ -119,6 +125,15 @@ def commands_table() -> str:
     """Return the table of commands."""
     lines = ["| command | what it does |", "|---|---|"]
     lines += [f"| `actorhub {command.name}` | {command.help} |" for command in COMMANDS]
+    return "\n".join(lines) + "\n"
+
+
+def metrics_table() -> str:
+    """Return the table of metrics."""
+    lines = ["| name | kind | labels | what it is |", "|---|---|---|---|"]
+    for family in FAMILIES:
+        labels = ", ".join(f"`{label}`" for label in family.labels) or "none"
+        lines.append(f"| `{family.name}` | {family.kind} | {labels} | {family.help} |")
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from actorhub._call import MAX_CALLS, STREAM_WINDOW, Target
 from actorhub._declaration import EntityOptions
+from actorhub.core import key_value
 from actorhub.core.config import Settings
 from actorhub.core.errors import ActorhubError, EntityError
 from actorhub.core.idempotency import MAX_KEY_BYTES
@@ -47,6 +48,8 @@ def test_the_limits_in_the_readme_are_the_defaults() -> None:
         "chain of calls from entity to entity": settings.max_call_depth,
         "messages waiting in memory per entity": _default(EntitySpec, "mailbox_capacity"),
         "idempotency key, bytes of UTF-8": MAX_KEY_BYTES,
+        "key of the key-value store, bytes of UTF-8": key_value.MAX_KEY_BYTES,
+        "value of the key-value store, bytes": key_value.MAX_VALUE_BYTES,
         "runs of a durable message": DEFAULT_RETRY.attempts,
         "reply and key of a durable message kept, seconds": settings.retention.total_seconds(),
         "transactions of handlers at a time, per process": MOST,

@@ -149,7 +149,7 @@ async def test_a_write_that_never_left_goes_to_another_runner(memory: MemoryClus
 
 
 async def test_runners_that_leave_are_not_noticed(memory: MemoryCluster) -> None:
-    """Writes and reads go on without an error while every runner is replaced."""
+    """Writes and reads go on without an error while every runner is replaced, also over a network that takes time."""
     client = await linked(memory, 2)
     done = asyncio.Event()
 
@@ -158,13 +158,20 @@ async def test_runners_that_leave_are_not_noticed(memory: MemoryCluster) -> None
         while not done.is_set():
             made += 1
             assert await client.kv.typed(int).modify(key, lambda n: (n or 0) + 1) == made
-            await asyncio.sleep(0)
         return made
 
+    def slow_down(runner: Cluster) -> None:
+        here, there = memory.name_of(client), memory.name_of(runner)
+        memory.network.delay(here, there, seconds=0.01)
+        memory.network.delay(there, here, seconds=0.01)
+
+    for runner in memory.runners:
+        slow_down(runner)
     counting = [soon(count(str(number))) for number in range(8)]
     for _ in range(5):
         new = await memory.start_runner()
         await until(partial(client.part.node.peers.linked.__contains__, new.part.node.incarnation))
+        slow_down(new)
         await memory.stop(memory.runners[0])
     done.set()
     for number, each in enumerate(counting):

@@ -168,7 +168,7 @@ async def test_a_stale_singleton_makes_its_leader_unready(postgres_url: str, sai
     opened.clear()
     async with keeping.runner(database_url=postgres_url, listen="127.0.0.1:0", http="127.0.0.1:0") as cluster:
         assert cluster.runner is not None
-        await _until(said(), 503, "it leads stale singletons: keeper")
+        await _until(said(), 503, "it leads singletons that show no sign of life: keeper")
         assert await _grpc_health(cluster.runner.address) == health_pb2.HealthCheckResponse.NOT_SERVING
         report = (await http_get(said(), "/healthz")).json
         assert [(one["name"], one["status"]) for one in report["singletons"]] == [("keeper", "stale")]

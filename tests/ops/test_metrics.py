@@ -2,14 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
-from actorhub import ActorhubError, Cluster, Entity, EntityError, Hub, MailboxFull, handler
+from actorhub import ActorhubError, Cluster, Entity, EntityError, Hub, MailboxFull, Singleton, cron, handler
 from actorhub.core.config import HostPort, Settings
 from actorhub.engine.runner import Runner
 from actorhub.ops.metrics import FAMILIES
@@ -71,8 +71,18 @@ class Stalls(Entity, name="stalls", mailbox_capacity=2):
         return 1
 
 
+class Warden(Singleton, name="warden"):
+    """Looks around every second."""
+
+    @cron("* * * * * *")
+    async def look(self, at: datetime) -> None: ...
+
+
 hub = Hub()
 hub.register(Stalls)
+
+guarded = Hub()
+guarded.register(Warden)
 
 
 @pytest.fixture
@@ -86,7 +96,7 @@ async def runner() -> AsyncIterator[Cluster]:
 def _exposition(cluster: Cluster) -> Exposition:
     part = cluster.part
     assert isinstance(part, Runner)
-    return Exposition(lambda: read(part, is_serving=True))
+    return Exposition(lambda: read(part))
 
 
 def _values(cluster: Cluster) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -209,6 +219,25 @@ async def test_a_message_that_waits_for_its_time_is_not_old(runner: Cluster) -> 
             while not _values(runner)["actorhub_queue_age_seconds", _labels()] > 0.05:
                 await asyncio.sleep(0.02)
         waiting.cancel()
+
+
+async def test_a_led_singleton_and_its_schedules_are_counted() -> None:
+    """Who leads, that it is alive, what it executed and when, by names alone."""
+    async with MemoryCluster(guarded) as memory:
+        cluster = await memory.start_runner()
+        runs = ("actorhub_schedule_runs_total", _labels(singleton="warden", schedule="look"))
+        async with asyncio.timeout(10):
+            while _values(cluster).get(runs, 0) < 1:
+                await asyncio.sleep(0.02)
+        values = _values(cluster)
+    of_warden = _labels(singleton="warden")
+    assert values["actorhub_singletons", of_warden] == 1
+    assert values["actorhub_singleton_stale", of_warden] == 0
+    assert values["actorhub_singleton_executions_total", of_warden] >= 1
+    assert values["actorhub_singleton_state_errors_total", of_warden] == 0
+    assert values["actorhub_singleton_last_execution_timestamp_seconds", of_warden] > 1.7e9
+    assert 0 <= values["actorhub_singleton_duration_seconds", of_warden] < 5
+    assert values["actorhub_schedule_overdue", runs[1]] == 0
 
 
 async def test_without_an_observer_nothing_is_timed() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 from opentelemetry import trace
@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
-from actorhub import Cluster, Entity, EntityError, Hub, Singleton, current, handler
+from actorhub import Cluster, Entity, EntityError, Hub, Singleton, cron, current, handler
 from actorhub.core.clock import SystemClock
 from actorhub.ops.tracing import NEW_TRACES_PER_SECOND, Tracing
 from actorhub.testing import MemoryCluster
@@ -57,9 +57,21 @@ class Clerk(Singleton, name="clerk"):
         return 8
 
 
+class Clock(Singleton, name="clock"):
+    """Asks every second."""
+
+    @cron("* * * * * *")
+    async def tick(self, at: datetime) -> None:
+        await current().client(Desk)("ada").where()
+
+
 hub = Hub()
 hub.register(Desk)
 hub.register(Clerk)
+
+ticking = Hub()
+ticking.register(Desk)
+ticking.register(Clock)
 
 
 def _configure(monkeypatch: pytest.MonkeyPatch, provider: TracerProvider) -> None:
@@ -203,6 +215,15 @@ async def test_the_runs_of_a_singleton_are_named_after_it(cluster: Cluster, span
     run = await _one(spans, "singleton.clerk")
     assert (run.attributes or {})["actorhub.leader"] is True
     assert (run.attributes or {})["actorhub.handler"] == "hours"
+
+
+async def test_a_run_of_a_schedule_is_named_after_it(memory: MemoryCluster, spans: InMemorySpanExporter) -> None:
+    """It begins a trace, to which what it calls belongs."""
+    await memory.start_runner(hub=ticking)
+    call = (await _finished(spans, "desk.where"))[0]
+    runs = await _finished(spans, "cron.tick")
+    assert any(_is_child(call, run) for run in runs)
+    assert {(run.attributes or {})["actorhub.leader"] for run in runs} == {True}
 
 
 async def test_a_cancelled_call_ends_its_span(cluster: Cluster, spans: InMemorySpanExporter) -> None:

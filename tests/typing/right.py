@@ -4,7 +4,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
-from actorhub import Client, Cluster, EntityError, MailboxFull, ShardId, Snowflake, current
+from actorhub import Client, Cluster, EntityError, KeyValue, MailboxFull, ShardId, Snowflake, current
 from tests.typing.shop import Audit, Ledger, OrderPlaced, Orders, OutOfStock, Receipt, hub
 
 EVENT = OrderPlaced("o-1", "tea", 2)
@@ -59,6 +59,20 @@ async def fail(cluster: Cluster) -> None:
         assert_type(error.retry_after, timedelta)
     known: EntityError = OutOfStock(left=1, sku="tea", note="soon")
     raise known
+
+
+async def keep(cluster: Cluster) -> None:
+    receipts = cluster.kv.prefix("receipt:").typed(Receipt)
+    assert_type(receipts, KeyValue[Receipt])
+    assert_type(await receipts.get("o-1"), Receipt | None)
+    assert_type(await receipts.get("o-1", "none"), Receipt | str)
+    assert_type(await receipts.get("o-1", Receipt(0, 0)), Receipt)
+    await receipts.set("o-1", Receipt(1, 700), ttl=timedelta(days=1))
+    assert_type(await current().kv.typed(int).modify("count", lambda count: (count or 0) + 1), int | None)
+    assert_type(await receipts.prefix("2027:").delete("o-1"), bool)
+    assert_type(await receipts.ttl("o-1"), timedelta | None)
+    assert_type(await receipts.size(), int)
+    await cluster.kv.set("anything", {"a": [1, None]})
 
 
 async def know(cluster: Cluster) -> None:

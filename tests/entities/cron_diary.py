@@ -1,0 +1,134 @@
+"""A singleton whose schedules write down when they ran, for the tests of schedules."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from actorhub import Cluster, Hub, Retry, Singleton, cron, current
+from actorhub.storage.message_ports import MessageFilter, MessageState
+from actorhub.storage.singleton_ports import ScheduleEdit, ScheduleRow
+from actorhub.testing import MemoryCluster, SteppedClock, until
+
+SOON = Retry(attempts=3, initial=timedelta(milliseconds=5), maximum=timedelta(milliseconds=20))
+ONCE = Retry(attempts=1)
+NOBODY_MINDS = timedelta(days=36_000)
+"""Older than any instant of a test."""
+NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
+BEFORE_NOON = NOON - timedelta(milliseconds=30)
+MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+
+
+async def _nothing(at: float) -> None:
+    """Do nothing more."""
+
+
+class Stage:
+    """What a test sees of the runs of a schedule, and what it has them do."""
+
+    def __init__(self) -> None:
+        self.began: list[float] = []
+        """The instant of each run that began, on whatever runner."""
+        self.act: Callable[[float], Awaitable[None]] = _nothing
+        """What a run does before it writes."""
+        self.hub = Hub()
+        """The program of which the schedule is part."""
+        self.singleton: type[Diary] = Diary
+
+    def declare(self, expression: str, **options: Any) -> Hub:
+        """Declare the singleton with a schedule called `tick`, as another release of the program would."""
+        stage = self
+        options = {"skip_if_older_than": NOBODY_MINDS, "retry": SOON, **options}
+
+        class Ticking(Diary, name="diary"):
+            @cron(expression, **options)
+            async def tick(self, at: datetime) -> int:
+                stage.began.append(at.timestamp())
+                await stage.act(at.timestamp())
+                self.state.append(at.timestamp())
+                return current().attempt
+
+        self.singleton = Ticking
+        self.hub = Hub()
+        self.hub.register(Ticking)
+        return self.hub
+
+
+class Diary(Singleton[list[float]], name="diary"):
+    """Knows which instants ran."""
+
+    async def read(self) -> list[float]:
+        return self.state
+
+    async def poke(self) -> None:
+        """Do nothing: it waits for its turn, like any handler."""
+
+
+def moment(instant: float) -> datetime:
+    """Return an instant as a datetime."""
+    return datetime.fromtimestamp(instant, UTC)
+
+
+def written(memory: MemoryCluster) -> list[float]:
+    """Return the instants whose runs were committed, in their order."""
+    stored = memory.stored("diary", "diary")
+    return [] if stored is None else msgspec.msgpack.decode(stored.data, type=list[float])
+
+
+def row(memory: MemoryCluster, name: str = "tick") -> ScheduleRow:
+    """Return what is stored of a schedule."""
+    return next(found for found in memory.store.singletons.schedules("diary") if found.name == name)
+
+
+async def planned(memory: MemoryCluster, at: float | None = None, name: str = "tick") -> ScheduleRow:
+    """Wait until the schedule's next instant is planned; `at`: this one."""
+
+    def is_planned() -> bool:
+        rows = [found for found in memory.store.singletons.schedules("diary") if found.name == name]
+        return bool(rows) and (rows[0].next_at is not None if at is None else rows[0].next_at == at)
+
+    await until(is_planned, f"a plan for {at and moment(at)}")
+    return row(memory, name)
+
+
+async def ran(memory: MemoryCluster, *instants: float) -> None:
+    """Wait until just these instants' runs are committed, in this order, and nothing more is under way."""
+    await until(lambda: len(written(memory)) >= len(instants), f"{len(instants)} runs")
+    await idle(memory)
+    assert [moment(at) for at in written(memory)] == [moment(at) for at in instants]
+
+
+async def idle(memory: MemoryCluster) -> None:
+    """Wait until every pending message is due later, and every schedule is planned and written."""
+    await until(lambda: _is_idle(memory), "an idle diary")
+
+
+def _is_idle(memory: MemoryCluster) -> bool:
+    states = frozenset({MessageState.PENDING})
+    busy = memory.store.messages.messages(MessageFilter(states=states))
+    now = memory.clock.time()
+    rows = memory.store.singletons.schedules("diary")
+    return not busy and all(found.paused or (found.next_at is not None and found.next_at > now) for found in rows)
+
+
+async def edit(memory: MemoryCluster, runner: Cluster, name: str = "tick", **change: Any) -> ScheduleRow:
+    """Change a schedule as an operator does, and have its leader look."""
+    edited = memory.store.singletons.edit_schedule("diary", name, ScheduleEdit(**change))
+    assert edited is not None
+    await runner.poll_storage()
+    return edited
+
+
+async def at_time(memory: MemoryCluster, when: datetime) -> None:
+    """Set the clock, and have every runner look at what time it is."""
+    clock = memory.clock
+    assert isinstance(clock, SteppedClock)
+    clock.set(when)
+    for runner in memory.runners:
+        await runner.poll_storage()
+
+
+def seconds(*instants: float) -> Sequence[float]:
+    """Return instants relative to noon."""
+    return [at - NOON.timestamp() for at in instants]
