@@ -55,14 +55,19 @@ class Deferred(Generic[T]):
         return self._codec.decode(data)
 
 
+def without_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function behind partials."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
 def step_codec(function: Callable[..., Any]) -> Codec[Any] | None:
     """Return the codec of what a step's function returns; `None` where nothing says what that is.
 
     Raises:
         TypeError: the annotation cannot be resolved, or is of a type that cannot be stored.
     """
-    while isinstance(function, functools.partial):
-        function = function.func
     if not isinstance(function, type):
         if not inspect.isroutine(function):
             function = type(function).__call__

@@ -1,7 +1,5 @@
 """What a connected program asks about durable messages by their ids."""
 
-import asyncio
-import logging
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
@@ -12,31 +10,27 @@ from actorhub._call import decode_result
 from actorhub.core.codec import decode_error
 from actorhub.core.envelope import ASK, CANCEL_MESSAGE, FIND_MESSAGE, POLL_STORAGE, REVIVE_MESSAGE, Durable
 from actorhub.core.errors import (
-    ActorhubError,
     CallTimeout,
     EntityNotAssigned,
     MessageCancelled,
-    NotConnected,
     RunnerUnavailable,
     UnknownEntityType,
     UnknownMessage,
 )
+from actorhub.engine.any_runner import AnyRunnerRequest, ask, ask_any
 from actorhub.engine.caller import Caller
-from actorhub.engine.message import FOREVER, Message
+from actorhub.engine.message import FOREVER, AwaitedMessage
 from actorhub.engine.message_requests import Whereabouts, whereabouts
-from actorhub.engine.peers import Peer
 from actorhub.engine.runner import Runner
-from actorhub.engine.spec import EntitySpec, HandlerSpec
+from actorhub.engine.spec import EntitySpec, HandlerSpec, operation_spec
 from actorhub.storage.message_ports import CancelResult, Outcome
-
-_log: Final = logging.getLogger("actorhub.stored_messages")
 
 _PATIENCE: Final = 30.0
 """Seconds that a request about a message may take."""
-_LINK_LOOK: Final = 0.02
-"""Seconds between looks for a runner to ask, while none is linked."""
 _OWNER_PATIENCE: Final = 5.0
 """Seconds to wait for an owner before the store is asked directly."""
+_FIND: Final = operation_spec("durable message", "find")
+_POLL: Final = operation_spec("store", "poll")
 
 
 class StoredMessages:
@@ -115,7 +109,9 @@ class StoredMessages:
             self._part.host.delivery.poll()
         for peer in self._node.peers.runners():
             try:
-                await self._of_peer(peer, POLL_STORAGE, 0, self._from_now(_PATIENCE))
+                request = AnyRunnerRequest(_POLL, POLL_STORAGE)
+                request.deadline = self._from_now(_PATIENCE)
+                await ask(self._node, request, peer)
             except RunnerUnavailable:
                 continue  # its shards' next owners look on their own
 
@@ -131,40 +127,16 @@ class StoredMessages:
         if self._node.store is not None:
             row = await self._node.store.find(message_id)
             return None if row is None else whereabouts(row)
-        while self._node.clock.monotonic() < deadline:
-            if peers := self._node.peers.runners():
-                try:
-                    body = await self._of_peer(peers[0], FIND_MESSAGE, message_id, deadline)
-                    return msgspec.msgpack.decode(body, type=Whereabouts | None)
-                except RunnerUnavailable as error:
-                    _log.info("message %d: asking another runner about it: %s", message_id, error)
-            if self._node.closed:
-                raise NotConnected("the connection to the cluster is closed")
-            await asyncio.sleep(_LINK_LOOK)
-        raise CallTimeout(f"message {message_id}: no runner could be asked about it in time", possibly_executed=True)
-
-    async def _of_peer(self, peer: Peer, kind: int, message_id: int, deadline: float) -> bytes:
-        request = _Request(self._any_spec(), "", kind, message_id)
-        request.deadline = deadline
-        self._node.deadlines.add(request)
         try:
-            self._node.router.send_to(request, peer)
-            return await request.future
-        finally:
-            self._node.deadlines.drop(request)
+            body = await ask_any(self._node, _FIND, FIND_MESSAGE, message_id=message_id, deadline=deadline)
+        except CallTimeout as error:
+            error.possibly_executed = True  # of the message that was asked about, nothing is known
+            raise
+        return msgspec.msgpack.decode(body, type=Whereabouts | None)
 
     async def _ask(self, request: "_Request", deadline: float) -> bytes:
-        node = self._node
         request.deadline = deadline
-        node.deadlines.add(request)
-        try:
-            node.router.route(request)
-            return await request.future
-        except asyncio.CancelledError:
-            node.router.withdraw(request, CallTimeout(f"{request.what}: the caller was cancelled"))
-            raise
-        finally:
-            node.deadlines.drop(request)
+        return await ask(self._node, request)
 
     def _spec(self, found: Whereabouts) -> HandlerSpec:
         entity = self._specs.get(found.entity_type)
@@ -172,30 +144,13 @@ class StoredMessages:
             raise UnknownEntityType(f"this hub has no entity type {found.entity_type!r}: register it first")
         return entity.handler(found.handler)
 
-    def _any_spec(self) -> HandlerSpec:
-        for entity in self._specs.values():
-            for spec in entity.handlers.values():
-                return spec
-        raise UnknownEntityType("this hub declares no entity with a handler")
 
-
-class _Request(Message):
+class _Request(AwaitedMessage):
     """A request about a stored message."""
 
-    __slots__ = ("future",)
+    __slots__ = ()
 
     def __init__(self, spec: HandlerSpec, entity_id: str, kind: int, message_id: int) -> None:
         super().__init__(spec, entity_id, kind)
         self.message_id = message_id
-        self.durable = Durable(is_repeated=True) if entity_id else None
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    def completed(self, body: bytes) -> None:
-        """Take the answer."""
-        if not self.future.done():
-            self.future.set_result(body)
-
-    def failed(self, error: ActorhubError) -> None:
-        """Take the error."""
-        if not self.future.done():
-            self.future.set_exception(error)
+        self.durable = Durable(is_repeated=True)

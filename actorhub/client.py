@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, Final, Generic, Literal, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, cast
 
 import msgspec
 
 from actorhub._call import Call, StreamCall, Target
 from actorhub.core.address import check_entity_id
+from actorhub.core.codec import Codec
 from actorhub.core.idempotency import check_key
 from actorhub.engine.spec import EntitySpec, HandlerSpec
 from actorhub.entity import Declared
@@ -104,12 +105,24 @@ class _Proxy:
 
     __slots__ = ("_id", "_target")
 
+    _handlers: ClassVar[Mapping[str, HandlerSpec]]
+
     def __init__(self, target: Target, entity_id: str) -> None:
         self._target = target
         self._id = entity_id
 
+    @classmethod
+    def _result_of(cls, handler: str) -> Codec[Any]:
+        return cls._handlers[handler].result
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._id!r}>"
+
+
+def result_of_call(function: Callable[..., Any]) -> Codec[Any] | None:
+    """Return the codec of what a proxy's method returns when its call is awaited; `None` for other functions."""
+    proxy = getattr(function, "__self__", None)
+    return proxy._result_of(function.__name__) if isinstance(proxy, _Proxy) else None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 def make_client(entity: type[E], target: Target) -> Client[E]:
@@ -120,7 +133,7 @@ def make_client(entity: type[E], target: Target) -> Client[E]:
 
 def _proxy_class(spec: EntitySpec) -> type[_Proxy]:
     methods = {name: _proxy_method(handler) for name, handler in spec.handlers.items()}
-    return type(f"proxy of {spec.name}", (_Proxy,), {"__slots__": (), **methods})
+    return type(f"proxy of {spec.name}", (_Proxy,), {"__slots__": (), "_handlers": spec.handlers, **methods})
 
 
 def _proxy_method(spec: HandlerSpec) -> Callable[..., Call | StreamCall]:

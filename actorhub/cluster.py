@@ -1,6 +1,5 @@
 """A connected hub: clients, tells, ids, and where entities live."""
 
-import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
@@ -25,7 +24,7 @@ from actorhub.core.errors import (
 from actorhub.core.snowflake import Snowflake, SnowflakeGenerator
 from actorhub.engine.caller import Caller
 from actorhub.engine.deferred import completion
-from actorhub.engine.message import Message
+from actorhub.engine.message import AwaitedMessage, Message
 from actorhub.engine.node import Node
 from actorhub.engine.runner import Runner
 from actorhub.engine.runner_requests import Outcome, ask_health, ask_to_complete
@@ -337,26 +336,15 @@ class Cluster:
         return part.inbound.broadcast_here(told.spec, told.body, 0)
 
 
-class _BroadcastPart(Message):
+class _BroadcastPart(AwaitedMessage):
     """A broadcast's request to one runner."""
 
-    __slots__ = ("future",)
+    __slots__ = ()
 
     def __init__(self, told: Call) -> None:
         super().__init__(told.spec, "", BROADCAST)
         self.body = told.body
         self.deadline = told.deadline
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    def completed(self, body: bytes) -> None:
-        """Take the count."""
-        if not self.future.done():
-            self.future.set_result(body)
-
-    def failed(self, error: Exception) -> None:
-        """Take the error."""
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 def _when(deliver_at: datetime | None, delay: timedelta | None, key: str | None) -> Durable | None:

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from actorhub._checkpoints import Deferred, step_codec
-from actorhub.client import Client
+from actorhub._checkpoints import Deferred, step_codec, without_arguments
+from actorhub.client import Client, result_of_call
 from actorhub.cluster import SingletonT, as_call, cluster_of_handler
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
@@ -205,8 +205,10 @@ class Current:
             MessageTooLarge: the result is larger than a message may be.
             PersistenceError: the result could not be stored: ownership was lost, or the store failed.
         """
+        inner = without_arguments(function)
+        codec = result_of_call(inner) or step_codec(inner)
         call = functools.partial(function, *args, **kwargs)
-        return await run_step(self._message, self._cell, check_name(name), call, step_codec(function))
+        return await run_step(self._message, self._cell, check_name(name), call, codec)
 
     def deferred(self, name: str, type: type[T]) -> Deferred[T]:  # noqa: A002 - what it is called everywhere
         """Return a value that somebody else will provide, by its `token`; `await deferred.wait()` returns it.

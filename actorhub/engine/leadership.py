@@ -148,6 +148,8 @@ class Led:
         """Runs `on_lose_leadership`."""
         self._since: float | None = None
         self._heartbeat_at: float | None = None
+        self._sign_at: float | None = None
+        """Monotonic seconds of the last sign of life, of a former leader too: steps of the store's clock do not age it."""
         self._failures = 0
         self._body_failures = 0
         self._body_at: float | None = None
@@ -277,9 +279,9 @@ class Led:
 
     def health(self) -> SingletonHealth:
         """Return how the singleton is."""
-        now = self._host.delivery.schedule.server.now()
-        since = now if self._since is None else self._since
-        stale = is_stale(heartbeat_at=self._heartbeat_at, since=since, now=now)
+        since = self._host.delivery.schedule.server.now() if self._since is None else self._since
+        now = self._clock.monotonic()
+        stale = is_stale(heartbeat_at=self._sign_at, since=now, now=now)
         schedules = self.schedules.health()
         run = self.execution
         never = run.last_execution_at is None and bool(schedules or self.spec.body)
@@ -344,6 +346,7 @@ class Led:
             return False
         self._host.delivery.schedule.server.heard(now)
         self._since, self._heartbeat_at = row.since, row.heartbeat_at
+        self._sign_at = self._clock.monotonic() - (now - (row.since if row.heartbeat_at is None else row.heartbeat_at))
         self.execution = msgspec.structs.replace(row.execution, body="")
         self.registered.set_result(None)
         return True
@@ -453,7 +456,7 @@ class Led:
             raise
         self._host.delivery.schedule.server.heard(now)
         if heartbeat:
-            self._heartbeat_at = now
+            self._heartbeat_at, self._sign_at = now, self._noted_at
 
     async def _tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
         when = Durable(key=key, deliver_at=deliver_at, payload_hash=payload_hash((at,)))

@@ -181,5 +181,25 @@ class Message:
         raise AssertionError
 
 
+class AwaitedMessage(Message):
+    """A message whose outcome is a future's."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, spec: "HandlerSpec", entity_id: str, kind: int = ASK) -> None:
+        super().__init__(spec, entity_id, kind)
+        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def completed(self, body: bytes) -> None:
+        """Take the encoded result."""
+        if not self.future.done():
+            self.future.set_result(body)
+
+    def failed(self, error: "ActorhubError") -> None:
+        """Take the error."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
 running: ContextVar[Message | None] = ContextVar("actorhub_running", default=None)
 """The message whose handler runs in this context; `None` outside of handlers."""
