@@ -6,7 +6,7 @@ CODE := $(wildcard actorhub tests examples benchmarks protos)
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-durable payments test check lint types imports fmt protos protos-check bench faults clean
+.PHONY: help venv demo demo-durable payments nightly test check lint types imports fmt protos protos-check bench faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -28,6 +28,9 @@ demo-durable: venv ## the same as stored messages: two runners killed, Postgres 
 
 payments: venv ## transfers between accounts while runners are killed; every cent is counted
 	$(BIN)/python -m examples.payments
+
+nightly: venv ## a job in steps, its leader killed or moved at every boundary; each step counted, pandas compared
+	$(BIN)/python -m examples.nightly
 
 test: check ## everything that CI runs: check, then the tests
 	$(BIN)/python -m pytest

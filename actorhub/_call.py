@@ -179,7 +179,8 @@ class Call(Message):
             self.deadline = node.clock.monotonic() + target.timeout
         parent = running.get()
         if parent is not None and parent.phase == RUNNING:
-            self.chain = (*parent.chain, parent.address)
+            # An interleaved run lends its entity's turn while it waits, so calls may come back to that.
+            self.chain = parent.chain if parent.spec.interleaved else (*parent.chain, parent.address)
             if not target.broadcast and self.kind != TELL:
                 check_chain(self.chain, self.address, spec, node.limits.max_call_depth)
             if parent.deadline < self.deadline and self.kind != TELL:

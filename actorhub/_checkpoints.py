@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 from actorhub._resolution import checked_codec
 from actorhub.core.codec import Codec
 from actorhub.engine.cell import Cell
-from actorhub.engine.checkpoints import Progress, known_progress
+from actorhub.engine.checkpoints import known_progress
 from actorhub.engine.deferred import deferral_of
 from actorhub.engine.message import Message
 
@@ -23,11 +23,11 @@ _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine)
 class Deferred(Generic[T]):
     """A value that somebody else provides: `cluster.complete(token, value)`. Made by `current().deferred`."""
 
-    def __init__(self, message: Message, cell: Cell, progress: Progress, name: str, type_: Any) -> None:
+    def __init__(self, message: Message, cell: Cell, name: str, type_: Any) -> None:
         self._message = message
         self._cell = cell
-        self._progress = progress
-        self._deferral = deferral_of(progress, name)
+        self._progress = known_progress(message)
+        self._deferral = deferral_of(self._progress, name)
         self._codec: Codec[T] = checked_codec(type_, f"{message.what}: deferred value {name!r}")
         self.token: str = cell.shard.host.deferrals.token(self._deferral)
         """Names the value: text that may be put in a URL, and that only this cluster can make.

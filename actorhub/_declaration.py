@@ -246,8 +246,7 @@ def declare(cls: type, options: EntityOptions | SingletonOptions, scope: Mapping
                     f"rename it to _{name}, or keep it in the state"
                 )
     for hook in options.hooks:
-        if not inspect.iscoroutinefunction(getattr(cls, hook)):
-            raise TypeError(f"{cls.__name__}.{hook} must be `async def {hook}(self) -> None`")
+        _check_hook(cls, hook)
     declaration = Declaration(cls, options, handlers, scope)
     declaration.try_resolve()
     return declaration
@@ -341,6 +340,15 @@ def _check_options(cls: type, options: EntityOptions | SingletonOptions) -> None
         raise TypeError(f"{where}: concurrency={options.concurrency} must be at least 1")
     if options.max_idle <= timedelta(0):
         raise TypeError(f"{where}: max_idle={options.max_idle} must be more than zero")
+
+
+def _check_hook(cls: type, name: str) -> None:
+    function = getattr(cls, name)
+    if not inspect.iscoroutinefunction(function) or len(inspect.signature(function).parameters) != 1:
+        raise TypeError(f"{cls.__name__}.{name} must be `async def {name}(self) -> None`")
+    for mark, attribute in (("@handler", _OPTIONS), ("@cron", _CRONS)):
+        if hasattr(function, attribute):
+            raise TypeError(f"{cls.__name__}.{name}: {mark} is for handlers, and this is a hook: use another name")
 
 
 def _check_public(cls: type, name: str, value: object) -> None:

@@ -12,7 +12,7 @@ from actorhub.cluster import SingletonT, as_call, cluster_of_handler
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
 from actorhub.engine.cell import DEAD, Cell
-from actorhub.engine.checkpoints import StepRun, check_name, durable_sleep, is_body, known_progress, run_step
+from actorhub.engine.checkpoints import Step, StepRun, check_name, durable_sleep, is_body, run_step
 from actorhub.engine.durable_message import DurableMessage
 from actorhub.engine.message import FOREVER, RUNNING, Message, running
 from actorhub.engine.run_commits import transaction_of
@@ -208,7 +208,7 @@ class Current:
         inner = without_arguments(function)
         codec = result_of_call(inner) or step_codec(inner)
         call = functools.partial(function, *args, **kwargs)
-        return await run_step(self._message, self._cell, check_name(name), call, codec)
+        return await run_step(self._message, self._cell, Step(check_name(name), call, codec))
 
     def deferred(self, name: str, type: type[T]) -> Deferred[T]:  # noqa: A002 - what it is called everywhere
         """Return a value that somebody else will provide, by its `token`; `await deferred.wait()` returns it.
@@ -220,7 +220,7 @@ class Current:
         Raises:
             RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
         """
-        return Deferred(self._message, self._cell, known_progress(self._message), check_name(name), type)
+        return Deferred(self._message, self._cell, check_name(name), type)
 
     async def sleep(self, duration: timedelta, *, name: str | None = None) -> None:
         """Return after `duration`, counted from the first run that came here, by the database's clock.

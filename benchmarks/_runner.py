@@ -9,16 +9,18 @@ import asyncio
 import contextlib
 import json
 import os
+import pkgutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
+from actorhub import Hub
 from actorhub.cluster import Cluster
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
@@ -27,11 +29,13 @@ from actorhub.storage.ports import Fenced, StateCommit
 from benchmarks import _durable as durable
 from benchmarks._harness import LOOPS, ROOT, rss_bytes, run
 from benchmarks._raw import serve_raw
-from benchmarks._workload import hub
+
+WORKLOAD: Final = "benchmarks._workload:hub"
 
 
 async def serve(options: argparse.Namespace) -> None:
     """Run until SIGTERM; then hand over and return."""
+    hub: Hub = pkgutil.resolve_name(options.hub)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with contextlib.AsyncExitStack() as stack:
@@ -113,9 +117,11 @@ def _say(values: dict[str, Any]) -> None:
 class RunnerProcess:
     """One such process, ended by its own id."""
 
-    def __init__(self, url: str, namespace: str, *, loop: str, shards: int = 300, raw: bool = False) -> None:
+    def __init__(
+        self, url: str, namespace: str, *, loop: str, shards: int = 300, raw: bool = False, hub: str = WORKLOAD
+    ) -> None:
         command = [sys.executable, "-m", "benchmarks._runner", "--database", url, "--namespace", namespace,
-                   "--loop", loop, "--shards", str(shards), *(["--raw"] if raw else [])]  # fmt: skip
+                   "--loop", loop, "--shards", str(shards), "--hub", hub, *(["--raw"] if raw else [])]  # fmt: skip
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -182,6 +188,7 @@ def main() -> None:
     parser.add_argument("--namespace", required=True)
     parser.add_argument("--shards", type=int, default=300)
     parser.add_argument("--loop", choices=LOOPS, default="asyncio")
+    parser.add_argument("--hub", default=WORKLOAD)
     parser.add_argument("--raw", action="store_true", help="serve the raw streams, too")
     options = parser.parse_args()
     run(serve(options), options.loop)

@@ -48,20 +48,20 @@ def read_token(token: str, secret: bytes) -> tuple[Deferral, bytes]:
         MalformedMessage: this cluster did not make it.
     """
     try:
-        raw = _bytes_of(token)
-        data, found = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-        # Over the bytes as they came: a later release may name more than this one reads.
-        if hmac.compare_digest(found, _hash(data, secret)):
-            return _decode(data), found
-    except (ValueError, msgspec.MsgspecError):
-        pass
-    raise MalformedMessage("this is no token of a deferred value of this cluster")
+        return _read(token, secret)
+    except (ValueError, msgspec.MsgspecError) as exc:
+        raise MalformedMessage("this is no token of a deferred value of this cluster") from exc
 
 
-def _bytes_of(token: str) -> bytes:
+def _read(token: str, secret: bytes) -> tuple[Deferral, bytes]:
     if len(token) > _LONGEST:
-        raise ValueError("too long")
-    return base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        raise ValueError("longer than any token")
+    raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+    data, found = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
+    # Over the bytes as they came: a later release may name more than this one reads.
+    if not hmac.compare_digest(found, _hash(data, secret)):
+        raise ValueError("not signed with this secret")
+    return _decode(data), found
 
 
 def _hash(data: bytes, secret: bytes) -> bytes:

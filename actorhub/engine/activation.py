@@ -57,7 +57,7 @@ class Activations:
                 return
         task = self._supervisor.spawn(self._activate(cell), "activate")
         if cell.hosted.spec.singleton_id is not None:
-            cell.shard.host.singletons.led_in(cell).works(cell, task)
+            cell.shard.host.singletons.works(cell, task)
 
     def close(self, cell: Cell) -> None:
         """Stop starting runs; passivate once nothing runs."""
@@ -74,7 +74,7 @@ class Activations:
         spec = cell.hosted.spec
         if spec.singleton_id is not None:
             work = self._deactivate_leader(cell)
-            cell.shard.host.singletons.led_in(cell).works(cell, self._supervisor.spawn(work, "passivate"))
+            cell.shard.host.singletons.works(cell, self._supervisor.spawn(work, "passivate"))
         elif spec.on_deactivate is not None:
             _ = self._supervisor.spawn(self._deactivate(cell), "passivate")
         else:
@@ -93,7 +93,7 @@ class Activations:
                 if cell.phase == DEAD:
                     return
                 if cell.hosted.spec.singleton_id is not None:
-                    await cell.shard.host.singletons.led_in(cell).lose(cell)
+                    await cell.shard.host.singletons.lose(cell)
                 cell.instance = None
                 if attempt == _ATTEMPTS or isinstance(exc, _Undecodable):
                     self._give_up(cell, exc)
@@ -224,7 +224,7 @@ class Activations:
         self.gone(cell)
 
     async def _deactivate_leader(self, cell: Cell) -> None:
-        await cell.shard.host.singletons.led_in(cell).lose(cell)
+        await cell.shard.host.singletons.lose(cell)
         await self._deactivate(cell)
 
     async def _deactivate(self, cell: Cell) -> None:

@@ -7,9 +7,11 @@ from typing import Final
 
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
+from actorhub.core.cron import parse_instant_key
 from actorhub.core.errors import PersistenceError
 from actorhub.engine.cell import ACTIVE, Cell, HostedShard, HostedType
 from actorhub.engine.durable_message import DurableMessage
+from actorhub.engine.spec import HandlerSpec
 from actorhub.engine.supervision import set_or_time
 from actorhub.engine.turns import Lease
 from actorhub.storage.message_ports import MessageStore, PendingMessage
@@ -280,13 +282,13 @@ class Backlog:
         if cell is not None and cell.is_behind and cell.durable > 0:
             return True
         is_all = len(rows) < limit
-        known = [row for row in rows if self._is_known(row)]
+        known = [row for row in rows if self.handler_of(row) is not None]
         if not (known or is_all):
             # What only another release can run must not hide what is behind it.
             rows = await self._store.load_entities([(shard.id, *entity)], MOST_LOADED)
             self._spilling.clear()
             is_all = len(rows) < MOST_LOADED
-            known = [row for row in rows if self._is_known(row)]
+            known = [row for row in rows if self.handler_of(row) is not None]
         if self._shards.get(shard.id) is not shard:
             return True
         brought = 0
@@ -333,14 +335,19 @@ class Backlog:
             }
         return found
 
-    def _is_known(self, row: PendingMessage) -> bool:
+    def handler_of(self, row: PendingMessage) -> HandlerSpec | None:
+        """Return the handler that a message is for; `None`: this release has none such, so the message waits.
+
+        A handler that is not durable any more could not settle it, and an instant's message is for a schedule.
+        """
         hosted = self._types.get(row.entity_type)
-        if hosted is not None and row.handler in hosted.spec.handlers:
-            return True
+        spec = None if hosted is None else hosted.spec.handlers.get(row.handler)
+        if spec is not None and spec.durable and not _is_unscheduled(spec, row):
+            return spec
         if (row.entity_type, row.handler) not in self._unknown:
             self._unknown.add((row.entity_type, row.handler))
             _log.warning("messages for %s.%s wait: this release does not have it", row.entity_type, row.handler)
-        return False
+        return None
 
     def _cell(self, entity: tuple[str, str]) -> Cell | None:
         hosted = self._types.get(entity[0])
@@ -355,6 +362,11 @@ class Backlog:
 
 def _entity(cell: Cell) -> tuple[str, str]:
     return cell.hosted.spec.name, cell.entity_id
+
+
+def _is_unscheduled(spec: HandlerSpec, row: PendingMessage) -> bool:
+    """Whether the message is an instant's, and the handler has no schedule any more."""
+    return spec.singleton and not spec.crons and row.key is not None and parse_instant_key(row.key) is not None
 
 
 def _by_entity(rows: Iterable[PendingMessage]) -> Mapping[tuple[str, str], Sequence[PendingMessage]]:

@@ -68,6 +68,17 @@ class Progress:
             raise RuntimeError(f"{message.what}: steps {sorted(self.under_way)} still run: await them first")
 
 
+class Step(msgspec.Struct, frozen=True):
+    """A step as its run asks for it."""
+
+    name: str
+    """Unique in the run."""
+    call: Callable[[], Any]
+    """Runs it; what it returns may be awaitable."""
+    codec: Codec[Any] | None = None
+    """Of the result; `None`: it is of a type that msgpack itself knows."""
+
+
 class StepRun(Message):
     """A step under way, for `current()`: what it tells and its SQL are committed with its result."""
 
@@ -127,18 +138,9 @@ def known_progress(message: Message) -> Progress:
     return message.progress
 
 
-async def run_step(
-    message: Message, cell: Cell, name: str, call: Callable[[], Any], codec: Codec[Any] | None
-) -> Any:  # what the step returns
-    """Return the stored result of the step, or run it and store its result first.
-
-    Args:
-        message: The run that the step belongs to.
-        cell: Its entity.
-        name: Unique in the run.
-        call: Runs the step; what it returns may be awaitable.
-        codec: Of the result; `None`: it is of a type that msgpack itself knows.
-    """
+async def run_step(message: Message, cell: Cell, step: Step) -> Any:  # what the step returns
+    """Return the stored result of the step, or run it and store its result first."""
+    name, codec = step.name, step.codec
     progress = await progress_of(message, cell)
     assert progress.saved is not None
     data = progress.saved.get(name)
@@ -152,7 +154,7 @@ async def run_step(
             )
         progress.under_way.add(name)
         try:
-            data = await _run(message, cell, name, call, codec)
+            data = await _run(message, cell, step)
         finally:
             progress.under_way.discard(name)
     try:
@@ -165,27 +167,30 @@ async def run_step(
         ) from error
 
 
-async def _run(message: Message, cell: Cell, name: str, call: Callable[[], Any], codec: Codec[Any] | None) -> bytes:
+async def _run(message: Message, cell: Cell, step: Step) -> bytes:
     """Run the step and store its result; a cancellation that comes meanwhile is raised once that is known."""
     progress = known_progress(message)
     run = StepRun(message, cell)
     context = contextvars.copy_context()
     context.run(running.set, run)
-    what = f"{message.what}: result of step {name!r}"
+    what = f"{message.what}: result of step {step.name!r}"
     try:
         _check_alive(message, cell, progress)
-        value = await run_in(context, _called(call))
-        data = check_size(_encoded(value, codec, what), cell.shard.host.limits.max_message_bytes, what)
+        value = await run_in(context, _called(step.call))
+        data = check_size(_encoded(value, step.codec, what), cell.shard.host.limits.max_message_bytes, what)
         _check_alive(message, cell, progress)
         run.phase = COMMITTING
-        notes = Notes(scope=progress.scope, stored=(Checkpoint(name, data),))
+        notes = Notes(scope=progress.scope, stored=(Checkpoint(step.name, data),))
         cancelled = await cell.shard.host.runs.commit_step(run, cell, notes)
+    except PersistenceError:
+        progress.saved = None  # perhaps it is stored all the same: ask, before a function runs again
+        raise
     finally:
         run.phase = DONE
         if run.transaction is not None:
             await run.transaction.roll_back()
-    assert progress.saved is not None
-    progress.saved[name] = data
+    if progress.saved is not None:
+        progress.saved[step.name] = data
     progress.is_uncounted = True
     _begin_count(message)
     if cancelled:
@@ -272,7 +277,7 @@ async def durable_sleep(message: Message, cell: Cell, seconds: float, name: str 
     else:
         name = f"\t{check_name(name)}"
     now = await _store_time(cell)
-    due: float = await run_step(message, cell, f"{_SLEEP}{name}", lambda: now + seconds, None)
+    due: float = await run_step(message, cell, Step(f"{_SLEEP}{name}", lambda: now + seconds))
     if due <= now:
         return
     async with durable_wait(message, cell, progress):

@@ -5,10 +5,9 @@ epoch), and losing the shard simply forgets it. A message is in one of these pla
 mailbox, running, in the schedule, or in the store only (*set aside*), from where the backlog's loader brings it in.
 """
 
-import logging
 from collections.abc import Collection, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from asyncio import Future
 
     from actorhub.engine.host import Host
-
-_log: Final = logging.getLogger("actorhub.delivery")
 
 
 class DeliveryStatistics(msgspec.Struct, frozen=True):
@@ -74,7 +71,7 @@ class Delivery:
         retention: float,
     ) -> None:
         self._host = host
-        self._types = types = host.types
+        types = host.types
         self._shards: Mapping[ShardId, HostedShard] = host.shards
         self._store = store
         self._turns = host.turns
@@ -246,11 +243,8 @@ class Delivery:
         """Return a message made from its row; `None` if it is in memory, or its handler is unknown here."""
         if row.message_id in shard.messages:
             return None
-        hosted = self._types.get(row.entity_type)
-        spec = None if hosted is None else hosted.spec.handlers.get(row.handler)
+        spec = self.backlog.handler_of(row)
         if spec is None:
-            # A runner of another release has it: the message waits for that one.
-            _log.warning("message %d waits: no %s.%s here", row.message_id, row.entity_type, row.handler)
             return None
         message = DurableMessage(self.settlement, shard, spec=spec, entity_id=row.entity_id, message_id=row.message_id)
         message.body = row.body

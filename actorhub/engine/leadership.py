@@ -132,7 +132,7 @@ class Led:
             leadership=self.leadership,
             store=self._store,
             clock=clock,
-            now=host.delivery.schedule.server.now,
+            server=host.delivery.schedule.server,
             tell=self._tell,
             executions=self,
         )
@@ -149,7 +149,7 @@ class Led:
         self._since: float | None = None
         self._heartbeat_at: float | None = None
         self._sign_at: float | None = None
-        """Monotonic seconds of the last sign of life, of a former leader too: steps of the store's clock do not age it."""
+        """Monotonic seconds of the last sign of life, a former leader's too: steps of the clock do not age it."""
         self._failures = 0
         self._body_failures = 0
         self._body_at: float | None = None
@@ -175,7 +175,8 @@ class Led:
             await asyncio.wait((self.former,), timeout=3 * LOSS_LIMIT)
             self.former = None
         while self._is_owner:
-            if not self.registered.done() and not await self._register():
+            if not self.registered.done():
+                await self._register()
                 continue
             await self._see_off(self._host.open_singleton(self._hosted, self._shard))
             if self._is_owner:
@@ -251,6 +252,10 @@ class Led:
             now = self._host.delivery.schedule.server.now()
             text = f"{type(error).__name__}: {error}"[:1000]
             self._set(last_duration=seconds, last_error=text, last_error_at=now)
+
+    def counted(self) -> None:
+        """There is something to write of a schedule."""
+        self._wake.set()
 
     def body_ended(self, error: ActorhubError | None, *, cut_short: bool = False) -> None:
         """`run` returned, failed, or was cut short; if it failed while the singleton leads, it is started again."""
@@ -332,8 +337,8 @@ class Led:
         cell = self._hosted.cells.get(self.leadership.entity_id)
         return cell if cell is not None and cell.shard is self._shard else None
 
-    async def _register(self) -> bool:
-        """Write who leads; return whether it is written."""
+    async def _register(self) -> None:
+        """Write who leads, or wait a little before the next try."""
         try:
             address = self._host.address
             row, now = await self._store.lead(self.leadership, address, self.spec.state_ttl)
@@ -343,13 +348,12 @@ class Led:
             until = self._clock.monotonic() + _RETRY
             while self._is_owner and self._clock.monotonic() < until:
                 await self._until_changed(until)
-            return False
+            return
         self._host.delivery.schedule.server.heard(now)
         self._since, self._heartbeat_at = row.since, row.heartbeat_at
         self._sign_at = self._clock.monotonic() - (now - (row.since if row.heartbeat_at is None else row.heartbeat_at))
         self.execution = msgspec.structs.replace(row.execution, body="")
         self.registered.set_result(None)
-        return True
 
     async def _rest(self, seconds: float) -> None:
         """Wait before the next activation, unless a message made one."""
@@ -387,11 +391,14 @@ class Led:
         """Write what is known, and that nobody leads any more, if the shard is still there to be handed over."""
         if not self._owns or self.registered.cancelled():
             return
-        work = self._note(heartbeat=False, leaves=True)
         try:
-            await store_call(self._supervisor, work, "note that a leader leaves", LOSS_LIMIT)
+            await store_call(self._supervisor, self._last_notes(), "note that a leader leaves", LOSS_LIMIT)
         except (PersistenceError, ShuttingDown) as error:
             _log.warning("singleton %s: that its leader left could not be noted: %s", self.spec.name, error)
+
+    async def _last_notes(self) -> None:
+        await self.schedules.write()
+        await self._note(heartbeat=False, leaves=True)
 
     async def _tend_to(self, cell: Cell) -> None:
         """See to what is due until the activation is over."""

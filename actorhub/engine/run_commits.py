@@ -282,6 +282,9 @@ async def transaction_of(message: Message, cell: Cell) -> RunTransaction:
         raise RuntimeError(
             f"{message.what}: run() goes on for ever: use transaction() in a step, which commits with it"
         )
+    if isinstance(message, StepRun) and message.parent.transaction is not None:
+        # Handlers that all hold a connection and wait for a second one would wait for each other.
+        raise RuntimeError(f"{message.what}: its run has a transaction already: do the steps that write SQL before it")
     if message.transaction is None:
         begun = await cell.shard.host.messages.begin()
         if message.phase != RUNNING or message.transaction is not None:

@@ -97,10 +97,25 @@ class Singletons:
         Raises:
             NotConnected: the shard was lost.
         """
-        led = self._led.get(cell.hosted.spec.name)
-        if led is None or led.leadership.epoch != cell.shard.epoch or led.leadership.shard != cell.shard.id:
+        led = self._found(cell)
+        if led is None:
             raise NotConnected(f"{cell.address}: this runner does not lead it any more")
         return led
+
+    def _found(self, cell: Cell) -> Led | None:
+        led = self._led.get(cell.hosted.spec.name)
+        is_its = led is not None and (led.leadership.shard, led.leadership.epoch) == (cell.shard.id, cell.shard.epoch)
+        return led if is_its else None
+
+    def works(self, cell: Cell, task: "asyncio.Task[None]") -> None:
+        """`task` makes or ends an activation of a singleton: the next one waits for it."""
+        if (led := self._found(cell)) is not None:
+            led.works(cell, task)
+
+    async def lose(self, cell: Cell) -> None:
+        """Run `on_lose_leadership` of an activation that ends here, if that is due."""
+        if (led := self._found(cell)) is not None:
+            await led.lose(cell)
 
     def gone(self, cell: Cell) -> None:
         """An activation of a singleton is over."""

@@ -40,11 +40,12 @@ class Notes(msgspec.Struct, frozen=True, kw_only=True):
 
     scope: Scope
     stored: tuple[Checkpoint, ...] = ()
-    """A name that is stored already keeps its data."""
+    """A name that is stored already refuses the whole commit (`RolledBack`), unless that closes the scope."""
     closes: bool = False
-    """Forget the scope's checkpoints and completions, `stored` too: they are history.
+    """Forget the scope's checkpoints, `stored` too, and of a `BODY` its completions: they are history.
 
-    Of a `BODY` whose singleton somebody led, its next generation begins.
+    Completions of a message are left to `remove_orphans`: who completes late learns that another outcome counts. Of a
+    `BODY` whose singleton somebody led, its next generation begins.
     """
 
 

@@ -29,7 +29,7 @@ class NotPending(PersistenceError):
 
 
 class RolledBack(PersistenceError):
-    """The database refused to commit a handler's transaction, for example for a deferred constraint: all is undone."""
+    """The database refused to commit, for a deferred constraint or a step that is stored already: all is undone."""
 
     possibly_executed = True
 
@@ -339,6 +339,7 @@ class MessageStore(Protocol):
 
         Raises:
             Fenced, VersionConflict, NotPending, DuplicateKey: as for `commit_run`. Nothing was written.
+            RolledBack: a step of the notes is stored already. Nothing was written.
             PersistenceError: the store failed; where `possibly_executed` is set, the outcome is unknown.
         """
         ...

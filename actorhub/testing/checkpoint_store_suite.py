@@ -5,7 +5,7 @@ one test.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from hashlib import blake2b
 
 import pytest
@@ -22,7 +22,7 @@ from actorhub.storage.checkpoint_ports import (
     Saved,
     Scope,
 )
-from actorhub.storage.message_ports import MessageStore, NotPending, Readiness, RunCommit
+from actorhub.storage.message_ports import MessageStore, NotPending, Readiness, RolledBack, RunCommit
 from actorhub.storage.ports import Fenced, StateCommit, StoredState, VersionConflict
 from actorhub.testing.message_run_suite import start
 from actorhub.testing.message_suite import (
@@ -86,6 +86,15 @@ async def owned(world: StorageWorld) -> MeasuredStorage:
     return storage
 
 
+async def is_refused(commit: Awaitable[bool]) -> bool:
+    """Await a commit; return whether it was rolled back."""
+    try:
+        await commit
+    except RolledBack:
+        return True
+    return False
+
+
 async def attempts_of(messages: MessageStore, message_id: int) -> int:
     """Return how many runs of a message are counted."""
     row = await messages.find(message_id)
@@ -118,11 +127,28 @@ class NotesSuite:
         assert found == Saved(checkpoints={"fetch": b"page 1", "parse": b"", "": b"nameless"})
 
     async def test_a_stored_step_keeps_its_result(self, world: StorageWorld) -> None:
-        """A second result of the same name is dropped, its new neighbours are kept."""
+        """A second result of the same name is refused with all that comes along: what a step leaves, it leaves once."""
         storage = await owned(world)
+        await storage.messages.commit_noted(noted(steps({"fetch": b"first"})), "a")
         for results in ({"fetch": b"first"}, {"fetch": b"second", "parse": b"third"}):
-            await storage.messages.commit_noted(noted(steps(results)), "a")
-        assert (await storage.checkpoints.load(scope())).checkpoints == {"fetch": b"first", "parse": b"third"}
+            with pytest.raises(RolledBack):
+                await storage.messages.commit_noted(changed(noted(steps(results)), outbox=(message(41),)), "a")
+            assert await storage.messages.find(41) is None
+        assert (await storage.checkpoints.load(scope())).checkpoints == {"fetch": b"first"}
+
+    async def test_of_two_commits_of_a_step_at_once_one_is_written(self, world: StorageWorld) -> None:
+        """The twin of one whose outcome nobody knew: exactly one of them leaves its messages."""
+        storage = await owned(world)
+        for number in range(10):
+            twins = [
+                changed(noted(steps({f"{number}": b"%d" % n})), outbox=(message(100 * number + n),)) for n in (1, 2)
+            ]
+            async with asyncio.TaskGroup() as tasks:
+                done = [tasks.create_task(is_refused(storage.messages.commit_noted(twin, "a"))) for twin in twins]
+            refused = [task.result() for task in done]
+            found = [await storage.messages.find(twin.outbox[0].message_id) is not None for twin in twins]
+            assert sorted(refused) == [False, True]
+            assert found == [not one for one in refused]
 
     async def test_scopes_share_nothing(self, world: StorageWorld) -> None:
         """Type, id, message and name are compared as they are: no folding, trimming or normalisation."""
@@ -239,7 +265,7 @@ class NotesSuite:
         assert await attempts_of(messages, 2) == 5
 
     async def test_a_settled_message_has_no_steps(self, world: StorageWorld) -> None:
-        """The run that settles it makes them history, along with the outcomes that it waited for; others stay."""
+        """The run that settles it makes them history; outcomes stay a while, for whoever completes too late."""
         storage = await owned(world)
         await stored(storage.messages, [message(1), message(2)])
         for number in (1, 2):
@@ -249,8 +275,11 @@ class NotesSuite:
         assert await storage.checkpoints.load(scope(1)) == Saved()
         assert await storage.checkpoints.load(scope(2)) == Saved(checkpoints={"fetch": b"2"})
         hashes = [outcome(f"t{number}").token_hash for number in (1, 2)]
-        assert list(await storage.checkpoints.completions(hashes)) == hashes[1:]
+        assert set(await storage.checkpoints.completions(hashes)) == set(hashes)
+        assert not await storage.checkpoints.complete(outcome("t1", b"too late", of=scope(1)))
         assert await backlog(storage.messages) == [2]
+        await orphans(storage.checkpoints, 1)
+        assert list(await storage.checkpoints.completions(hashes)) == hashes[1:]
 
     async def test_a_next_run_is_counted_along_with_notes(self, world: StorageWorld) -> None:
         """One that may not start is not counted, and the notes are written all the same."""

@@ -244,10 +244,16 @@ class MemoryCluster:
 
     def _is_settled(self) -> bool:
         runners = [_runner(cluster) for cluster in self.runners]
-        infos = [runner.info for runner in runners]
+        live = {runner.node.incarnation for runner in runners}
+        infos = {
+            incarnation: row.info
+            for row in self.store.runners()
+            if (incarnation := row.info.runner.incarnation) in live
+        }
         for runner in runners:
             statistics = runner.ownership.statistics()
-            wanted = wishes(infos, (), runner.info, self.settings.shards_per_group).mine
+            info = infos.get(runner.node.incarnation, runner.info)
+            wanted = wishes(list(infos.values()), (), info, self.settings.shards_per_group).mine
             if statistics.shards_acquiring or statistics.shards_draining or set(wanted) != set(runner.ownership.owned):
                 return False
         return all(self._knows_all(process, runners) for process in self._processes)

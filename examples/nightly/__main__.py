@@ -9,7 +9,7 @@ from examples.nightly.demo import Demo, Settings
 
 @click.command(context_settings={"show_default": True})
 @click.option("--days", type=click.IntRange(2, MOST_DAYS), default=14, help="How many days of 2013 to roll up.")
-@click.option("--rounds", type=click.IntRange(min=0), default=1, help="On how many pairs of days leaders are lost.")
+@click.option("--rounds", type=click.IntRange(min=0), default=2, help="On how many pairs of days leaders are lost.")
 @click.option("--runners", type=click.IntRange(min=2), default=3, help="Runner processes at a time.")
 @click.option("--database", metavar="URL", help="Postgres to use; an embedded one under ./.actorhub if not given.")
 def main(*, days: int, rounds: int, runners: int, database: str | None) -> None:

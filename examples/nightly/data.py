@@ -29,7 +29,7 @@ def load_days(count: int) -> pd.DataFrame:
     """Return the records of the first `count` days of 2013, with a column `date`."""
     frame = load()
     frame = frame.assign(date=pd.to_datetime(frame[["year", "month", "day"]]).dt.date)
-    return frame[frame["date"] < sorted(frame["date"].unique())[count]] if count < MOST_DAYS else frame
+    return frame[frame["date"].isin(sorted(frame["date"].unique())[:count])]
 
 
 def rows_of(frame: pd.DataFrame) -> Iterator[FlightRow]:
@@ -49,26 +49,30 @@ def expected_days(frame: pd.DataFrame) -> dict[str, DayBook]:
         mean=("arr_delay", "mean"),
     )
     return {
-        f"{day} {airport}": DayBook(
+        f"{row['date']} {row['dest']}": DayBook(
             flights=int(row["flights"]),
             cancelled=int(row["cancelled"]),
             arrived=int(row["arrived"]),
             delayed=int(row["delayed"]),
             mean_delay=float(row["mean"]) if row["arrived"] else None,
         )
-        for (day, airport), row in found.iterrows()
+        for row in found.reset_index().to_dict("records")
     }
 
 
 def expected_totals(frame: pd.DataFrame) -> dict[str, Totals]:
     """Return what each airport must hold."""
-    found = _marked(frame).groupby("dest").agg(
-        days=("date", "nunique"),
-        flights=("dest", "size"),
-        cancelled=("cancelled", "sum"),
-        arrived=("arr_delay", "count"),
-        delayed=("delayed", "sum"),
-        minutes=("arr_delay", "sum"),
+    found = (
+        _marked(frame)
+        .groupby("dest")
+        .agg(
+            days=("date", "nunique"),
+            flights=("dest", "size"),
+            cancelled=("cancelled", "sum"),
+            arrived=("arr_delay", "count"),
+            delayed=("delayed", "sum"),
+            minutes=("arr_delay", "sum"),
+        )
     )
     return {
         str(airport): Totals(**{str(name): int(value) for name, value in row.items()})

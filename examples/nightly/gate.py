@@ -80,6 +80,8 @@ async def gate_keeper(receive: Callable[[Visitor], None]) -> AsyncGenerator[str,
             writer.close()
 
     server = await asyncio.start_server(welcome, "127.0.0.1", 0)
-    async with server:
-        host, port = server.sockets[0].getsockname()
+    host, port = server.sockets[0].getsockname()
+    try:
         yield f"{host}:{port}"
+    finally:
+        server.close()  # not waited for: who still stands at the gate leaves with its process

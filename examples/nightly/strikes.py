@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from time import monotonic
 from typing import Final, Literal, TypeAlias
@@ -31,24 +31,20 @@ class Strikes:
     """Receives leaders at boundaries, hits those that the plan names, and lets the others go on.
 
     Args:
-        group: Owns what goes on meanwhile.
         runners: Where they come from; who is lost is replaced.
         plan: By day and boundary; each is hit once.
     """
 
-    def __init__(
-        self, group: asyncio.TaskGroup, runners: DemoCluster, plan: Mapping[tuple[date, str], Blow]
-    ) -> None:
+    def __init__(self, runners: DemoCluster, plan: Mapping[tuple[date, str], Blow]) -> None:
         self.done: Counter[str] = Counter()
         """Strikes, by kind."""
         self.runs: Counter[str] = Counter()
         """How often each step ran to its end, committed or not."""
         self.takeovers: dict[Blow, list[float]] = {"kill": [], "move": []}
         """Seconds from each strike until the next leader came to a boundary."""
-        self._group = group
         self._runners = runners
         self._left = dict(plan)
-        self._turn = asyncio.Lock()
+        self._visitors: asyncio.Queue[Visitor | None] = asyncio.Queue()
         self._struck: tuple[Blow, float, int] | None = None
 
     @property
@@ -57,7 +53,7 @@ class Strikes:
         return len(self._left)
 
     def receive(self, visitor: Visitor) -> None:
-        """Deal with a leader that came to a boundary."""
+        """Take note of a leader that came to a boundary; `run` deals with it."""
         visit = visitor.visit
         step, _, place = visit.boundary.partition(" ")
         if place == "runs":
@@ -66,37 +62,43 @@ class Strikes:
             blow, at, _ = self._struck
             self.takeovers[blow].append(monotonic() - at)
             self._struck = None
-        self._group.create_task(self._deal_with(visitor))
+        self._visitors.put_nowait(visitor)
 
-    async def _deal_with(self, visitor: Visitor) -> None:
-        place = visitor.visit.day, visitor.visit.boundary
-        try:
-            async with self._turn:
-                victim = self._runner_at(visitor.visit.runner)
-                if place in self._left:
-                    await self._others_than(victim)
-                    if visitor.is_there and victim.serving:
-                        await self._strike(victim, visitor, self._left.pop(place))
-        finally:
-            visitor.let_go_on()
+    def finish(self) -> None:
+        """Let `run` return once those that came so far are dealt with."""
+        self._visitors.put_nowait(None)
 
-    async def _strike(self, victim: RunnerProcess, visitor: Visitor, blow: Blow) -> None:
+    async def run(self) -> None:
+        """Deal with one leader after the other; return after `finish`, with all runners ready."""
+        async with asyncio.TaskGroup() as group:
+            while (visitor := await self._visitors.get()) is not None:
+                if (visitor.visit.day, visitor.visit.boundary) in self._left:
+                    await self._strike(visitor, group)
+                visitor.let_go_on()
+
+    async def _strike(self, visitor: Visitor, group: asyncio.TaskGroup) -> None:
+        """Hit a leader, unless it is gone already: then the next one will come here."""
         visit = visitor.visit
+        victim = await self._runner_at(visit.runner)
+        await self._until(lambda: any(runner is not victim for runner in self._runners.serving))
+        if not (visitor.is_there and victim.serving):
+            return
+        blow = self._left.pop((visit.day, visit.boundary))
         where = f" while it led: {visit.day}, {visit.boundary}"
         self._struck = blow, monotonic(), visit.epoch
-        self._group.create_task(self._runners.add())
+        group.create_task(self._runners.add())
         if blow == "kill":
             self._runners.kill(victim, where)
         else:
             await self._runners.leave(victim, where)
-        while visitor.is_there:  # noqa: ASYNC110 - the system closes a dead process's connections at once
-            await asyncio.sleep(_LOOK)
+        await self._until(lambda: not visitor.is_there)
         self.done[blow] += 1
 
-    def _runner_at(self, address: str) -> RunnerProcess:
+    async def _runner_at(self, address: str) -> RunnerProcess:
+        """Return the runner that listens there; it may lead before it has said that it is ready."""
+        await self._until(lambda: address in self._runners.names)
         return next(runner for runner in reversed(self._runners.known) if runner.address == address)
 
-    async def _others_than(self, victim: RunnerProcess) -> None:
-        """Return once somebody else could lead."""
-        while not any(runner is not victim for runner in self._runners.serving):  # noqa: ASYNC110 - a start takes seconds
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():  # noqa: ASYNC110 - processes come and go without telling
             await asyncio.sleep(_LOOK)

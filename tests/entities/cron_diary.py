@@ -1,6 +1,6 @@
 """A singleton whose schedules write down when they ran, for the tests of schedules."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,9 @@ ONCE = Retry(attempts=1)
 NOBODY_MINDS = timedelta(days=36_000)
 """Older than any instant of a test."""
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
-BEFORE_NOON = NOON - timedelta(milliseconds=30)
+BEFORE_NOON = NOON - timedelta(seconds=50)
+JUST = timedelta(milliseconds=20)
+"""How long before an instant the clock is set."""
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
 
@@ -77,16 +79,32 @@ def written(memory: MemoryCluster) -> list[float]:
 
 
 def row(memory: MemoryCluster, name: str = "tick") -> ScheduleRow:
-    """Return what is stored of a schedule."""
-    return next(found for found in memory.store.singletons.schedules("diary") if found.name == name)
+    """Return what is stored of a schedule; what is not yet, as if it had never run."""
+    for found in memory.store.singletons.schedules("diary"):
+        if found.name == name:
+            return found
+    return ScheduleRow(singleton="diary", name=name, declared="", expression="", timezone="", created_at=0)
+
+
+async def noon_comes(memory: MemoryCluster, name: str = "tick") -> Cluster:
+    """Start a runner, and set the clock just before noon once that is planned."""
+    runner = await memory.start_runner()
+    await comes(memory, NOON.timestamp(), name)
+    return runner
+
+
+async def comes(memory: MemoryCluster, at: float, name: str = "tick") -> None:
+    """See the instant planned, and the clock set just before it."""
+    await planned(memory, at, name)
+    await at_time(memory, moment(at) - JUST)
 
 
 async def planned(memory: MemoryCluster, at: float | None = None, name: str = "tick") -> ScheduleRow:
     """Wait until the schedule's next instant is planned; `at`: this one."""
 
     def is_planned() -> bool:
-        rows = [found for found in memory.store.singletons.schedules("diary") if found.name == name]
-        return bool(rows) and (rows[0].next_at is not None if at is None else rows[0].next_at == at)
+        next_at = row(memory, name).next_at
+        return next_at is not None and at in (None, next_at)
 
     await until(is_planned, f"a plan for {at and moment(at)}")
     return row(memory, name)
@@ -127,8 +145,3 @@ async def at_time(memory: MemoryCluster, when: datetime) -> None:
     clock.set(when)
     for runner in memory.runners:
         await runner.poll_storage()
-
-
-def seconds(*instants: float) -> Sequence[float]:
-    """Return instants relative to noon."""
-    return [at - NOON.timestamp() for at in instants]

@@ -11,6 +11,7 @@ from actorhub.engine.leadership import Led
 from actorhub.engine.runner import Runner
 from actorhub.storage.singleton_ports import SingletonRow
 from actorhub.testing import MemoryCluster, until
+from tests.entities.gates import gates
 
 Act = Callable[["Diary"], Awaitable[None]]
 
@@ -58,6 +59,7 @@ class Diary(Singleton[Notes], name="diary", mailbox_capacity=5):
 
     async def on_become_leader(self) -> None:
         await story.part("on_become_leader", self)
+        story.ran["led"] += 1
         story.alive += 1
         story.most_alive = max(story.most_alive, story.alive)
 
@@ -110,6 +112,24 @@ class Diary(Singleton[Notes], name="diary", mailbox_capacity=5):
 async def for_ever(me: Diary) -> None:
     """Wait until cancelled."""
     await asyncio.Event().wait()
+
+
+def at_gate(name: str) -> Act:
+    """Return what waits at a gate."""
+
+    async def act(me: Diary) -> None:
+        await gates[name].pass_through()
+
+    return act
+
+
+def pause(seconds: float) -> Act:
+    """Return what takes that long."""
+
+    async def act(me: Diary) -> None:
+        await asyncio.sleep(seconds)
+
+    return act
 
 
 def led(runner: Cluster, name: str = "diary") -> Led | None:

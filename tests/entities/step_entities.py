@@ -1,8 +1,9 @@
 """Entities for the tests of steps, waits and sleeps: each test says what their handlers do."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -16,7 +17,9 @@ from tests.entities.gates import gates
 SOON = Retry(attempts=3, initial=timedelta(milliseconds=10))
 AT = datetime(2026, 11, 27, 12, 30, 15, 250_000, tzinfo=UTC)
 
-Doing = Callable[[Any], Awaitable[Any]]
+Anything: TypeAlias = Any
+"""What a test's functions return."""
+Doing: TypeAlias = Callable[[Any], Awaitable[Any]]
 
 doing: dict[str, Doing] = {}
 """What an entity's handlers do, by id: a test puts it there. They get the entity."""
@@ -31,7 +34,7 @@ class Declined(EntityError):
     why: str
 
 
-async def do(entity: object) -> Any:
+async def do(entity: object) -> Anything:
     """Do what the test says."""
     gates[current().entity_id].log.append(f"run {current().attempt}")
     return await doing[current().entity_id](entity)
@@ -41,11 +44,11 @@ class Clerk(Entity[list[str]]):
     """Works in steps."""
 
     @handler(durable=True, retry=SOON)
-    async def work(self) -> Any:
+    async def work(self) -> Anything:
         return await do(self)
 
     @handler(durable=True, retry=Retry(attempts=2, initial=timedelta(milliseconds=10)), timeout=timedelta(seconds=0.15))
-    async def work_in_time(self) -> Any:
+    async def work_in_time(self) -> Anything:
         return await do(self)
 
     @handler(durable=True, retry=SOON)
@@ -60,11 +63,11 @@ class Clerk(Entity[list[str]]):
     async def notes(self) -> list[str]:
         return self.state
 
-    async def work_now(self) -> Any:
+    async def work_now(self) -> Anything:
         return await do(self)
 
     @handler(readonly=True)
-    async def look(self) -> Any:
+    async def look(self) -> Anything:
         return await do(self)
 
     async def stream(self) -> AsyncIterator[int]:
@@ -143,4 +146,14 @@ def take_by_force(memory: MemoryCluster, cluster: Cluster, entity: type[Any] = C
     """Have somebody else own an id's shard, without its owner's knowledge."""
     shard = cluster.shard_of(entity, entity_id)
     other = next(runner for runner in memory.runners if runner is not owner(memory, cluster, entity, entity_id))
+    assert other.runner is not None
     memory.store.take([shard], other.runner)
+
+
+async def noted(cluster: Cluster, count: int, entity_id: str = "b") -> list[str]:
+    """Return a clerk's notes once there are so many, and a moment later, when one too many would be there, too."""
+    async with asyncio.timeout(10):
+        while len(await cluster.client(Clerk)(entity_id).notes()) < count:
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.03)
+    return await cluster.client(Clerk)(entity_id).notes()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 
 import pytest
 
@@ -10,7 +11,7 @@ from actorhub.core.config import Settings
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.leader_diary import Diary, for_ever, is_leading, leaders, leads, story
+from tests.entities.leader_diary import Diary, at_gate, for_ever, is_leading, leaders, leads, story
 
 made: list[str] = []
 
@@ -141,12 +142,11 @@ async def test_a_state_and_tells_and_streams_work_as_in_an_entity(cluster: Clust
 
 async def test_a_full_mailbox_refuses(cluster: Cluster) -> None:
     """`mailbox_capacity` holds for a singleton too."""
-    story.act["hold"] = lambda me: gates["diary"].pass_through()
+    story.act["hold"] = at_gate("diary")
     diary = cluster.singleton(Diary)
     held = soon(diary.do("hold"))
     await gates["diary"].came()
     waiting = soon(outcomes(*(diary.add(str(n)) for n in range(8))))
-    await until(lambda: True)
     await asyncio.sleep(0.02)
     gates["diary"].open()
     assert await held
@@ -165,6 +165,26 @@ async def test_it_has_a_place_when_memory_is_full(memory: MemoryCluster) -> None
         assert is_leading(first, name)
     assert await first.singleton(Plain).where()
     for gate in ("h0", "h1"):
+        gates[gate].open()
+    await held
+
+
+async def test_a_message_makes_it_when_memory_is_full(memory: MemoryCluster) -> None:
+    """One that rests after a failed start gets a place when somebody calls it, though all entities are busy."""
+
+    async def fail(me: Diary) -> None:
+        if story.ran["on_become_leader"] <= 4:
+            raise ConnectionError("not yet")
+
+    story.act["on_become_leader"] = fail
+    memory.settings = Settings(shards_per_group=16, max_resident=3)
+    runner = await memory.start_runner()
+    held = soon(outcomes(*(runner.client(Entry)(f"h{n}").hold() for n in range(3))))
+    await until(lambda: story.ran["on_become_leader"] == 4)
+    (first,) = await outcomes(runner.singleton(Diary).add("a"))
+    assert not isinstance(first, MailboxFull)
+    assert await runner.singleton(Diary).add("b")
+    for gate in ("h0", "h1", "h2"):
         gates[gate].open()
     await held
 
@@ -188,7 +208,7 @@ async def test_a_singleton_does_not_leave_for_being_idle(memory: MemoryCluster) 
 
 async def test_a_message_that_comes_first_does_not_make_a_second_one(memory: MemoryCluster) -> None:
     """A call while the singleton starts waits for that activation."""
-    story.act["on_become_leader"] = lambda me: gates["start"].pass_through()
+    story.act["on_become_leader"] = at_gate("start")
     runner = await memory.start_runner()
     await gates["start"].came()
     call = soon(runner.singleton(Diary).add("a"))
@@ -210,10 +230,7 @@ async def test_the_same_program_without_singletons_leads_none(memory: MemoryClus
 
 async def test_contexts_do_not_leak(memory: MemoryCluster) -> None:
     """What a hook, `run` or a handler sets in a context variable, or a caller has set, no other run sees."""
-    from contextvars import ContextVar
-
     mark: ContextVar[str] = ContextVar("mark", default="clean")
-    mark.set("caller")
 
     def marking(name: str) -> Callable[[Diary], Awaitable[None]]:
         async def act(me: Diary) -> None:
@@ -228,6 +245,7 @@ async def test_contexts_do_not_leak(memory: MemoryCluster) -> None:
         story.act[name] = marking(name)
     runner = await memory.start_runner()
     await until(lambda: "run" in story.log)
+    mark.set("caller")
     await runner.singleton(Diary).do("call")
     await runner.singleton(Diary).do("call")
     await memory.stop(runner)

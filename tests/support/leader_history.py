@@ -83,6 +83,11 @@ class Chronicle:
     frozen: frozenset[str] = frozenset()
     """Incarnations that were stopped for a while: they may believe that they lead, and can commit nothing."""
 
+    @property
+    def commits(self) -> Sequence[Done | Tick]:
+        """All that leaders committed."""
+        return [*self.done, *self.ticks]
+
 
 def leader_violations(chronicle: Chronicle) -> list[str]:
     """Return how the promises about singletons were broken, as text."""
@@ -104,19 +109,21 @@ def read_turns(files: Iterable[Path]) -> list[Turn]:
 
 def _epochs(chronicle: Chronicle) -> Iterator[str]:
     """Commits of two leaders must not interleave: by sequence and by clock, no epoch comes after a later one."""
-    for rows in (chronicle.done, chronicle.ticks):
+    for kind in (Done, Tick):
+        rows = [row for row in chronicle.commits if isinstance(row, kind)]
         for one, other in pairwise(sorted(rows, key=lambda row: row.seq)):
             if other.epoch < one.epoch:
                 yield f"epoch fell: {other} after {one}"
-    spans: dict[int, list[float]] = {}
-    owners: dict[int, set[str]] = {}
-    for row in (*chronicle.done, *chronicle.ticks):
-        spans.setdefault(row.epoch, []).append(row.at)
-        owners.setdefault(row.epoch, set()).add(row.incarnation)
-    for one, other in pairwise(sorted(spans)):
-        if min(spans[other]) < max(spans[one]):
-            yield f"epochs {one} and {other} interleave: {min(spans[other]):.3f} is before {max(spans[one]):.3f}"
-    yield from (f"epoch {epoch} has leaders {sorted(who)}" for epoch, who in owners.items() if len(who) > 1)
+    by_epoch: dict[int, list[Done | Tick]] = {}
+    for commit in chronicle.commits:
+        by_epoch.setdefault(commit.epoch, []).append(commit)
+    for earlier, later in pairwise(sorted(by_epoch)):
+        last, first = max(row.at for row in by_epoch[earlier]), min(row.at for row in by_epoch[later])
+        if first < last:
+            yield f"epochs {earlier} and {later} interleave: {first:.3f} is before {last:.3f}"
+    for epoch, commits in by_epoch.items():
+        if len(leaders := {row.incarnation for row in commits}) > 1:
+            yield f"epoch {epoch} has leaders {sorted(leaders)}"
 
 
 def _steps(chronicle: Chronicle) -> Iterator[str]:
@@ -154,7 +161,7 @@ def _state(chronicle: Chronicle) -> Iterator[str]:
         yield f"the state says {stored.ticks} ticks, there are {len(ticks)}"
     if stored.version != stored.number + stored.ticks:
         yield f"version {stored.version} after {stored.number} saves and {stored.ticks} ticks"
-    last = max((row.epoch for row in (*chronicle.done, *chronicle.ticks)), default=0)
+    last = max((row.epoch for row in chronicle.commits), default=0)
     if stored.epoch > last:
         yield f"the state is of epoch {stored.epoch}, the last commit of {last}"
 

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
@@ -69,7 +69,9 @@ class LeaderKills:
     async def began(self) -> None:
         """Wait until the singleton was led for the first time."""
         await self._committed(0)
-        shard: str = await self._watch.fetchval("select shard from actorhub.singletons where singleton = $1", _SINGLETON)
+        shard: str = await self._watch.fetchval(
+            "select shard from actorhub.singletons where singleton = $1", _SINGLETON
+        )
         self._shard = ShardId.parse(shard)
 
     async def kill(self, tasks: asyncio.TaskGroup) -> None:
@@ -112,7 +114,9 @@ class LeaderKills:
         for one in self.processes.runners:
             assert await one.gone() == 0, one.log[-3000:]
         fetch = self._watch.fetch
-        done = await fetch("select seq, number, part, epoch, incarnation, extract(epoch from at)::float8 from public.done")
+        done = await fetch(
+            "select seq, number, part, epoch, incarnation, extract(epoch from at)::float8 from public.done"
+        )
         ticks = await fetch(
             "select seq, extract(epoch from instant)::bigint, ticks, epoch, incarnation, "
             "extract(epoch from at)::float8 from public.tick"
@@ -140,7 +144,9 @@ class LeaderKills:
         await asyncio.sleep(self.chance.uniform(0, _LONGEST_REIGN))
         async with asyncio.timeout(_PATIENCE):
             while True:
-                row = await self._watch.fetchrow("select epoch, incarnation from actorhub.shards where shard = $1", str(self._shard))
+                row = await self._watch.fetchrow(
+                    "select epoch, incarnation from actorhub.shards where shard = $1", str(self._shard)
+                )
                 assert row is not None
                 for one in self._ready:
                     if one.incarnation == row["incarnation"] and await self._epoch() == row["epoch"]:
@@ -161,11 +167,12 @@ class LeaderKills:
     async def _committed(self, epoch: int) -> None:
         """Wait for a commit of a later epoch."""
         async with asyncio.timeout(_PATIENCE):
-            while await self._epoch() <= epoch:  # noqa: ASYNC110 - a commit in Postgres cannot be waited for
+            while await self._epoch() <= epoch:
                 await asyncio.sleep(_LOOK)
 
     async def _epoch(self) -> int:
-        return await self._watch.fetchval("select coalesce(max(epoch), 0) from public.done", timeout=10)
+        epoch: int = await self._watch.fetchval("select coalesce(max(epoch), 0) from public.done", timeout=10)
+        return epoch
 
     async def _replace(self, place: RunnerProcess) -> None:
         self.processes.spawn(place)
@@ -176,7 +183,6 @@ class LeaderKills:
 @asynccontextmanager
 async def leader_kills(processes: ClusterProcesses, seed: int) -> AsyncGenerator[LeaderKills, None]:
     """Start the runners; whatever fails meanwhile is told together with the runners' logs."""
-    await processes.fetch("select 1")
     watch = await asyncpg.connect(processes.postgres.url, timeout=10)
     try:
         await watch.execute(TABLES, timeout=10)

@@ -4,8 +4,18 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import assert_type
 
-from actorhub import Client, Cluster, EntityError, KeyValue, MailboxFull, ShardId, Snowflake, current
-from tests.typing.shop import Audit, Ledger, OrderPlaced, Orders, OutOfStock, Receipt, hub
+from actorhub import (
+    Client,
+    Cluster,
+    Deferred,
+    EntityError,
+    KeyValue,
+    MailboxFull,
+    ShardId,
+    Snowflake,
+    current,
+)
+from tests.typing.shop import Audit, Ledger, Nightly, OrderPlaced, Orders, OutOfStock, Receipt, hub
 
 EVENT = OrderPlaced("o-1", "tea", 2)
 
@@ -73,6 +83,46 @@ async def keep(cluster: Cluster) -> None:
     assert_type(await receipts.ttl("o-1"), timedelta | None)
     assert_type(await receipts.size(), int)
     await cluster.kv.set("anything", {"a": [1, None]})
+
+
+async def price(sku: str, cents: int = 3) -> Receipt:
+    return Receipt(len(sku), cents)
+
+
+def total(*cents: int) -> int:
+    return sum(cents)
+
+
+async def lead(cluster: Cluster) -> None:
+    nightly = cluster.singleton(Nightly)
+    assert_type(nightly, Nightly)
+    assert_type(await nightly.status(), Ledger)
+    assert_type(await nightly.add(3, twice=True), int)
+    assert_type(await nightly.roll_up(datetime.now(UTC)), Receipt)
+    assert_type(await cluster.singleton(Nightly, timeout=None, key="k").status(), Ledger)
+    assert_type(await cluster.singleton(Nightly, timeout=timedelta(seconds=2)).add(1), int)
+    assert_type(await cluster.tell(nightly.add(3)), int)
+    assert_type(current().singleton(Nightly), Nightly)
+    assert_type([health.serving for health in await cluster.health()], list[bool])
+    assert_type((await cluster.health())[0].singletons[0].heartbeat_at, float | None)
+    assert_type(cluster.shard_of(Nightly, "nightly"), ShardId)
+
+
+async def steps(cluster: Cluster) -> None:
+    here = current()
+    assert_type(await here.step("price", price, "tea"), Receipt)
+    assert_type(await here.step("price again", price, "tea", cents=4), Receipt)
+    assert_type(await here.step("total", total, 1, 2, 3), int)
+    assert_type(await here.step("status", here.singleton(Nightly).status), Ledger)
+    approval = here.deferred("approval", Receipt)
+    assert_type(approval, Deferred[Receipt])
+    assert_type(approval.token, str)
+    assert_type(await approval.wait(), Receipt)
+    await here.sleep(timedelta(hours=1))
+    await here.sleep(timedelta(hours=1), name="rest")
+    assert_type(await cluster.complete(approval.token, Receipt(1, 2)), bool)
+    assert_type(await cluster.fail(approval.token, "no"), bool)
+    assert_type(await cluster.fail(approval.token, OutOfStock(sku="tea", left=0)), bool)
 
 
 async def know(cluster: Cluster) -> None:

@@ -1,11 +1,11 @@
 """What the cases call: the declarations of a small shop."""
 
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import msgspec
 
-from actorhub import Entity, EntityError, Hub, Retry, current, handler
+from actorhub import Breaker, Entity, EntityError, Hub, Retry, Singleton, cron, current, handler
 
 
 class OrderPlaced(msgspec.Struct, frozen=True):
@@ -80,6 +80,31 @@ class Audit(Entity):
         pass
 
 
+class Nightly(Singleton[Ledger], name="nightly", state_ttl=timedelta(days=30)):
+    def __init__(self, hours: int) -> None:
+        self._hours = hours
+
+    async def on_become_leader(self) -> None:
+        self.state.placed += 0
+
+    async def run(self) -> None:
+        await self.save(Ledger(1))
+
+    @cron("0 3 * * *", timezone="Europe/Berlin", skip_if_older_than=timedelta(hours=1), overlap="skip")
+    @cron("@weekly", jitter=timedelta(minutes=5), retry=Retry(attempts=2), overlap="skip", breaker=Breaker(failures=3))
+    async def roll_up(self, at: datetime) -> Receipt:
+        return Receipt(self.state.placed, at.year)
+
+    @handler(readonly=True)
+    async def status(self) -> Ledger:
+        return self.state
+
+    async def add(self, cents: int, *, twice: bool = False) -> int:
+        self.state.cents += 2 * cents if twice else cents
+        return self.state.cents
+
+
 hub = Hub()
+hub.register(Nightly, lambda: Nightly(3))
 hub.register(Orders, lambda: Orders({"tea": 350}))
 hub.register(Audit)

@@ -96,6 +96,6 @@ def test_nothing_but_the_mistakes_is_reported(report: Report) -> None:
 def test_the_handler_decorator_keeps_the_signature(report: Report) -> None:
     """Where a handler is revealed it shows the parameters and the result of the method as it is written."""
     wrong = _lines("signature.py.txt", "# expect: ")
-    assert len(_lines("signature.py.txt", "# signature")) == 2
-    assert len(wrong) == 3
+    assert len(_lines("signature.py.txt", "# signature")) == 3
+    assert len(wrong) == 4
     assert {line for name, line in report if name == "signature.py"} == set(wrong)

@@ -34,7 +34,13 @@ def test_a_token_names_one_deferred_value() -> None:
     """Any other type, id, message, generation, name or cluster has another one."""
     others = [
         msgspec.structs.replace(APPROVAL, **change)
-        for change in ({"entity_type": "order"}, {"entity_id": "sada"}, {"message_id": 0}, {"generation": 4}, {"name": ""})
+        for change in (
+            {"entity_type": "order"},
+            {"entity_id": "sada"},
+            {"message_id": 0},
+            {"generation": 4},
+            {"name": ""},
+        )
     ]
     tokens = [make_token(deferral, SECRET) for deferral in (APPROVAL, *others)]
     assert len({*tokens, make_token(APPROVAL, bytes(16))}) == 7

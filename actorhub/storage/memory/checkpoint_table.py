@@ -7,6 +7,7 @@ import msgspec
 
 from actorhub.core.clock import Clock
 from actorhub.storage.checkpoint_ports import BODY, Completion, Notes, Saved, Scope
+from actorhub.storage.message_ports import RolledBack
 
 
 class _Checkpoint(msgspec.Struct, frozen=True):
@@ -37,18 +38,29 @@ class CheckpointTable:
             generation=self._generations.get(scope, 0), checkpoints={name: row.data for name, row in found.items()}
         )
 
+    def check(self, notes: Notes) -> None:
+        """Do nothing if the notes may be written.
+
+        Raises:
+            RolledBack: a step of them is stored already.
+        """
+        known = self._checkpoints.get(notes.scope, {})
+        if not notes.closes and any(checkpoint.name in known for checkpoint in notes.stored):
+            raise RolledBack(f"{notes.scope}: a step is stored already: {[step.name for step in notes.stored]}")
+
     def write(self, notes: Notes) -> None:
-        """Write a run's notes."""
+        """Write a run's notes, which were checked."""
         scope = notes.scope
-        if notes.closes:
+        if notes.closes and scope.message_id == BODY:
             self._forget_all(scope)
-            if scope.message_id == BODY:
-                self._generations[scope] = self._generations.get(scope, 0) + 1
+            self._generations[scope] = self._generations.get(scope, 0) + 1
+            return
+        if notes.closes:
+            self._checkpoints.pop(scope, None)
             return
         now = self._clock.time()
         for checkpoint in notes.stored:
-            rows = self._checkpoints.setdefault(scope, {})
-            rows.setdefault(checkpoint.name, _Checkpoint(checkpoint.data, now))
+            self._checkpoints.setdefault(scope, {})[checkpoint.name] = _Checkpoint(checkpoint.data, now)
 
     def forget_body(self, scope: Scope) -> None:
         """Forget a singleton's run altogether."""

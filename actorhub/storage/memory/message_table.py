@@ -110,9 +110,13 @@ class MessageTable:
 
         Raises:
             Fenced, NotPending, VersionConflict, DuplicateKey: as for `commit_run`.
+            RolledBack: a step of the notes is stored already.
         """
         if self._was_committed(run):
             return False
+        if run.notes is not None:
+            self._check_owner(incarnation, run.shard, run.epoch)
+            self._checkpoints.check(run.notes)
         counted = self.commit_run(run, incarnation)
         if run.notes is not None:
             self._checkpoints.write(run.notes)

@@ -177,7 +177,8 @@ end
 $$;
 comment on function still_owns is 'Whether it owns the shard at that epoch, and will until the transaction ends.';
 
--- Of a singleton's row first, then of the rest: remove_abandoned passes over a row that is locked.
+-- Of a singleton's row first, then of the rest: remove_abandoned passes over a row that is locked. A step that is stored
+-- already makes the whole transaction fail: it is what lets one of a commit whose outcome nobody knew and its twin pass.
 create function write_notes(
     its_type text, its_id text, its_message bigint, names text[], bodies bytea[], closes boolean,
     next_message bigint, next_count integer
@@ -199,13 +200,13 @@ begin
         delete from checkpoint as c
         where c.message_id = its_message and c.entity_type = its_type and c.entity_id = its_id;
 
+        -- Those of a message stay for remove_orphans: who completes late learns that another outcome counts.
         delete from completion as c
-        where c.message_id = its_message and c.entity_type = its_type and c.entity_id = its_id;
+        where its_message = 0 and c.message_id = its_message and c.entity_type = its_type and c.entity_id = its_id;
     elsif cardinality(names) > 0 then
         insert into checkpoint (message_id, entity_type, entity_id, name, data)
         select its_message, its_type, its_id, r.name, r.data
-        from unnest(names, bodies) as r (name, data)
-        on conflict do nothing;
+        from unnest(names, bodies) as r (name, data);
     end if;
 
     if next_message is null then
