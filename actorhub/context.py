@@ -210,12 +210,19 @@ class Current:
         call = functools.partial(function, *args, **kwargs)
         return await run_step(self._message, self._cell, Step(check_name(name), call, codec))
 
-    def deferred(self, name: str, type: type[T]) -> Deferred[T]:  # noqa: A002 - what it is called everywhere
+    @overload
+    def deferred(self, name: str, type: type[T]) -> Deferred[T]: ...
+
+    @overload
+    def deferred(self, name: str, type: Any) -> Deferred[Any]: ...
+
+    def deferred(self, name: str, type: Any) -> Deferred[Any]:  # noqa: A002 - what it is called everywhere
         """Return a value that somebody else will provide, by its `token`; `await deferred.wait()` returns it.
 
         Args:
             name: Unique in the run, as for `step`.
-            type: Of the value; it is validated.
+            type: Of the value; it is validated. What is no class, such as `int | None`, is fine, but type checkers
+                see the value as `Any` then.
 
         Raises:
             RuntimeError: the run is neither a durable handler's nor a singleton's `run`.

@@ -105,7 +105,7 @@ async def _leader(cluster: Cluster, former: str = "", *, works: bool = False) ->
             if leading.incarnation != former and leading.works >= works:
                 return leading
         except ActorhubError:
-            pass
+            pass  # nobody leads yet: ask again
         await asyncio.sleep(PAUSE)
 
 

@@ -22,7 +22,7 @@ from actorhub.engine.cell import ACTIVE, DEAD, Cell, HostedShard, HostedType
 from actorhub.engine.checkpoints import Progress
 from actorhub.engine.cron_chain import Schedules
 from actorhub.engine.lease import store_call
-from actorhub.engine.message import FOREVER, Message
+from actorhub.engine.message import FOREVER, AwaitedMessage, Message
 from actorhub.engine.singleton_health import HEARTBEAT, SingletonHealth, is_stale
 from actorhub.engine.spec import EntitySpec, HandlerSpec
 from actorhub.engine.supervision import Backoff, Supervisor, set_or_time
@@ -76,27 +76,16 @@ class BodyRun(Message):
         self.led.body_ended(error, cut_short=is_over and isinstance(error, RunnerUnavailable))
 
 
-class InstantTell(Message):
+class InstantTell(AwaitedMessage):
     """The tell of an instant's message to the singleton's own mailbox."""
 
-    __slots__ = ("future",)
+    __slots__ = ()
 
-    def __init__(self, spec: HandlerSpec, entity_id: str, message_id: int, at: datetime, when: Durable) -> None:
+    def __init__(self, spec: HandlerSpec, entity_id: str, *, message_id: int, at: datetime, when: Durable) -> None:
         super().__init__(spec, entity_id, TELL)
         self.message_id = message_id
         self.body = spec.arguments.encode((at,))
         self.durable = when
-        self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    def completed(self, body: bytes) -> None:
-        """It is stored."""
-        if not self.future.done():
-            self.future.set_result(body)
-
-    def failed(self, error: ActorhubError) -> None:
-        """It is not."""
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class Led:
@@ -467,7 +456,8 @@ class Led:
 
     async def _tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
         when = Durable(key=key, deliver_at=deliver_at, payload_hash=payload_hash((at,)))
-        told = InstantTell(spec, self.leadership.entity_id, self._host.singletons.new_id(), at, when)
+        number = self._host.singletons.new_id()
+        told = InstantTell(spec, self.leadership.entity_id, message_id=number, at=at, when=when)
         self._host.delivery.accept(told, self._shard)
         await told.future
 

@@ -260,6 +260,7 @@ class NotesSuite:
         row = await messages.find(1)
         assert row is not None
         assert [each.attempt for each in row.history] == [1, 1]
+        assert row.attempts == 1, "a run that failed after its progress counts"
         await messages.commit_noted(noted(steps({"fetch": b"1"})), "a")
         assert await messages.start_run(start(2, 5), "a") is Readiness.RUN
         assert await attempts_of(messages, 2) == 5

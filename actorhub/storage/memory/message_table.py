@@ -147,6 +147,7 @@ class MessageTable:
         now = self._clock.time()
         self._queues.discard(row)
         row.failure = failure
+        row.attempts = failure.attempts
         row.history = (*row.history, _failed_run(failure, now))[-KEPT_FAILURES:]
         if failure.pause is None:
             row.due = 0.0

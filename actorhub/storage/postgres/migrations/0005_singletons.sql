@@ -411,3 +411,63 @@ end
 $$;
 comment on function remove_abandoned is
     'Deletes singletons with a state_ttl that nobody led, and whose state nobody wrote, for longer than that.';
+
+-- As before, and it writes the number of the run that failed: since checkpoints set the count back, it may be behind.
+create or replace function fail_runs(
+    fence bigint, committer text, message_ids bigint[], groups text[], numbers integer[], epochs bigint[],
+    pauses double precision[], counts integer[], errors bytea[], error_types text[], error_texts text[],
+    tracebacks text[]
+) returns double precision[]
+language plpgsql set search_path from current set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off as $$
+begin
+    if fence is not null then
+        perform pg_advisory_xact_lock_shared(fence);
+    end if;
+
+    update message as m
+    set deliver_at = clock_timestamp() + make_interval(secs => r.pause),
+        attempts = r.a,
+        history = longer_history(m.history, r.a, r.kind, r.said, r.trace)
+    from unnest(message_ids, groups, numbers, epochs, pauses, counts, error_types, error_texts, tracebacks)
+        as r (m, g, n, e, pause, a, kind, said, trace)
+    join shard as s on s.shard_group = any (array[r.g]) and s.number = any (array[r.n])
+    where m.message_id = any (array[r.m]) and r.pause is not null and s.epoch = r.e and s.owner_incarnation = committer
+        and not (m.deliver_at is not null and m.history is not null and (m.history -> -1 ->> 'attempt')::integer = r.a);
+
+    with gone as (
+        delete from message as m
+        using unnest(message_ids, groups, numbers, epochs, pauses, counts, errors, error_types, error_texts, tracebacks)
+            as r (m, g, n, e, pause, a, error, kind, said, trace)
+        join shard as s on s.shard_group = any (array[r.g]) and s.number = any (array[r.n])
+        where m.message_id = any (array[r.m]) and r.pause is null and s.epoch = r.e and s.owner_incarnation = committer
+        returning m.*, r.e, r.a, r.error, r.kind, r.said, r.trace
+    )
+    insert into dead_letter (
+        message_id, epoch, created_at, died_at, deliver_at, attempts, shard_number, shard_group, entity_type, entity_id,
+        handler, body, headers, key, key_hash, history, error
+    )
+    select
+        x.message_id, x.e, x.created_at, clock_timestamp(), x.deliver_at, x.a, x.shard_number, x.shard_group,
+        x.entity_type, x.entity_id, x.handler, x.body, x.headers, x.key, x.key_hash,
+        longer_history(x.history, x.a, x.kind, x.said, x.trace), x.error
+    from gone as x;
+
+    return (
+        select array_agg(
+            case
+                when r.pause is null and d.epoch = r.e then 0
+                when (s.epoch = r.e and s.owner_incarnation = committer) is not true then -1
+                when r.pause is not null and m.message_id is not null
+                    then coalesce(extract(epoch from m.deliver_at)::double precision, 0)
+                else -2
+            end
+            order by r.place
+        )
+        from unnest(message_ids, groups, numbers, epochs, pauses) with ordinality as r (m, g, n, e, pause, place)
+        left join shard as s on s.shard_group = any (array[r.g]) and s.number = any (array[r.n])
+        left join message as m on m.message_id = any (array[r.m])
+        left join dead_letter as d on d.message_id = any (array[r.m])
+    );
+end
+$$;
