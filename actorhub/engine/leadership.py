@@ -137,6 +137,7 @@ class Led:
         """Runs `on_lose_leadership`."""
         self._since: float | None = None
         self._heartbeat_at: float | None = None
+        self._granted_at = clock.monotonic()
         self._sign_at: float | None = None
         """Monotonic seconds of the last sign of life, a former leader's too: steps of the clock do not age it."""
         self._failures = 0
@@ -275,7 +276,7 @@ class Led:
         """Return how the singleton is."""
         since = self._host.delivery.schedule.server.now() if self._since is None else self._since
         now = self._clock.monotonic()
-        stale = is_stale(heartbeat_at=self._sign_at, since=now, now=now)
+        stale = is_stale(heartbeat_at=self._sign_at, since=self._granted_at, now=now)
         schedules = self.schedules.health()
         run = self.execution
         never = run.last_execution_at is None and bool(schedules or self.spec.body)
