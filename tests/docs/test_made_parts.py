@@ -11,6 +11,7 @@ from actorhub.core.config import Settings
 from actorhub.core.errors import ActorhubError, EntityError
 from actorhub.core.idempotency import MAX_KEY_BYTES
 from actorhub.core.retry import DEFAULT_RETRY
+from actorhub.engine.checkpoints import MOST_STEPS
 from actorhub.engine.peers import MAX_IN_FLIGHT
 from actorhub.engine.spec import EntitySpec
 from actorhub.storage.postgres.transaction import MOST
@@ -52,6 +53,7 @@ def test_the_limits_in_the_readme_are_the_defaults() -> None:
         "value of the key-value store, bytes": key_value.MAX_VALUE_BYTES,
         "runs of a durable message": DEFAULT_RETRY.attempts,
         "reply and key of a durable message kept, seconds": settings.retention.total_seconds(),
+        "steps of a durable message, or of a singleton between two saves": MOST_STEPS,
         "transactions of handlers at a time, per process": MOST,
         "calls in flight to one peer": MAX_IN_FLIGHT,
         "calls that one process waits for": MAX_CALLS,
