@@ -101,7 +101,7 @@ async def test_a_run_that_fails_is_repeated_and_counts_once(stage: Stage, clock:
         assert stage.began == [_noon] * 3
 
 
-async def test_an_instant_that_fails_for_good_is_a_dead_letter_and_the_next_onecomes(
+async def test_an_instant_that_fails_for_good_is_a_dead_letter_and_the_next_one_comes(
     stage: Stage, clock: SteppedClock
 ) -> None:
     """A failure is counted once its attempts are used up; a success ends the failures in a row."""
