@@ -2,13 +2,13 @@
 
 import logging
 import sys
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
 from actorhub.core.config import Settings, mask_secrets
+from actorhub.log_context import FIELDS, HandlerFields
 
 _encode: Final = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -26,10 +26,6 @@ class _Text(logging.Formatter):
 class _Json(logging.Formatter):
     """One JSON object per record and line; a handler's say which entity it belongs to, in `fields`."""
 
-    def __init__(self, fields: Sequence[str]) -> None:
-        super().__init__()
-        self._fields = fields
-
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
@@ -39,7 +35,7 @@ class _Json(logging.Formatter):
             "pid": record.process,
         }
         if record.__dict__["entity_type"]:
-            line |= {name: record.__dict__[name] for name in self._fields}
+            line |= {name: record.__dict__[name] for name in FIELDS}
         if record.exc_info:
             line["exception"] = mask_secrets(self.formatException(record.exc_info))
         return _encode(line).decode()
@@ -47,10 +43,8 @@ class _Json(logging.Formatter):
 
 def set_up_logging(settings: Settings) -> None:
     """Send every logger's records, and warnings, to standard error."""
-    from actorhub.ops.log_context import FIELDS, HandlerFields  # noqa: PLC0415 - loads gRPC, and `--help` needs none
-
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(HandlerFields())
-    handler.setFormatter(_Json(FIELDS) if settings.log_format == "json" else _Text())
+    handler.setFormatter(_Json() if settings.log_format == "json" else _Text())
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)

@@ -9,7 +9,7 @@ import pytest
 from actorhub import Cluster, Entity, Hub, current, handler
 from actorhub.cli.logs import set_up_logging
 from actorhub.core.config import Settings
-from actorhub.ops.log_context import FIELDS, HandlerFields
+from actorhub.log_context import FIELDS, HandlerFields
 from actorhub.testing import MemoryCluster
 
 _log = logging.getLogger("tests.talker")
