@@ -46,6 +46,11 @@ class Singletons:
         """Whether this process hosts singletons, led or not."""
         return bool(self._types)
 
+    @property
+    def led(self) -> Iterable[Led]:
+        """Those whose shard is owned here."""
+        return self._led.values()
+
     def report(self) -> list[SingletonHealth]:
         """Return how each singleton is that is led here, by name."""
         return [self._led[name].health() for name in sorted(self._led)]
