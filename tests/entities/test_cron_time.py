@@ -310,7 +310,8 @@ async def test_a_daily_schedule_survives_a_year_of_steps(stage: Stage, clock: St
         for day in range(30):
             await _next(memory, _noon + day * DAY)
             if day % 7 == 6:
+                await until(lambda: row(memory).runs == day + 1, "the count in the row")  # noqa: B023 - awaited right here
                 await memory.kill(runner)
                 runner = await memory.start_runner()
         await ran(memory, *(_noon + day * DAY for day in range(30)))
-        assert row(memory).runs == 30
+        await until(lambda: row(memory).runs == 30, "the count in the row")
