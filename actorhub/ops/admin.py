@@ -10,7 +10,7 @@ from actorhub.core.errors import MalformedMessage
 from actorhub.engine.runner import Door
 from actorhub.engine.spec import EntitySpec
 from actorhub.ops.colleagues import Colleagues
-from actorhub.ops.health import obstacle
+from actorhub.ops.health import health_report
 from actorhub.ops.local import resident_entities, runner_numbers
 from actorhub.ops.messages import Messages
 from actorhub.ops.replies import Rpc, answered, runner_of
@@ -140,19 +140,16 @@ class Admin:
         return await survey.entity(request.entity_type, request.entity_id)
 
     async def _health(self) -> pb.HealthReply:
-        runner = self._door.runner
-        reason = obstacle(self._door)
-        if runner is None:
-            return pb.HealthReply(serving=False, reason=reason)
+        health = health_report(self._door)
         return pb.HealthReply(
-            serving=not reason,
-            reason=reason,
-            runner=runner.info.runner.address,
-            incarnation=runner.info.runner.incarnation,
-            version=runner.info.version,
-            shards_owned=len(runner.ownership.owned),
-            live_runners=len(runner.ownership.members),
-            singletons=map(singleton_health, runner.host.singletons.report()),
+            serving=health.serving,
+            reason=health.reason,
+            runner=health.runner,
+            incarnation=health.incarnation,
+            version=health.version,
+            shards_owned=health.shards_owned,
+            live_runners=health.live_runners,
+            singletons=map(singleton_health, health.singletons),
         )
 
     async def _list_messages(self, request: pb.ListMessagesRequest, *, only_dead: bool) -> pb.ListMessagesReply:
