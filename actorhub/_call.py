@@ -21,11 +21,11 @@ from actorhub.core.errors import (
     RunnerUnavailable,
 )
 from actorhub.core.idempotency import check_key, payload_hash, primary_key_of
-from actorhub.engine.inbound import check_chain
-from actorhub.engine.message import DONE, FOREVER, NEW, RUNNING, SENT, Message, running
+from actorhub.engine.model.message import DONE, FOREVER, NEW, RUNNING, SENT, Message, running
+from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.node import Node
-from actorhub.engine.spec import HandlerSpec
-from actorhub.engine.streams import STREAM_WINDOW_BYTES
+from actorhub.engine.routing.inbound import check_chain
+from actorhub.engine.runs.streams import STREAM_WINDOW_BYTES
 
 MAX_CALLS: Final = 200_000
 """Calls that one process may wait for."""

@@ -10,10 +10,10 @@ from typing import Any, Final, Generic, TypeVar
 
 from actorhub._resolution import checked_codec
 from actorhub.core.codec import Codec
-from actorhub.engine.cell import Cell
-from actorhub.engine.checkpoints import known_progress
-from actorhub.engine.deferred import deferral_of
-from actorhub.engine.message import Message
+from actorhub.engine.model.cell import Cell
+from actorhub.engine.model.message import Message
+from actorhub.engine.runs.checkpoints import known_progress
+from actorhub.engine.runs.deferred import deferral_of
 
 T = TypeVar("T")
 

@@ -27,8 +27,8 @@ from actorhub.core.address import NAME_PATTERN
 from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
 from actorhub.core.retry import DEFAULT_RETRY, Retry
-from actorhub.engine.cron_runs import cron_function
-from actorhub.engine.spec import EntitySpec, HandlerSpec
+from actorhub.engine.model.spec import EntitySpec, HandlerSpec
+from actorhub.engine.singletons.cron_runs import cron_function
 
 _OPTIONS: Final = "__actorhub_handler__"
 _CRONS: Final = "__actorhub_crons__"

@@ -17,12 +17,12 @@ from actorhub.core.errors import (
     UnknownEntityType,
     UnknownMessage,
 )
-from actorhub.engine.any_runner import AnyRunnerRequest, ask, ask_any
-from actorhub.engine.caller import Caller
-from actorhub.engine.message import FOREVER, AwaitedMessage
-from actorhub.engine.message_requests import Whereabouts, whereabouts
+from actorhub.engine.anycast.ask import AnyRunnerRequest, ask, ask_any
+from actorhub.engine.client_node import Caller
+from actorhub.engine.durable.requests import Whereabouts, whereabouts
+from actorhub.engine.model.message import FOREVER, AwaitedMessage
+from actorhub.engine.model.spec import EntitySpec, HandlerSpec, operation_spec
 from actorhub.engine.runner import Runner
-from actorhub.engine.spec import EntitySpec, HandlerSpec, operation_spec
 from actorhub.storage.message_ports import CancelResult, Outcome
 
 _PATIENCE: Final = 30.0

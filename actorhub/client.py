@@ -11,7 +11,7 @@ from actorhub._call import Call, StreamCall, Target
 from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec
 from actorhub.core.idempotency import check_key
-from actorhub.engine.spec import EntitySpec, HandlerSpec
+from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.entity import Declared
 
 E = TypeVar("E", bound=Declared[Any])

@@ -22,14 +22,14 @@ from actorhub.core.errors import (
     UnknownEntityType,
 )
 from actorhub.core.snowflake import Snowflake, SnowflakeGenerator
-from actorhub.engine.caller import Caller
-from actorhub.engine.deferred import completion
-from actorhub.engine.message import AwaitedMessage, Message
+from actorhub.engine.anycast.runner_requests import Outcome, ask_health, ask_to_complete
+from actorhub.engine.client_node import Caller
+from actorhub.engine.model.message import AwaitedMessage, Message
+from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.node import Node
 from actorhub.engine.runner import Runner
-from actorhub.engine.runner_requests import Outcome, ask_health, ask_to_complete
-from actorhub.engine.singleton_health import RunnerHealth
-from actorhub.engine.spec import EntitySpec
+from actorhub.engine.runs.deferred import completion
+from actorhub.engine.singletons.health import RunnerHealth
 from actorhub.entity import Declared, Entity
 from actorhub.key_value import KeyValue, untyped
 from actorhub.singleton import Singleton

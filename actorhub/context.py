@@ -11,11 +11,11 @@ from actorhub.client import Client, result_of_call
 from actorhub.cluster import SingletonT, as_call, cluster_of_handler
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
-from actorhub.engine.cell import DEAD, Cell
-from actorhub.engine.checkpoints import Step, StepRun, check_name, durable_sleep, is_body, run_step
-from actorhub.engine.durable_message import DurableMessage
-from actorhub.engine.message import FOREVER, RUNNING, Message, running
-from actorhub.engine.run_commits import transaction_of
+from actorhub.engine.model.cell import DEAD, Cell
+from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.message import FOREVER, RUNNING, Message, running
+from actorhub.engine.runs.checkpoints import Step, StepRun, check_name, durable_sleep, is_body, run_step
+from actorhub.engine.runs.commits import transaction_of
 from actorhub.entity import Entity
 from actorhub.key_value import KeyValue
 

@@ -12,12 +12,12 @@ from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import Settings, load_settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.core.errors import ConfigurationError
-from actorhub.engine.caller import Caller
-from actorhub.engine.cell import HostedType
-from actorhub.engine.limits import Limits
-from actorhub.engine.placement import PLACEMENT_VERSION
+from actorhub.engine.client_node import Caller
+from actorhub.engine.model.cell import HostedType
+from actorhub.engine.model.limits import Limits
+from actorhub.engine.model.spec import EntitySpec
+from actorhub.engine.ownership.placement import PLACEMENT_VERSION
 from actorhub.engine.runner import Door, Runner
-from actorhub.engine.spec import EntitySpec
 from actorhub.entity import Declared
 from actorhub.storage.ports import ClusterValues, Storage
 from actorhub.transport.ports import Transport

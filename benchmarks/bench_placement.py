@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from actorhub.engine.placement import PLACEMENT_VERSION, Candidate, place
+from actorhub.engine.ownership.placement import PLACEMENT_VERSION, Candidate, place
 
 
 def commit() -> str:

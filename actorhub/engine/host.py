@@ -11,21 +11,21 @@ from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import CANCEL_MESSAGE, REVIVE_MESSAGE
 from actorhub.core.errors import ActorhubError, MailboxFull
-from actorhub.engine.activation import Activations
-from actorhub.engine.cell import ACTIVE, CLOSING, DEAD, Cell, HostedShard, HostedType
-from actorhub.engine.deferred import Deferrals
-from actorhub.engine.delivery import Delivery
-from actorhub.engine.durable_message import DurableMessage
-from actorhub.engine.limits import Limits
-from actorhub.engine.message import DONE, NEW, SENT, Message
-from actorhub.engine.message_requests import MessageRequests
-from actorhub.engine.residency import Residency
-from actorhub.engine.results import Results, ResultStatistics
-from actorhub.engine.run_commits import RunCommits
-from actorhub.engine.singletons import Singletons
-from actorhub.engine.streams import Streams
+from actorhub.engine.durable.intake import Delivery
+from actorhub.engine.durable.requests import MessageRequests
+from actorhub.engine.model.cell import ACTIVE, CLOSING, DEAD, Cell, HostedShard, HostedType
+from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.limits import Limits
+from actorhub.engine.model.message import DONE, NEW, SENT, Message
+from actorhub.engine.runs.activation import Activations
+from actorhub.engine.runs.commits import RunCommits
+from actorhub.engine.runs.completion import Results, ResultStatistics
+from actorhub.engine.runs.deferred import Deferrals
+from actorhub.engine.runs.residency import Residency
+from actorhub.engine.runs.scheduler import Lease, Turns
+from actorhub.engine.runs.streams import Streams
+from actorhub.engine.singletons.registry import Singletons
 from actorhub.engine.supervision import Supervisor
-from actorhub.engine.turns import Lease, Turns
 from actorhub.storage.ports import Storage
 
 _log: Final = logging.getLogger("actorhub.host")

@@ -11,17 +11,17 @@ from actorhub.core.errors import (
     ShuttingDown,
     UnknownEntityType,
 )
-from actorhub.engine.deadlines import Deadlines
-from actorhub.engine.exchange import Exchange, News
-from actorhub.engine.limits import Limits
-from actorhub.engine.message import Message
-from actorhub.engine.message_requests import Deposits
-from actorhub.engine.observing import CallTracing
-from actorhub.engine.peers import Peers
-from actorhub.engine.router import Router
-from actorhub.engine.spec import EntitySpec
+from actorhub.engine.durable.requests import Deposits
+from actorhub.engine.model.limits import Limits
+from actorhub.engine.model.message import Message
+from actorhub.engine.model.spec import EntitySpec
+from actorhub.engine.routing.deadlines import Deadlines
+from actorhub.engine.routing.exchange import Exchange, News
+from actorhub.engine.routing.peers import Peers
+from actorhub.engine.routing.router import Router
+from actorhub.engine.routing.table import RoutingTable
+from actorhub.engine.runs.observing import CallTracing
 from actorhub.engine.supervision import Supervisor
-from actorhub.engine.table import RoutingTable
 from actorhub.storage.message_ports import MessageStore
 from actorhub.transport.ports import Transport
 

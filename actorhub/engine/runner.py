@@ -25,19 +25,19 @@ from actorhub.core.errors import (
     PersistenceError,
     RunnerUnavailable,
 )
+from actorhub.engine.anycast.key_value_requests import KeyValueRequests
+from actorhub.engine.anycast.runner_requests import RunnerRequests
 from actorhub.engine.blocking import BlockedLoopWatch
-from actorhub.engine.cell import HostedType
 from actorhub.engine.host import Host
-from actorhub.engine.inbound import Inbound
-from actorhub.engine.key_value_requests import KeyValueRequests
-from actorhub.engine.limits import Limits
-from actorhub.engine.message import Message
+from actorhub.engine.model.cell import HostedType
+from actorhub.engine.model.limits import Limits
+from actorhub.engine.model.message import Message
+from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.node import Node
-from actorhub.engine.ownership import Ownership
-from actorhub.engine.peers import Peer
-from actorhub.engine.runner_requests import RunnerRequests
-from actorhub.engine.singleton_health import RunnerHealth, SingletonHealth
-from actorhub.engine.spec import EntitySpec
+from actorhub.engine.ownership.loop import Ownership
+from actorhub.engine.routing.inbound import Inbound
+from actorhub.engine.routing.peers import Peer
+from actorhub.engine.singletons.health import RunnerHealth, SingletonHealth
 from actorhub.storage.ports import LiveRunner, Storage
 from actorhub.transport.ports import Link, LinkEvents, Transport
 

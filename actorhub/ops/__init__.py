@@ -7,8 +7,8 @@ from functools import partial
 from actorhub.core.clock import Clock
 from actorhub.core.config import Settings
 from actorhub.core.errors import ConfigurationError
+from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.runner import Door
-from actorhub.engine.spec import EntitySpec
 from actorhub.ops.admin import add_admin
 from actorhub.ops.colleagues import Colleagues
 from actorhub.ops.gateway import add_gateway

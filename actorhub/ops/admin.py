@@ -7,8 +7,8 @@ import grpc.aio
 
 from actorhub.core.address import ShardId
 from actorhub.core.errors import MalformedMessage
+from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.runner import Door
-from actorhub.engine.spec import EntitySpec
 from actorhub.ops.colleagues import Colleagues
 from actorhub.ops.health import health_report
 from actorhub.ops.local import resident_entities, runner_numbers

@@ -14,8 +14,8 @@ from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec
 from actorhub.core.errors import ActorhubError, HandlerFailed, MalformedMessage, UnknownEntityType
 from actorhub.core.idempotency import check_key
+from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.engine.runner import Door
-from actorhub.engine.spec import EntitySpec, HandlerSpec
 from actorhub.ops.failures import failure_of
 from actorhub.ops.health import cluster_of
 from actorhub.ops.replies import Rpc, runner_of

@@ -10,7 +10,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from actorhub.cluster import Cluster, cluster_here
 from actorhub.engine.runner import Door, Runner
-from actorhub.engine.singleton_health import RunnerHealth
+from actorhub.engine.singletons.health import RunnerHealth
 from actorhub.ops.replies import Rpc
 
 SERVICES: Final = frozenset({"", "actorhub.runner.v1.Runner", "actorhub.client.v1.Gateway", "actorhub.admin.v1.Admin"})

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 from actorhub.core.address import ShardId
-from actorhub.engine.cell import ACTIVATING, CLOSING, DEAD, Cell
+from actorhub.engine.model.cell import ACTIVATING, CLOSING, DEAD, Cell
 from actorhub.engine.runner import Runner
 from actorhub.ops.health import cluster_of
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb

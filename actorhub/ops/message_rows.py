@@ -8,7 +8,7 @@ import msgspec
 from actorhub.core.address import ShardId
 from actorhub.core.codec import decode_error
 from actorhub.core.errors import MalformedMessage
-from actorhub.engine.spec import EntitySpec, HandlerSpec
+from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.ops.failures import failure_of
 from actorhub.storage.message_ports import FailedRun, MessageFilter, MessageRow, MessageState, Outcome, StoredReply
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb

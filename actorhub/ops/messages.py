@@ -7,8 +7,8 @@ from typing import Final
 import msgspec
 
 from actorhub.core.errors import ActorhubError, AlreadyProcessing, MalformedMessage, UnknownMessage
+from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.runner import Runner
-from actorhub.engine.spec import EntitySpec
 from actorhub.ops.health import cluster_of
 from actorhub.ops.message_rows import filter_of, listed_message, state_number, whole_message
 from actorhub.storage.message_ports import MessageFilter, MessageRow, MessageState

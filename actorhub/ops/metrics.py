@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from actorhub.engine.singleton_health import ScheduleHealth, SingletonHealth
+from actorhub.engine.singletons.health import ScheduleHealth, SingletonHealth
 from actorhub.ops.observer import Tally
 from actorhub.ops.reading import Reading
 

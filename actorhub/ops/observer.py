@@ -9,8 +9,8 @@ from opentelemetry.trace import Span
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError
-from actorhub.engine.message import Message
-from actorhub.engine.spec import HandlerSpec
+from actorhub.engine.model.message import Message
+from actorhub.engine.model.spec import HandlerSpec
 from actorhub.ops.tracing import Tracing, without_trace
 
 BOUNDS: Final = (

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Final
 
-from actorhub.engine.singleton_health import RunnerHealth
+from actorhub.engine.singletons.health import RunnerHealth
 from actorhub.ops.reading import Reading
 
 _LINKS: Final = ("livez", "readyz", "healthz", "metrics")

@@ -7,15 +7,15 @@ from typing import Final
 import msgspec
 
 from actorhub.core.snowflake import Snowflake
-from actorhub.engine.cell import HostedType
-from actorhub.engine.delivery import DeliveryStatistics
-from actorhub.engine.lease import NEVER
-from actorhub.engine.message import RUNNING
-from actorhub.engine.ownership import OwnershipStatistics
-from actorhub.engine.results import ResultStatistics
-from actorhub.engine.router import RouterStatistics
+from actorhub.engine.durable.intake import DeliveryStatistics
+from actorhub.engine.model.cell import HostedType
+from actorhub.engine.model.message import RUNNING
+from actorhub.engine.ownership.lease import NEVER
+from actorhub.engine.ownership.loop import OwnershipStatistics
+from actorhub.engine.routing.router import RouterStatistics
 from actorhub.engine.runner import Runner
-from actorhub.engine.singleton_health import SingletonHealth
+from actorhub.engine.runs.completion import ResultStatistics
+from actorhub.engine.singletons.health import SingletonHealth
 from actorhub.engine.supervision import SupervisorStatistics
 from actorhub.ops.observer import RunObserver, Tally
 from actorhub.storage.ports import LEASE

@@ -10,10 +10,10 @@ from actorhub import _call as calls
 from actorhub.core.address import ShardId, ShardOwner
 from actorhub.core.cron import CronExpression
 from actorhub.core.errors import MalformedMessage, UnknownEntityType, UnknownHandler
-from actorhub.engine.ownership_plan import LIVE_WITHIN
+from actorhub.engine.model.spec import EntitySpec, HandlerSpec
+from actorhub.engine.ownership.plan import LIVE_WITHIN
 from actorhub.engine.runner import Runner
-from actorhub.engine.singleton_health import SingletonHealth, is_stale
-from actorhub.engine.spec import EntitySpec, HandlerSpec
+from actorhub.engine.singletons.health import SingletonHealth, is_stale
 from actorhub.ops.health import cluster_of
 from actorhub.storage.singleton_ports import ScheduleEdit, ScheduleRow, SingletonRow
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb

@@ -1,7 +1,7 @@
 """Turning metrics and traces on: for whom somebody looks at them, and for nobody else."""
 
 from actorhub.core.config import Settings
-from actorhub.engine.caller import Caller
+from actorhub.engine.client_node import Caller
 from actorhub.engine.runner import Runner
 from actorhub.ops.observer import RunObserver
 from actorhub.ops.open_telemetry import export_metrics, meter_provider

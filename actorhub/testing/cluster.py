@@ -17,9 +17,9 @@ from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import HostPort, Settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
-from actorhub.engine.caller import Caller
-from actorhub.engine.limits import Limits
-from actorhub.engine.ownership_plan import wishes
+from actorhub.engine.client_node import Caller
+from actorhub.engine.model.limits import Limits
+from actorhub.engine.ownership.plan import wishes
 from actorhub.engine.runner import Door, Runner
 from actorhub.hub import VERSION, Hub
 from actorhub.ops import telemetry

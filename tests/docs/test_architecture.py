@@ -25,7 +25,7 @@ from actorhub.core.envelope import (
     encode_frame,
 )
 from actorhub.core.errors import MailboxFull
-from actorhub.engine import lease, ownership_plan
+from actorhub.engine.ownership import lease, plan
 from actorhub.storage import ports
 from tests.docs.documents import ROOT, prose, rows
 
@@ -91,9 +91,9 @@ def test_the_numbers_of_ownership_are_those_of_the_code() -> None:
     assert stated["LEASE"][0] == ports.LEASE.total_seconds()
     assert stated["SESSION_IDLE_LIMIT"][0] == ports.SESSION_IDLE_LIMIT.total_seconds()
     assert stated["OPERATION_DEADLINE"][0] == lease.OPERATION_DEADLINE
-    assert stated["LIVE_WITHIN"][0] == ownership_plan.LIVE_WITHIN
-    assert stated["STALE_AFTER"][0] == ownership_plan.STALE_AFTER
-    assert stated["FORGET_AFTER"][0] == ownership_plan.FORGET_AFTER
+    assert stated["LIVE_WITHIN"][0] == plan.LIVE_WITHIN
+    assert stated["STALE_AFTER"][0] == plan.STALE_AFTER
+    assert stated["FORGET_AFTER"][0] == plan.FORGET_AFTER
 
 
 def test_the_wire_formats_are_what_the_table_says() -> None:

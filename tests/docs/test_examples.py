@@ -22,9 +22,9 @@ import msgspec
 import pytest
 
 from actorhub import Hub
+from actorhub.conformance.transport_suite import Door, Recorder, hello
 from actorhub.storage.postgres.schema import migrate
 from actorhub.testing import MemoryCluster
-from actorhub.testing.transport_suite import Door, Recorder, hello
 from actorhub.transport.grpc import GrpcTransport, TlsFiles
 from tests.docs.documents import DOCUMENTS, ROOT, blocks
 from tests.support.postgres_server import PostgresServer

@@ -11,9 +11,9 @@ from actorhub.core.config import Settings
 from actorhub.core.errors import ActorhubError, EntityError
 from actorhub.core.idempotency import MAX_KEY_BYTES
 from actorhub.core.retry import DEFAULT_RETRY
-from actorhub.engine.checkpoints import MOST_STEPS
-from actorhub.engine.peers import MAX_IN_FLIGHT
-from actorhub.engine.spec import EntitySpec
+from actorhub.engine.model.spec import EntitySpec
+from actorhub.engine.routing.peers import MAX_IN_FLIGHT
+from actorhub.engine.runs.checkpoints import MOST_STEPS
 from actorhub.storage.postgres.transaction import MOST
 from tests.docs.documents import ROOT, layers, made_parts, modules, package_map, rows, section
 

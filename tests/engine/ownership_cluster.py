@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
 from actorhub.core.clock import Clock, SystemClock
-from actorhub.engine.ownership import Ownership
+from actorhub.engine.ownership.loop import Ownership
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.ports import LiveRunner, Storage

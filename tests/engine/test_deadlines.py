@@ -3,8 +3,8 @@
 import asyncio
 
 from actorhub.core.clock import SystemClock
-from actorhub.engine.deadlines import Deadlines
-from actorhub.engine.message import FOREVER
+from actorhub.engine.model.message import FOREVER
+from actorhub.engine.routing.deadlines import Deadlines
 from actorhub.testing import until
 
 

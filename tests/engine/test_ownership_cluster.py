@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from actorhub.core.clock import SystemClock
-from actorhub.engine.ownership_plan import wishes
+from actorhub.engine.ownership.plan import wishes
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.postgres.storage import PostgresStorage
 from tests.engine.ownership_cluster import SHARDS, Cluster

@@ -8,8 +8,8 @@ import pytest
 
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.core.errors import ConfigurationError, PersistenceError
-from actorhub.engine.lease import Watchdog
-from actorhub.engine.ownership_plan import wishes
+from actorhub.engine.ownership.lease import Watchdog
+from actorhub.engine.ownership.plan import wishes
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.memory.session import MemoryLockSession
 from actorhub.storage.ports import LEASE

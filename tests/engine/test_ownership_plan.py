@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
-from actorhub.engine.ownership_plan import Suspects, decide, living, namesakes, stale, wishes
+from actorhub.engine.ownership.plan import Suspects, decide, living, namesakes, stale, wishes
 from actorhub.storage.ports import LiveRunner
 
 SHARDS = 12

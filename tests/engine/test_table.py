@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actorhub.core.address import RunnerAddress, ShardId, ShardOwner
-from actorhub.engine.table import RoutingTable
+from actorhub.engine.routing.table import RoutingTable
 
 SHARD = ShardId("default", 7)
 RUNNERS = [RunnerAddress(f"h:{n}", f"{n:016x}") for n in range(4)]

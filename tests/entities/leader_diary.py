@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from actorhub import Cluster, Singleton, current, handler
-from actorhub.engine.leadership import Led
 from actorhub.engine.runner import Runner
+from actorhub.engine.singletons.leader import Led
 from actorhub.storage.singleton_ports import SingletonRow
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import gates

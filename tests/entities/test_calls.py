@@ -25,7 +25,7 @@ from actorhub import (
     current,
 )
 from actorhub.core.codec import decode_error, encode_error
-from actorhub.engine.peers import Peer
+from actorhub.engine.routing.peers import Peer
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, outcomes, soon
 

@@ -7,7 +7,7 @@ import pytest
 
 from actorhub import Breaker, Cluster, EntityError, Hub, Retry, current, handler
 from actorhub.cron import cron
-from actorhub.engine.singleton_health import ScheduleHealth
+from actorhub.engine.singletons.health import ScheduleHealth
 from actorhub.storage.message_ports import MessageFilter, MessageRow, MessageState
 from actorhub.testing import MemoryCluster, SteppedClock, until
 from tests.entities.cron_diary import (

@@ -9,7 +9,7 @@ import pytest
 
 from actorhub import Cluster, Hub, current, handler
 from actorhub.cron import cron
-from actorhub.engine.singleton_health import ScheduleHealth
+from actorhub.engine.singletons.health import ScheduleHealth
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.storage.singleton_ports import ScheduleEdit
 from actorhub.testing import MemoryCluster, SteppedClock, until

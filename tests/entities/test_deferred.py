@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from actorhub import CallTimeout, Cluster, DeferredFailed, HandlerFailed, MalformedMessage, current
-from actorhub.engine import deferred as engine
+from actorhub.engine.runs import deferred as engine
 from actorhub.storage.checkpoint_ports import Completion, CompletionKind
 from actorhub.storage.message_ports import MessageState
 from actorhub.testing import MemoryCluster, until

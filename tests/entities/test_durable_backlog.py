@@ -7,7 +7,7 @@ import pytest
 
 from actorhub import Cluster, Entity, Hub, handler
 from actorhub.core.config import Settings
-from actorhub.engine.delivery import DeliveryStatistics
+from actorhub.engine.durable.intake import DeliveryStatistics
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster, until
 from tests.entities.durable_entities import Log, Narrow, Sender, host_of, hub

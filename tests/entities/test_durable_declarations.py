@@ -10,7 +10,7 @@ import pytest
 from actorhub import Cluster, Entity, EntityError, Hub, MalformedMessage, Retry, handler
 from actorhub._call import Call
 from actorhub.core.retry import DEFAULT_RETRY
-from actorhub.engine.spec import HandlerSpec
+from actorhub.engine.model.spec import HandlerSpec
 
 FEW = Retry(attempts=3, initial=timedelta(seconds=1))
 

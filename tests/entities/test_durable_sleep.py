@@ -8,8 +8,8 @@ import pytest
 
 from actorhub import Cluster, HandlerFailed, current
 from actorhub.core.clock import SystemClock
-from actorhub.engine import checkpoints
-from actorhub.engine.schedule import ServerClock
+from actorhub.engine.durable.schedule import ServerClock
+from actorhub.engine.runs import checkpoints
 from actorhub.storage.memory import MemoryStore
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, outcomes, soon

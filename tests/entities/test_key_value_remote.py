@@ -22,10 +22,10 @@ from actorhub import (
 from actorhub.core.clock import SystemClock
 from actorhub.core.envelope import KEY_VALUE
 from actorhub.core.key_value import MAX_VALUE_BYTES
-from actorhub.engine.any_runner import ask_any
-from actorhub.engine.caller import Caller
+from actorhub.engine.anycast.ask import ask_any
+from actorhub.engine.client_node import Caller
+from actorhub.engine.model.spec import operation_spec
 from actorhub.engine.runner import Runner
-from actorhub.engine.spec import operation_spec
 from actorhub.storage.key_value_ports import KeyValues
 from actorhub.testing import MemoryCluster
 from actorhub.testing.cluster import until
@@ -275,7 +275,7 @@ async def test_garbage_is_no_operation(memory: MemoryCluster, body: bytes) -> No
 async def test_operations_under_way_are_bounded(memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """A runner refuses what one client asks for beyond its limit, and goes on with the rest."""
     client = await linked(memory, 1)
-    monkeypatch.setattr("actorhub.engine.inbound.MAX_IN_FLIGHT", 5)
+    monkeypatch.setattr("actorhub.engine.routing.inbound.MAX_IN_FLIGHT", 5)
     found = await outcomes(*(client.kv.get(str(number)) for number in range(20)))
     assert found.count(None) == 5
     assert sum(isinstance(error, MailboxFull) for error in found) == 15

@@ -9,8 +9,8 @@ import pytest
 from actorhub import Cluster, Hub, SingletonError, current
 from actorhub.core.config import Settings
 from actorhub.core.errors import PersistenceError, RunnerUnavailable
-from actorhub.engine import leadership
 from actorhub.engine.runner import Runner
+from actorhub.engine.singletons import leader
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, soon
@@ -45,7 +45,7 @@ def new_story() -> None:
 @pytest.fixture
 def soon_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have hooks of lost leaders end within 0.2 s instead of 5."""
-    monkeypatch.setattr(leadership, "LOSS_LIMIT", 0.2)
+    monkeypatch.setattr(leader, "LOSS_LIMIT", 0.2)
 
 
 def incarnation(runner: Cluster) -> str:

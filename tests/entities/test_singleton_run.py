@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from actorhub import CallTimeout, Cluster, EntityError, Hub, NotConnected, Singleton, current
-from actorhub.engine import leadership
+from actorhub.engine.singletons import leader
 from actorhub.engine.supervision import Backoff
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, outcomes, soon
@@ -50,7 +50,7 @@ def new_story() -> None:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have pauses between failed runs be short."""
-    monkeypatch.setattr(leadership, "_BACKOFF", Backoff(initial=0.005, maximum=0.02))
+    monkeypatch.setattr(leader, "_BACKOFF", Backoff(initial=0.005, maximum=0.02))
 
 
 async def body_is(runner: Cluster, what: str, name: str = "diary") -> None:

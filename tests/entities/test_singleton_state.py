@@ -9,8 +9,8 @@ import pytest
 
 from actorhub import Cluster, Hub, Singleton, SingletonError, cron, current
 from actorhub.core.config import Settings
-from actorhub.engine import leadership, singletons
-from actorhub.engine.singleton_health import STALE_AFTER, is_stale
+from actorhub.engine.singletons import leader, registry
+from actorhub.engine.singletons.health import STALE_AFTER, is_stale
 from actorhub.engine.supervision import Backoff
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, SteppedClock, until
@@ -192,7 +192,7 @@ async def test_a_save_is_tried_again_and_then_fails_typed(
     memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each failure is counted; `run` gets `SingletonError(state_persist_failed)`, may go on, and save later."""
-    monkeypatch.setattr(singletons, "_SAVE_PAUSE", Backoff(initial=0.001, maximum=0.001))
+    monkeypatch.setattr(registry, "_SAVE_PAUSE", Backoff(initial=0.001, maximum=0.001))
 
     async def run(me: Diary) -> None:
         await gates["run"].pass_through()
@@ -373,7 +373,7 @@ async def test_a_step_of_the_clock_makes_nobody_stale(clock: SteppedClock) -> No
 
 async def test_heartbeats_go_on(memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """They come at their interval, whatever the singleton does, also while a handler has its turn for long."""
-    monkeypatch.setattr(leadership, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(leader, "HEARTBEAT", 0.02)
     story.act["hold"] = at_gate("hold")
     runner = await memory.start_runner()
     await leads(memory)

@@ -16,7 +16,7 @@ from actorhub import (
     NotConnected,
     current,
 )
-from actorhub.engine import checkpoints
+from actorhub.engine.runs import checkpoints
 from actorhub.testing import until
 from tests.entities.gates import failure, gates, outcomes, soon
 from tests.entities.step_entities import (

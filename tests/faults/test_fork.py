@@ -4,9 +4,9 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
+from actorhub.conformance.transport_suite import hello
 from actorhub.core.envelope import Cancel
 from actorhub.storage.postgres.programs import run_as, server_account
-from actorhub.testing.transport_suite import hello
 from actorhub.transport.grpc import GrpcTransport
 from tests.transport.grpc_peer import EchoDoor, _Silent
 

@@ -5,15 +5,15 @@ from collections.abc import AsyncIterator
 import pytest
 
 from actorhub import Hub
+from actorhub.conformance.key_value_suite import ExpirySuite, KeyValueSuite
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
-from actorhub.engine.caller import Caller
+from actorhub.engine.client_node import Caller
 from actorhub.storage.key_value_ports import KeyValues
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.memory.key_values import MemoryKeyValues
 from actorhub.storage.postgres.key_values import PostgresKeyValues
 from actorhub.testing import MemoryCluster
-from actorhub.testing.key_value_suite import ExpirySuite, KeyValueSuite
 from tests.storage.conftest import PostgresWorld
 
 

@@ -5,12 +5,20 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from actorhub.conformance.slot_suite import SlotSuite
+from actorhub.conformance.storage_suite import (
+    SHARDS,
+    OwnershipSuite,
+    StateSuite,
+    commit,
+    lock_session,
+    outcomes,
+    runner,
+)
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.ports import SESSION_IDLE_LIMIT, SessionLost, StoredState
-from actorhub.testing.slot_suite import SlotSuite
-from actorhub.testing.storage_suite import SHARDS, OwnershipSuite, StateSuite, commit, lock_session, outcomes, runner
 
 
 class SteppedClock(SystemClock):

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from actorhub.conformance.message_run_suite import CommitSuite, FailureSuite, StartSuite
+from actorhub.conformance.message_suite import LoadSuite, StoreSuite, message
+from actorhub.conformance.message_suite_care import CareSuite, InspectionSuite
+from actorhub.conformance.storage_suite import SHARDS, runner
 from actorhub.core.errors import ConfigurationError, PersistenceError
-from actorhub.testing.message_run_suite import CommitSuite, FailureSuite, StartSuite
-from actorhub.testing.message_suite import LoadSuite, StoreSuite, message
-from actorhub.testing.message_suite_care import CareSuite, InspectionSuite
-from actorhub.testing.storage_suite import SHARDS, runner
 from tests.storage.test_memory import MemoryWorld
 
 

@@ -4,12 +4,12 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from actorhub.conformance.checkpoint_store_suite import CompletionSuite, NotesSuite, noted, owned, scope, steps
+from actorhub.conformance.singleton_store_suite import BUSY, LeaderSuite, ScheduleSuite, abandoned, leadership, led
+from actorhub.conformance.storage_suite import runner
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.checkpoint_ports import Saved
 from actorhub.storage.ports import StoredState
-from actorhub.testing.checkpoint_store_suite import CompletionSuite, NotesSuite, noted, owned, scope, steps
-from actorhub.testing.singleton_store_suite import BUSY, LeaderSuite, ScheduleSuite, abandoned, leadership, led
-from actorhub.testing.storage_suite import runner
 from tests.storage.test_memory import MemoryWorld
 
 

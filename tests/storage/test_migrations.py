@@ -8,11 +8,11 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from actorhub.conformance.storage_suite import PATIENCE_SECONDS
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres import migrate, migration_sql
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.postgres.schema import migrations, missing
-from actorhub.testing.storage_suite import PATIENCE_SECONDS
 from tests.storage.conftest import PostgresWorld
 from tests.support.postgres_server import PostgresServer
 

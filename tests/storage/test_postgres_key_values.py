@@ -5,13 +5,13 @@ import asyncio
 import asyncpg
 import pytest
 
+from actorhub.conformance.key_value_suite import LONG, SHORT, gone, value
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.postgres import PostgresStorage
 from actorhub.storage.postgres.grouping import MAX_WAITING_BYTES
 from actorhub.storage.postgres.key_values import WRITERS
 from actorhub.storage.postgres.queries import queries
-from actorhub.testing.key_value_suite import LONG, SHORT, gone, value
 from tests.storage.conftest import PostgresWorld
 from tests.storage.lossy_link import LossyLink
 from tests.storage.waits import held, until_blocked

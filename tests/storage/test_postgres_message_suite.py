@@ -2,9 +2,9 @@
 
 import pytest
 
-from actorhub.testing.message_run_suite import CommitSuite, FailureSuite, StartSuite
-from actorhub.testing.message_suite import LoadSuite, StoreSuite
-from actorhub.testing.message_suite_care import CareSuite, InspectionSuite
+from actorhub.conformance.message_run_suite import CommitSuite, FailureSuite, StartSuite
+from actorhub.conformance.message_suite import LoadSuite, StoreSuite
+from actorhub.conformance.message_suite_care import CareSuite, InspectionSuite
 from tests.storage.conftest import PostgresWorld
 
 

@@ -4,12 +4,12 @@ from asyncio import Future
 
 import pytest
 
+from actorhub.conformance.message_suite import backlog, changed, failures, keyed, message, opened, results, run, stored
+from actorhub.conformance.storage_suite import SHARDS, runner
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.message_ports import NewMessage, Readiness, RunCommit, RunStart, Stored, Verdict
 from actorhub.storage.ports import Fenced
-from actorhub.testing.message_suite import backlog, changed, failures, keyed, message, opened, results, run, stored
-from actorhub.testing.storage_suite import SHARDS, runner
 from tests.storage.conftest import PostgresWorld
 
 OTHERS = [ShardId("other", shard.number) for shard in SHARDS]

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import pytest
 
+from actorhub.conformance.message_suite import backlog, changed, failure, keyed, message, opened, results, run, stored
+from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS
 from actorhub.core.clock import SystemClock
 from actorhub.storage.message_ports import (
     MessageState,
@@ -20,8 +22,6 @@ from actorhub.storage.message_ports import (
 )
 from actorhub.storage.ports import StoredState
 from actorhub.storage.postgres import PostgresStorage
-from actorhub.testing.message_suite import backlog, changed, failure, keyed, message, opened, results, run, stored
-from actorhub.testing.storage_suite import PATIENCE_SECONDS, SHARDS
 from tests.storage.conftest import PostgresWorld
 from tests.storage.lossy_link import LossyLink
 

@@ -5,18 +5,7 @@ from collections import Counter
 
 import pytest
 
-from actorhub.core.address import ShardId
-from actorhub.storage.message_ports import (
-    CancelResult,
-    MessageState,
-    NotPending,
-    Outcome,
-    RunStart,
-    StoredReply,
-    Verdict,
-)
-from actorhub.storage.ports import Fenced, StoredState
-from actorhub.testing.message_suite import (
+from actorhub.conformance.message_suite import (
     FAR,
     backlog,
     changed,
@@ -28,7 +17,18 @@ from actorhub.testing.message_suite import (
     run,
     stored,
 )
-from actorhub.testing.storage_suite import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.core.address import ShardId
+from actorhub.storage.message_ports import (
+    CancelResult,
+    MessageState,
+    NotPending,
+    Outcome,
+    RunStart,
+    StoredReply,
+    Verdict,
+)
+from actorhub.storage.ports import Fenced, StoredState
 from tests.storage.conftest import PostgresWorld
 from tests.storage.waits import held, until_blocked
 

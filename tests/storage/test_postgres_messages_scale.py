@@ -5,6 +5,20 @@ import time
 
 import asyncpg
 
+from actorhub.conformance.message_suite import (
+    FAR,
+    changed,
+    failure,
+    keyed,
+    message,
+    opened,
+    pending,
+    results,
+    run,
+    stored,
+)
+from actorhub.conformance.message_suite_care import in_every_state
+from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, runner
 from actorhub.core.address import ShardId
 from actorhub.storage.message_ports import (
     MessageFilter,
@@ -15,9 +29,6 @@ from actorhub.storage.message_ports import (
     RunStart,
     Verdict,
 )
-from actorhub.testing.message_suite import FAR, changed, failure, keyed, message, opened, pending, results, run, stored
-from actorhub.testing.message_suite_care import in_every_state
-from actorhub.testing.storage_suite import PATIENCE_SECONDS, SHARDS, runner
 from tests.storage.conftest import PostgresWorld
 
 _TABLES = ("message", "reply", "dead_letter", "message_key", "entity_state")

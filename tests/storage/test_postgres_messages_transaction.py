@@ -6,13 +6,13 @@ from typing import Any
 import asyncpg
 import pytest
 
+from actorhub.conformance.message_suite import FAR, backlog, changed, keyed, message, results, run, stored
+from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, runner
 from actorhub.core.errors import DuplicateKey, PersistenceError
 from actorhub.storage.message_ports import MessageState, NotPending, RolledBack, RunStart
 from actorhub.storage.ports import Fenced, StoredState, VersionConflict
 from actorhub.storage.postgres import PostgresStorage
 from actorhub.storage.postgres.transaction import MOST
-from actorhub.testing.message_suite import FAR, backlog, changed, keyed, message, results, run, stored
-from actorhub.testing.storage_suite import PATIENCE_SECONDS, SHARDS, runner
 from tests.storage.conftest import PostgresWorld
 from tests.storage.waits import held, until_blocked
 

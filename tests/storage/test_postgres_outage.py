@@ -5,11 +5,11 @@ import time
 
 import pytest
 
+from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, commit, outcomes, runner
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.ports import StateCommit, Storage, StoredState
 from actorhub.storage.postgres import PostgresStorage
-from actorhub.testing.storage_suite import PATIENCE_SECONDS, SHARDS, commit, outcomes, runner
 from tests.storage.conftest import PostgresWorld
 from tests.support.postgres_server import PostgresServer
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 
+from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, lock_session, locked, runner, with_slot
 from actorhub.core.address import shard_lock_key
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.ports import SessionLost
 from actorhub.storage.postgres import PostgresStorage
-from actorhub.testing.storage_suite import PATIENCE_SECONDS, SHARDS, lock_session, locked, runner, with_slot
 from tests.storage.conftest import PostgresWorld
 from tests.support.postgres_server import PostgresServer
 

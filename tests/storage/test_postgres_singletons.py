@@ -4,12 +4,7 @@ import asyncio
 
 import pytest
 
-from actorhub.core.errors import PersistenceError
-from actorhub.storage.checkpoint_ports import BODY, Saved
-from actorhub.storage.message_ports import MessageState
-from actorhub.storage.ports import Fenced, StoredState, VersionConflict
-from actorhub.storage.singleton_ports import Execution
-from actorhub.testing.checkpoint_store_suite import (
+from actorhub.conformance.checkpoint_store_suite import (
     CompletionSuite,
     NotesSuite,
     attempts_of,
@@ -20,8 +15,8 @@ from actorhub.testing.checkpoint_store_suite import (
     scope,
     steps,
 )
-from actorhub.testing.message_suite import FAR, changed, message, run, stored
-from actorhub.testing.singleton_store_suite import (
+from actorhub.conformance.message_suite import FAR, changed, message, run, stored
+from actorhub.conformance.singleton_store_suite import (
     ADDRESS,
     BUSY,
     LeaderSuite,
@@ -33,7 +28,12 @@ from actorhub.testing.singleton_store_suite import (
     schedule,
     with_everything,
 )
-from actorhub.testing.storage_suite import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.core.errors import PersistenceError
+from actorhub.storage.checkpoint_ports import BODY, Saved
+from actorhub.storage.message_ports import MessageState
+from actorhub.storage.ports import Fenced, StoredState, VersionConflict
+from actorhub.storage.singleton_ports import Execution
 from tests.storage.conftest import PostgresWorld
 from tests.storage.waits import held, until_blocked
 

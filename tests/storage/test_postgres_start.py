@@ -7,13 +7,13 @@ import time
 import asyncpg
 import pytest
 
+from actorhub.conformance.storage_suite import SHARDS, commit, lock_session, runner
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.postgres import PostgresStorage, migrate
 from actorhub.storage.postgres.errors import Cause, cause, place, refused_connection
 from actorhub.storage.postgres.server import ServerFacts, check_lock_table, check_server
 from actorhub.storage.postgres.session import SessionProbe, application_name, pooler_symptom
-from actorhub.testing.storage_suite import SHARDS, commit, lock_session, runner
 from tests.storage.conftest import PostgresWorld
 from tests.storage.pooler import transaction_pooler
 from tests.support.postgres_server import PostgresServer

@@ -13,16 +13,17 @@ from actorhub.cluster import cluster_of_handler
 from actorhub.context import Current
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
-from actorhub.engine import results, settlement
-from actorhub.engine.backlog import Backlog
-from actorhub.engine.cell import Cell, HostedShard
-from actorhub.engine.delivery import Delivery
-from actorhub.engine.durable_message import DurableMessage
+from actorhub.engine.durable import settlement
+from actorhub.engine.durable.attempts import Starts
+from actorhub.engine.durable.backlog import Backlog
+from actorhub.engine.durable.intake import Delivery
+from actorhub.engine.durable.schedule import ServerClock
 from actorhub.engine.host import Host
-from actorhub.engine.message import Message
-from actorhub.engine.run_commits import RunCommits
-from actorhub.engine.schedule import ServerClock
-from actorhub.engine.starts import Starts
+from actorhub.engine.model.cell import Cell, HostedShard
+from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.message import Message
+from actorhub.engine.runs import completion
+from actorhub.engine.runs.commits import RunCommits
 from actorhub.storage.memory.message_table import MessageTable
 from actorhub.storage.message_ports import CancelResult, Outcome, PendingMessage, Readiness, RunStart, StoredReply
 from actorhub.storage.postgres import PostgresStorage, schema
@@ -131,7 +132,7 @@ def _(patch: Patch) -> None:
     def broken(cell: Cell, *, shared: bool) -> None:
         """Leave what the handler changed."""
 
-    patch(results, "roll_back", broken)
+    patch(completion, "roll_back", broken)
 
 
 class _Ahead:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from actorhub.conformance.transport_suite import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
 from actorhub.core.errors import ConfigurationError, RunnerUnavailable
-from actorhub.testing.transport_suite import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
 from actorhub.transport.grpc import GrpcTransport
 from actorhub.transport.ports import Transport
 from tests.transport.grpc_world import GrpcWorld

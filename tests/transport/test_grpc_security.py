@@ -9,9 +9,9 @@ import grpc
 import grpc.aio
 import pytest
 
+from actorhub.conformance.transport_suite import Door, Recorder, hello, numbers, reply, request
 from actorhub.core.envelope import Chunk, Credit, Envelope, Request, decode_frame, encode_frame
 from actorhub.core.errors import ConfigurationError, MalformedMessage, RunnerUnavailable
-from actorhub.testing.transport_suite import Door, Recorder, hello, numbers, reply, request
 from actorhub.transport.grpc import GrpcTransport, TlsFiles, service
 from actorhub.transport.grpc.streams import open_stream, pack_frame, pack_hello, read_message, unpack_frame
 from tests.transport.certificates import Authority

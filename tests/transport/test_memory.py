@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from actorhub.conformance.transport_suite import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
 from actorhub.core.envelope import Hello
 from actorhub.core.errors import RunnerUnavailable
-from actorhub.testing.transport_suite import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
 from actorhub.transport.memory import MemoryNetwork, MemoryTransport
 from actorhub.transport.outbox import LinkLimits
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from actorhub import Hub
 from actorhub.core.cron import CronExpression, CronOptions
-from actorhub.engine.cron_schedule import CronSchedule
-from actorhub.engine.spec import HandlerSpec
+from actorhub.engine.model.spec import HandlerSpec
+from actorhub.engine.singletons.cron_schedule import CronSchedule
 from actorhub.storage.singleton_ports import ScheduleRow
 from tests.entities.cron_diary import Stage
 from tests.support.cron import HOUR, NOON, expressions, times

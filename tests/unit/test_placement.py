@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actorhub.engine.placement import Candidate, fair_quotas, place
+from actorhub.engine.ownership.placement import Candidate, fair_quotas, place
 
 
 def runners(count: int, seed: int = 0, weight: float = 1.0) -> list[Candidate]:

@@ -1,0 +1,1 @@
+"""Requests that belong to no entity: any runner answers them."""

@@ -1,0 +1,98 @@
+"""Requests that belong to no entity: any runner answers them."""
+
+import asyncio
+import itertools
+import logging
+from typing import Final
+
+from actorhub.core.errors import CallTimeout, NotConnected, RunnerUnavailable
+from actorhub.engine.model.message import AwaitedMessage
+from actorhub.engine.model.spec import HandlerSpec
+from actorhub.engine.node import Node
+from actorhub.engine.routing.peers import Peer
+
+_log: Final = logging.getLogger("actorhub.requests")
+
+_PATIENCE: Final = 30.0
+"""Seconds that a request may take."""
+_LINK_LOOK: Final = 0.02
+"""Seconds between looks for a runner to ask, while none is linked."""
+
+_turns: Final = itertools.count()
+
+
+class AnyRunnerRequest(AwaitedMessage):
+    """A request on its way to some runner."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, spec: HandlerSpec, kind: int, body: bytes = b"", *, about: str = "", message_id: int = 0
+    ) -> None:
+        super().__init__(spec, about, kind)
+        self.body = body
+        self.message_id = message_id
+
+
+async def ask_any(
+    node: Node,
+    spec: HandlerSpec,
+    kind: int,
+    body: bytes = b"",
+    *,
+    about: str = "",
+    message_id: int = 0,
+    deadline: float | None = None,
+    repeat: bool = True,
+) -> bytes:
+    """Return the answer of one of the linked runners, which take turns; wait for a link where there is none.
+
+    Args:
+        node: Of this process.
+        spec: Names the request.
+        kind: Of the envelope.
+        body: What is asked.
+        about: For error messages.
+        message_id: Of the message that it is about.
+        deadline: Monotonic seconds; default: 30 seconds from now.
+        repeat: Ask another runner where one was lost that may have carried it out: it does no harm.
+
+    Raises:
+        RunnerUnavailable: the runner was lost, and the request is not repeated.
+        CallTimeout: no runner answered in time.
+    """
+    deadline = node.clock.monotonic() + _PATIENCE if deadline is None else deadline
+    while node.clock.monotonic() < deadline:
+        if node.closed:
+            raise NotConnected("the connection to the cluster is closed")
+        if runners := node.peers.to_ask():
+            request = AnyRunnerRequest(spec, kind, body, about=about, message_id=message_id)
+            request.deadline = deadline
+            try:
+                return await ask(node, request, runners[next(_turns) % len(runners)])
+            except RunnerUnavailable as error:
+                if error.possibly_executed and not repeat:
+                    raise
+                _log.info("%s: asking another runner: %s", request.what, error)
+        await asyncio.sleep(_LINK_LOOK)
+    raise CallTimeout(f"{spec.entity_type}: no runner could be asked in time")
+
+
+async def ask(node: Node, request: AwaitedMessage, peer: Peer | None = None) -> bytes:
+    """Return the answer of `peer`; without one, of the owner of the request's entity.
+
+    Raises:
+        ActorhubError: it failed, or none came before the request's deadline.
+    """
+    node.deadlines.add(request)
+    try:
+        if peer is None:
+            node.router.route(request)
+        else:
+            node.router.send_to(request, peer)
+        return await request.future
+    except asyncio.CancelledError:
+        node.router.withdraw(request, CallTimeout(f"{request.what}: the caller was cancelled"))
+        raise
+    finally:
+        node.deadlines.drop(request)

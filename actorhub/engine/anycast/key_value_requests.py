@@ -1,0 +1,132 @@
+"""The key-value store for programs that do not reach it themselves: a runner carries out their operations."""
+
+import asyncio
+import logging
+from typing import Final, assert_never
+
+import msgspec
+
+from actorhub.core.errors import ActorhubError, MalformedMessage, MessageTooLarge, RunnerUnavailable
+from actorhub.core.key_value import (
+    MAX_VALUE_BYTES,
+    Clear,
+    Count,
+    Delete,
+    Get,
+    Operation,
+    Put,
+    Swap,
+    check_key,
+    check_prefix,
+    check_value,
+)
+from actorhub.engine.model.message import SENT, Message
+from actorhub.engine.supervision import Supervisor
+from actorhub.storage.key_value_ports import KeyValues
+
+_log: Final = logging.getLogger("actorhub.key_values")
+
+_MAX_BODY_BYTES: Final = 2 * MAX_VALUE_BYTES + (1 << 14)
+"""Two values, of a swap, and what surrounds them."""
+_ON_THE_WAY: Final = 0.1
+"""Seconds that requests may still arrive from who did not know yet that this runner leaves."""
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Operation).decode
+
+
+class KeyValueRequests:
+    """Serves operations on a runner's store. Each has a task of its own; who asks limits how many there are."""
+
+    def __init__(self, store: KeyValues, supervisor: Supervisor) -> None:
+        self._store = store
+        self._supervisor = supervisor
+        self._under_way = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._leaving = False
+        self._has_served = False
+
+    def serve(self, caller: Message) -> None:
+        """Carry out the operation in the caller's body; the answer is its result, encoded."""
+        caller.phase = SENT
+        if self._leaving:
+            caller.fail_waiting(RunnerUnavailable("key-value store: this runner is leaving"))
+            return
+        try:
+            operation = _checked(caller.body)
+        except ActorhubError as error:
+            caller.fail_waiting(error)
+            return
+        self._has_served = True
+        self._under_way += 1
+        self._idle.clear()
+        _ = self._supervisor.spawn(self._answered(caller, operation), "serve the key-value store")
+
+    async def leave(self, limit: float) -> None:
+        """Let others serve what comes from now on; wait for what is under way, for at most `limit` seconds.
+
+        Whoever asks was told before that this runner leaves.
+        """
+        self._leaving = True
+        try:
+            async with asyncio.timeout(limit):
+                if self._has_served:
+                    await asyncio.sleep(_ON_THE_WAY)
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("%d operations for other processes did not end within %.1f s", self._under_way, limit)
+
+    async def _answered(self, caller: Message, operation: Operation) -> None:
+        try:
+            body = _encode(await self._carried_out(operation))
+        except ActorhubError as error:
+            caller.fail_waiting(error)
+        else:
+            caller.complete_waiting(body)
+        finally:
+            self._under_way -= 1
+            if self._under_way == 0:
+                self._idle.set()
+
+    async def _carried_out(self, operation: Operation) -> object:
+        store = self._store
+        match operation:
+            case Get(key):
+                return await store.get(key)
+            case Put(key, data, ttl):
+                await store.put(key, data, ttl)
+                return None
+            case Swap(key, expected, data, ttl):
+                return await store.swap(key, expected, data, ttl)
+            case Delete(key):
+                return await store.delete(key)
+            case Count(prefix, limit):
+                return await store.count(prefix, limit)
+            case Clear(prefix, after, limit):
+                return await store.clear(prefix, after, limit)
+            case _:
+                assert_never(operation)
+
+
+def _checked(body: bytes) -> Operation:
+    """Return the operation in `body`, if a program of ours may have sent it.
+
+    Raises:
+        MalformedMessage: it is no operation, or its key cannot be one.
+        MessageTooLarge: its value is larger than 1 MiB.
+    """
+    if len(body) > _MAX_BODY_BYTES:
+        raise MessageTooLarge(f"key-value store: an operation of {len(body)} bytes, the limit is {_MAX_BODY_BYTES}")
+    try:
+        operation: Operation = _decode(body)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
+        raise MalformedMessage(f"key-value store: {exc}") from exc
+    match operation:
+        case Count(prefix) | Clear(prefix):
+            check_prefix(prefix)
+        case Put(key, data) | Swap(key, _, bytes(data)):
+            check_value(check_key(key), data)
+        case _:
+            check_key(operation.key)
+    return operation

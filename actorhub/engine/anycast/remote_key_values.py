@@ -1,0 +1,62 @@
+"""The key-value store of a program without a database: it asks the runners that it is linked to."""
+
+from typing import Final
+
+import msgspec
+
+from actorhub.core.envelope import KEY_VALUE
+from actorhub.core.key_value import Clear, Count, Delete, Get, Operation, Put, Swap
+from actorhub.engine.anycast.ask import ask_any
+from actorhub.engine.model.spec import operation_spec
+from actorhub.engine.node import Node
+from actorhub.storage.key_value_ports import ClearStep, StoredValue
+
+_KINDS: Final = (Get, Put, Swap, Delete, Count, Clear)
+_SPECS: Final = {kind: operation_spec("key-value store", kind.__name__.lower()) for kind in _KINDS}
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class RemoteKeyValues:
+    """`KeyValues` over the links of a client; the runners take turns.
+
+    An operation that a lost runner may have carried out is repeated at another one if it only reads; a write fails
+    with `RunnerUnavailable`, whose `possibly_executed` is set then.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def get(self, key: str) -> StoredValue | None:
+        """Return the value; `None` if there is none."""
+        return msgspec.msgpack.decode(await self._read(Get(key), key), type=StoredValue | None)
+
+    async def put(self, key: str, data: bytes, ttl: float | None) -> None:
+        """Write a value, whatever was there; without `ttl` it stays for ever."""
+        await self._write(Put(key, data, ttl), key)
+
+    async def swap(self, key: str, expected: bytes | None, data: bytes | None, ttl: float | None) -> bool:
+        """Write `data` if the value is `expected`; return whether it was."""
+        return msgspec.msgpack.decode(await self._write(Swap(key, expected, data, ttl), key), type=bool)
+
+    async def delete(self, key: str) -> bool:
+        """Delete a value; return whether there was one."""
+        return msgspec.msgpack.decode(await self._write(Delete(key), key), type=bool)
+
+    async def count(self, prefix: str, limit: int | None) -> int:
+        """Return how many keys start with `prefix`, or `limit` if there are more."""
+        return msgspec.msgpack.decode(await self._read(Count(prefix, limit), prefix), type=int)
+
+    async def clear(self, prefix: str, after: str, limit: int) -> ClearStep:
+        """Delete the first `limit` keys that start with `prefix` and come after `after`."""
+        return msgspec.msgpack.decode(await self._write(Clear(prefix, after, limit), prefix), type=ClearStep)
+
+    async def _read(self, operation: Operation, key: str) -> bytes:
+        return await self._carried_out(operation, key, repeat=True)
+
+    async def _write(self, operation: Operation, key: str) -> bytes:
+        return await self._carried_out(operation, key, repeat=False)
+
+    async def _carried_out(self, operation: Operation, key: str, *, repeat: bool) -> bytes:
+        spec = _SPECS[type(operation)]
+        return await ask_any(self._node, spec, KEY_VALUE, _encode(operation), about=key, repeat=repeat)

@@ -1,0 +1,139 @@
+"""What any runner answers, besides messages and values: how it is, and outcomes of deferred values."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import msgspec
+
+from actorhub.core.envelope import COMPLETE, COMPLETED, HEALTH, POLL_STORAGE
+from actorhub.core.errors import ActorhubError, MalformedMessage
+from actorhub.engine.anycast.ask import AnyRunnerRequest, ask, ask_any
+from actorhub.engine.host import Host
+from actorhub.engine.model.message import SENT, Message
+from actorhub.engine.model.spec import operation_spec
+from actorhub.engine.node import Node
+from actorhub.engine.routing.peers import Peer
+from actorhub.engine.runs.deferred import completion
+from actorhub.engine.singletons.health import RunnerHealth
+from actorhub.storage.checkpoint_ports import CheckpointStore, CompletionKind
+
+COMPLETE_SPEC: Final = operation_spec("deferred value", "complete")
+HEALTH_SPEC: Final = operation_spec("runner", "health")
+_COMPLETED_SPEC: Final = operation_spec("deferred value", "completed")
+
+_log: Final = logging.getLogger("actorhub.requests")
+
+_HEALTH_PATIENCE: Final = 1.0
+"""Seconds that a runner may take to say how it is."""
+
+encode: Final = msgspec.msgpack.Encoder().encode
+
+
+class Outcome(msgspec.Struct, frozen=True, array_like=True):
+    """The outcome of a deferred value, as it travels. A wire format: append fields only."""
+
+    token: str
+    kind: CompletionKind
+    data: bytes
+
+
+_outcome: Final = msgspec.msgpack.Decoder(Outcome).decode
+
+
+class CompletionNotice(Message):
+    """Tells a runner of a completion; nobody waits for its answer, since whoever it misses looks by itself."""
+
+    __slots__ = ()
+
+    def __init__(self, token_hash: bytes) -> None:
+        super().__init__(_COMPLETED_SPEC, "", COMPLETED)
+        self.body = token_hash
+
+    def completed(self, body: bytes) -> None:
+        """It was heard."""
+
+    def failed(self, error: ActorhubError) -> None:
+        """Note that it was not."""
+        _log.debug("a runner was not told of a completion: %s", error)
+
+
+class RunnerRequests:
+    """Serves them on a runner."""
+
+    def __init__(self, *, node: Node, store: CheckpointStore, host: Host, health: Callable[[], RunnerHealth]) -> None:
+        self._node = node
+        self._store = store
+        self._host = host
+        self._deferrals = host.deferrals
+        self._health = health
+
+    def serve(self, caller: Message) -> None:
+        """Answer the request in the caller's body."""
+        caller.phase = SENT
+        if caller.kind == HEALTH:
+            caller.complete_waiting(encode(self._health()))
+        elif caller.kind == POLL_STORAGE:
+            self._host.delivery.poll()
+            caller.complete_waiting(b"")
+        elif caller.kind == COMPLETED:
+            self._deferrals.completed([caller.body])
+            caller.complete_waiting(b"")
+        else:
+            _ = self._node.supervisor.spawn(
+                self._answered(caller, self._complete(caller.body)), "complete a deferred value"
+            )
+
+    async def complete(self, outcome: Outcome) -> bool:
+        """Store an outcome unless there is one; return whether it is this one, and have whoever waits look.
+
+        Raises:
+            MalformedMessage: this cluster did not make the token.
+            PersistenceError: the store failed; repeating is harmless.
+        """
+        made = completion(outcome.token, self._deferrals.secret, outcome.kind, outcome.data)
+        is_first = await self._store.complete(made)
+        self._deferrals.completed([made.token_hash])
+        for peer in self._node.peers.runners():
+            self._node.router.send_to(CompletionNotice(made.token_hash), peer)
+        return is_first
+
+    async def _complete(self, body: bytes) -> bool:
+        try:
+            outcome = _outcome(body)
+        except msgspec.MsgspecError as exc:
+            raise MalformedMessage(f"outcome of a deferred value: {exc}") from exc
+        return await self.complete(outcome)
+
+    async def _answered(self, caller: Message, work: Coroutine[Any, Any, bool]) -> None:
+        try:
+            body = encode(await work)
+        except ActorhubError as error:
+            caller.fail_waiting(error)
+        else:
+            caller.complete_waiting(body)
+
+
+async def ask_to_complete(node: Node, outcome: Outcome) -> bool:
+    """Have some runner store an outcome; return whether it is the first."""
+    body = await ask_any(node, COMPLETE_SPEC, COMPLETE, encode(outcome))
+    return msgspec.msgpack.decode(body, type=bool)
+
+
+async def ask_health(node: Node) -> list[RunnerHealth]:
+    """Return how each linked runner is that answers within a second."""
+    requests = [(AnyRunnerRequest(HEALTH_SPEC, HEALTH, b""), peer) for peer in node.peers.runners()]
+    for request, _ in requests:
+        request.deadline = node.clock.monotonic() + _HEALTH_PATIENCE
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(_answer(node, request, peer)) for request, peer in requests]
+    return [health for task in asked if (health := task.result()) is not None]
+
+
+async def _answer(node: Node, request: AnyRunnerRequest, peer: Peer) -> RunnerHealth | None:
+    try:
+        return msgspec.msgpack.decode(await ask(node, request, peer), type=RunnerHealth)
+    except ActorhubError as error:
+        _log.info("the runner at %s does not say how it is: %s", peer.runner.address, error)
+        return None

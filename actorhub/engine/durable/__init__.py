@@ -1,0 +1,1 @@
+"""Durable messages on the runner that owns their shards: from the store to their reply."""

@@ -1,0 +1,1 @@
+"""Records and values: what the engine's parts share. Imports nothing else of the engine."""

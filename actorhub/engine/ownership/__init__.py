@@ -1,0 +1,1 @@
+"""Which shards this runner owns: lock, lease and epoch."""

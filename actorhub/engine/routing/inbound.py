@@ -1,0 +1,290 @@
+"""Calls that come from other processes, and the replies that go back."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from actorhub.core.address import ShardId, check_entity_id
+from actorhub.core.clock import Clock
+from actorhub.core.codec import encode_error
+from actorhub.core.envelope import (
+    ANY_RUNNER,
+    BROADCAST,
+    STREAM,
+    TELL,
+    Cancel,
+    Chunk,
+    Credit,
+    Failure,
+    NotOwner,
+    Reply,
+    Request,
+)
+from actorhub.core.errors import (
+    ActorhubError,
+    CallCycle,
+    CallTimeout,
+    MailboxFull,
+    MalformedMessage,
+    MessageTooLarge,
+    RunnerUnavailable,
+    UnknownEntityType,
+)
+from actorhub.engine.host import Host
+from actorhub.engine.model.limits import Limits
+from actorhub.engine.model.message import DONE, FOREVER, NEW, PARKED, Message
+from actorhub.engine.model.spec import HandlerSpec, operation_spec
+from actorhub.engine.routing.peers import MAX_IN_FLIGHT, Peer
+from actorhub.engine.routing.router import Router
+from actorhub.engine.runs.scheduler import Lease
+
+_log: Final = logging.getLogger("actorhub.inbound")
+
+_SERVED: Final = operation_spec("runner", "request")
+
+
+class RemoteMessage(Message):
+    """A call whose reply goes back over a link. Nothing is sent once the lease is not fresh (invariant B)."""
+
+    __slots__ = ("_inbound", "caller", "caller_id", "skip")
+
+    def __init__(self, inbound: "Inbound", peer: Peer, request: Request, spec: HandlerSpec) -> None:
+        super().__init__(spec, request.entity_id, request.kind)
+        self._inbound = inbound
+        self.caller = peer
+        self.caller_id = request.id
+        self.body = request.body
+        self.chain = request.chain
+        self.headers = request.headers
+        self.message_id = request.message_id
+        self.hops = request.hops
+        self.credit = request.credit
+        self.waits_for_room = request.waits_for_room
+        self.durable = request.durable
+        self.skip = request.skip
+
+    def accepted(self) -> None:
+        """Tell the sender of a tell that its message is in a mailbox; from here on it has no deadline."""
+        self.deadline = FOREVER
+        if self.caller.serving.pop(self.caller_id, None) is self:
+            self.caller.link.send(Reply(self.caller_id, self.epoch, b""))
+
+    def completed(self, body: bytes) -> None:
+        """Send the result."""
+        if self.caller.serving.pop(self.caller_id, None) is self:
+            # What is durable is committed, like what any runner may do: it does not depend on who owns the shard now.
+            if self.durable is not None or self.kind in ANY_RUNNER or self._inbound.may_reply():
+                self.caller.link.send(Reply(self.caller_id, self.epoch, body))
+            else:
+                self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
+
+    def failed(self, error: ActorhubError) -> None:
+        """Send the error; a tell that was accepted before has nobody to hear of it."""
+        if self.caller.serving.pop(self.caller_id, None) is self:
+            self._inbound.fail(self.caller, self.caller_id, self.epoch, error)
+        elif self.kind == TELL:
+            self._inbound.dropped(self, error)
+
+    def chunk(self, bodies: Sequence[bytes]) -> None:
+        """Send items of a stream."""
+        if self._inbound.may_reply():
+            self.caller.link.send(Chunk(self.caller_id, self.epoch, list(bodies)))
+
+
+class Inbound:
+    """Turns requests of peers into messages on the host."""
+
+    def __init__(self, *, host: Host, router: Router, lease: Lease, clock: Clock, limits: Limits) -> None:
+        self._host = host
+        self._router = router
+        self._lease = lease
+        self._monotonic = clock.monotonic
+        self._limits = limits
+        self.is_coming: Callable[[ShardId], bool]
+        """Whether this process is about to own a shard."""
+        self.served: Mapping[int, Callable[[Message], None]]
+        """Who serves each kind of request that belongs to no entity."""
+        self.dropped: Callable[[Message, ActorhubError], None]
+        """Told of a tell that ended in an error that nobody waits for."""
+
+    def may_reply(self) -> bool:
+        """Whether this process is sure enough of its ownership for its replies to count."""
+        return self._monotonic() < self._lease.fresh_until
+
+    def request(self, peer: Peer, request: Request) -> None:
+        """Start, queue, send back or refuse one call."""
+        if request.kind in ANY_RUNNER:
+            self._look(peer, request)
+            return
+        try:
+            spec = self._checked(peer, request)
+        except ActorhubError as error:
+            self.fail(peer, request.id, 0, error)
+            return
+        if request.kind == BROADCAST:
+            self._broadcast(peer, request, spec)
+            return
+        message = RemoteMessage(self, peer, request, spec)
+        if request.timeout_ms:
+            message.deadline = self._monotonic() + request.timeout_ms / 1000
+        cell = self._host.types[spec.entity_type].cells.get(request.entity_id)
+        if cell is not None and message.durable is None:
+            peer.serving[request.id] = message
+            self._host.turns.enqueue(cell, message)
+            return
+        try:
+            check_entity_id(request.entity_id, self._limits.max_entity_id_bytes)
+            shard_id = self._router.shard_of(self._host.types[spec.entity_type].spec, request.entity_id)
+        except ActorhubError as error:
+            self.fail(peer, request.id, 0, error)
+            return
+        peer.serving[request.id] = message
+        message.shard = shard_id
+        shard = self._host.shards.get(shard_id)
+        if message.durable is not None and message.durable.is_deposit and not message.durable.is_stored:
+            self._router.deposits.deposit(message)
+        elif shard is None:
+            self.give_back(message)
+        elif message.durable is not None:
+            self._host.take_durable(message, shard)
+        else:
+            self._host.submit(message, shard)
+
+    def give_back(self, message: Message) -> None:
+        """Answer that we do not own the shard, or keep the call where we are about to own it; nothing ran."""
+        if isinstance(message, RemoteMessage) and message.caller.serving.get(message.caller_id) is message:
+            shard = message.shard
+            if shard is None:
+                spec = self._host.types[message.spec.entity_type].spec
+                shard = message.shard = self._router.shard_of(spec, message.entity_id)
+            if self.is_coming(shard):
+                self._router.route(message)
+                return
+            del message.caller.serving[message.caller_id]
+            message.phase = DONE
+            message.caller.link.send(NotOwner(message.caller_id, self._router.table.owner(shard)))
+        elif self.may_reply():
+            self._router.route(message)
+        else:
+            # Routed at once it would come back to its cell, and back here, until the watchdog got its turn: never.
+            self._router.wait_for_owner(message)
+
+    def control(self, peer: Peer, envelope: Credit | Cancel) -> None:
+        """The caller takes more items, or no longer waits."""
+        if isinstance(envelope, Cancel):
+            self._cancel(peer, envelope)
+            return
+        message = peer.serving.get(envelope.id)
+        if message is not None and message.producer is not None:
+            message.producer.grant(envelope.count)
+
+    def _cancel(self, peer: Peer, cancel: Cancel) -> None:
+        message = peer.serving.get(cancel.id)
+        if message is None:
+            return
+        # Who ran out of time waits a moment longer, to learn whether its handler started.
+        if not cancel.timed_out:
+            del peer.serving[cancel.id]
+        waited = message.phase in (NEW, PARKED)
+        text = f"{message.what}: the caller {'ran out of time' if cancel.timed_out else 'went away'}"
+        error = CallTimeout(text, possibly_executed=message.was_sent_before)
+        self._router.withdraw(message, error)
+        if waited:
+            message.failed(error)
+
+    def abandoned(self, peer: Peer) -> None:
+        """The link to a caller broke: what it asked for is called back; what it told goes on."""
+        serving, peer.serving = peer.serving, {}
+        for message in serving.values():
+            if message.kind != TELL:
+                self._router.withdraw(message, CallTimeout(f"{message.what}: the caller's link broke"))
+
+    def fail(self, peer: Peer, request_id: int, epoch: int, error: ActorhubError) -> None:
+        """Answer with an error."""
+        peer.link.send(Failure(request_id, epoch, encode_error(error)))
+
+    def _checked(self, peer: Peer, request: Request) -> HandlerSpec:
+        hosted = self._host.types.get(request.entity_type)
+        if hosted is None:
+            known = ", ".join(sorted(self._host.types)) or "none"
+            raise UnknownEntityType(f"this runner hosts no entity type {request.entity_type!r}: it hosts {known}")
+        spec = hosted.spec.handler(request.handler)
+        if spec.stream != (request.kind == STREAM):
+            text = "is a stream: consume it" if spec.stream else "is not a stream: ask or tell it"
+            raise MalformedMessage(f"{request.entity_type}.{request.handler} {text}")
+        if len(request.body) > self._limits.max_message_bytes:
+            raise MessageTooLarge(
+                f"{request.entity_type}.{request.handler}: arguments of {len(request.body)} bytes, "
+                f"the limit is {self._limits.max_message_bytes}"
+            )
+        if len(peer.serving) >= MAX_IN_FLIGHT:
+            raise _too_many(peer)
+        if request.chain:
+            check_chain(request.chain, f"{request.entity_type}/{request.entity_id}", spec, self._limits.max_call_depth)
+        return spec
+
+    def _look(self, peer: Peer, request: Request) -> None:
+        """Serve a request that belongs to no entity."""
+        if len(peer.serving) >= MAX_IN_FLIGHT:
+            self.fail(peer, request.id, 0, _too_many(peer))
+            return
+        message = RemoteMessage(self, peer, request, _SERVED)
+        peer.serving[request.id] = message
+        self.served[request.kind](message)
+
+    def _broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
+        count = self.broadcast_here(spec, request.body, request.message_id)
+        peer.link.send(Reply(request.id, 0, msgspec.msgpack.encode(count)))
+
+    def broadcast_here(self, spec: HandlerSpec, body: bytes, message_id: int) -> int:
+        """Tell every resident entity of the type; return to how many."""
+        cells = list(self._host.types[spec.entity_type].cells.values())
+        for cell in cells:
+            message = Detached(spec, cell.entity_id, self)
+            message.body = body
+            message.message_id = message_id
+            self._host.turns.enqueue(cell, message)
+        return len(cells)
+
+
+class Detached(Message):
+    """A tell that nobody waits for; its error is logged and counted."""
+
+    __slots__ = ("_inbound",)
+
+    def __init__(self, spec: HandlerSpec, entity_id: str, inbound: Inbound) -> None:
+        super().__init__(spec, entity_id, TELL)
+        self._inbound = inbound
+
+    def completed(self, body: bytes) -> None:
+        """Nobody waits for it."""
+
+    def failed(self, error: ActorhubError) -> None:
+        """Log and count the error."""
+        self._inbound.dropped(self, error)
+
+
+def check_chain(chain: Sequence[str], address: str, spec: HandlerSpec, max_depth: int) -> None:
+    """Refuse a call that would wait for itself.
+
+    Raises:
+        CallCycle: `address` is on the chain and the handler is not reentrant, or the chain is too deep.
+    """
+    if address in chain and not spec.reentrant:
+        raise CallCycle((*chain, address))
+    if len(chain) > max_depth:
+        path = (*chain, address)
+        raise CallCycle(path, f"the call chain is deeper than {max_depth}: {' -> '.join(path)}")
+
+
+def _too_many(peer: Peer) -> MailboxFull:
+    return MailboxFull(f"{len(peer.serving)} calls of this caller are in progress: wait for some of them")
+
+
+def _stale(message: Message) -> RunnerUnavailable:
+    return RunnerUnavailable(
+        f"{message.address}: the runner could not prove its ownership when the reply was ready",
+        possibly_executed=True,
+    )

@@ -1,0 +1,96 @@
+"""Deferred values: a run waits for what somebody else completes, by a token, whatever runners do meanwhile."""
+
+import asyncio
+import logging
+from collections.abc import Collection
+from typing import Final
+
+from actorhub.core.codec import decode_error
+from actorhub.core.errors import PersistenceError
+from actorhub.core.tokens import Deferral, make_token, read_token, token_hash
+from actorhub.engine.model.cell import Cell
+from actorhub.engine.model.message import Message
+from actorhub.engine.runs.checkpoints import Progress, durable_wait
+from actorhub.engine.supervision import set_or_time
+from actorhub.storage.checkpoint_ports import CheckpointStore, Completion, CompletionKind, Scope
+
+_log: Final = logging.getLogger("actorhub.deferred")
+
+_LOOK: Final = 10.0
+"""Seconds between looks for a completion that nobody told of: the safety net."""
+
+
+class Deferrals:
+    """What the runs of this process wait for."""
+
+    def __init__(self, store: CheckpointStore) -> None:
+        self._store = store
+        self.secret = b""
+        """The cluster's; known once the runner has started."""
+        self._waiting: dict[bytes, set[asyncio.Event]] = {}
+
+    def __len__(self) -> int:
+        return sum(len(events) for events in self._waiting.values())
+
+    def completed(self, token_hashes: Collection[bytes]) -> None:
+        """Have those look that wait for one of these."""
+        for hashed in token_hashes:
+            for event in self._waiting.get(hashed, ()):
+                event.set()
+
+    def token(self, deferral: Deferral) -> str:
+        """Return the token of a deferred value of a run."""
+        return make_token(deferral, self.secret)
+
+    async def wait(self, message: Message, cell: Cell, progress: Progress, deferral: Deferral) -> bytes:
+        """Return the encoded value once somebody completed it.
+
+        Raises:
+            ActorhubError: it was completed with an error, this one.
+        """
+        hashed = token_hash(deferral, self.secret)
+        event = asyncio.Event()
+        self._waiting.setdefault(hashed, set()).add(event)
+        try:
+            found = await self._look(hashed)
+            if found is None:
+                async with durable_wait(message, cell, progress):
+                    found = await self._completion(hashed, event)
+        finally:
+            self._waiting[hashed].discard(event)
+            if not self._waiting[hashed]:
+                del self._waiting[hashed]
+        if found.kind is CompletionKind.FAILED:
+            raise decode_error(found.data)
+        return found.data
+
+    async def _completion(self, hashed: bytes, event: asyncio.Event) -> Completion:
+        while True:
+            event.clear()
+            try:
+                if (found := await self._look(hashed)) is not None:
+                    return found
+            except PersistenceError as error:
+                # Who waits for days must outlast a store that is away for a minute.
+                _log.warning("cannot look whether a deferred value is completed, will try again: %s", error)
+            await set_or_time(event, _LOOK)
+
+    async def _look(self, hashed: bytes) -> Completion | None:
+        return (await self._store.completions([hashed])).get(hashed)
+
+
+def deferral_of(progress: Progress, name: str) -> Deferral:
+    """Return what names a deferred value of a run, as it is now."""
+    scope = progress.scope
+    return Deferral(scope.entity_type, scope.entity_id, scope.message_id, progress.generation, name)
+
+
+def completion(token: str, secret: bytes, kind: CompletionKind, data: bytes) -> Completion:
+    """Return the outcome of the deferred value that `token` names.
+
+    Raises:
+        MalformedMessage: this cluster did not make the token.
+    """
+    deferral, hashed = read_token(token, secret)
+    scope = Scope(deferral.entity_type, deferral.entity_id, deferral.message_id)
+    return Completion(token_hash=hashed, scope=scope, kind=kind, data=data)

@@ -1,0 +1,255 @@
+"""Streams: handlers that are async generators.
+
+Each step of the generator (from one `yield` to the next) is one turn of its entity; between steps, and while it waits
+for credit, others get theirs. Items made within one tick of the event loop leave together.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator
+from typing import Any, Final
+
+from actorhub.core.codec import check_size
+from actorhub.core.errors import ActorhubError, EntityError, RunnerUnavailable
+from actorhub.engine.model.cell import ACTIVE, CLOSING, DEAD, EXCLUSIVE, Cell
+from actorhub.engine.model.message import DONE, FOREVER, NEW, RUNNING, Message, running
+from actorhub.engine.runs.completion import Results, handler_failed, roll_back
+from actorhub.engine.runs.scheduler import Turns, run_in
+from actorhub.engine.supervision import Supervisor
+
+_log: Final = logging.getLogger("actorhub.streams")
+
+STREAM_WINDOW_BYTES: Final = 4 * 1024 * 1024
+"""Bytes of a stream's items that may be under way to a consumer before its producer waits."""
+
+_CHUNK_BYTES: Final = 256 * 1024
+"""Bytes of items that leave at once, without waiting for the end of the tick."""
+_CLOSE_LIMIT: Final = 5.0
+"""Seconds that a generator's clean-up may take after its consumer is gone."""
+
+
+class Streams:
+    """Starts producers and gives them their turns."""
+
+    def __init__(self, turns: Turns, results: Results, supervisor: Supervisor, max_message_bytes: int) -> None:
+        self.turns = turns
+        self.results = results
+        self.max_message_bytes = max_message_bytes
+        self._supervisor = supervisor
+
+    def take_turn(self, message: Message) -> None:
+        """Begin the stream of `message`, or let its producer go on."""
+        producer = message.producer
+        if producer is not None:
+            producer.turn_granted()
+            return
+        cell = message.cell
+        assert cell is not None
+        if cell.phase != ACTIVE and not message.is_nested:
+            # The entity is on its way out and nothing of the stream ran: it is the next activation's.
+            message.phase = NEW
+            self.turns.ended(message)
+            self.turns.not_owned(message)
+            return
+        producer = message.producer = Producer(self, message)
+        message.task = self._supervisor.spawn(producer.run(), "stream")
+        message.task.add_done_callback(producer.task_done)
+        if cell.streams is None:
+            cell.streams = set()
+        cell.streams.add(message.task)
+
+
+class Producer:
+    """Runs one generator within the consumer's credit."""
+
+    def __init__(self, streams: Streams, message: Message) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._turns = streams.turns
+        self._results = streams.results
+        self._message = message
+        self._max_bytes = streams.max_message_bytes
+        self._credit = message.credit
+        self._under_way: deque[int] = deque()
+        """Sizes of the items that the consumer has not taken, oldest first, as far as it said."""
+        self._under_way_bytes = 0
+        self._bodies: list[bytes] = []
+        self._bodies_bytes = 0
+        self._wake: asyncio.Future[None] | None = None
+        self._has_turn = True
+        self._is_over = False
+        self._ran = False
+        self._since_pause = 0
+        self._to_skip = message.skip
+        """Items that the consumer has from an earlier run."""
+
+    def grant(self, count: int) -> None:
+        """Let `count` more items leave, because the consumer took as many."""
+        self._credit += max(0, count)
+        for _ in range(min(count, len(self._under_way))):
+            self._under_way_bytes -= self._under_way.popleft()
+        if self._may_send:
+            self._wake_up()
+
+    @property
+    def _may_send(self) -> bool:
+        return self._credit > 0 and self._under_way_bytes < STREAM_WINDOW_BYTES
+
+    def turn_granted(self) -> None:
+        """Go on: the entity is this stream's for one more step."""
+        if self._is_over:
+            # It was cancelled after its turn was on the way.
+            self._turns.ended(self._message)
+            return
+        self._has_turn = True
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def run(self) -> None:
+        """Produce until the generator ends, fails, or the consumer is gone; then reply."""
+        message = self._message
+        cell = message.cell
+        assert cell is not None
+        error: ActorhubError | None = None
+        try:
+            await self._produce(cell)
+        except asyncio.CancelledError:
+            error = self._cancelled()
+        except EntityError as exc:
+            error = exc
+        except ActorhubError as exc:
+            exc.possibly_executed = self._ran
+            error = exc
+        except Exception as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
+            _log.error("%s(%s) failed", message.what, message.entity_id, exc_info=exc)
+            error = handler_failed(exc)
+        self._end(cell, error)
+
+    def task_done(self, task: "asyncio.Task[None]") -> None:
+        """End the stream of a task that was cancelled before its first step, which `run` then never saw."""
+        cell = self._message.cell
+        if not self._is_over and cell is not None:
+            self._end(cell, self._cancelled())
+
+    def _cancelled(self) -> ActorhubError:
+        return self._message.abandoned_for or RunnerUnavailable(
+            f"{self._message.address}: the stream ended because its entity moved or its runner is leaving",
+            possibly_executed=True,
+        )
+
+    def _end(self, cell: Cell, error: ActorhubError | None) -> None:
+        message = self._message
+        self._is_over = True
+        self._flush()
+        if cell.streams is not None and message.task is not None:
+            cell.streams.discard(message.task)
+        message.phase = DONE
+        message.drop_outbox()
+        if error is not None and cell.record is not None and self._has_turn and cell.phase != DEAD:
+            roll_back(cell, shared=cell.load != EXCLUSIVE)
+        if error is None:
+            message.completed(b"")
+        else:
+            message.failed(error)
+        if self._ran and self._turns.observer is not None:
+            self._turns.observer.ended(message, error)
+        if self._has_turn:
+            self._turns.ended(message)
+        else:
+            self._turns.dequeue(message)
+            if cell.phase == CLOSING:
+                self._turns.idle(cell)
+
+    async def _produce(self, cell: Cell) -> None:
+        message = self._message
+        spec = message.spec
+        args = message.args if message.args is not None else spec.decode_arguments(message.body)
+        self._ran = True
+        context = self._turns.context.copy()
+        context.run(running.set, message)
+        if self._turns.observer is not None:
+            self._turns.observer.started(message, context)
+        message.chunk(())
+        message.deadline = FOREVER
+        generator: AsyncGenerator[Any, None] = spec.function(cell.instance, *args)
+        try:
+            while True:
+                await self._may_go_on(cell)
+                try:
+                    item = await run_in(context, generator.__anext__())
+                except StopAsyncIteration:
+                    await self._save(cell)
+                    return
+                await self._save(cell)
+                if self._to_skip > 0:
+                    self._to_skip -= 1
+                    continue
+                self._emit(check_size(spec.result.encode(item), self._max_bytes, f"{message.what}: item"))
+        finally:
+            async with asyncio.timeout(_CLOSE_LIMIT):
+                await run_in(context, generator.aclose())
+
+    def _emit(self, body: bytes) -> None:
+        size = len(body)
+        if not self._bodies:
+            self._loop.call_soon(self._flush)
+        elif self._bodies_bytes + size > _CHUNK_BYTES:
+            self._flush()
+            self._loop.call_soon(self._flush)
+        self._bodies.append(body)
+        self._bodies_bytes += size
+        self._under_way.append(size)
+        self._under_way_bytes += size
+        self._credit -= 1
+        self._since_pause += 1
+
+    def _flush(self) -> None:
+        bodies, self._bodies = self._bodies, []
+        self._bodies_bytes = 0
+        if bodies and self._message.phase != DONE:
+            self._message.chunk(bodies)
+
+    async def _may_go_on(self, cell: Cell) -> None:
+        """Wait for credit and turn; a producer that never suspends pauses now and then, so that others run."""
+        if self._may_send and cell.queue is None and self._has_turn and cell.phase == ACTIVE:
+            if self._since_pause >= 256:
+                self._since_pause = 0
+                await asyncio.sleep(0)
+            return
+        self._since_pause = 0
+        self._give_turn_back()
+        while not self._may_send:
+            await self._sleep()
+        if not self._has_turn:
+            if cell.phase == DEAD or (cell.phase != ACTIVE and not cell.load):
+                raise asyncio.CancelledError
+            self._message.waits_for_room = True
+            self._turns.enqueue(cell, self._message)
+            while not self._has_turn:
+                await self._sleep()
+
+    async def _sleep(self) -> None:
+        self._wake = self._loop.create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None
+
+    def _give_turn_back(self) -> None:
+        if self._has_turn:
+            self._has_turn = False
+            self._turns.ended(self._message)
+            self._message.is_nested = False
+            self._message.phase = RUNNING
+
+    async def _save(self, cell: Cell) -> None:
+        """Commit what this step changed and told, before its item leaves."""
+        message = self._message
+        data = None if cell.record is None or message.is_nested else self._results.changed_state(cell)
+        if data is not None and message.spec.readonly:
+            raise TypeError(f"{message.what} is readonly and changed the state: remove readonly=True")
+        if data is not None or message.outbox:
+            await self._results.runs.commit_part(message, cell, data)

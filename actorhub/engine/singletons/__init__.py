@@ -1,0 +1,1 @@
+"""Singletons: their leaders, and their schedules."""

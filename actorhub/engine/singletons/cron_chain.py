@@ -1,0 +1,232 @@
+"""The schedules of a led singleton: each instant's message is stored before it is due, one after the other.
+
+A schedule's row names the next instant; its message is stored first, under a key of schedule and instant, and the row
+after it. So whoever goes on from the row stores no instant twice and leaves none out, whatever happens in between.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+
+from actorhub.core.clock import Clock
+from actorhub.core.cron import Plan, instant_key, parse_instant_key
+from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
+from actorhub.engine.durable.schedule import ServerClock
+from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.spec import EntitySpec, HandlerSpec
+from actorhub.engine.runs.checkpoints import progress_of
+from actorhub.engine.singletons.cron_runs import CountedRuns
+from actorhub.engine.singletons.cron_schedule import CronSchedule
+from actorhub.engine.singletons.health import ScheduleHealth
+from actorhub.storage.singleton_ports import Leadership, SingletonStore
+
+_log: Final = logging.getLogger("actorhub.cron")
+
+_EARLIEST: Final = 0.001
+
+
+class Teller(Protocol):
+    """Stores an instant's message, once per key."""
+
+    def __call__(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> Awaitable[None]:
+        """Return once it is stored."""
+        ...
+
+
+class Executions(Protocol):
+    """What is told of executions."""
+
+    def began(self, what: str) -> None:
+        """Something of the singleton runs."""
+        ...
+
+    def ended(self, seconds: float, error: BaseException | None) -> None:
+        """It is over."""
+        ...
+
+    def counted(self) -> None:
+        """There is something to write of a schedule: `Schedules.step` does it."""
+        ...
+
+
+class Schedules:
+    """Plans and runs the schedules of one singleton, for its leader. `load` comes first."""
+
+    def __init__(
+        self,
+        *,
+        spec: EntitySpec,
+        leadership: Leadership,
+        store: SingletonStore,
+        clock: Clock,
+        server: ServerClock,
+        tell: Teller,
+        executions: Executions,
+    ) -> None:
+        self._declared = {
+            str(cron.name): (handler, cron) for handler in spec.handlers.values() for cron in handler.crons
+        }
+        self._leadership = leadership
+        self._store = store
+        self._clock = clock
+        self._server = server
+        self._tell = tell
+        self._executions = executions
+        self._schedules: dict[str, CronSchedule] = {}
+        self._must_load = False
+
+    def look(self) -> None:
+        """Read at the next step what operators changed."""
+        self._must_load = True
+
+    async def load(self) -> None:
+        """Join what the code says with what is stored; delete what is gone.
+
+        Raises:
+            PersistenceError: the store failed, or the shard was lost.
+        """
+        self._must_load = False
+        singleton = self._leadership.singleton
+        try:
+            rows, now = await self._store.schedules(singleton)
+            self._server.heard(now)
+            stored = {row.name: row for row in rows}
+            if gone := sorted(set(stored) - set(self._declared)):
+                await self._store.remove_schedules(self._leadership, gone)
+        except PersistenceError:
+            self._must_load = True
+            raise
+        for name, (handler, options) in self._declared.items():
+            row, known = stored.get(name), self._schedules.get(name)
+            if known is None:
+                self._schedules[name] = CronSchedule(handler, options, row, singleton=singleton, now=now)
+            elif row is not None:
+                known.merge(row)
+
+    async def step(self) -> float | None:
+        """Do what is due; return the seconds until something is, `None`: there are no schedules.
+
+        Raises:
+            PersistenceError: the store failed, or the shard was lost. The next step goes on.
+        """
+        if not self._declared:
+            return None
+        if self._must_load:
+            await self.load()
+        due: list[float] = []
+        for schedule in self._schedules.values():
+            if (planned := schedule.planned(self._server.now())) is not None:
+                await self._advance(schedule, planned)
+            elif schedule.is_dirty:
+                await self._keep(schedule)
+            if (at := schedule.wakes_at(self._server.now())) is not None:
+                due.append(at)
+        return max(min(due) - self._server.now(), _EARLIEST) if due else None
+
+    async def write(self) -> None:
+        """Write what is not written yet, before somebody else leads.
+
+        Raises:
+            PersistenceError: the store failed, or the shard was lost.
+        """
+        for schedule in self._schedules.values():
+            if schedule.is_dirty:
+                await self._keep(schedule)
+
+    async def run(self, message: DurableMessage, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Call the method for the instant of a message, unless it is not to be run; `call` is what a person sent."""
+        parsed = parse_instant_key(message.key) if message.key else None
+        if parsed is None:
+            return await self._tracked(self._schedules[str(message.spec.cron)], message, None, call)
+        name, instant, revision = parsed
+        schedule = self._schedules.get(name)
+        if schedule is None or not await self._is_run(schedule, message, instant, revision):
+            _log.info("%s: %s is not run", message.what, message.key)
+            return None
+        return await self._tracked(schedule, message, instant, call)
+
+    def health(self) -> list[ScheduleHealth]:
+        """Return how each schedule is, by name."""
+        return [self._schedules[name].health(self._server.now()) for name in sorted(self._schedules)]
+
+    async def _advance(self, schedule: CronSchedule, planned: Plan) -> None:
+        if planned.next_at is not None:
+            await self._store_instant(schedule, planned.next_at)
+        schedule.advance(planned, self._server.now())
+        await self._keep(schedule)
+
+    async def _store_instant(self, schedule: CronSchedule, at: float) -> None:
+        key, time = instant_key(schedule.name, at, schedule.row.revision), datetime.fromtimestamp(at, UTC)
+        try:
+            await self._tell(schedule.handler, time, key=key, deliver_at=schedule.due(at))
+        except DuplicateKey as error:
+            _log.error(
+                "%s.%s: an instant is left to who used its key: %s", schedule.row.singleton, schedule.name, error
+            )
+        except PersistenceError:
+            raise
+        except ActorhubError as error:
+            raise PersistenceError(f"the message {key} could not be stored: {error}") from error
+
+    async def _keep(self, schedule: CronSchedule) -> None:
+        """Write the row; where an operator changed it meanwhile, go by what the operator said."""
+        schedule.is_dirty = False
+        try:
+            stored = await self._store.keep_schedule(self._leadership, schedule.row)
+        except BaseException:
+            schedule.is_dirty = True
+            raise
+        schedule.merge(stored)
+
+    async def _is_run(self, schedule: CronSchedule, message: DurableMessage, instant: float, revision: int) -> bool:
+        """Whether to run the instant; one that began in an earlier run of the message goes on, come what may."""
+        row = schedule.row
+        is_current = revision == row.revision
+        if message.attempts > 1 or (is_current and row.last_at is not None and instant <= row.last_at):
+            return True
+        reason = ""
+        if is_current and schedule.has(instant):
+            reason = schedule.why_skipped(instant, self._server.now())
+            if not reason and await _is_held_up(schedule, message, instant):
+                reason = "an earlier run had not ended"
+            if not reason:
+                return True
+        assert message.cell is not None
+        if (await progress_of(message, message.cell)).saved:
+            return True
+        if reason:
+            schedule.skip(reason, instant)
+            self._executions.counted()
+        return False
+
+    async def _tracked(
+        self, schedule: CronSchedule, message: DurableMessage, instant: float | None, call: Callable[[], Awaitable[Any]]
+    ) -> Any:
+        began = self._clock.monotonic()
+        schedule.began(instant, message.message_id, self._server.now())
+        self._executions.began(schedule.name)
+        if not isinstance(message.runs, CountedRuns):
+            message.runs = CountedRuns(message.runs, schedule, instant, self._executions.counted)
+        error: BaseException | None = None
+        try:
+            return await call()
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            seconds = self._clock.monotonic() - began
+            schedule.ended(seconds, self._server.now())
+            self._executions.ended(seconds, error)
+
+
+async def _is_held_up(schedule: CronSchedule, message: DurableMessage, instant: float) -> bool:
+    """Whether an earlier instant of a schedule whose runs may not overlap began here and waits for its next run."""
+    for earlier, message_id in list(schedule.begun.items()):
+        if earlier == instant:
+            continue
+        row = await message.hosted.host.messages.find(message_id)
+        if row is not None and row.reply is None:
+            return True
+        schedule.begun.pop(earlier, None)
+    return False

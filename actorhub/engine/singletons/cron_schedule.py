@@ -1,0 +1,236 @@
+"""One schedule of a led singleton: what the code says, what is stored of it, and what follows from both."""
+
+import logging
+from datetime import UTC, datetime
+from typing import Final, Literal
+
+import msgspec
+
+from actorhub.core.cron import CronExpression, CronOptions, Plan, Skipped, delivery_delay, is_overdue, plan
+from actorhub.engine.model.spec import HandlerSpec
+from actorhub.engine.singletons.health import ScheduleHealth
+from actorhub.storage.singleton_ports import ScheduleRow
+
+_log: Final = logging.getLogger("actorhub.cron")
+
+_SHORT_GAP: Final = 60.0
+"""Seconds: what was missed for a shorter time, as in a takeover, is made up for."""
+_LONGEST_TEXT: Final = 1000
+"""Characters of an error."""
+_changed: Final = msgspec.structs.replace
+
+
+class CronSchedule:
+    """One schedule. Every method is synchronous: it answers from, or changes, the row, which others write.
+
+    Args:
+        handler: Its method.
+        options: What the code says.
+        row: What is stored; `None`: nothing is.
+        singleton: Whose schedule it is.
+        now: The store's clock.
+    """
+
+    def __init__(
+        self, handler: HandlerSpec, options: CronOptions, row: ScheduleRow | None, *, singleton: str, now: float
+    ) -> None:
+        self.handler = handler
+        self.options = options
+        self.name = str(options.name)
+        self._declared = f"{options.expression}|{options.timezone}"
+        self.row = row or ScheduleRow(
+            singleton=singleton,
+            name=self.name,
+            declared=self._declared,
+            expression=options.expression,
+            timezone=options.timezone,
+            created_at=now,
+        )
+        self.is_dirty = False
+        """The row has changes that are not written."""
+        self.begun: dict[float, int] = {}
+        """Instants that began here and whose end is not known, with their messages; where runs may not overlap."""
+        self._counts_from: float | None = None
+        """When it was planned anew: what was due before does not make it overdue."""
+        self._is_over = False
+        """The expression has no more instants."""
+        self._read: tuple[str, str] | None = None
+        self._expression: CronExpression | None = None
+        self._adopt()
+
+    @property
+    def expression(self) -> CronExpression | None:
+        """When it runs; `None`: what is stored makes no sense here, so it does not."""
+        stored = (self.row.expression, self.row.timezone)
+        if stored != self._read:
+            self._read = stored
+            try:
+                self._expression = CronExpression(*stored)
+            except ValueError as error:
+                self._expression = None
+                self._change(last_error=f"{error}"[:_LONGEST_TEXT])
+                _log.error("%s.%s is not run: %s", self.row.singleton, self.name, error)
+        return self._expression
+
+    def merge(self, stored: ScheduleRow) -> None:
+        """Go by what operators decided since the row was read, if they did; it is planned anew then."""
+        if stored.revision == self.row.revision:
+            return
+        self._change(
+            paused=stored.paused,
+            edited=stored.edited,
+            declared=self._declared if stored.edited else stored.declared,
+            expression=stored.expression,
+            timezone=stored.timezone,
+            revision=stored.revision,
+            next_at=None,
+        )
+        self._is_over = False
+        self._adopt()
+
+    def planned(self, now: float) -> Plan | None:
+        """Return the next instant, and what is left out before it, if it is time to plan; `None`: it is not."""
+        row, expression = self.row, self.expression
+        if row.paused or expression is None or self._is_over or (row.next_at is not None and row.next_at > now):
+            return None
+        if row.next_at is None:
+            # What was changed is planned anew, but an instant that began before does not come again.
+            now = max(now, row.last_at or now)
+        return plan(
+            expression,
+            row.next_at,
+            now,
+            skip_if_older_than=self.options.skip_if_older_than.total_seconds(),
+            from_previous=self.options.from_previous or (row.next_at is not None and now - row.next_at < _SHORT_GAP),
+        )
+
+    def advance(self, planned: Plan, now: float) -> None:
+        """Wait for the planned instant, whose message is stored."""
+        for skipped in planned.skipped:
+            self._skip_all(skipped)
+        if self.row.next_at is None:
+            self._counts_from = now
+        self._is_over = planned.next_at is None
+        self._change(next_at=planned.next_at)
+
+    def wakes_at(self, now: float) -> float | None:
+        """Return when there is something to plan; `None`: not before somebody changes it."""
+        if self.row.paused or self._is_over or self.expression is None:
+            return None
+        return now if self.row.next_at is None else self.row.next_at
+
+    def due(self, instant: float) -> float:
+        """Return when an instant is to run, jitter included."""
+        return instant + delivery_delay(self.name, instant, self.options.jitter.total_seconds())
+
+    def has(self, instant: float) -> bool:
+        """Whether the expression, as it is now, has this instant."""
+        return self.expression is not None and self.expression.after(instant - 1) == instant
+
+    def why_skipped(self, instant: float, now: float) -> str:
+        """Return why an instant that is due, and did not begin before, is not run; empty: it is."""
+        row, options, due = self.row, self.options, self.due(instant)
+        if row.paused:
+            return "paused"
+        if now - due > options.skip_if_older_than.total_seconds():
+            return "too old"
+        if options.overlap == "skip" and self._ran_at(due):
+            return "an earlier run had not ended"
+        if options.breaker is not None and options.breaker.is_open(row.failures_in_a_row, row.last_finished_at, now):
+            return f"{row.failures_in_a_row} instants in a row failed"
+        return ""
+
+    def skip(self, reason: str, instant: float) -> None:
+        """Count an instant that is not run."""
+        self._skip(reason, 1, _text(instant))
+
+    def began(self, instant: float | None, message_id: int, now: float) -> None:
+        """A run begins; `None`: somebody runs the method by hand."""
+        self._change(last_started_at=now)
+        if instant is not None:
+            self._change(last_at=max(instant, self.row.last_at or instant))
+            if self.options.overlap == "skip":
+                self.begun[instant] = message_id
+
+    def ended(self, seconds: float, now: float) -> None:
+        """A run is over, and whether it counts is not known yet."""
+        self._change(last_finished_at=now, last_duration=seconds)
+
+    def succeeded(self, instant: float | None) -> None:
+        """A run was committed."""
+        self._change(runs=self.row.runs + 1, failures_in_a_row=0, last_error="")
+        self._settle(instant)
+
+    def failed(self, instant: float | None, text: str, *, for_good: bool) -> None:
+        """A run failed; there is another one unless that was `for_good`."""
+        self._change(last_error=text[:_LONGEST_TEXT])
+        if for_good:
+            self._change(failures=self.row.failures + 1, failures_in_a_row=self.row.failures_in_a_row + 1)
+            self._settle(instant)
+
+    def health(self, now: float) -> ScheduleHealth:
+        """Return how it is."""
+        row = self.row
+        return ScheduleHealth(
+            name=row.name,
+            expression=row.expression,
+            timezone=row.timezone,
+            paused=row.paused,
+            next_at=row.next_at,
+            last_at=row.last_at,
+            status=self._status(now),
+            runs=row.runs,
+            failures=row.failures,
+            skipped=row.skipped,
+        )
+
+    def _status(self, now: float) -> Literal["healthy", "overdue", "never executed", "paused"]:
+        row, since = self.row, self._counts_from
+        if row.paused:
+            return "paused"
+        # Until the first instant after a change, what ran before it says nothing.
+        last_at = None if since is not None and row.last_at is not None and row.last_at < since else row.last_at
+        created_at = row.created_at if since is None else max(since, row.created_at)
+        now -= self.options.jitter.total_seconds()
+        if self.expression is None or is_overdue(self.expression, last_at, created_at, now):
+            return "overdue"
+        return "never executed" if row.last_at is None else "healthy"
+
+    def _adopt(self) -> None:
+        """Go by the code if it has changed since the row was written."""
+        if self.row.declared == self._declared:
+            return
+        _log.info("%s.%s: the code has another expression now: %s", self.row.singleton, self.name, self._declared)
+        self._change(
+            declared=self._declared,
+            expression=self.options.expression,
+            timezone=self.options.timezone,
+            edited=False,
+            next_at=None,
+        )
+
+    def _ran_at(self, due: float) -> bool:
+        """Whether the last run began before that moment, and ended after it."""
+        began, ended = self.row.last_started_at, self.row.last_finished_at
+        return began is not None and ended is not None and began <= due < ended
+
+    def _settle(self, instant: float | None) -> None:
+        if instant is not None:
+            self.begun.pop(instant, None)
+
+    def _skip_all(self, skipped: Skipped) -> None:
+        reason = skipped.reason if not skipped.is_more else f"{skipped.reason}, more than {skipped.count}"
+        first, last = _text(skipped.first), _text(skipped.last)
+        self._skip(reason, skipped.count, first if first == last else f"{first} to {last}")
+
+    def _skip(self, reason: str, count: int, which: str) -> None:
+        self._change(skipped=self.row.skipped + count, last_skip=f"{reason}: {which}")
+        _log.warning("%s.%s: skipped %d: %s", self.row.singleton, self.name, count, self.row.last_skip)
+
+    def _change(self, **what: object) -> None:
+        self.row = _changed(self.row, **what)
+        self.is_dirty = True
+
+
+def _text(instant: float) -> str:
+    return datetime.fromtimestamp(instant, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
