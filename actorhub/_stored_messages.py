@@ -8,7 +8,7 @@ import msgspec
 
 from actorhub._call import decode_result
 from actorhub.core.codec import decode_error
-from actorhub.core.envelope import ASK, CANCEL_MESSAGE, FIND_MESSAGE, POLL_STORAGE, REVIVE_MESSAGE, Durable
+from actorhub.core.envelope import ASK, CANCEL_MESSAGE, FIND_MESSAGE, POLL_STORAGE, RETRY_MESSAGE, Durable
 from actorhub.core.errors import (
     CallTimeout,
     EntityNotAssigned,
@@ -94,13 +94,13 @@ class StoredMessages:
         found = await self._find(message_id, self._from_now(_PATIENCE))
         if found is None or found.outcome not in (None, Outcome.DEAD):
             return False
-        request = _Request(self._spec(found), found.entity_id, REVIVE_MESSAGE, message_id)
+        request = _Request(self._spec(found), found.entity_id, RETRY_MESSAGE, message_id)
         try:
             body = await self._ask(request, self._from_now(self._patience))
         except EntityNotAssigned:
             if self._node.store is None:
                 raise
-            return bool(await self._node.store.revive([message_id]))
+            return bool(await self._node.store.retry([message_id]))
         return msgspec.msgpack.decode(body, type=bool)
 
     async def poll(self) -> None:

@@ -14,7 +14,7 @@ from benchmarks._workload import Payload, hub
 LONGEST_WAIT = timedelta(minutes=5)
 
 
-class Notes:
+class CheckpointWrite:
     """What ran in this process; and a gate before which told messages wait."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Notes:
         return True
 
 
-notes = Notes()
+notes = CheckpointWrite()
 
 
 class Durable(Entity, name="durable", max_idle=timedelta(hours=1)):

@@ -1,7 +1,7 @@
 """The promises of `actorhub.storage.checkpoint_ports`, as tests that every store must pass.
 
-Subclass `NotesSuite` and `CompletionSuite` in a test module and give it a fixture `world` that makes the storages of
-one test.
+Subclass `CheckpointWriteSuite` and `CompletionSuite` in a test module and give it a fixture `world` that makes the
+storages of one test.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from actorhub.storage.checkpoint_ports import (
     BODY,
     Checkpoint,
     CheckpointStore,
+    CheckpointWrite,
     Completion,
     CompletionKind,
-    Notes,
     Saved,
     Scope,
 )
@@ -46,18 +46,18 @@ def scope(message_id: int = BODY, entity_id: str = "ada", *, entity_type: str = 
     return Scope(entity_type, entity_id, message_id)
 
 
-def steps(results: Mapping[str, bytes], message_id: int = BODY, *, entity_id: str = "ada") -> Notes:
+def steps(results: Mapping[str, bytes], message_id: int = BODY, *, entity_id: str = "ada") -> CheckpointWrite:
     """Return notes of steps by name."""
     kept = tuple(Checkpoint(name, data) for name, data in results.items())
-    return Notes(scope=scope(message_id, entity_id), stored=kept)
+    return CheckpointWrite(scope=scope(message_id, entity_id), stored=kept)
 
 
-def closing(message_id: int = BODY, *, entity_id: str = "ada") -> Notes:
+def closing(message_id: int = BODY, *, entity_id: str = "ada") -> CheckpointWrite:
     """Return notes that make a scope's checkpoints history."""
-    return Notes(scope=scope(message_id, entity_id), closes=True)
+    return CheckpointWrite(scope=scope(message_id, entity_id), closes=True)
 
 
-def noted(notes: Notes, version: int = 0, *, epoch: int = 1, shard: ShardId = SHARDS[0]) -> RunCommit:
+def noted(notes: CheckpointWrite, version: int = 0, *, epoch: int = 1, shard: ShardId = SHARDS[0]) -> RunCommit:
     """Return a commit of `notes`, and with `version` of a state."""
     return RunCommit(
         shard=shard,
@@ -66,7 +66,7 @@ def noted(notes: Notes, version: int = 0, *, epoch: int = 1, shard: ShardId = SH
         entity_id=notes.scope.entity_id,
         version=version,
         data=b"v%d" % version if version else b"",
-        notes=notes,
+        checkpoints=notes,
     )
 
 
@@ -114,25 +114,27 @@ async def orphans(checkpoints: CheckpointStore, count: int, *, step: int = 1) ->
     assert await checkpoints.remove_orphans(0.0, 100) == 0
 
 
-class NotesSuite:
+class CheckpointWriteSuite:
     """Checkpoints are written and forgotten by the commits of runs."""
 
     async def test_a_step_is_there_for_whoever_goes_on(self, world: StorageWorld) -> None:
         """After its commit every process finds it, and a scope without steps has none."""
         storage, peer = await owned(world), await world.storage()
         assert await peer.checkpoints.load(scope(7)) == Saved()
-        assert await storage.messages.commit_noted(noted(steps({"fetch": b"page 1"}, 7)), "a") is False
-        await storage.messages.commit_noted(noted(steps({"parse": b"", "": b"nameless"}, 7)), "a")
+        assert await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"page 1"}, 7)), "a") is False
+        await storage.messages.commit_with_checkpoints(noted(steps({"parse": b"", "": b"nameless"}, 7)), "a")
         found = await peer.checkpoints.load(scope(7))
         assert found == Saved(checkpoints={"fetch": b"page 1", "parse": b"", "": b"nameless"})
 
     async def test_a_stored_step_keeps_its_result(self, world: StorageWorld) -> None:
         """A second result of the same name is refused with all that comes along: what a step leaves, it leaves once."""
         storage = await owned(world)
-        await storage.messages.commit_noted(noted(steps({"fetch": b"first"})), "a")
+        await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"first"})), "a")
         for results in ({"fetch": b"first"}, {"fetch": b"second", "parse": b"third"}):
             with pytest.raises(RolledBack):
-                await storage.messages.commit_noted(changed(noted(steps(results)), outbox=(message(41),)), "a")
+                await storage.messages.commit_with_checkpoints(
+                    changed(noted(steps(results)), outbox=(message(41),)), "a"
+                )
             assert await storage.messages.find(41) is None
         assert (await storage.checkpoints.load(scope())).checkpoints == {"fetch": b"first"}
 
@@ -144,7 +146,9 @@ class NotesSuite:
                 changed(noted(steps({f"{number}": b"%d" % n})), outbox=(message(100 * number + n),)) for n in (1, 2)
             ]
             async with asyncio.TaskGroup() as tasks:
-                done = [tasks.create_task(is_refused(storage.messages.commit_noted(twin, "a"))) for twin in twins]
+                done = [
+                    tasks.create_task(is_refused(storage.messages.commit_with_checkpoints(twin, "a"))) for twin in twins
+                ]
             refused = [task.result() for task in done]
             found = [await storage.messages.find(twin.outbox[0].message_id) is not None for twin in twins]
             assert sorted(refused) == [False, True]
@@ -158,7 +162,7 @@ class NotesSuite:
             for message_id in messages:
                 results = {name: f"{entity_id}/{message_id}/{name}".encode() for name in ODD_IDS}
                 made = noted(steps(results, message_id, entity_id=entity_id))
-                await storage.messages.commit_noted(made, "a")
+                await storage.messages.commit_with_checkpoints(made, "a")
         for entity_id in ODD_IDS:
             for message_id in messages:
                 found = await storage.checkpoints.load(scope(message_id, entity_id))
@@ -169,7 +173,7 @@ class NotesSuite:
         """Several megabytes come back as they were."""
         storage = await owned(world)
         data = bytes(range(256)) * (3 * 1024 * 4)
-        await storage.messages.commit_noted(noted(steps({"large": data, "small": b"1"}, 7)), "a")
+        await storage.messages.commit_with_checkpoints(noted(steps({"large": data, "small": b"1"}, 7)), "a")
         assert (await storage.checkpoints.load(scope(7))).checkpoints == {"large": data, "small": b"1"}
 
     async def test_state_messages_and_steps_are_committed_together(self, world: StorageWorld) -> None:
@@ -177,7 +181,7 @@ class NotesSuite:
         storage = await owned(world)
         made = changed(noted(steps({"fetch": b"1"}), 1), outbox=(message(10, "told"),))
         before = storage.statistics().settled
-        await storage.messages.commit_noted(made, "a")
+        await storage.messages.commit_with_checkpoints(made, "a")
         assert await storage.load_state("orders", "ada") == StoredState(1, b"v1")
         assert await backlog(storage.messages) == [10]
         assert (await storage.checkpoints.load(scope())).checkpoints == {"fetch": b"1"}
@@ -187,7 +191,10 @@ class NotesSuite:
         """It settles its message and counts the next run."""
         storage = await owned(world)
         await stored(storage.messages, [message(1), message(2)])
-        assert await storage.messages.commit_noted(changed(run(message(1), 1), next_start=start(2)), "a") is True
+        assert (
+            await storage.messages.commit_with_checkpoints(changed(run(message(1), 1), next_start=start(2)), "a")
+            is True
+        )
         assert await attempts_of(storage.messages, 2) == 1
         assert await backlog(storage.messages) == [2]
 
@@ -197,9 +204,9 @@ class NotesSuite:
         storage = await owned(world)
         messages = storage.messages
         await stored(messages, [changed(message(1), attempts=3), keyed(message(2), "used", b"other")])
-        await messages.commit_noted(noted(steps({"fetch": b"1"}, 1)), "a")
+        await messages.commit_with_checkpoints(noted(steps({"fetch": b"1"}, 1)), "a")
         await messages.start_run(start(1, 3), "a")
-        refused = changed(run(message(1), 1), notes=closing(1))
+        refused = changed(run(message(1), 1), checkpoints=closing(1))
         if reason is Fenced:
             await storage.take(SHARDS[:1], runner("b"))
         elif reason is VersionConflict:
@@ -209,9 +216,9 @@ class NotesSuite:
         else:
             refused = changed(refused, outbox=(keyed(message(13), "used"),))
         before = storage.statistics().refused
-        for notes in (refused.notes, steps({"parse": b"2"}, 1)):
+        for notes in (refused.checkpoints, steps({"parse": b"2"}, 1)):
             with pytest.raises(reason):
-                await messages.commit_noted(changed(refused, notes=notes), "a")
+                await messages.commit_with_checkpoints(changed(refused, checkpoints=notes), "a")
         assert storage.statistics().refused == before + 2
         assert await storage.checkpoints.load(scope(1)) == Saved(checkpoints={"fetch": b"1"})
         assert await attempts_of(messages, 1) == 3
@@ -220,17 +227,17 @@ class NotesSuite:
     async def test_a_former_owner_notes_nothing(self, world: StorageWorld) -> None:
         """Neither the old epoch nor the old incarnation writes or forgets a step, of notes alone as well."""
         storage, peer = await owned(world), await world.storage()
-        await storage.messages.commit_noted(noted(steps({"fetch": b"1"})), "a")
+        await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"1"})), "a")
         await storage.checkpoints.complete(outcome("t"))
         await peer.take(SHARDS[:1], runner("b"))
         for notes in (steps({"late": b"2"}), steps({"late": b"2"}, 7), closing(), closing(7)):
             for epoch, incarnation in ((1, "a"), (2, "a"), (1, "b"), (3, "b")):
                 with pytest.raises(Fenced):
-                    await storage.messages.commit_noted(noted(notes, epoch=epoch), incarnation)
+                    await storage.messages.commit_with_checkpoints(noted(notes, epoch=epoch), incarnation)
         assert await peer.checkpoints.load(scope()) == Saved(checkpoints={"fetch": b"1"})
         assert await peer.checkpoints.load(scope(7)) == Saved()
         assert await peer.checkpoints.completions([outcome("t").token_hash]) != {}
-        await peer.messages.commit_noted(noted(closing(), epoch=2), "b")
+        await peer.messages.commit_with_checkpoints(noted(closing(), epoch=2), "b")
         assert await peer.checkpoints.load(scope()) == Saved(generation=1)
 
     async def test_nobody_notes_for_a_released_shard(self, world: StorageWorld) -> None:
@@ -240,7 +247,7 @@ class NotesSuite:
         unknown = ShardId("default", 99)
         for made in (noted(steps({"fetch": b"1"})), noted(closing(), shard=unknown)):
             with pytest.raises(Fenced):
-                await storage.messages.commit_noted(made, "a")
+                await storage.messages.commit_with_checkpoints(made, "a")
         assert await storage.checkpoints.load(scope()) == Saved()
 
     async def test_progress_sets_the_attempts_back(self, world: StorageWorld) -> None:
@@ -253,7 +260,7 @@ class NotesSuite:
         async with asyncio.timeout(PATIENCE_SECONDS):
             while await messages.start_run(start(1, 2), "a") is Readiness.EARLY:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
-        await messages.commit_noted(noted(steps({"fetch": b"1"}, 1)), "a")
+        await messages.commit_with_checkpoints(noted(steps({"fetch": b"1"}, 1)), "a")
         assert await attempts_of(messages, 1) == 0
         assert (await backlog(messages), await scheduled(messages)) == ([1, 2], [])
         assert await messages.fail_run(failed, "a") > 0
@@ -261,7 +268,7 @@ class NotesSuite:
         assert row is not None
         assert [each.attempt for each in row.history] == [1, 1]
         assert row.attempts == 1, "a run that failed after its progress counts"
-        await messages.commit_noted(noted(steps({"fetch": b"1"})), "a")
+        await messages.commit_with_checkpoints(noted(steps({"fetch": b"1"})), "a")
         assert await messages.start_run(start(2, 5), "a") is Readiness.RUN
         assert await attempts_of(messages, 2) == 5
 
@@ -270,9 +277,9 @@ class NotesSuite:
         storage = await owned(world)
         await stored(storage.messages, [message(1), message(2)])
         for number in (1, 2):
-            await storage.messages.commit_noted(noted(steps({"fetch": b"%d" % number}, number)), "a")
+            await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"%d" % number}, number)), "a")
             await storage.checkpoints.complete(outcome(f"t{number}", of=scope(number)))
-        await storage.messages.commit_noted(changed(run(message(1), 1), notes=closing(1)), "a")
+        await storage.messages.commit_with_checkpoints(changed(run(message(1), 1), checkpoints=closing(1)), "a")
         assert await storage.checkpoints.load(scope(1)) == Saved()
         assert await storage.checkpoints.load(scope(2)) == Saved(checkpoints={"fetch": b"2"})
         hashes = [outcome(f"t{number}").token_hash for number in (1, 2)]
@@ -288,10 +295,10 @@ class NotesSuite:
         messages = storage.messages
         await stored(messages, [message(1), message(2), changed(message(3), delay=FAR)])
         for settled, following, counted in ((1, 2, True), (2, 3, False)):
-            await messages.commit_noted(noted(steps({"fetch": b"1"}, settled)), "a")
-            made = changed(run(message(settled)), notes=closing(settled), next_start=start(following, 4))
-            assert await messages.commit_noted(made, "a") is counted
-            assert await messages.commit_noted(made, "a") is False
+            await messages.commit_with_checkpoints(noted(steps({"fetch": b"1"}, settled)), "a")
+            made = changed(run(message(settled)), checkpoints=closing(settled), next_start=start(following, 4))
+            assert await messages.commit_with_checkpoints(made, "a") is counted
+            assert await messages.commit_with_checkpoints(made, "a") is False
             assert await attempts_of(messages, following) == (4 if counted else 0)
             assert await storage.checkpoints.load(scope(settled)) == Saved()
 
@@ -299,10 +306,10 @@ class NotesSuite:
         """Its steps are history with the state that they led to, and their names are free again."""
         storage = await owned(world)
         for generation in range(3):
-            await storage.messages.commit_noted(noted(steps({"fetch": b"%d" % generation})), "a")
+            await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"%d" % generation})), "a")
             found = await storage.checkpoints.load(scope())
             assert found == Saved(generation=generation, checkpoints={"fetch": b"%d" % generation})
-            await storage.messages.commit_noted(noted(closing(), generation + 1), "a")
+            await storage.messages.commit_with_checkpoints(noted(closing(), generation + 1), "a")
         assert await storage.checkpoints.load(scope()) == Saved(generation=3)
         assert await storage.load_state("orders", "ada") == StoredState(3, b"v3")
 
@@ -310,36 +317,36 @@ class NotesSuite:
         """Nothing is left of notes that store and close."""
         storage = await owned(world)
         made = changed(closing(), stored=(Checkpoint("last", b"1"),))
-        await storage.messages.commit_noted(noted(made, 1), "a")
+        await storage.messages.commit_with_checkpoints(noted(made, 1), "a")
         assert await storage.checkpoints.load(scope()) == Saved(generation=1)
 
     async def test_a_repeated_commit_changes_no_notes(self, world: StorageWorld) -> None:
         """What was written before was written with its notes: no second generation, no step of the next one lost."""
         storage, peer = await owned(world), await world.storage()
         made = noted(closing(), 1)
-        await storage.messages.commit_noted(made, "a")
-        await storage.messages.commit_noted(made, "a")
-        await storage.messages.commit_noted(noted(steps({"fetch": b"1"})), "a")
-        await storage.messages.commit_noted(made, "a")
+        await storage.messages.commit_with_checkpoints(made, "a")
+        await storage.messages.commit_with_checkpoints(made, "a")
+        await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"1"})), "a")
+        await storage.messages.commit_with_checkpoints(made, "a")
         await peer.take(SHARDS, runner("b"))
-        await storage.messages.commit_noted(made, "a")
+        await storage.messages.commit_with_checkpoints(made, "a")
         assert await storage.checkpoints.load(scope()) == Saved(generation=1, checkpoints={"fetch": b"1"})
 
     async def test_versions_are_shared_with_other_commits(self, world: StorageWorld) -> None:
         """A save goes on from what a plain commit left, and the other way round."""
         storage = await owned(world)
-        await storage.messages.commit_noted(noted(closing(), 1), "a")
+        await storage.messages.commit_with_checkpoints(noted(closing(), 1), "a")
         await storage.commit_state(StateCommit(SHARDS[0], 1, "orders", "ada", 2, b"two"), "a")
         with pytest.raises(VersionConflict):
-            await storage.messages.commit_noted(noted(closing(), 2), "a")
-        await storage.messages.commit_noted(noted(closing(), 3), "a")
+            await storage.messages.commit_with_checkpoints(noted(closing(), 2), "a")
+        await storage.messages.commit_with_checkpoints(noted(closing(), 3), "a")
         assert await storage.load_state("orders", "ada") == StoredState(3, b"v3")
         assert await storage.checkpoints.load(scope()) == Saved(generation=2)
 
     async def test_a_state_tells_its_age(self, world: StorageWorld) -> None:
         """It grows until the next commit, by the store's clock."""
         storage = await owned(world)
-        await storage.messages.commit_noted(noted(closing(), 1), "a")
+        await storage.messages.commit_with_checkpoints(noted(closing(), 1), "a")
         ages = [0.0]
         async with asyncio.timeout(PATIENCE_SECONDS):
             while ages[-1] < 0.05:
@@ -397,7 +404,7 @@ class CompletionSuite:
         messages, checkpoints = storage.messages, storage.checkpoints
         await stored(messages, [message(number) for number in range(1, 6)])
         for number in (BODY, *range(1, 7)):
-            await messages.commit_noted(noted(steps({"a": b"1", "b": b"2"}, number)), "a")
+            await messages.commit_with_checkpoints(noted(steps({"a": b"1", "b": b"2"}, number)), "a")
             await checkpoints.complete(outcome(f"t{number}", of=scope(number)))
         await messages.commit_run(run(message(1)), "a")
         await messages.cancel(2, SHARDS[0], 1, incarnation="a", retention=FAR)

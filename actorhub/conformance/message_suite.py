@@ -468,8 +468,8 @@ class LoadSuite:
                 await asyncio.sleep(0.01)
         assert await scheduled(messages, 0.0) == [1]
         assert await backlog(messages) == [3]
-        await messages.ripen([1, 2, 3, 4, 5])
-        await messages.ripen([])
+        await messages.promote_due([1, 2, 3, 4, 5])
+        await messages.promote_due([])
         assert await backlog(messages) == [1, 3]
         assert await scheduled(messages) == [2]
         assert await messages.load_entities([(SHARDS[0], "orders", "ada")], 1) == [pending(made[0])]

@@ -184,7 +184,7 @@ class CareSuite:
             expected = Stored(verdict=Verdict.SETTLED, message_id=row.message_id, reply=row.reply)
             assert late == expected
         assert (await backlog(messages), await scheduled(messages)) == ([], [])
-        assert await messages.revive([1, 2, 6]) == []
+        assert await messages.retry([1, 2, 6]) == []
 
     async def test_what_has_ended_cannot_be_cancelled(self, world: StorageWorld) -> None:
         """A reply stays; a second cancellation, and one of something unknown, say so."""
@@ -244,7 +244,7 @@ class CareSuite:
         await stored(messages, [waiting])
         await messages.start_run(RunStart(7, SHARDS[0], 1, 1), "a")
         await messages.fail_run(failure(waiting, pause=FAR), "a")
-        revived = await messages.revive([7, 6, 5, 4, 3, 2, 99, 6])
+        revived = await messages.retry([7, 6, 5, 4, 3, 2, 99, 6])
         expected = [made[MessageState.SCHEDULED], made[MessageState.DEAD], waiting]
         assert sorted(revived, key=lambda each: each.message_id) == [pending(each) for each in expected]
         assert (await backlog(messages), await scheduled(messages)) == ([1, 2, 6, 7], [])
@@ -252,7 +252,7 @@ class CareSuite:
         assert row is not None
         assert (row.state, row.attempts, row.reply, row.finished_at) == (MessageState.PENDING, 0, None, None)
         assert len(row.history) == 1
-        assert await messages.revive([]) == []
+        assert await messages.retry([]) == []
 
     async def test_a_revived_message_fails_anew(self, world: StorageWorld) -> None:
         """Its attempts count from one, and each failure is added to the history that it had."""
@@ -261,12 +261,12 @@ class CareSuite:
         for _ in range(2):
             assert await messages.start_run(RunStart(1, SHARDS[0], 1, 1), "a") is Readiness.RUN
             assert await messages.fail_run(failure(message(1)), "a") == 0
-            await messages.revive([1])
+            await messages.retry([1])
         row = await messages.find(1)
         assert row is not None
         assert [each.attempt for each in row.history] == [1, 1]
         await messages.commit_run(run(message(1)), "a")
-        assert await messages.revive([1]) == []
+        assert await messages.retry([1]) == []
 
     async def test_purging_deletes_dead_letters_alone(self, world: StorageWorld) -> None:
         """The filter and its limit choose among them; their ids are unknown afterwards and their keys free."""

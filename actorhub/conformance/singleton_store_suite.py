@@ -20,7 +20,15 @@ from actorhub.conformance.storage_suite import (
     runner,
 )
 from actorhub.core.address import ShardId
-from actorhub.storage.checkpoint_ports import BODY, Checkpoint, Completion, CompletionKind, Notes, Saved, Scope
+from actorhub.storage.checkpoint_ports import (
+    BODY,
+    Checkpoint,
+    CheckpointWrite,
+    Completion,
+    CompletionKind,
+    Saved,
+    Scope,
+)
 from actorhub.storage.message_ports import RunCommit
 from actorhub.storage.ports import Fenced, StateCommit, Storage, StoredState, VersionConflict
 from actorhub.storage.singleton_ports import (
@@ -115,8 +123,11 @@ async def with_everything(storage: Storage, name: str, state_ttl: float | None, 
         await storage.singletons.keep_schedule(leader, schedule(each, name))
     await storage.commit_state(StateCommit(SHARDS[0], 1, name, leader.entity_id, version, b"state"), "a")
     run = RunCommit(shard=SHARDS[0], epoch=1, entity_type=name, entity_id=leader.entity_id)
-    for notes in (Notes(scope=scope, closes=True), Notes(scope=scope, stored=(Checkpoint("fetch", b"1"),))):
-        await storage.messages.commit_noted(changed(run, notes=notes), "a")
+    for notes in (
+        CheckpointWrite(scope=scope, closes=True),
+        CheckpointWrite(scope=scope, stored=(Checkpoint("fetch", b"1"),)),
+    ):
+        await storage.messages.commit_with_checkpoints(changed(run, checkpoints=notes), "a")
     await storage.checkpoints.complete(
         Completion(token_hash=name.encode().ljust(16), scope=scope, kind=CompletionKind.VALUE, data=b"value")
     )
@@ -178,7 +189,9 @@ class LeaderSuite:
         storage, peer = await led(world), await world.storage()
         run = RunCommit(shard=SHARDS[0], epoch=1, entity_type="coordinator", entity_id="singleton")
         scope = Scope("coordinator", "singleton", BODY)
-        await storage.messages.commit_noted(changed(run, notes=Notes(scope=scope, closes=True)), "a")
+        await storage.messages.commit_with_checkpoints(
+            changed(run, checkpoints=CheckpointWrite(scope=scope, closes=True)), "a"
+        )
         await storage.singletons.note(leadership(), BUSY, heartbeat=True)
         before = await only(storage.singletons)
         await peer.take(SHARDS, runner("b"))

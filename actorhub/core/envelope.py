@@ -22,7 +22,7 @@ BROADCAST: Final = 3
 """A tell to every resident entity of the type; the reply is their number."""
 CANCEL_MESSAGE: Final = 4
 """Cancel the durable message `message_id`; the reply is whether it was pending."""
-REVIVE_MESSAGE: Final = 5
+RETRY_MESSAGE: Final = 5
 """Make the durable message `message_id` due at once, no attempt counted; the reply is whether it was there."""
 FIND_MESSAGE: Final = 6
 """Say where the durable message `message_id` is; to any runner."""

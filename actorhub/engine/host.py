@@ -9,7 +9,7 @@ import msgspec
 
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
-from actorhub.core.envelope import CANCEL_MESSAGE, REVIVE_MESSAGE
+from actorhub.core.envelope import CANCEL_MESSAGE, RETRY_MESSAGE
 from actorhub.core.errors import ActorhubError, MailboxFull
 from actorhub.engine.durable.intake import Delivery
 from actorhub.engine.durable.requests import MessageRequests
@@ -141,8 +141,8 @@ class Host:
         """Take a call of a durable handler, or a request about a durable message, of an owned shard."""
         if message.kind == CANCEL_MESSAGE:
             self.requests.cancel(message, shard)
-        elif message.kind == REVIVE_MESSAGE:
-            self.requests.revive(message, shard)
+        elif message.kind == RETRY_MESSAGE:
+            self.requests.retry(message, shard)
         else:
             self.delivery.accept(message, shard)
 

@@ -127,7 +127,7 @@ class Messages:
         """Make dead letters run again; nothing of them is in any runner's memory, so the store is told first."""
         count = 0
         async for rows in self._pages(wanted):
-            count += len(await self._store.revive([row.message_id for row in rows]))
+            count += len(await self._store.retry([row.message_id for row in rows]))
         if count:
             await self._cluster.poll_storage()
         return count

@@ -1,7 +1,7 @@
 """What the engine asks of a store for checkpoints: results of steps, and completions of deferred values.
 
 Checkpoints belong to a *scope*: one durable message, or the `run` of a singleton. They are written by the commit of a
-run (`RunCommit.notes`), under the same fence, and forgotten by the commit that makes them history.
+run (`RunCommit.checkpoints`), under the same fence, and forgotten by the commit that makes them history.
 """
 
 import enum
@@ -30,7 +30,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class Notes(msgspec.Struct, frozen=True, kw_only=True):
+class CheckpointWrite(msgspec.Struct, frozen=True, kw_only=True):
     """What a run's commit does to checkpoints, besides what else it writes.
 
     Of a durable message every commit with notes sets the count of its attempts back to 0: the message made progress.

@@ -14,7 +14,7 @@ import msgspec
 
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
-from actorhub.storage.checkpoint_ports import Notes
+from actorhub.storage.checkpoint_ports import CheckpointWrite
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -167,8 +167,8 @@ class RunCommit(msgspec.Struct, frozen=True, kw_only=True):
     """Durable messages that the handler told."""
     next_start: RunStart | None = None
     """The run that starts as soon as this one is committed, counted along with it; of the same shard and epoch."""
-    notes: Notes | None = None
-    """What happens to checkpoints along with it; for `commit_noted` and transactions only."""
+    checkpoints: CheckpointWrite | None = None
+    """What happens to checkpoints along with it; for `commit_with_checkpoints` and transactions only."""
 
 
 class RunFailure(msgspec.Struct, frozen=True, kw_only=True):
@@ -332,7 +332,7 @@ class MessageStore(Protocol):
         """
         ...
 
-    async def commit_noted(self, run: RunCommit, incarnation: str) -> bool:
+    async def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
         """Write like `commit_run`, and the run's notes with it, in a transaction of its own.
 
         A run that leaves neither state nor reply nor messages behind is one of notes alone.
@@ -375,11 +375,11 @@ class MessageStore(Protocol):
     ) -> tuple[Sequence[PendingMessage], float]:
         """Return the first `limit` messages by due time, of these shards, due before `until`; and the store's clock.
 
-        Overdue ones included. Messages with a due time are found here only, until `ripen` moves them.
+        Overdue ones included. Messages with a due time are found here only, until `promote_due` moves them.
         """
         ...
 
-    async def ripen(self, message_ids: Sequence[int]) -> None:
+    async def promote_due(self, message_ids: Sequence[int]) -> None:
         """Make due messages that could not be started wait in line with those that are due at once."""
         ...
 
@@ -397,7 +397,7 @@ class MessageStore(Protocol):
         """
         ...
 
-    async def revive(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
+    async def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
         """Make dead letters pending again, and pending ones due at once, with no attempts counted; return those found.
 
         Their error history stays. The owner must be told, or finds them at its next look into the store.

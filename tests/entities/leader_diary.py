@@ -16,7 +16,7 @@ from tests.entities.gates import gates
 Act = Callable[["Diary"], Awaitable[None]]
 
 
-class Notes(msgspec.Struct):
+class CheckpointWrite(msgspec.Struct):
     """What the diary keeps."""
 
     lines: list[str] = []
@@ -51,7 +51,7 @@ story = Story()
 """Of the test that runs."""
 
 
-class Diary(Singleton[Notes], name="diary", mailbox_capacity=5):
+class Diary(Singleton[CheckpointWrite], name="diary", mailbox_capacity=5):
     """Tells the story of its hooks."""
 
     async def on_activate(self) -> None:
@@ -82,7 +82,7 @@ class Diary(Singleton[Notes], name="diary", mailbox_capacity=5):
         self.state.lines.append(line)
         return len(self.state.lines)
 
-    async def read(self) -> Notes:
+    async def read(self) -> CheckpointWrite:
         """Return the state."""
         return self.state
 

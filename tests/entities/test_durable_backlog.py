@@ -218,7 +218,7 @@ async def test_poll_storage_finds_what_nobody_told_of(memory: MemoryCluster, cli
     """A message that was stored behind the owner's back runs at once after it."""
     log = client.client(Log)("a")
     told = await client.tell(log.add("template"), delay=timedelta(hours=1))
-    memory.store.messages.revive([told])
+    memory.store.messages.retry([told])
     await client.poll_storage()
     async with asyncio.timeout(3):
         assert await client.reply(told) == 1
@@ -251,7 +251,7 @@ async def test_messages_of_another_release_wait_and_block_nobody(memory: MemoryC
     held = [await caller.tell(log.brand_new(), delay=timedelta(hours=1)) for _ in range(40)]
     behind = await caller.tell(log.add("behind"), delay=timedelta(hours=1))
     await memory.kill(new)
-    memory.store.messages.revive([*held, behind])
+    memory.store.messages.retry([*held, behind])
     old = await memory.start_runner()
     await until(lambda: waiting(memory) == 40)
     assert await caller.reply(behind) == 1

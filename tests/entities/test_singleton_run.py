@@ -11,7 +11,7 @@ from actorhub.engine.singletons import leader
 from actorhub.engine.supervision import Backoff
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.leader_diary import Diary, Notes, at_gate, for_ever, is_leading, leads, led, row, story
+from tests.entities.leader_diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, leads, led, row, story
 
 
 class Stateless(Singleton, name="stateless"):
@@ -103,7 +103,7 @@ async def test_a_run_that_failed_is_unhealthy_until_it_runs_again(memory: Memory
     (health,) = (await runner.health())[0].singletons
     assert health.status == "unhealthy"
     assert "Odd" in health.last_error
-    assert await runner.singleton(Diary).read() == Notes()
+    assert await runner.singleton(Diary).read() == CheckpointWrite()
     await body_is(runner, "running")
 
 

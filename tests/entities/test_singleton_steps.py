@@ -249,17 +249,17 @@ async def test_a_save_without_a_change_that_is_repeated_keeps_tokens_right(
 ) -> None:
     """The store may have begun two generations for one save: the next leader must make the same token."""
     store = host_of(runner).messages
-    commit = store.commit_noted
+    commit = store.commit_with_checkpoints
     lost: list[str] = []
 
     async def commit_and_lose_the_answer(run: RunCommit, incarnation: str) -> bool:
         counted = await commit(run, incarnation)
-        if run.notes is not None and run.notes.closes and run.entity_type == "boss" and not lost:
+        if run.checkpoints is not None and run.checkpoints.closes and run.entity_type == "boss" and not lost:
             lost.append("answer")
             raise PersistenceError("the answer was lost", possibly_executed=True)
         return counted
 
-    monkeypatch.setattr(store, "commit_noted", commit_and_lose_the_answer)
+    monkeypatch.setattr(store, "commit_with_checkpoints", commit_and_lose_the_answer)
 
     async def run(boss: Boss) -> None:
         if not gates["boss"].left:

@@ -13,7 +13,7 @@ from actorhub import (
     current,
 )
 from actorhub.core.codec import encode
-from actorhub.storage.checkpoint_ports import Checkpoint, Notes, Scope
+from actorhub.storage.checkpoint_ports import Checkpoint, CheckpointWrite, Scope
 from actorhub.storage.message_ports import MessageState
 from actorhub.testing import MemoryCluster
 from tests.entities.gates import failure, gates, outcomes, soon
@@ -274,7 +274,7 @@ async def test_a_result_that_is_stored_already_counts(memory: MemoryCluster, run
     """As after a commit that was written although it seemed lost: the run fails, and the next one finds it."""
 
     async def function() -> str:
-        step = Notes(
+        step = CheckpointWrite(
             scope=Scope("clerk", "a", current().message_id), stored=(Checkpoint("one", encode("stored", "result")),)
         )
         memory.store.checkpoints.write(step)

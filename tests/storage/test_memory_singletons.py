@@ -4,7 +4,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actorhub.conformance.checkpoint_store_suite import CompletionSuite, NotesSuite, noted, owned, scope, steps
+from actorhub.conformance.checkpoint_store_suite import (
+    CheckpointWriteSuite,
+    CompletionSuite,
+    noted,
+    owned,
+    scope,
+    steps,
+)
 from actorhub.conformance.singleton_store_suite import BUSY, LeaderSuite, ScheduleSuite, abandoned, leadership, led
 from actorhub.conformance.storage_suite import runner
 from actorhub.core.errors import PersistenceError
@@ -21,7 +28,7 @@ async def world() -> AsyncIterator[MemoryWorld]:
     await made.aclose()
 
 
-class TestMemoryNotes(NotesSuite):
+class TestMemoryNotes(CheckpointWriteSuite):
     """Checkpoints in memory."""
 
 
@@ -42,7 +49,7 @@ async def test_an_unreachable_store_takes_no_notes(world: MemoryWorld) -> None:
     storage = await owned(world)
     world.store.available = False
     with pytest.raises(PersistenceError) as failed:
-        await storage.messages.commit_noted(noted(steps({"fetch": b"1"})), "a")
+        await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"1"})), "a")
     assert not failed.value.possibly_executed
     with pytest.raises(PersistenceError):
         await storage.checkpoints.load(scope())

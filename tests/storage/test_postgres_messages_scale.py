@@ -99,10 +99,10 @@ async def test_statements_prepared_on_empty_tables_use_indexes_later(postgres_wo
     scheduled, now = await messages.load_scheduled(SHARDS, time.time() + 2 * FAR, 1000)
     assert len(scheduled) == 1000
     assert min(each.deliver_at for each in scheduled) > now
-    await messages.ripen([each.message_id for each in scheduled])
+    await messages.promote_due([each.message_id for each in scheduled])
     await messages.find(5)
     await messages.cancel(1, SHARDS[1], 1, incarnation="a", retention=FAR)
-    await messages.revive([2, 3])
+    await messages.retry([2, 3])
     assert await messages.remove_expired(1000) == 0
     assert time.monotonic() - started < PATIENCE_SECONDS
     await storage.aclose()

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from actorhub.conformance.checkpoint_store_suite import (
+    CheckpointWriteSuite,
     CompletionSuite,
-    NotesSuite,
     attempts_of,
     closing,
     noted,
@@ -44,7 +44,7 @@ def world(postgres_world: PostgresWorld) -> PostgresWorld:
     return postgres_world
 
 
-class TestPostgresNotes(NotesSuite):
+class TestPostgresNotes(CheckpointWriteSuite):
     """Checkpoints in Postgres."""
 
 
@@ -67,9 +67,9 @@ async def test_namespaces_do_not_see_each_other(world: PostgresWorld) -> None:
         await storage.take(SHARDS, runner("a"))
         await storage.singletons.lead(leadership("orders", "ada"), data.decode(), None)
         await storage.singletons.keep_schedule(leadership("orders", "ada"), schedule(data.decode(), "orders"))
-        await storage.messages.commit_noted(noted(steps({"fetch": data}), 1), "a")
+        await storage.messages.commit_with_checkpoints(noted(steps({"fetch": data}), 1), "a")
         assert await storage.checkpoints.complete(outcome("t", data))
-    await green.messages.commit_noted(noted(closing(), 2), "a")
+    await green.messages.commit_with_checkpoints(noted(closing(), 2), "a")
     assert await blue.checkpoints.load(scope()) == Saved(checkpoints={"fetch": b"blue"})
     assert await green.checkpoints.load(scope()) == Saved(generation=1)
     assert await blue.checkpoints.complete(outcome("t", b"blue"))
@@ -89,7 +89,7 @@ async def test_notes_and_the_users_sql_are_committed_together(world: PostgresWor
         ("i-1", noted(steps({"fetch": b"1"}, 1)), None),
         ("i-2", noted(steps({"parse": b"2"}, 1), epoch=2), Fenced),
         ("i-3", noted(steps({"parse": b"2"}, 1), 7), VersionConflict),
-        ("i-4", changed(run(message(1), 1), notes=closing(1)), None),
+        ("i-4", changed(run(message(1), 1), checkpoints=closing(1)), None),
     ):
         transaction = await messages.begin()
         await transaction.connection.execute("insert into invoice values ($1)", name)
@@ -127,7 +127,7 @@ async def test_a_lost_connection_leaves_the_outcome_open(world: PostgresWorld) -
     storage = await owned(world)
     made = noted(closing(), 1)
     async with held(world, "select from singleton for update") as observer:
-        commit = asyncio.Task(storage.messages.commit_noted(made, "a"))
+        commit = asyncio.Task(storage.messages.commit_with_checkpoints(made, "a"))
         await until_blocked(observer)
         await observer.execute(
             "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'actorhub notes'"
@@ -137,7 +137,7 @@ async def test_a_lost_connection_leaves_the_outcome_open(world: PostgresWorld) -
     assert caught.value.possibly_executed
     assert await storage.checkpoints.load(scope()) == Saved()
     for _ in range(2):
-        await storage.messages.commit_noted(made, "a")
+        await storage.messages.commit_with_checkpoints(made, "a")
     assert await storage.checkpoints.load(scope()) == Saved(generation=1)
 
 
@@ -151,7 +151,7 @@ async def test_a_commit_that_met_another_one_is_repeated(world: PostgresWorld) -
         "insert into entity_state (version, epoch, updated_at, shard_number, shard_group, entity_type, entity_id, data)"
         " values (1, 1, now(), 0, 'default', 'orders', 'ada', 'other')"
     )
-    commit = asyncio.Task(storage.messages.commit_noted(noted(closing(), 1), "a"))
+    commit = asyncio.Task(storage.messages.commit_with_checkpoints(noted(closing(), 1), "a"))
     await until_blocked(observer)
     await transaction.commit()
     with pytest.raises(VersionConflict):
@@ -169,7 +169,7 @@ async def test_a_takeover_waits_for_the_leaders_write_under_way(world: PostgresW
         if kind == "note":
             await storage.singletons.note(leadership("orders", "ada"), BUSY, heartbeat=True)
         else:
-            await storage.messages.commit_noted(noted(closing()), "a")
+            await storage.messages.commit_with_checkpoints(noted(closing()), "a")
 
     async with held(world, "select from singleton for update") as observer:
         writing = asyncio.Task(write())
@@ -253,6 +253,6 @@ async def test_a_fresh_body_without_a_leader_has_no_generation(world: PostgresWo
     """Generations belong to singletons that somebody led: closing another one forgets its steps, no more."""
     storage = await world.storage()
     await storage.take(SHARDS, runner("a"))
-    await storage.messages.commit_noted(noted(steps({"fetch": b"1"})), "a")
-    await storage.messages.commit_noted(noted(closing()), "a")
+    await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"1"})), "a")
+    await storage.messages.commit_with_checkpoints(noted(closing()), "a")
     assert await storage.checkpoints.load(scope(BODY)) == Saved()

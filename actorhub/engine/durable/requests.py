@@ -62,9 +62,9 @@ class MessageRequests:
         """Cancel the message unless it runs; the reply is whether it had not ended."""
         self._serve(caller, self._cancel(caller, shard))
 
-    def revive(self, caller: Message, shard: HostedShard) -> None:
+    def retry(self, caller: Message, shard: HostedShard) -> None:
         """Make a dead letter, or a message that waits, due at once; the reply is whether there was one."""
-        self._serve(caller, self._revive(caller, shard))
+        self._serve(caller, self._retry(caller, shard))
 
     def find(self, caller: Message) -> None:
         """Say where the message belongs, or `nil`."""
@@ -117,11 +117,11 @@ class MessageRequests:
             self._delivery.send_on(caller)
         raise _SentOnError
 
-    async def _revive(self, caller: Message, shard: HostedShard) -> bool:
+    async def _retry(self, caller: Message, shard: HostedShard) -> bool:
         delivery, message_id = self._delivery, caller.message_id
         waiting = self._taken_out(message_id, shard)
         try:
-            return bool(await self._store.revive([message_id]))
+            return bool(await self._store.retry([message_id]))
         finally:
             delivery.put_back(message_id, shard, waiting)
 

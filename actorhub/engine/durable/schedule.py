@@ -125,7 +125,7 @@ class Schedule:
             if not message.is_dropped and not self._seat(message):
                 overdue.append(message)
         if overdue:
-            await self._ripen(overdue)
+            await self._promote_due(overdue)
         if self._is_full and len(self._heap) < LIMIT // 2:
             self._look_at = min(self._look_at, self._clock.monotonic() + _RETRY)
         if not self._shards:
@@ -135,10 +135,10 @@ class Schedule:
             pause = min(pause, self._heap[0][0] - now)
         return max(pause, _SHORTEST)
 
-    async def _ripen(self, overdue: Collection[DurableMessage]) -> None:
+    async def _promote_due(self, overdue: Collection[DurableMessage]) -> None:
         """Have the backlog's loader bring in what found no place."""
         try:
-            await self._store.ripen([message.message_id for message in overdue])
+            await self._store.promote_due([message.message_id for message in overdue])
         except PersistenceError as error:
             _log.warning("%d due messages wait for the next look into the store: %s", len(overdue), error)
             self._look_at = self._clock.monotonic() + _RETRY

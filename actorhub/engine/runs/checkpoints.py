@@ -17,7 +17,7 @@ from actorhub.engine.model.cell import DEAD, Cell
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.message import COMMITTING, DONE, FOREVER, RUNNING, Message, running
 from actorhub.engine.runs.scheduler import RunMoved, run_in
-from actorhub.storage.checkpoint_ports import BODY, Checkpoint, Notes, Scope
+from actorhub.storage.checkpoint_ports import BODY, Checkpoint, CheckpointWrite, Scope
 from actorhub.storage.ports import Fenced
 
 _log: Final = logging.getLogger("actorhub.checkpoints")
@@ -180,7 +180,7 @@ async def _run(message: Message, cell: Cell, step: Step) -> bytes:
         data = check_size(_encoded(value, step.codec, what), cell.shard.host.limits.max_message_bytes, what)
         _check_alive(message, cell, progress)
         run.phase = COMMITTING
-        notes = Notes(scope=progress.scope, stored=(Checkpoint(step.name, data),))
+        notes = CheckpointWrite(scope=progress.scope, stored=(Checkpoint(step.name, data),))
         cancelled = await cell.shard.host.runs.commit_step(run, cell, notes)
     except PersistenceError:
         progress.saved = None  # perhaps it is stored all the same: ask, before a function runs again
@@ -251,7 +251,9 @@ async def durable_wait(message: Message, cell: Cell, progress: Progress) -> Asyn
     """
     _check_alive(message, cell, progress)
     if message.spec.durable and not progress.is_uncounted:
-        cancelled = await cell.shard.host.runs.commit_step(StepRun(message, cell), cell, Notes(scope=progress.scope))
+        cancelled = await cell.shard.host.runs.commit_step(
+            StepRun(message, cell), cell, CheckpointWrite(scope=progress.scope)
+        )
         progress.is_uncounted = True
         if cancelled:
             raise asyncio.CancelledError
@@ -309,7 +311,7 @@ def check_name(name: str) -> str:
         raise MalformedMessage(f"name of a step, wait or sleep: {error}", possibly_executed=True) from None
 
 
-def closing_notes(message: Message) -> Notes | None:
+def closing_notes(message: Message) -> CheckpointWrite | None:
     """Return what the run's commit does to its checkpoints; `None` where it has none."""
     progress = message.progress
-    return None if progress is None else Notes(scope=progress.scope, closes=True)
+    return None if progress is None else CheckpointWrite(scope=progress.scope, closes=True)

@@ -17,7 +17,7 @@ from actorhub.engine.runs.checkpoints import StepRun, closing_notes, is_body
 from actorhub.engine.runs.completion import Results, commit_now, settled, tells_durably
 from actorhub.engine.runs.scheduler import Turns
 from actorhub.engine.supervision import Supervisor
-from actorhub.storage.checkpoint_ports import Notes
+from actorhub.storage.checkpoint_ports import CheckpointWrite
 from actorhub.storage.message_ports import (
     MessageStore,
     NewMessage,
@@ -84,7 +84,7 @@ class RunCommits:
             message.phase = RUNNING
             self._results.raised(message, error)
             return
-        if message.transaction is None and run.notes is None:
+        if message.transaction is None and run.checkpoints is None:
             outcome = self._written(cell, run)
         else:
             outcome = self._written_alone(cell, run, message.transaction)
@@ -110,7 +110,7 @@ class RunCommits:
             await commit_now(cell, message.epoch, data)
         self._turns.send_told(message)
 
-    async def commit_step(self, step: StepRun, cell: Cell, notes: Notes) -> bool:
+    async def commit_step(self, step: StepRun, cell: Cell, notes: CheckpointWrite) -> bool:
         """Write the notes of a run that goes on, with what its step told and its SQL; then send the tells.
 
         Returns:
@@ -127,7 +127,7 @@ class RunCommits:
             entity_type=cell.hosted.spec.name,
             entity_id=cell.entity_id,
             outbox=self._outbox(step),
-            notes=notes,
+            checkpoints=notes,
         )
         transaction, step.transaction = step.transaction, None
         outcome = self._written_alone(cell, run, transaction)
@@ -198,7 +198,7 @@ class RunCommits:
             next_start=None
             if next_one is None
             else RunStart(next_one.message_id, cell.shard.id, message.epoch, next_one.attempts + 1),
-            notes=closing_notes(message),
+            checkpoints=closing_notes(message),
         )
 
     def _outbox(self, message: Message) -> tuple[NewMessage, ...]:
@@ -214,7 +214,7 @@ class RunCommits:
         if not cell.may_commit:
             return _refused(cell)
         outcome: Future[bool] = asyncio.get_running_loop().create_future()
-        commit = self._store.commit_noted if transaction is None else transaction.commit
+        commit = self._store.commit_with_checkpoints if transaction is None else transaction.commit
         work = self._settle(commit(run, self._incarnation), transaction, outcome)
         _ = self._supervisor.spawn(work, "commit transaction")
         return outcome

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 
 from actorhub.core.clock import Clock
-from actorhub.storage.checkpoint_ports import BODY, Completion, Notes, Saved, Scope
+from actorhub.storage.checkpoint_ports import BODY, CheckpointWrite, Completion, Saved, Scope
 from actorhub.storage.message_ports import RolledBack
 
 
@@ -38,7 +38,7 @@ class CheckpointTable:
             generation=self._generations.get(scope, 0), checkpoints={name: row.data for name, row in found.items()}
         )
 
-    def check(self, notes: Notes) -> None:
+    def check(self, notes: CheckpointWrite) -> None:
         """Do nothing if the notes may be written.
 
         Raises:
@@ -48,7 +48,7 @@ class CheckpointTable:
         if not notes.closes and any(checkpoint.name in known for checkpoint in notes.stored):
             raise RolledBack(f"{notes.scope}: a step is stored already: {[step.name for step in notes.stored]}")
 
-    def write(self, notes: Notes) -> None:
+    def write(self, notes: CheckpointWrite) -> None:
         """Write a run's notes, which were checked."""
         scope = notes.scope
         if notes.closes and scope.message_id == BODY:

@@ -103,7 +103,7 @@ class MessageTable:
             row.settlement = Settlement.of(run)
         return run.next_start is not None and self.start_run(run.next_start, incarnation) is Readiness.RUN
 
-    def commit_noted(self, run: RunCommit, incarnation: str) -> bool:
+    def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
         """Write what a run leaves behind and its notes, or see that this very run was written before.
 
         Returns whether the next run was counted along with it.
@@ -114,13 +114,13 @@ class MessageTable:
         """
         if self._was_committed(run):
             return False
-        if run.notes is not None:
+        if run.checkpoints is not None:
             self._check_owner(incarnation, run.shard, run.epoch)
-            self._checkpoints.check(run.notes)
+            self._checkpoints.check(run.checkpoints)
         counted = self.commit_run(run, incarnation)
-        if run.notes is not None:
-            self._checkpoints.write(run.notes)
-            row = self._rows.get(run.notes.scope.message_id)
+        if run.checkpoints is not None:
+            self._checkpoints.write(run.checkpoints)
+            row = self._rows.get(run.checkpoints.scope.message_id)
             if row is not None and row.reply is None:
                 self._make_due(row)
                 row.attempts = 0
@@ -186,7 +186,7 @@ class MessageTable:
         found = self._queues.scheduled(set(shards), until, limit)
         return [as_pending(row) for row in found], self._clock.time()
 
-    def ripen(self, message_ids: Sequence[int]) -> None:
+    def promote_due(self, message_ids: Sequence[int]) -> None:
         """Move due messages to those that are due at once."""
         now = self._clock.time()
         for message_id in message_ids:
@@ -213,7 +213,7 @@ class MessageTable:
         self._settle(row, StoredReply(Outcome.CANCELLED, b""), retention)
         return CancelResult.CANCELLED
 
-    def revive(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
+    def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
         """Make dead letters and pending messages due at once with no attempts counted; return those found, by id."""
         found = [row for message_id in sorted(set(message_ids)) if (row := self._rows.get(message_id)) is not None]
         revived = [row for row in found if row.reply is None or row.is_dead]

@@ -70,7 +70,7 @@ class MemoryMessages:
         """
         return self._queue(lambda: self._commit(run, incarnation))
 
-    async def commit_noted(self, run: RunCommit, incarnation: str) -> bool:
+    async def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
         """Write like `commit_run`, and the run's notes with it.
 
         Raises:
@@ -79,7 +79,7 @@ class MemoryMessages:
         """
         table = await self._reached()
         try:
-            counted = table.commit_noted(run, incarnation)
+            counted = table.commit_with_checkpoints(run, incarnation)
         except (Fenced, VersionConflict, NotPending, DuplicateKey):
             self._counters.refused += 1
             raise
@@ -117,9 +117,9 @@ class MemoryMessages:
         """Return the first `limit` messages by due time, of these shards, due before `until`; and the store's clock."""
         return (await self._reached()).load_scheduled(shards, until, limit)
 
-    async def ripen(self, message_ids: Sequence[int]) -> None:
+    async def promote_due(self, message_ids: Sequence[int]) -> None:
         """Make due messages that could not be started wait in line with those that are due at once."""
-        (await self._reached()).ripen(message_ids)
+        (await self._reached()).promote_due(message_ids)
 
     async def find(self, message_id: int) -> MessageRow | None:
         """Return all that is known of a message; `None` if nothing is."""
@@ -131,12 +131,12 @@ class MemoryMessages:
         """Settle a pending message or a dead letter as cancelled, for the shard's owner, or with `None` for nobody."""
         return (await self._reached()).cancel(message_id, shard, epoch, incarnation=incarnation, retention=retention)
 
-    async def revive(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
+    async def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
         """Make dead letters pending again, and pending ones due at once, with no attempts counted; return those found.
 
         Their error history stays.
         """
-        return (await self._reached()).revive(message_ids)
+        return (await self._reached()).retry(message_ids)
 
     async def messages(self, wanted: MessageFilter) -> Sequence[MessageRow]:
         """Return messages of every state, without bodies and histories, by id."""

@@ -157,7 +157,7 @@ class RunCommits:
 
 
 class RunFailures:
-    """Notes failed runs."""
+    """CheckpointWrite failed runs."""
 
     name = "note failed runs"
     writes = True

@@ -122,7 +122,7 @@ class PostgresMessages:
                 return future
         return self._commits.submit_nowait(run, _run_name(run), incarnation, run_bytes(run))
 
-    async def commit_noted(self, run: RunCommit, incarnation: str) -> bool:
+    async def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
         """Write like `commit_run`, and the run's notes with it, in a transaction of its own.
 
         Repeating a commit that was written changes nothing, its notes included, as long as it has a state, a reply or
@@ -206,16 +206,16 @@ class PostgresMessages:
     ) -> tuple[Sequence[PendingMessage], float]:
         """Return the first `limit` messages by due time, of these shards, due before `until`; and the store's clock.
 
-        Overdue ones included. Messages with a due time are found here only, until `ripen` moves them.
+        Overdue ones included. Messages with a due time are found here only, until `promote_due` moves them.
         """
         rows = await self._loads.fetch(
             "load scheduled messages", "load_scheduled", *_shard_columns(shards), until, limit
         )
         return [pending_message(row, shard_of(row)) for row in rows if row["message_id"] is not None], rows[0]["clock"]
 
-    async def ripen(self, message_ids: Sequence[int]) -> None:
+    async def promote_due(self, message_ids: Sequence[int]) -> None:
         """Make due messages that could not be started wait in line with those that are due at once."""
-        await self._loads.fetch("put messages in line", "ripen", list(message_ids))
+        await self._loads.fetch("put messages in line", "promote_due", list(message_ids))
 
     async def find(self, message_id: int) -> MessageRow | None:
         """Return all that is known of a message; `None` if nothing is."""
@@ -235,7 +235,7 @@ class PostgresMessages:
         rows = await self._control.fetch("cancel a message", "cancel", *arguments)
         return CancelResult(rows[0][0])
 
-    async def revive(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
+    async def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
         """Make dead letters pending again, and pending ones due at once, with no attempts counted; return those found.
 
         Their error history stays. The owner must be told, or finds them at its next look into the store.
@@ -243,7 +243,7 @@ class PostgresMessages:
         found: list[PendingMessage] = []
         # Rows of several messages are locked by no more than one kind of transaction: else two could deadlock.
         for message_id in sorted(set(message_ids)):
-            rows = await self._control.fetch("revive a message", "revive", [message_id])
+            rows = await self._control.fetch("retry a message", "retry", [message_id])
             found += [pending_message(row, shard_of(row)) for row in rows]
         return found
 

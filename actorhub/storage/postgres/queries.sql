@@ -234,7 +234,7 @@ left join lateral (
 ) as m on true
 order by m.deliver_at, m.message_id;
 
--- name: ripen
+-- name: promote_due
 -- Put due messages in line.
 update message set deliver_at = null where message_id = any($1::bigint[]) and deliver_at <= clock_timestamp();
 
@@ -242,7 +242,7 @@ update message set deliver_at = null where message_id = any($1::bigint[]) and de
 -- Settle a message as cancelled; returns what was found.
 select cancel_message($1, $2, $3, $4, $5, $6, $7);
 
--- name: revive
+-- name: retry
 -- Make dead letters pending again, and pending messages due at once.
 select
     m.message_id, m.shard_group, m.shard_number, m.entity_type, m.entity_id, m.handler, m.headers, m.key,

@@ -11,7 +11,7 @@ import asyncpg
 import msgspec
 
 from actorhub.core.errors import DuplicateKey, PersistenceError
-from actorhub.storage.checkpoint_ports import Notes
+from actorhub.storage.checkpoint_ports import CheckpointWrite
 from actorhub.storage.message_ports import RolledBack, RunCommit
 from actorhub.storage.postgres.connection import Target, TransactionPool, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
@@ -201,12 +201,12 @@ class PostgresTransaction:
             raise PersistenceError(
                 "the transaction was ended by the handler's own SQL, or by a lost connection", possibly_executed=True
             )
-        if run.notes is None:
+        if run.checkpoints is None:
             _, counted = await self._write_run(run, incarnation)
             return counted
         # With a next run, the verdict would not tell what is written now from what was before, with its notes.
         is_new, _ = await self._write_run(msgspec.structs.replace(run, next_start=None), incarnation)
-        return is_new and await self._write_notes(run, run.notes)
+        return is_new and await self._write_notes(run, run.checkpoints)
 
     async def _write_run(self, run: RunCommit, incarnation: str) -> tuple[bool, bool]:
         """Return whether all was written now, and whether the next run was counted with it."""
@@ -221,7 +221,7 @@ class PostgresTransaction:
             self._counters.refused += 1
         raise verdict
 
-    async def _write_notes(self, run: RunCommit, notes: Notes) -> bool:
+    async def _write_notes(self, run: RunCommit, notes: CheckpointWrite) -> bool:
         """Write the notes of a run that was written now; return whether its next run was counted."""
         scope, following = notes.scope, run.next_start
         async with deadline(_Ending(self._connection), COMMIT_LIMIT):
