@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from actorhub.core.codec import check_size
-from actorhub.core.envelope import ASK, STREAM, TELL, Credit, Durable
+from actorhub.core.envelope import ASK, STREAM, TELL, Durable
 from actorhub.core.errors import (
     ActorhubError,
     CallTimeout,
@@ -21,7 +21,7 @@ from actorhub.core.errors import (
     RunnerUnavailable,
 )
 from actorhub.core.idempotency import check_key, payload_hash, primary_key_of
-from actorhub.engine.model.message import DONE, FOREVER, NEW, RUNNING, SENT, Message, running
+from actorhub.engine.model.records import DONE, FOREVER, NEW, RUNNING, SENT, Message, running
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.node import Node
 from actorhub.engine.routing.inbound import check_chain
@@ -141,7 +141,7 @@ class Call(Message):
             node.deadlines.drop(self)
             if self._trace is not None:
                 self.trace_ended(_error_of(future))
-        return message_id if self.durable is None else msgspec.msgpack.decode(body, type=int)
+        return message_id if self.delivery is None else msgspec.msgpack.decode(body, type=int)
 
     def begin_tell(self, message_id: int, when: Durable | None = None) -> None:
         """Make it a tell; it does not belong to the caller's chain.
@@ -217,8 +217,8 @@ class Call(Message):
             durable.key = check_key(durable.key)
             durable.payload_hash = payload_hash(args)
         if self.message_id == 0:
-            self.message_id = self._target.node.new_id()
-        self.durable = durable
+            self.message_id = self._target.node.ids.new_id()
+        self.delivery = durable
 
     def accepted(self) -> None:
         """Let the teller go on; from here on the message has no deadline."""
@@ -252,7 +252,7 @@ class ToldCall(Message):
         self.headers = call.headers
         self.message_id = call.message_id
         self.waits_for_room = call.waits_for_room
-        self.durable = call.durable
+        self.delivery = call.delivery
         call.trace_ended(None)
         self._under_way: set[Message] | None = None
 
@@ -270,7 +270,7 @@ class ToldCall(Message):
         """Log and count, unless it is stored, and so will be found by its owner."""
         if self._under_way is not None:
             self._under_way.discard(self)
-        if self.durable is None or not self.durable.is_stored:
+        if self.delivery is None or not self.delivery.is_stored:
             self._node.tell_failed(self, error)
 
 
@@ -390,7 +390,7 @@ class _StreamMessage(Call):
             if self.producer is not None:
                 self.producer.grant(count)
             elif self.phase == SENT and self.peer is not None:
-                self.peer.link.send(Credit(self.request_id, count))
+                self.peer.grant(self, count)
 
     def completed(self, body: bytes) -> None:
         """The producer's end."""

@@ -10,10 +10,10 @@ from typing import Any, Final, Generic, TypeVar
 
 from actorhub._resolution import checked_codec
 from actorhub.core.codec import Codec
-from actorhub.engine.model.cell import Cell
-from actorhub.engine.model.message import Message
+from actorhub.engine.model.records import Cell, Message
 from actorhub.engine.runs.checkpoints import known_progress
 from actorhub.engine.runs.deferred import deferral_of
+from actorhub.engine.runs.services import services
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ class Deferred(Generic[T]):
         self._progress = known_progress(message)
         self._deferral = deferral_of(self._progress, name)
         self._codec: Codec[T] = checked_codec(type_, f"{message.what}: deferred value {name!r}")
-        self.token: str = cell.shard.host.deferrals.token(self._deferral)
+        self.token: str = services.get().deferrals.token(self._deferral)
         """Names the value: text that may be put in a URL, and that only this cluster can make.
 
         It is the same in each run of the message, so it can be handed out in a step.
@@ -51,7 +51,7 @@ class Deferred(Generic[T]):
             raise RuntimeError(
                 f"{message.what}: deferred value {self._deferral.name!r} is history: make it anew after save()"
             )
-        data = await self._cell.shard.host.deferrals.wait(message, self._cell, progress, self._deferral)
+        data = await services.get().deferrals.wait(message, self._cell, progress, self._deferral)
         return self._codec.decode(data)
 
 

@@ -7,7 +7,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.config import Settings
 from actorhub.core.envelope import Hello
 from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.runner import Door
+from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops import port_services
 from actorhub.ops.channels import tls_files
 from actorhub.storage.postgres import PostgresStorage
@@ -47,9 +47,13 @@ async def runner_finder(
     return registered, storage
 
 
-def runner_transport(settings: Settings, hello: Hello, door: Door, specs: Mapping[str, EntitySpec]) -> GrpcTransport:
+def runner_transport(
+    settings: Settings, hello: Hello, acceptor: LinkAcceptor, specs: Mapping[str, EntitySpec]
+) -> GrpcTransport:
     """Return a transport that listens, with the operator's services on the same port."""
-    return grpc_transport(settings, hello, listen=str(settings.listen), services=port_services(door, specs, settings))
+    return grpc_transport(
+        settings, hello, listen=str(settings.listen), services=port_services(acceptor, specs, settings)
+    )
 
 
 def grpc_transport(

@@ -18,11 +18,10 @@ from actorhub.core.errors import (
     UnknownMessage,
 )
 from actorhub.engine.anycast.ask import AnyRunnerRequest, ask, ask_any
-from actorhub.engine.client_node import Caller
 from actorhub.engine.durable.requests import Whereabouts, whereabouts
-from actorhub.engine.model.message import FOREVER, AwaitedMessage
+from actorhub.engine.model.records import FOREVER, AwaitedMessage
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec, operation_spec
-from actorhub.engine.runner import Runner
+from actorhub.engine.part import Part
 from actorhub.storage.message_ports import CancelResult, Outcome
 
 _PATIENCE: Final = 30.0
@@ -36,7 +35,7 @@ _POLL: Final = operation_spec("store", "poll")
 class StoredMessages:
     """Finds a message's owner, and asks it; where nobody owns it, and this process has the store, the store itself."""
 
-    def __init__(self, part: Runner | Caller, specs: Mapping[str, EntitySpec]) -> None:
+    def __init__(self, part: Part, specs: Mapping[str, EntitySpec]) -> None:
         self._part = part
         self._node = part.node
         self._specs = specs
@@ -50,7 +49,7 @@ class StoredMessages:
         spec = self._spec(found)
         if found.outcome is None:
             request = _Request(spec, found.entity_id, ASK, message_id)
-            request.durable = Durable(is_stored=True)
+            request.delivery = Durable(is_stored=True)
             try:
                 return decode_result(spec, await self._ask(request, deadline))
             except EntityNotAssigned as error:
@@ -73,11 +72,11 @@ class StoredMessages:
         try:
             body = await self._ask(request, self._from_now(self._patience))
         except EntityNotAssigned:
-            if self._node.store is None or request.shard is None:
+            if self._node.store is None or request.shard_id is None:
                 raise
             result = await self._node.store.cancel(
                 message_id,
-                request.shard,
+                request.shard_id,
                 0,
                 incarnation=None,
                 retention=request.spec.retention or self._node.limits.retention,
@@ -89,8 +88,8 @@ class StoredMessages:
         found = await self._find(message_id, self._from_now(_PATIENCE))
         return found is not None and found.outcome == Outcome.CANCELLED
 
-    async def reset(self, message_id: int) -> bool:
-        """Return whether the message is to run anew; see `Cluster.reset`."""
+    async def retry(self, message_id: int) -> bool:
+        """Return whether the message is to run anew; see `Cluster.retry`."""
         found = await self._find(message_id, self._from_now(_PATIENCE))
         if found is None or found.outcome not in (None, Outcome.DEAD):
             return False
@@ -104,9 +103,8 @@ class StoredMessages:
         return msgspec.msgpack.decode(body, type=bool)
 
     async def poll(self) -> None:
-        """Have every runner that is linked, and this process, look into the store."""
-        if isinstance(self._part, Runner):
-            self._part.host.delivery.poll()
+        """Have every runner that is linked, and this process, scan the store."""
+        self._part.poll()
         for peer in self._node.peers.runners():
             try:
                 request = AnyRunnerRequest(_POLL, POLL_STORAGE)
@@ -153,4 +151,4 @@ class _Request(AwaitedMessage):
     def __init__(self, spec: HandlerSpec, entity_id: str, kind: int, message_id: int) -> None:
         super().__init__(spec, entity_id, kind)
         self.message_id = message_id
-        self.durable = Durable(is_repeated=True)
+        self.delivery = Durable(is_repeated=True)

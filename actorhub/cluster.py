@@ -18,17 +18,14 @@ from actorhub.core.errors import (
     DeferredFailed,
     EntityError,
     NotConnected,
-    PersistenceError,
     UnknownEntityType,
 )
-from actorhub.core.snowflake import Snowflake, SnowflakeGenerator
-from actorhub.engine.anycast.runner_requests import Outcome, ask_health, ask_to_complete
-from actorhub.engine.client_node import Caller
-from actorhub.engine.model.message import AwaitedMessage, Message
+from actorhub.core.snowflake import Snowflake
+from actorhub.engine.anycast.runner_requests import DeferredOutcome
+from actorhub.engine.model.records import AwaitedMessage, Message
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.node import Node
-from actorhub.engine.runner import Runner
-from actorhub.engine.runs.deferred import completion
+from actorhub.engine.part import Part
 from actorhub.engine.singletons.health import RunnerHealth
 from actorhub.entity import Declared, Entity
 from actorhub.key_value import KeyValue, untyped
@@ -48,20 +45,15 @@ cluster_here: ContextVar["Cluster"] = ContextVar("actorhub_cluster")
 class Cluster:
     """This program's connection to the cluster. Made by `hub.connect()` and `hub.runner()`; closed with them."""
 
-    def __init__(self, part: Runner | Caller, specs: Mapping[str, EntitySpec]) -> None:
+    def __init__(self, part: Part, specs: Mapping[str, EntitySpec]) -> None:
         self._part = part
         self._node: Node = part.node
         self._specs = specs
         self._target = Target(self._node)
         self._clients: dict[type[Declared[Any]], Client[Any]] = {}
-        self._ids: SnowflakeGenerator | None = None
-        self._node.new_id = lambda: int(self.snowflake())
-        if isinstance(part, Runner):
-            part.host.singletons.new_id = self._node.new_id
         self._stored = StoredMessages(part, specs)
-        store = part.storage.key_values if isinstance(part, Runner) else part.key_values
-        self._kv = untyped(store, self._node.clock)
-        self.leaving = False
+        self._kv = untyped(part.key_values, self._node.clock)
+        self._leaving = False
 
     def client(self, entity: type[E]) -> Client[E]:
         """Return a typed client of an entity class.
@@ -150,30 +142,6 @@ class Cluster:
             return await self._broadcast(told)
         return await told.tell(int(self.snowflake()), when)
 
-    def tell_later(
-        self,
-        call: Awaitable[Any],
-        outbox: list[Message],
-        *,
-        deliver_at: datetime | None = None,
-        delay: timedelta | None = None,
-        key: str | None = None,
-    ) -> int:
-        """Add a call to what leaves when the running handler's work is committed; return the message's id."""
-        told = as_call(call)
-        if told.target.broadcast:
-            told.close()
-            raise TypeError("a broadcast from a handler is not part of its commit: use `await cluster.tell(...)`")
-        try:
-            when = _when(deliver_at, delay, key)
-        except ValueError:
-            told.close()
-            raise
-        message_id = int(self.snowflake())
-        told.begin_tell(message_id, when)
-        outbox.append(ToldCall(told))
-        return message_id
-
     async def reply(self, message_id: int, *, timeout: timedelta | None = timedelta(seconds=30)) -> Any:  # noqa: ANN401 - what the handler returned
         """Wait for the reply of a durable message, also of one that was settled long ago; return its value.
 
@@ -201,7 +169,7 @@ class Cluster:
         """
         return await self._stored.cancel(message_id)
 
-    async def reset(self, message_id: int) -> bool:
+    async def retry(self, message_id: int) -> bool:
         """Run a dead letter, or a message that waits for its next attempt or its time, now and from attempt 1.
 
         Returns:
@@ -210,7 +178,11 @@ class Cluster:
         Raises:
             AlreadyProcessing: its handler runs.
         """
-        return await self._stored.reset(message_id)
+        return await self._stored.retry(message_id)
+
+    async def reset(self, message_id: int) -> bool:
+        """Do what `retry` does: an earlier name of it."""
+        return await self.retry(message_id)
 
     async def poll_storage(self) -> None:
         """Have every runner look into the store for messages now; they find them without this, only later."""
@@ -233,7 +205,7 @@ class Cluster:
             MalformedMessage: this cluster did not make the token, or the value cannot be encoded.
         """
         data = check_size(encode(value, "deferred value"), self._node.limits.max_message_bytes, "deferred value")
-        return await self._complete(Outcome(token, CompletionKind.VALUE, data))
+        return await self._part.complete(DeferredOutcome(token, CompletionKind.VALUE, data))
 
     async def fail(self, token: str, error: EntityError | str) -> bool:
         """Let the wait for a deferred value fail, with this `EntityError`, or a `DeferredFailed` of this text.
@@ -245,26 +217,14 @@ class Cluster:
             MalformedMessage: this cluster did not make the token.
         """
         failure = error if isinstance(error, EntityError) else DeferredFailed(error)
-        return await self._complete(Outcome(token, CompletionKind.FAILED, encode_error(failure)))
+        return await self._part.complete(DeferredOutcome(token, CompletionKind.FAILED, encode_error(failure)))
 
     async def health(self) -> Sequence[RunnerHealth]:
         """Return how this runner is; of a client: how each runner is that it is linked to and that answers.
 
         A client that is linked to none gets an empty sequence.
         """
-        part = self._part
-        if isinstance(part, Runner):
-            return [part.health()]
-        return await ask_health(self._node)
-
-    async def _complete(self, outcome: Outcome) -> bool:
-        part = self._part
-        if isinstance(part, Runner):
-            return await part.requests.complete(outcome)
-        if part.storage is not None and not self._node.peers.runners():
-            made = completion(outcome.token, await part.storage.secret(), outcome.kind, outcome.data)
-            return await part.storage.checkpoints.complete(made)
-        return await ask_to_complete(self._node, outcome)
+        return await self._part.runner_healths()
 
     @property
     def kv(self) -> KeyValue[Any]:
@@ -277,43 +237,31 @@ class Cluster:
         Raises:
             PersistenceError: this process has no machine id, or could not renew its lease of it.
         """
-        machine = self._part.machine_id
-        if self._ids is None or self._ids.machine != machine:
-            if machine < 0:
-                raise PersistenceError("no machine id was leased to this process yet")
-            self._ids = SnowflakeGenerator(machine, self._node.clock)
-        if self._part.machine_id_until < self._node.clock.monotonic():
-            raise PersistenceError("the lease of this process's machine id ran out: the store cannot be reached")
-        return self._ids.next_id()
+        return self._node.ids.snowflake()
 
     def shard_of(self, entity: type[Declared[Any]], entity_id: str) -> ShardId:
         """Return the shard of an id."""
         check_entity_id(entity_id, self._node.limits.max_entity_id_bytes)
-        return self._node.router.shard_of(entity.__declaration__.spec, entity_id)
+        return self._node.router.sharding.shard_of(entity.__declaration__.spec, entity_id)
 
     def is_local(self, entity: type[Declared[Any]], entity_id: str) -> bool:
         """Whether this very process owns the id's shard."""
-        return isinstance(self._part, Runner) and self.shard_of(entity, entity_id) in self._part.ownership.owned
+        return self._part.owns(self.shard_of(entity, entity_id))
 
     @property
     def is_shutting_down(self) -> bool:
         """Whether this process is leaving."""
-        return self.leaving
+        return self._leaving
 
     @property
     def runner(self) -> RunnerAddress | None:
         """This process as a runner; `None` for a client."""
-        return self._part.info.runner if isinstance(self._part, Runner) else None
-
-    @property
-    def part(self) -> "Runner | Caller":
-        """The engine underneath, for operations."""
-        return self._part
+        return self._part.address
 
     async def _broadcast(self, told: Call) -> int:
         told.kind = BROADCAST
         told.prepare()
-        counts = [self._here(told)]
+        counts = [self._part.broadcast_here(told.spec, told.body)]
         waiting: list[_BroadcastPart] = []
         for peer in self._node.peers.runners():
             call = _BroadcastPart(told)
@@ -329,11 +277,41 @@ class Cluster:
                 self._node.deadlines.drop(call)
         return sum(counts)
 
-    def _here(self, told: Call) -> int:
-        part = self._part
-        if not isinstance(part, Runner) or told.spec.entity_type not in part.host.types:
-            return 0
-        return part.inbound.broadcast_here(told.spec, told.body, 0)
+
+async def leave(cluster: Cluster, grace: float) -> None:
+    """Leave the cluster; from now on `cluster.is_shutting_down` holds."""
+    cluster._leaving = True  # noqa: SLF001 - its own module
+    await cluster._part.leave(grace)  # noqa: SLF001
+
+
+def part_of(cluster: Cluster) -> Part:
+    """Return the engine underneath, for operations."""
+    return cluster._part  # noqa: SLF001 - its own module
+
+
+def tell_later(
+    cluster: Cluster,
+    call: Awaitable[Any],
+    outbox: list[Message],
+    *,
+    deliver_at: datetime | None = None,
+    delay: timedelta | None = None,
+    key: str | None = None,
+) -> int:
+    """Add a call to what leaves when the running handler's work is committed; return the message's id."""
+    told = as_call(call)
+    if told.target.broadcast:
+        told.close()
+        raise TypeError("a broadcast from a handler is not part of its commit: use `await cluster.tell(...)`")
+    try:
+        when = _when(deliver_at, delay, key)
+    except ValueError:
+        told.close()
+        raise
+    message_id = int(cluster.snowflake())
+    told.begin_tell(message_id, when)
+    outbox.append(ToldCall(told))
+    return message_id
 
 
 class _BroadcastPart(AwaitedMessage):

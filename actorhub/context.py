@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from actorhub._checkpoints import Deferred, step_codec, without_arguments
 from actorhub.client import Client, result_of_call
-from actorhub.cluster import SingletonT, as_call, cluster_of_handler
+from actorhub.cluster import SingletonT, as_call, cluster_of_handler, part_of, tell_later
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
-from actorhub.engine.model.cell import DEAD, Cell
 from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.message import FOREVER, RUNNING, Message, running
-from actorhub.engine.runs.checkpoints import Step, StepRun, check_name, durable_sleep, is_body, run_step
-from actorhub.engine.runs.commits import transaction_of
+from actorhub.engine.model.records import FOREVER, RUNNING, Cell, Message, RunKind, running
+from actorhub.engine.runs.checkpoints import Step, check_name
+from actorhub.engine.runs.saving import StepRun
+from actorhub.engine.runs.services import services
 from actorhub.entity import Entity
 from actorhub.key_value import KeyValue
 
@@ -72,8 +72,7 @@ class Current:
     @property
     def is_leader(self) -> bool:
         """Whether this runner still owns the shard, as far as it can prove."""
-        host = self._cell.shard.host
-        return self._cell.phase != DEAD and host.lease_is_fresh()
+        return self._cell.can_commit
 
     @property
     def message_id(self) -> int:
@@ -101,7 +100,7 @@ class Current:
         deadline = self._message.deadline
         if deadline == FOREVER:
             return None
-        clock = cluster_of_handler().part.node.clock
+        clock = part_of(cluster_of_handler()).node.clock
         return datetime.fromtimestamp(clock.time() + deadline - clock.monotonic(), UTC)
 
     @property
@@ -152,12 +151,12 @@ class Current:
         if self._message.phase != RUNNING:
             as_call(call).close()
             raise RuntimeError(f"{self._message.what}: its run is over, so nothing can be sent with its commit")
-        if is_body(self._message) and not isinstance(self._message, StepRun):
+        if self._message.run_kind is RunKind.MAIN_LOOP:
             return await cluster_of_handler().tell(call, deliver_at=deliver_at, delay=delay, key=key)
         outbox = self._message.outbox
         if outbox is None:
             outbox = self._message.outbox = []
-        return cluster_of_handler().tell_later(call, outbox, deliver_at=deliver_at, delay=delay, key=key)
+        return tell_later(cluster_of_handler(), call, outbox, deliver_at=deliver_at, delay=delay, key=key)
 
     @asynccontextmanager
     async def transaction(self) -> "AsyncGenerator[PoolConnectionProxy[Record], None]":
@@ -172,7 +171,7 @@ class Current:
             ConfigurationError: the store is no Postgres.
             PersistenceError: the database cannot be reached, or has no connection free.
         """
-        transaction = await transaction_of(self._message, self._cell)
+        transaction = await services.get().saving.transaction_of(self._message)
         async with transaction.block():
             yield transaction.connection
 
@@ -208,7 +207,7 @@ class Current:
         inner = without_arguments(function)
         codec = result_of_call(inner) or step_codec(inner)
         call = functools.partial(function, *args, **kwargs)
-        return await run_step(self._message, self._cell, Step(check_name(name), call, codec))
+        return await services.get().checkpoints.run_step(self._message, self._cell, Step(check_name(name), call, codec))
 
     @overload
     def deferred(self, name: str, type: type[T]) -> Deferred[T]: ...
@@ -242,7 +241,7 @@ class Current:
         Raises:
             RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
         """
-        await durable_sleep(self._message, self._cell, duration.total_seconds(), name)
+        await services.get().waits.sleep(self._message, self._cell, duration.total_seconds(), name)
 
     def keep_alive(self, enabled: bool = True) -> None:
         """Keep this activation in memory when idle, until called with `False`; a move to another runner ends it."""

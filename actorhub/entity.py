@@ -10,7 +10,7 @@ from typing_extensions import TypeVar as TypeVarWithDefault
 
 from actorhub._declaration import Declaration, EntityOptions, HandlerOptions, attach_options, declare, snake_case
 from actorhub.core.retry import Retry
-from actorhub.engine.runs.completion import save_now
+from actorhub.engine.runs.services import save_now
 
 S = TypeVarWithDefault("S", default=None)
 P = ParamSpec("P")

@@ -6,18 +6,18 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
 
-from actorhub.cluster import Cluster, cluster_here
+from actorhub.cluster import Cluster, cluster_here, leave
 from actorhub.core.address import HASH_VERSION, RunnerAddress, RunnerInfo
 from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import Settings, load_settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.core.errors import ConfigurationError
-from actorhub.engine.client_node import Caller
-from actorhub.engine.model.cell import HostedType
+from actorhub.engine.client_node import ClientNode
 from actorhub.engine.model.limits import Limits
+from actorhub.engine.model.records import HostedType
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.ownership.placement import PLACEMENT_VERSION
-from actorhub.engine.runner import Door, Runner
+from actorhub.engine.runner import LinkAcceptor, Runner
 from actorhub.entity import Declared
 from actorhub.storage.ports import ClusterValues, Storage
 from actorhub.transport.ports import Transport
@@ -106,7 +106,7 @@ class Hub:
             clock = SystemClock()
             find, storage = await _network.runner_finder(settings, clock, stack)
             hello = Hello(PROTOCOL_VERSION, settings.namespace, "", clock.token(), machine_id_wanted=storage is None)
-            client = Caller(
+            client = ClientNode(
                 find_runners=find,
                 specs=self.specs,
                 transport=_network.grpc_transport(settings, hello),
@@ -117,7 +117,7 @@ class Hub:
             )
             telemetry.observe_client(client, VERSION)
             cluster = Cluster(client, self.specs)
-            stack.push_async_callback(_leave, cluster, settings.grace.total_seconds())
+            stack.push_async_callback(leave, cluster, settings.grace.total_seconds())
             await client.start(_CONNECT_DEADLINE)
             yield cluster
 
@@ -129,16 +129,18 @@ class Hub:
 
         async with AsyncExitStack() as stack:
             clock = SystemClock()
-            door = Door()
+            acceptor = LinkAcceptor()
             # First in and last out: it says that the runner is starting, and that it is leaving.
-            await stack.enter_async_context(http_server(settings, door, clock))
+            await stack.enter_async_context(http_server(settings, acceptor, clock))
             storage = await _network.postgres_storage(settings, clock, stack)
             # A port that is picked at the bind is filled in then.
             hello = Hello(
                 PROTOCOL_VERSION, settings.namespace, str(settings.advertise or settings.listen), clock.token()
             )
-            transport = _network.runner_transport(settings, hello, door, self.specs)
-            yield await self.assemble(settings, stack, clock=clock, storage=storage, transport=transport, door=door)
+            transport = _network.runner_transport(settings, hello, acceptor, self.specs)
+            yield await self.assemble(
+                settings, stack, clock=clock, storage=storage, transport=transport, acceptor=acceptor
+            )
 
     async def assemble(
         self,
@@ -148,7 +150,7 @@ class Hub:
         clock: Clock,
         storage: Storage,
         transport: Transport,
-        door: Door,
+        acceptor: LinkAcceptor,
     ) -> Cluster:
         """Make a runner of its parts and start it; `stack` ends it again."""
         from actorhub.ops import telemetry  # noqa: PLC0415 - as in `connect_with`
@@ -162,7 +164,7 @@ class Hub:
             groups=len(settings.groups or self._groups()),
         )
         stack.push_async_callback(transport.aclose, 1.0)
-        await transport.listen(door)
+        await transport.listen(acceptor)
         hello = transport.hello
         runner = Runner(
             info=RunnerInfo(
@@ -182,9 +184,9 @@ class Hub:
         )
         telemetry.observe_runner(runner, settings)
         cluster = Cluster(runner, self.specs)
-        runner.host.turns.context.run(cluster_here.set, cluster)
-        door.runner = runner
-        stack.push_async_callback(_leave, cluster, settings.grace.total_seconds())
+        runner.host.scheduler.context.run(cluster_here.set, cluster)
+        acceptor.runner = runner
+        stack.push_async_callback(leave, cluster, settings.grace.total_seconds())
         await runner.start()
         return cluster
 
@@ -201,11 +203,6 @@ def _check_constructor(entity: type[Declared[Any]]) -> None:
         raise TypeError(
             f"{name}() fails: {exc}: register it with a factory: hub.register({name}, lambda: {name}(...))"
         ) from exc
-
-
-async def _leave(cluster: Cluster, grace: float) -> None:
-    cluster.leaving = True
-    await cluster.part.leave(grace)
 
 
 def _limits(settings: Settings) -> Limits:

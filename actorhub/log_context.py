@@ -4,7 +4,7 @@ import logging
 from typing import Final
 
 from actorhub.context import Current
-from actorhub.engine.model.message import running
+from actorhub.engine.model.records import running
 
 FIELDS: Final = ("entity_type", "entity_id", "shard", "runner", "message_id", "is_leader")
 """What a record gets; all are empty texts outside of handlers."""

@@ -21,7 +21,7 @@ from typing import Any, Final
 import msgspec
 
 from actorhub import Hub
-from actorhub.cluster import Cluster
+from actorhub.cluster import Cluster, part_of
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
 from actorhub.engine.runner import Runner
@@ -59,7 +59,7 @@ async def serve(options: argparse.Namespace) -> None:
 
 
 async def _answer(cluster: Cluster) -> None:
-    part = cluster.part
+    part = part_of(cluster)
     assert isinstance(part, Runner)
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()

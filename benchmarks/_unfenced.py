@@ -7,7 +7,7 @@ from actorhub.cluster import Cluster
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import load_settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
-from actorhub.engine.runner import Door
+from actorhub.engine.runner import LinkAcceptor
 from actorhub.storage.postgres import PostgresStorage
 from actorhub.transport.grpc import GrpcTransport
 from benchmarks._workload import hub
@@ -24,4 +24,6 @@ async def unfenced(url: str, namespace: str) -> AsyncGenerator[Cluster, None]:
         hello = Hello(PROTOCOL_VERSION, namespace, "127.0.0.1:0", clock.token())
         storage = PostgresStorage(url, namespace=namespace, clock=clock, fence=False)
         transport = GrpcTransport(hello, listen="127.0.0.1:0")
-        yield await hub.assemble(settings, stack, clock=clock, storage=storage, transport=transport, door=Door())
+        yield await hub.assemble(
+            settings, stack, clock=clock, storage=storage, transport=transport, acceptor=LinkAcceptor()
+        )

@@ -17,6 +17,7 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+from actorhub.cluster import part_of
 from actorhub.engine.runner import Runner
 from benchmarks._harness import report, rss_bytes, run
 from benchmarks._session import PACKAGES, database, fresh, namespace, parse, target
@@ -42,7 +43,7 @@ def used(how: str) -> int:
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
     settings = {"database_url": options.database, "namespace": options.namespace, "listen": "127.0.0.1:0"}
     async with hub.runner(**settings, max_resident=1_000_000) as cluster:
-        part = cluster.part
+        part = part_of(cluster)
         assert isinstance(part, Runner)
         client = cluster.client(Echo)
 
@@ -59,7 +60,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
             for caller in range(64):
                 tasks.create_task(touch(WARM + total * caller // 64, WARM + total * (caller + 1) // 64))
         grown = used(options.how) - before
-        assert part.host.resident == total + WARM
+        assert part.host.residents.count == total + WARM
         return {"bytes_each": grown / total, "sizeof": _sizeof(part)}
 
 

@@ -12,7 +12,7 @@ import click
 import msgspec
 
 from actorhub.cli.signals import on_stop_signals
-from actorhub.cluster import Cluster
+from actorhub.cluster import Cluster, part_of
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import Settings, mask_secrets
 from actorhub.engine.runner import Runner
@@ -118,10 +118,11 @@ def database_shown(settings: Settings) -> str:
 
 async def _first_shards(cluster: Cluster, stop: Stop) -> int:
     """Wait for a first share: the others hand it over. A runner of small weight may have to do without."""
-    assert isinstance(cluster.part, Runner)
+    runner = part_of(cluster)
+    assert isinstance(runner, Runner)
     clock = SystemClock()
     deadline = clock.monotonic() + _FIRST_SHARD
-    owned = cluster.part.ownership.owned
+    owned = runner.ownership.owned
     while not owned and not stop.is_asked and clock.monotonic() < deadline:  # noqa: ASYNC110 - ownership has no event
         await asyncio.sleep(_LOOK)
     return len(owned)

@@ -13,7 +13,7 @@ from actorhub.core.clock import Clock
 _log: Final = logging.getLogger("actorhub.blocking")
 
 _BEAT: Final = 0.25
-_ENGINE: Final = "actorhub.engine.runs.scheduler"
+_ENGINE: Final = "actorhub.engine.runs.carriers"
 
 
 class BlockedLoopWatch:

@@ -1,29 +1,41 @@
-"""What this process hosts: owned shards, their resident entities, and the way in for messages."""
+"""What this process hosts: owned shards, their resident entities, and the way in for messages.
+
+Made bottom-up, from what needs nobody to what needs all the others; what a lower part tells upwards comes in at the
+host's own methods.
+"""
 
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
-from actorhub.core.envelope import CANCEL_MESSAGE, RETRY_MESSAGE
 from actorhub.core.errors import ActorhubError, MailboxFull
-from actorhub.engine.durable.intake import Delivery
-from actorhub.engine.durable.requests import MessageRequests
-from actorhub.engine.model.cell import ACTIVE, CLOSING, DEAD, Cell, HostedShard, HostedType
-from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.durable.delivery import Delivery
+from actorhub.engine.durable.owner import Owner
+from actorhub.engine.durable.server_clock import ServerClock
+from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
-from actorhub.engine.model.message import DONE, NEW, SENT, Message
+from actorhub.engine.model.records import ACTIVE, CLOSING, DEAD, DONE, NEW, SENT, Cell, HostedShard, HostedType, Message
+from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.activation import Activations
-from actorhub.engine.runs.commits import RunCommits
-from actorhub.engine.runs.completion import Results, ResultStatistics
+from actorhub.engine.runs.carriers import Carriers
+from actorhub.engine.runs.checkpoints import Checkpoints
+from actorhub.engine.runs.commits import Commits
+from actorhub.engine.runs.completion import Completion, CompletionStatistics
 from actorhub.engine.runs.deferred import Deferrals
-from actorhub.engine.runs.residency import Residency
-from actorhub.engine.runs.scheduler import Lease, Turns
+from actorhub.engine.runs.hooks import Hooks
+from actorhub.engine.runs.residency import Residency, Residents
+from actorhub.engine.runs.saving import Saving
+from actorhub.engine.runs.scheduler import Scheduler
+from actorhub.engine.runs.services import RunServices, services
 from actorhub.engine.runs.streams import Streams
+from actorhub.engine.runs.waits import DurableWaits
+from actorhub.engine.singletons.leader import LeaderServices
 from actorhub.engine.singletons.registry import Singletons
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import Storage
@@ -32,8 +44,6 @@ _log: Final = logging.getLogger("actorhub.host")
 
 _TELLING_LOOK: Final = 0.005
 """Seconds between looks at whether what was told has arrived, while a shard is handed over."""
-_DURABLE_SHARE: Final = 75
-"""Per cent of the places for residents that durable messages may take: a backlog leaves room for other calls."""
 
 
 class HostStatistics(msgspec.Struct, frozen=True):
@@ -46,143 +56,184 @@ class HostStatistics(msgspec.Struct, frozen=True):
     activated: int
     passivated: int
     failed_activations: int
-    results: ResultStatistics
+    results: CompletionStatistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a host needs of its runner."""
+
+    address: str
+    incarnation: str
+    types: Mapping[str, HostedType]
+    limits: Limits
+    sharding: Sharding
+    storage: Storage
+    clock: Clock
+    lease: Lease
+    supervisor: Supervisor
+    route: Callable[[Message], None]
+    """Sends on its way what a handler told."""
+    reroute: Callable[[Message], None]
+    """Takes a message that did not start here and whose shard is, or will be, somebody else's."""
+    mistrust: Callable[[ShardId], None]
+    """Told of a shard for which the store refused a commit: ownership must be checked."""
+    new_id: Callable[[], int]
+    """Returns the id of a new message."""
 
 
 class Host:
     """Owns the cells. A cell exists only in a shard that `granted` named and neither `revoked` nor `drain` ended."""
 
-    def __init__(
-        self,
-        *,
-        types: Mapping[str, HostedType],
-        storage: Storage,
-        clock: Clock,
-        lease: Lease,
-        supervisor: Supervisor,
-        incarnation: str,
-        limits: Limits,
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        self.types = types
+    def __init__(self, around: Surroundings) -> None:
+        self.types = around.types
         self.has_durable = any(
-            handler.durable for hosted in types.values() for handler in hosted.spec.handlers.values()
+            handler.durable for hosted in around.types.values() for handler in hosted.spec.handlers.values()
         )
         """Whether some type has a durable handler: nobody else pays for durable messages."""
-        self.storage = storage
-        self.limits = limits
-        self._lease = lease
         self.shards: dict[ShardId, HostedShard] = {}
-        self.resident = 0
-        self._max_resident = limits.max_resident
-        self.durable_entities = 0
-        """How many residents have durable messages in memory."""
-        self._max_durable = max(1, limits.max_resident * _DURABLE_SHARE // 100)
-        self._clock = clock
-        self.turns = Turns(loop, clock, lease)
-        self.results = Results(self.turns, storage, incarnation, limits.max_message_bytes)
-        self.results.streams = Streams(self.turns, self.results, supervisor, limits.max_message_bytes)
-        self.results.distrust = self._distrust
-        self.messages = storage.messages
-        self.results.runs = self.runs = RunCommits(
-            turns=self.turns,
-            results=self.results,
-            store=self.messages,
+        self.lease = around.lease
+        self._clock = around.clock
+        self._reroute = around.reroute
+        self._mistrust = around.mistrust
+        self.server = server = ServerClock(around.clock)
+        limit = around.limits.max_message_bytes
+        storage, supervisor = around.storage, around.supervisor
+
+        self.scheduler = Scheduler(carry=self._carry, idle=self._idle, route=around.route)
+        commits = Commits(
+            storage=storage,
             supervisor=supervisor,
-            incarnation=incarnation,
-            retention=limits.retention,
+            incarnation=around.incarnation,
+            sharding=around.sharding,
+            retention=around.limits.retention,
         )
-        self.results.delivery = self.delivery = Delivery(
-            host=self,
-            store=self.messages,
-            clock=clock,
-            lease=lease,
-            supervisor=supervisor,
-            incarnation=incarnation,
-            retention=limits.retention,
+        self.completion = Completion(
+            scheduler=self.scheduler, commits=commits, max_message_bytes=limit, distrust=self._distrust
         )
-        self.requests = MessageRequests(
-            delivery=self.delivery, store=self.messages, supervisor=supervisor, incarnation=incarnation
+        saving = Saving(
+            scheduler=self.scheduler, commits=commits, completion=self.completion, checkpoints=storage.checkpoints
+        )
+        checkpoints = Checkpoints(store=storage.checkpoints, saving=saving, max_message_bytes=limit)
+        waits = DurableWaits(
+            checkpoints=checkpoints, saving=saving, scheduler=self.scheduler, messages=storage.messages
+        )
+        self.deferrals = Deferrals(storage.checkpoints, waits)
+        hooks = Hooks(scheduler=self.scheduler, completion=self.completion, saving=saving)
+        self.singletons = Singletons(
+            LeaderServices(
+                address=around.address,
+                incarnation=around.incarnation,
+                shards=self.shards,
+                store=storage.singletons,
+                checkpoints=checkpoints,
+                messages=storage.messages,
+                server=server,
+                clock=around.clock,
+                supervisor=supervisor,
+                scheduler=self.scheduler,
+                hooks=hooks,
+                open=self._open_singleton,
+                accept=self.take_durable,
+                mistrust=around.mistrust,
+                new_id=around.new_id,
+            ),
+            types=around.types.values(),
+            sharding=around.sharding,
+            completion=self.completion,
+            saving=saving,
         )
         self.activations = Activations(
-            turns=self.turns, results=self.results, storage=storage, supervisor=supervisor, clock=clock
+            scheduler=self.scheduler,
+            hooks=hooks,
+            leaders=self.singletons,
+            storage=storage,
+            supervisor=supervisor,
+            clock=around.clock,
+            gone=self._gone,
         )
-        self.activations.gone = self._gone
-        self.deferrals = Deferrals(storage.checkpoints)
-        self.singletons = Singletons(self, supervisor, clock, incarnation)
-        self.address = ""
-        """Of this runner."""
-        self.residency = Residency(types, self.activations, clock)
-        self.turns.outcomes = self.results
-        self.turns.idle = self.activations.idle
-        self.turns.not_owned = self._take_back
-        self.reroute: Callable[[Message], None]
-        """Takes a message that did not start here and whose shard is, or will be, somebody else's."""
-        self.mistrusted: Callable[[ShardId], None]
-        """Told of a shard for which the store refused a commit: ownership must be checked."""
+        self.residency = Residency(around.types, self.activations, around.clock)
+        self.residents = Residents(
+            most=around.limits.max_resident, activations=self.activations, residency=self.residency
+        )
+        owner = Owner(
+            incarnation=around.incarnation,
+            types=around.types,
+            shards=self.shards,
+            lease=around.lease,
+            limits=around.limits,
+            store=storage.messages,
+            server=server,
+            clock=around.clock,
+            scheduler=self.scheduler,
+            supervisor=supervisor,
+            reroute=around.reroute,
+            mistrust=around.mistrust,
+        )
+        self.delivery = Delivery(owner, self.residents)
+        self.carriers = Carriers(
+            loop=asyncio.get_running_loop(),
+            clock=around.clock,
+            lease=around.lease,
+            scheduler=self.scheduler,
+            completion=self.completion,
+            streams=Streams(
+                scheduler=self.scheduler,
+                completion=self.completion,
+                saving=saving,
+                supervisor=supervisor,
+                max_message_bytes=limit,
+                not_owned=self._take_back,
+            ),
+            gate=self.delivery.attempts,
+            not_owned=self._take_back,
+        )
+        self.scheduler.context.run(
+            services.set,
+            RunServices(
+                saving=saving,
+                checkpoints=checkpoints,
+                waits=waits,
+                deferrals=self.deferrals,
+                save_main_loop=self.singletons.save,
+                run_scheduled=self.singletons.run_scheduled,
+            ),
+        )
 
     def submit(self, message: Message, shard: HostedShard) -> None:
         """Queue `message` for its entity, activating it first if it is not resident."""
-        hosted = self.types[message.spec.entity_type]
-        cell = hosted.cells.get(message.entity_id)
+        hosted_type = self.types[message.spec.entity_type]
+        cell = hosted_type.cells.get(message.entity_id)
         if cell is not None:
-            self.turns.enqueue(cell, message)
+            self.scheduler.enqueue(cell, message)
         elif shard.draining:
             shard.held.append(message)
-        elif hosted.spec.singleton_id is None and self.resident >= self._max_resident and not self._make_room():
+        elif not self.residents.has_room(hosted_type):
             message.phase = DONE
             message.failed(
-                MailboxFull(f"{message.address}: {self.resident} entities are resident, all busy or just leaving")
+                MailboxFull(
+                    f"{message.address}: {self.residents.count} entities are resident, all busy or just leaving"
+                )
             )
         else:
-            self.turns.enqueue(self._new_cell(hosted, shard, message.entity_id), message)
+            self.scheduler.enqueue(self.residents.add(hosted_type, shard, message.entity_id), message)
 
     def take_durable(self, message: Message, shard: HostedShard) -> None:
         """Take a call of a durable handler, or a request about a durable message, of an owned shard."""
-        if message.kind == CANCEL_MESSAGE:
-            self.requests.cancel(message, shard)
-        elif message.kind == RETRY_MESSAGE:
-            self.requests.retry(message, shard)
-        else:
-            self.delivery.accept(message, shard)
+        self.delivery.accept(message, shard)
 
-    def seat(self, message: DurableMessage, shard: HostedShard, from_store: bool) -> bool:
-        """Queue a durable message for its entity; `False` if it must wait in the store, behind others or for room."""
-        hosted = self.types[message.spec.entity_type]
-        cell = hosted.cells.get(message.entity_id)
-        if cell is None:
-            if shard.draining or (shard.is_behind and not from_store):
-                return False
-            if hosted.spec.singleton_id is None and (
-                self.durable_entities >= self._max_durable
-                or (self.resident >= self._max_resident and not self._make_room())
-            ):
-                return False
-            cell = self._new_cell(hosted, shard, message.entity_id)
-        elif (cell.is_behind and not from_store) or (
-            cell.queue is not None and len(cell.queue) >= hosted.spec.mailbox_capacity
-        ):
-            cell.is_behind = True
-            return False
-        message.is_seated = True
-        self.durable_entities += cell.durable == 0
-        cell.durable += 1
-        self.turns.enqueue(cell, message)
-        return True
+    def poll(self) -> None:
+        """Scan the store for whatever this process was not told of."""
+        self.singletons.poll()
+        self.delivery.poll()
 
     def granted(self, shards: Mapping[ShardId, int]) -> None:
         """Start hosting `shards` (shard to epoch)."""
-        hosted = [HostedShard(self, shard, epoch) for shard, epoch in shards.items()]
+        hosted = [HostedShard(shard, epoch, self.lease) for shard, epoch in shards.items()]
         self.shards.update((shard.id, shard) for shard in hosted)
         if self.has_durable:
             self.delivery.granted(hosted)
         self.singletons.granted(hosted)
-
-    def open_singleton(self, hosted: HostedType, shard: HostedShard) -> Cell:
-        """Return the singleton's activation, made now if there is none; it always has a place in memory."""
-        entity_id = str(hosted.spec.singleton_id)
-        cell = hosted.cells.get(entity_id)
-        return self._new_cell(hosted, shard, entity_id) if cell is None else cell
 
     def revoked(self, shards: Collection[ShardId], reason: str) -> None:
         """Stop everything of `shards` now; what runs is cancelled, what did not start goes to its next owner."""
@@ -190,7 +241,7 @@ class Host:
             shard = self.shards.pop(shard_id, None)
             if shard is not None:
                 self._kill(shard)
-        self.turns.cancel_dead(reason)
+        self.scheduler.cancel_dead(reason)
 
     async def drain(self, shard_id: ShardId, grace: float) -> None:
         """Start nothing more in the shard, let what runs finish for at most `grace` seconds, passivate all."""
@@ -204,7 +255,7 @@ class Host:
             shard.emptied = asyncio.get_running_loop().create_future()
             for cell in list(shard.cells):
                 self.activations.close(cell)
-            self.turns.let_go(shard)
+            self.scheduler.let_go(shard)
             try:
                 async with asyncio.timeout(grace):
                     await shard.emptied
@@ -215,7 +266,7 @@ class Host:
         if self.shards.get(shard_id) is shard:
             del self.shards[shard_id]
             self._kill(shard)
-            self.turns.cancel_dead("the shard moved and the handler did not finish within the grace time")
+            self.scheduler.cancel_dead("the shard moved and the handler did not finish within the grace time")
 
     async def _until_told(self, shard: HostedShard, until: float) -> None:
         """Wait until those whom the shard's entities told something know of it.
@@ -226,10 +277,6 @@ class Host:
         while any(told.phase == SENT for told in shard.told) and self._clock.monotonic() < until:  # noqa: ASYNC110 - once per move
             await asyncio.sleep(_TELLING_LOOK)
 
-    def lease_is_fresh(self) -> bool:
-        """Whether this process can prove its ownership right now."""
-        return self._clock.monotonic() < self._lease.fresh_until
-
     def cells(self) -> Iterator[Cell]:
         """Iterate over everything resident."""
         for shard in self.shards.values():
@@ -239,39 +286,33 @@ class Host:
         """Return counts; walks all owned shards."""
         return HostStatistics(
             shards=len(self.shards),
-            resident=self.resident,
+            resident=self.residents.count,
             queued=sum(shard.queued for shard in self.shards.values()),
-            started=self.turns.started,
+            started=self.carriers.started,
             activated=self.activations.activated,
             passivated=self.activations.passivated,
             failed_activations=self.activations.failed,
-            results=self.results.statistics(),
+            results=self.completion.statistics(),
         )
 
-    def _make_room(self) -> bool:
-        # Who leaves counts until its on_deactivate is done: as many again may be on their way out, not more.
-        return self.resident < 2 * self._max_resident and self.residency.make_room()
+    def _carry(self) -> None:
+        self.carriers.spawn()
 
-    def _new_cell(self, hosted: HostedType, shard: HostedShard, entity_id: str) -> Cell:
-        cell = Cell(hosted, shard, entity_id)
-        hosted.cells[entity_id] = cell
-        shard.cells.add(cell)
-        self.resident += 1
-        self.activations.begin(cell)
-        return cell
+    def _idle(self, cell: Cell) -> None:
+        self.activations.idle(cell)
+
+    def _open_singleton(self, hosted_type: HostedType, shard: HostedShard) -> Cell:
+        """Return the singleton's activation, made now if there is none; it always has a place in memory."""
+        return self.residents.open(hosted_type, shard, str(hosted_type.spec.singleton_id))
 
     def _gone(self, cell: Cell) -> None:
         """Forget a cell without an instance; messages that came meanwhile get a fresh activation, here or elsewhere."""
-        hosted, shard = cell.hosted, cell.shard
-        if hosted.cells.get(cell.entity_id) is cell:
-            del hosted.cells[cell.entity_id]
-        if cell in shard.cells:
-            shard.cells.discard(cell)
-            self.resident -= 1
+        shard = cell.shard
+        self.residents.forget(cell)
         left = [message for message in cell.take_queue() if not message.taken_back()]
         self.delivery.backlog.left(cell)
-        if hosted.spec.singleton_id is not None:
-            self.singletons.gone(cell)
+        if cell.is_singleton:
+            self.singletons.on_gone(cell)
         if shard.draining:
             shard.held.extend(left)
             if not shard.cells and shard.emptied is not None and not shard.emptied.done():
@@ -288,7 +329,11 @@ class Host:
         self.singletons.over(shard)
         held, shard.held = shard.held, type(shard.held)()
         for cell in list(shard.cells):
-            self._kill_cell(cell)
+            cell.phase = DEAD
+            self.delivery.memory.cell_killed(cell)
+            self.residents.kill(cell)
+            if cell.is_singleton:
+                self.singletons.on_gone(cell)
             held.extend(cell.take_queue())
         shard.cells.clear()
         if shard.emptied is not None and not shard.emptied.done():
@@ -296,25 +341,13 @@ class Host:
         for message in held:
             self._take_back(message)
 
-    def _kill_cell(self, cell: Cell) -> None:
-        cell.phase = DEAD
-        self.durable_entities -= cell.durable > 0
-        cell.durable = 0
-        if cell.hosted.cells.get(cell.entity_id) is cell:
-            del cell.hosted.cells[cell.entity_id]
-        self.resident -= 1
-        for task in cell.streams or ():
-            task.cancel()
-        if cell.hosted.spec.singleton_id is not None:
-            self.singletons.gone(cell)
-
     def _take_back(self, message: Message) -> None:
         """Send a message that did not start on its way again, unless its caller has been told that it failed."""
         if message.producer is None and message.phase != DONE and not message.taken_back():
             message.phase = NEW
             message.cell = None
             message.is_nested = False
-            self.reroute(message)
+            self._reroute(message)
 
     def _distrust(self, cell: Cell, error: ActorhubError) -> None:
         """The store refused this cell's commit: build it anew, and have the shard's ownership checked."""
@@ -328,4 +361,4 @@ class Host:
             self._gone(cell)
         if self.shards.get(cell.shard.id) is cell.shard:
             # What a former activation still tries says nothing of a shard that was lost, or acquired anew, since.
-            self.mistrusted(cell.shard.id)
+            self._mistrust(cell.shard.id)

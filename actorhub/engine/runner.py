@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from datetime import timedelta
 from functools import partial
 from typing import Final
 
@@ -26,18 +25,21 @@ from actorhub.core.errors import (
     RunnerUnavailable,
 )
 from actorhub.engine.anycast.key_value_requests import KeyValueRequests
-from actorhub.engine.anycast.runner_requests import RunnerRequests
+from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
 from actorhub.engine.blocking import BlockedLoopWatch
-from actorhub.engine.host import Host
-from actorhub.engine.model.cell import HostedType
+from actorhub.engine.host import Host, Surroundings
+from actorhub.engine.ids import MACHINE_LEASE, RENEW_MACHINE, ProcessIds
+from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
-from actorhub.engine.model.message import Message
-from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.node import Node
+from actorhub.engine.model.records import HostedType, Message
+from actorhub.engine.model.sharding import Sharding
+from actorhub.engine.model.spec import EntitySpec, HandlerSpec
+from actorhub.engine.node import Node, Process, Serving
 from actorhub.engine.ownership.loop import Ownership
-from actorhub.engine.routing.inbound import Inbound
 from actorhub.engine.routing.peers import Peer
 from actorhub.engine.singletons.health import RunnerHealth, SingletonHealth
+from actorhub.engine.supervision import Supervisor
+from actorhub.storage.key_value_ports import KeyValues
 from actorhub.storage.ports import LiveRunner, Storage
 from actorhub.transport.ports import Link, LinkEvents, Transport
 
@@ -47,12 +49,8 @@ _REFRESH: Final = 0.5
 """Seconds between looks at the store while calls wait for an owner: the safety net under the peers' news."""
 _FORWARDING: Final = 2.0
 """Seconds that a leaving runner waits at most for the next owners to take what was queued here."""
-MACHINE_LEASE: Final = timedelta(seconds=60)
-"""How long a machine id is leased for; runners renew their own and their clients'."""
-RENEW_MACHINE: Final = 15.0
-"""Seconds between renewals."""
-_LOOK: Final = 10.0
-"""Seconds between looks into the store for messages that nobody told this runner of: the safety net."""
+_POLL: Final = 10.0
+"""Seconds between scans of the store for messages that nobody told this runner of: the safety net."""
 _FORGET_STEP: Final = 1000
 _ORPHAN_AGE: Final = 3600.0
 """Seconds after which checkpoints of a message that has ended are forgotten."""
@@ -61,7 +59,7 @@ _FORGET_LOOK: Final = 10.0
 """Seconds between looks for settled messages whose retention is over, and for expired values."""
 
 
-class Door:
+class LinkAcceptor:
     """Takes links for a runner that is still being made: they are refused, and try again, until it is there."""
 
     def __init__(self) -> None:
@@ -79,7 +77,7 @@ class Door:
 
 
 class Runner:
-    """Hosts shards: joins ownership, host and routing. Implements what `Ownership` and `Exchange` tell."""
+    """Hosts shards: joins ownership, host and routing. Ownership and routing tell it what happens to them."""
 
     def __init__(
         self,
@@ -94,61 +92,72 @@ class Runner:
         shards_per_group: int,
     ) -> None:
         self.info = info
-        self._specs = specs
         self.storage = storage
-        self.node = node = Node(
-            specs=specs,
-            transport=transport,
+        self.shards_per_group = shards_per_group
+        self.is_leaving = False
+        self.known_runners: Sequence[LiveRunner] = ()
+        self._refreshing: asyncio.Task[None] | None = None
+        incarnation = info.runner.incarnation
+        lease = Lease(clock)
+        supervisor = Supervisor(clock)
+        sharding = Sharding(specs)
+        self.ids = ProcessIds(clock)
+        self.host = Host(
+            Surroundings(
+                address=info.runner.address,
+                incarnation=incarnation,
+                types=types,
+                limits=limits,
+                sharding=sharding,
+                storage=storage,
+                clock=clock,
+                lease=lease,
+                supervisor=supervisor,
+                route=self._route,
+                reroute=self._reroute,
+                mistrust=self._mistrust,
+                new_id=self.ids.new_id,
+            )
+        )
+        process = Process(
+            incarnation=incarnation,
             clock=clock,
-            incarnation=info.runner.incarnation,
             limits=limits,
-            news=self,
+            supervisor=supervisor,
+            ids=self.ids,
+            transport=transport,
+            sharding=sharding,
             store=storage.messages,
         )
-        node.router.stranded = self._start_refresh
-        node.peers.refused = self._unreachable
-        self.shards_per_group = shards_per_group
+        serving = Serving(host=self.host, lease=lease, is_coming=self._is_coming, serve=self._serve)
+        self.node = Node(process, news=self, serving=serving)
         self.ownership = Ownership(
             storage=storage,
             clock=clock,
             info=info,
             shards_per_group=shards_per_group,
+            lease=lease,
             host=self,
-            supervisor=node.supervisor,
+            supervisor=supervisor,
         )
-        self.host = node.router.host = Host(
-            types=types,
-            storage=storage,
-            clock=clock,
-            lease=self.ownership,
-            supervisor=node.supervisor,
-            incarnation=info.runner.incarnation,
-            limits=limits,
-        )
-        inbound = Inbound(host=self.host, router=node.router, lease=self.ownership, clock=clock, limits=limits)
-        self.inbound = node.exchange.inbound = inbound
-        inbound.is_coming = self._is_coming
-        inbound.dropped = node.tell_failed
-        self._key_values = KeyValueRequests(storage.key_values, node.supervisor)
-        self.requests = RunnerRequests(node=node, store=storage.checkpoints, host=self.host, health=self.health)
-        inbound.served = {
-            FIND_MESSAGE: self.host.requests.find,
-            KEY_VALUE: self._key_values.serve,
-            **dict.fromkeys((POLL_STORAGE, COMPLETE, COMPLETED, HEALTH), self.requests.serve),
+        self._key_value_requests = KeyValueRequests(storage.key_values, supervisor)
+        self._requests = RunnerRequests(node=self.node, store=storage.checkpoints, host=self.host, health=self.health)
+        self._served: Mapping[int, Callable[[Message], None]] = {
+            FIND_MESSAGE: self.host.delivery.requests.find,
+            KEY_VALUE: self._key_value_requests.serve,
+            **dict.fromkeys((POLL_STORAGE, COMPLETE, COMPLETED, HEALTH), self._requests.serve),
         }
-        self.host.address = info.runner.address
-        self.host.singletons.shard_of = node.router.shard_of
-        self.is_leaving = False
-        self.host.turns.send = node.router.route
-        self.host.reroute = inbound.give_back
-        self.host.mistrusted = self._mistrusted
-        self.host.runs.shard_of = self._shard_of
-        self.known_runners: Sequence[LiveRunner] = ()
-        self.machine_id = -1
-        self.machine_id_until = 0.0
-        """Monotonic seconds until which the machine id is surely ours."""
-        self.watch = BlockedLoopWatch(node.loop, clock)
-        self._refreshing: asyncio.Task[None] | None = None
+        self.watch = BlockedLoopWatch(self.node.loop, clock)
+
+    @property
+    def address(self) -> RunnerAddress:
+        """This process as a runner."""
+        return self.info.runner
+
+    @property
+    def key_values(self) -> KeyValues:
+        """The key-value store."""
+        return self.storage.key_values
 
     async def start(self) -> None:
         """Register, and own a first share of the shards. The transport listens already."""
@@ -160,9 +169,9 @@ class Runner:
         _ = self.node.supervisor.loop("residency", self.host.residency.run)
         _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
         if self.host.has_durable:
-            _ = self.node.supervisor.loop("backlog", self.host.delivery.backlog.run)
-            _ = self.node.supervisor.loop("schedule", self.host.delivery.schedule.run)
-            _ = self.node.supervisor.loop("look into the store", self._keep_looking)
+            _ = self.node.supervisor.loop("backlog", self.host.delivery.loader.run)
+            _ = self.node.supervisor.loop("schedule", self.host.delivery.due.run)
+            _ = self.node.supervisor.loop("scan the store", self._keep_polling)
             forget_messages = partial(self._keep_forgetting, self.storage.messages.remove_expired)
             _ = self.node.supervisor.loop("retention", forget_messages)
             forget_checkpoints = partial(self.storage.checkpoints.remove_orphans, _ORPHAN_AGE)
@@ -181,15 +190,15 @@ class Runner:
         self.node.peers.send_to_all(Leaving("shutdown"))
         await self.ownership.leave(grace)
         await self.node.forward(min(grace, _FORWARDING))
-        await self._key_values.leave(min(grace, _FORWARDING))
-        await self.host.turns.aclose()
+        await self._key_value_requests.leave(min(grace, _FORWARDING))
+        await self.host.carriers.aclose()
         await self.host.singletons.aclose(1.0)
         await self.node.aclose(1.0)
         try:
             async with asyncio.timeout(2):
                 await self.storage.release_machine_id(self.info.runner.incarnation)
         except (PersistenceError, TimeoutError) as error:
-            _log.warning("machine id %d was not given back: %s; its lease runs out", self.machine_id, error)
+            _log.warning("machine id %d was not given back: %s; its lease runs out", self.ids.machine, error)
 
     def health(self) -> RunnerHealth:
         """Return how this runner and the singletons that it leads are."""
@@ -207,7 +216,7 @@ class Runner:
         )
 
     def _obstacle(self, singletons: Sequence[SingletonHealth]) -> str:
-        if self.machine_id < 0:
+        if self.ids.machine < 0:
             return "it is starting"
         if self.is_leaving:
             return "it is leaving the cluster"
@@ -217,9 +226,31 @@ class Runner:
             return f"it leads singletons that show no sign of life: {', '.join(stale)}"
         return ""
 
+    async def runner_healths(self) -> Sequence[RunnerHealth]:
+        """Return how this runner is."""
+        return [self.health()]
+
+    def owns(self, shard: ShardId) -> bool:
+        """Whether this runner owns the shard."""
+        return shard in self.ownership.owned
+
+    def poll(self) -> None:
+        """Scan the store for messages and schedules that this runner was not told of."""
+        self.host.poll()
+
+    def broadcast_here(self, spec: HandlerSpec, body: bytes) -> int:
+        """Tell every entity of the type that is resident here; return how many."""
+        if self.node.inbound is None or spec.entity_type not in self.host.types:
+            return 0
+        return self.node.inbound.broadcast_here(spec, body, 0)
+
+    async def complete(self, outcome: DeferredOutcome) -> bool:
+        """Store the outcome of a deferred value unless there is one; return whether it is this one."""
+        return await self._requests.complete(outcome)
+
     def accept(self, link: Link) -> LinkEvents:
         """Take an incoming link."""
-        return self.node.peers.accept(link)
+        return self.node.connector.accept(link)
 
     def granted(self, shards: Mapping[ShardId, int]) -> None:
         """Serve these shards from now on."""
@@ -250,13 +281,13 @@ class Runner:
         """Link to who lives, and tell the clients."""
         self.known_runners = runners
         live = [runner.info for runner in runners]
-        self.node.known_types = frozenset(name for info in (*live, self.info) for name in info.entity_types)
+        self.node.router.known_types = frozenset(name for info in (*live, self.info) for name in info.entity_types)
         own = self.info.runner
-        self.node.peers.want([i.runner.address for i in live if i.runner.incarnation != own.incarnation])
+        self.node.connector.want([i.runner.address for i in live if i.runner.incarnation != own.incarnation])
         self._tell_members([peer for peer in self.node.peers.linked.values() if not peer.is_runner])
         self.node.router.reconsider()
 
-    def peer_linked(self, peer: Peer) -> None:
+    def on_linked(self, peer: Peer) -> None:
         """Say what we own; to a client also who there is."""
         owned = [ShardOwner(shard, self.info.runner, epoch) for shard, epoch in self.ownership.owned.items()]
         if peer.is_runner:
@@ -269,30 +300,37 @@ class Runner:
                 _ = self.node.supervisor.spawn(self._lend_machine_id(peer), "lend machine id")
         peer.link.send(Owners(owned, complete=True))
 
-    def peer_lost(self, peer: Peer) -> None:
+    def on_lost(self, peer: Peer) -> None:
         """A broken link may be a dead runner: its locks will tell."""
         if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
             self.ownership.suspect(peer.runner.incarnation)
             self.host.delivery.sender_lost()
 
-    def owners(self, peer: Peer, news: Owners) -> None:
+    def on_owners(self, peer: Peer, news: Owners) -> None:
         """Shards were released: perhaps for us."""
         if news.released:
             self.ownership.nudge(news.released)
 
-    def members(self, peer: Peer, news: Members) -> None:
+    def on_members(self, peer: Peer, news: Members) -> None:
         """Runners learn of members from the store, not from each other."""
 
     def _is_coming(self, shard: ShardId) -> bool:
         return self.ownership.state(shard) == "acquiring"
 
-    def _shard_of(self, message: Message) -> ShardId:
-        return self.node.router.shard_of(self._specs[message.spec.entity_type], message.entity_id)
+    def _route(self, message: Message) -> None:
+        self.node.router.route(message)
 
-    async def _keep_looking(self) -> None:
+    def _reroute(self, message: Message) -> None:
+        assert self.node.inbound is not None
+        self.node.inbound.give_back(message)
+
+    def _serve(self, message: Message) -> None:
+        self._served[message.kind](message)
+
+    async def _keep_polling(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK * (0.5 + self.node.clock.random()))
-            self.host.delivery.poll()
+            await asyncio.sleep(_POLL * (0.5 + self.node.clock.random()))
+            self.host.poll()
 
     async def _keep_forgetting(self, remove_expired: Callable[[int], Awaitable[int]]) -> None:
         """Forget what is kept for a time only, in small steps, so that nobody waits for it."""
@@ -305,10 +343,10 @@ class Runner:
     async def _forget_singletons(self, limit: int) -> int:
         return await self.storage.singletons.remove_abandoned()
 
-    def _mistrusted(self, shard: ShardId) -> None:
+    def _mistrust(self, shard: ShardId) -> None:
         self.ownership.mistrust(shard)
 
-    def _unreachable(self, address: str, error: ActorhubError) -> None:
+    def on_refused(self, address: str, error: ActorhubError) -> None:
         """A registered runner cannot be reached: perhaps it is dead, and was so before this one started."""
         for known in self.known_runners:
             if known.info.runner.address == address:
@@ -316,11 +354,12 @@ class Runner:
 
     def _tell_members(self, peers: Sequence[Peer]) -> None:
         live = [runner.info.runner for runner in self.known_runners] or [self.info.runner]
-        types = sorted(self.node.known_types or self.info.entity_types)
+        types = sorted(self.node.router.known_types or self.info.entity_types)
         for peer in peers:
             peer.link.send(Members(live, self.shards_per_group, types))
 
-    def _start_refresh(self) -> None:
+    def on_stranded(self) -> None:
+        """While calls wait for owners, look for them in the store, too."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self.node.supervisor.spawn(self._refresh(), "refresh owners")
 
@@ -350,9 +389,12 @@ class Runner:
 
     async def _renew_machine_id(self) -> None:
         asked = self.node.clock.monotonic()
-        self.machine_id = await self.storage.lease_machine_id(self.info.runner.incarnation, MACHINE_LEASE)
-        self.machine_id_until = asked + MACHINE_LEASE.total_seconds()
+        machine = await self.storage.lease_machine_id(self.info.runner.incarnation, MACHINE_LEASE)
+        self.ids.leased(machine, asked + MACHINE_LEASE.total_seconds())
 
     async def _lend_machine_id(self, peer: Peer) -> None:
         machine_id = await self.storage.lease_machine_id(peer.runner.incarnation, MACHINE_LEASE)
         peer.link.send(Members([], 0, [], machine_id))
+
+
+Door = LinkAcceptor

@@ -28,7 +28,7 @@ class _Watching(Rpc, Protocol):
 
 def cluster_of(runner: Runner) -> Cluster:
     """Return the cluster that the handlers of this process belong to."""
-    return runner.host.turns.context[cluster_here]
+    return runner.host.scheduler.context[cluster_here]
 
 
 def obstacle(door: Door) -> str:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Final
 
 from actorhub.core.address import ShardId
-from actorhub.engine.model.cell import ACTIVATING, CLOSING, DEAD, Cell
+from actorhub.engine.model.records import ACTIVATING, CLOSING, DEAD, Cell
 from actorhub.engine.runner import Runner
 from actorhub.ops.health import cluster_of
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
@@ -71,7 +71,7 @@ async def resident_entities(
     first: list[tuple[tuple[str, str], Cell]] = []
     batch: list[tuple[tuple[str, str], Cell]] = []
     async for cell in _cells(runner, shard):
-        key = (cell.hosted.spec.name, cell.entity_id)
+        key = (cell.hosted_type.spec.name, cell.entity_id)
         if (not entity_type or key[0] == entity_type) and key > after:
             batch.append((key, cell))
             if len(batch) >= max(limit, _STEPS):
@@ -103,7 +103,7 @@ def entity_of(runner: Runner, cell: Cell) -> pb.Entity:
     own, record = runner.info.runner, cell.record
     idle = runner.node.clock.monotonic() - cell.last_used if cell.last_used else None
     return pb.Entity(
-        entity_type=cell.hosted.spec.name,
+        entity_type=cell.hosted_type.spec.name,
         entity_id=cell.entity_id,
         shard=str(cell.shard.id),
         runner=own.address,

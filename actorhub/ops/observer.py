@@ -9,7 +9,7 @@ from opentelemetry.trace import Span
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError
-from actorhub.engine.model.message import Message
+from actorhub.engine.model.records import Message
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.ops.tracing import Tracing, without_trace
 

@@ -7,14 +7,13 @@ from typing import Final
 import msgspec
 
 from actorhub.core.snowflake import Snowflake
-from actorhub.engine.durable.intake import DeliveryStatistics
-from actorhub.engine.model.cell import HostedType
-from actorhub.engine.model.message import RUNNING
-from actorhub.engine.ownership.lease import NEVER
+from actorhub.engine.durable.delivery import DeliveryStatistics
+from actorhub.engine.model.lease import NEVER
+from actorhub.engine.model.records import RUNNING, HostedType
 from actorhub.engine.ownership.loop import OwnershipStatistics
 from actorhub.engine.routing.router import RouterStatistics
 from actorhub.engine.runner import Runner
-from actorhub.engine.runs.completion import ResultStatistics
+from actorhub.engine.runs.completion import CompletionStatistics
 from actorhub.engine.singletons.health import SingletonHealth
 from actorhub.engine.supervision import SupervisorStatistics
 from actorhub.ops.observer import RunObserver, Tally
@@ -43,7 +42,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     activated: int
     passivated: int
     failed_activations: int
-    results: ResultStatistics
+    results: CompletionStatistics
     delivery: DeliveryStatistics
     ownership: OwnershipStatistics
     router: RouterStatistics
@@ -70,17 +69,17 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 def read(runner: Runner) -> Reading:
     """Read a runner's counters; walks its resident entities once, about 5 ms for 100,000."""
     host, node = runner.host, runner.node
-    observer = host.turns.observer
+    observer = host.scheduler.observer
     tracing = observer.tracing if isinstance(observer, RunObserver) else None
     health = runner.health()
     return Reading(
         is_serving=health.serving,
         types={name: _type(hosted) for name, hosted in host.types.items()},
-        runs_started=host.turns.started,
+        runs_started=host.carriers.started,
         activated=host.activations.activated,
         passivated=host.activations.passivated,
         failed_activations=host.activations.failed,
-        results=host.results.statistics(),
+        results=host.completion.statistics(),
         delivery=host.delivery.statistics(),
         ownership=runner.ownership.statistics(),
         router=node.router.statistics(),
@@ -105,7 +104,7 @@ def _type(hosted: HostedType) -> TypeReading:
 
 
 def _lock_age(runner: Runner) -> float | None:
-    fresh_until = runner.ownership.fresh_until
+    fresh_until = runner.host.lease.fresh_until
     return None if fresh_until == NEVER else runner.node.clock.monotonic() - (fresh_until - _LEASE)
 
 
@@ -113,14 +112,13 @@ def _longest_due(runner: Runner) -> float:
     """Return for how many seconds the durable message in memory that is due longest has been due."""
     since = math.inf
     oldest = _NO_ID
-    for shard in runner.host.shards.values():
-        for message in shard.messages.values():
-            if message.phase < RUNNING and not message.is_storing:
-                if message.due:
-                    since = min(since, message.due)
-                else:
-                    oldest = min(oldest, message.message_id)
+    for message in runner.host.delivery.memory:
+        if message.phase < RUNNING and message.is_stored:
+            if message.due:
+                since = min(since, message.due)
+            else:
+                oldest = min(oldest, message.message_id)
     if oldest != _NO_ID:
         # What was told without a time is due since it was sent, and its id says when that was.
         since = min(since, Snowflake(oldest).parts().timestamp.timestamp())
-    return max(0.0, runner.host.delivery.schedule.server.now() - since) if since != math.inf else 0.0
+    return max(0.0, runner.host.server.now() - since) if since != math.inf else 0.0

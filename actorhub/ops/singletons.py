@@ -46,7 +46,7 @@ class Singletons:
         found = {row.singleton: _singleton(row, _state(row, owners, now)) for row in rows}
         for spec in self._specs.values():
             if spec.singleton_id is not None and spec.name not in found:
-                shard = self._runner.node.router.shard_of(spec, spec.singleton_id)
+                shard = self._runner.node.router.sharding.shard_of(spec, spec.singleton_id)
                 found[spec.name] = pb.Singleton(singleton=spec.name, entity_id=spec.singleton_id, shard=str(shard))
         for name, singleton in found.items():
             singleton.schedules.extend(map(_schedule, schedules[name]))

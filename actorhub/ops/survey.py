@@ -176,7 +176,7 @@ class Survey:
         if hosted is None:
             known = ", ".join(sorted(self._runner.host.types)) or "none"
             raise UnknownEntityType(f"this runner knows no entity type {entity_type[:100]!r}: it knows {known}")
-        return self._runner.node.router.shard_of(hosted.spec, entity_id)
+        return self._runner.node.router.sharding.shard_of(hosted.spec, entity_id)
 
     def _following(self, groups: Iterable[str], group: str, after: ShardId | None) -> Iterator[ShardId]:
         """Return the shards of `groups` that follow `after`, in order; of the one group where it is named."""

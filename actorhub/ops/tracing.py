@@ -27,7 +27,7 @@ from opentelemetry.util.types import AttributeValue
 from actorhub.core.clock import Clock
 from actorhub.core.errors import HandlerFailed
 from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.message import Message
+from actorhub.engine.model.records import Message
 from actorhub.engine.model.spec import HandlerSpec
 
 T = TypeVar("T")

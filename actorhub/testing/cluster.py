@@ -12,15 +12,15 @@ from typing import Final, Self
 
 import msgspec
 
-from actorhub.cluster import Cluster
+from actorhub.cluster import Cluster, part_of
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import HostPort, Settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
-from actorhub.engine.client_node import Caller
+from actorhub.engine.client_node import ClientNode
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.ownership.plan import wishes
-from actorhub.engine.runner import Door, Runner
+from actorhub.engine.runner import LinkAcceptor, Runner
 from actorhub.hub import VERSION, Hub
 from actorhub.ops import telemetry
 from actorhub.storage.memory import MemoryStorage, MemoryStore
@@ -101,12 +101,12 @@ class MemoryCluster:
     @property
     def runners(self) -> list[Cluster]:
         """The runners that were started and neither stopped nor killed, oldest first."""
-        return [cluster for cluster in self._processes if isinstance(cluster.part, Runner)]
+        return [cluster for cluster in self._processes if isinstance(part_of(cluster), Runner)]
 
     @property
     def clients(self) -> list[Cluster]:
         """The clients that were opened and not stopped."""
-        return [cluster for cluster in self._processes if isinstance(cluster.part, Caller)]
+        return [cluster for cluster in self._processes if isinstance(part_of(cluster), ClientNode)]
 
     async def start_runner(
         self, *, hub: Hub | None = None, weight: float = 1.0, groups: tuple[str, ...] | None = None
@@ -126,7 +126,7 @@ class MemoryCluster:
                 clock=self.clock,
                 storage=MemoryStorage(self.store),
                 transport=transport,
-                door=Door(),
+                acceptor=LinkAcceptor(),
             )
         except BaseException:
             await stack.aclose()
@@ -146,7 +146,7 @@ class MemoryCluster:
         async def registered() -> list[str]:
             return [row.info.runner.address for row in self.store.runners()]
 
-        client = Caller(
+        client = ClientNode(
             find_runners=registered,
             specs=specs,
             transport=transport,
@@ -177,16 +177,16 @@ class MemoryCluster:
     async def kill(self, runner: Cluster) -> None:
         """End a runner as SIGKILL does: links break, locks are freed, and it commits and says nothing more."""
         killed = self._processes.pop(runner)
-        part = runner.part
+        part = part_of(runner)
         part.node.closed = True
-        part.node.peers.want(())
+        part.node.connector.want(())
         self.network.drop(killed.transport.name)
         self.store.terminate_sessions(part.node.incarnation)
         part.node.deadlines.close()
         if isinstance(part, Runner):
             part.watch.stop()
             await part.storage.aclose()
-            await part.host.turns.aclose()
+            await part.host.carriers.aclose()
         await part.node.supervisor.aclose(1.0)
         await killed.transport.aclose(0.0)
 
@@ -260,7 +260,7 @@ class MemoryCluster:
 
     @staticmethod
     def _knows_all(process: Cluster, runners: Sequence[Runner]) -> bool:
-        node = process.part.node
+        node = part_of(process).node
         return all(
             runner.node is node
             or (
@@ -272,5 +272,6 @@ class MemoryCluster:
 
 
 def _runner(cluster: Cluster) -> Runner:
-    assert isinstance(cluster.part, Runner)
-    return cluster.part
+    part = part_of(cluster)
+    assert isinstance(part, Runner)
+    return part

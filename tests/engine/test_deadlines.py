@@ -3,7 +3,7 @@
 import asyncio
 
 from actorhub.core.clock import SystemClock
-from actorhub.engine.model.message import FOREVER
+from actorhub.engine.model.records import FOREVER
 from actorhub.engine.routing.deadlines import Deadlines
 from actorhub.testing import until
 

@@ -4,6 +4,7 @@ import asyncio
 from datetime import timedelta
 
 from actorhub import Entity, Hub, MailboxFull
+from actorhub.cluster import part_of
 from actorhub.core.config import Settings
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
@@ -60,11 +61,11 @@ async def test_other_types_are_not_touched_by_a_short_idle_time() -> None:
     """Each type has its own idle time."""
     async with MemoryCluster(hub) as memory:
         runner = await memory.start_runner()
-        part = runner.part
+        part = part_of(runner)
         assert isinstance(part, Runner)
         await runner.client(Lasting)("a").touch()
         await runner.client(Brief)("b").touch("b")
-        await until(lambda: part.host.resident == 1, deadline=5)
+        await until(lambda: part.host.residents.count == 1, deadline=5)
         assert [cell.address for cell in part.host.cells()] == ["lasting/a"]
 
 
@@ -72,7 +73,7 @@ async def test_slow_goodbyes_do_not_let_the_cap_grow_without_bound() -> None:
     """While hooks of leaving entities run, newcomers beyond the cap are bounded."""
     async with MemoryCluster(hub, settings=Settings(shards_per_group=16, max_resident=20)) as memory:
         runner = await memory.start_runner()
-        part = runner.part
+        part = part_of(runner)
         assert isinstance(part, Runner)
         most = 0
         refused = 0
@@ -81,6 +82,6 @@ async def test_slow_goodbyes_do_not_let_the_cap_grow_without_bound() -> None:
                 await runner.client(Slow)(str(n)).touch()
             except MailboxFull:
                 refused += 1
-            most = max(most, part.host.resident)
+            most = max(most, part.host.residents.count)
         assert most <= 40
         assert refused < 200

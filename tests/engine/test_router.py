@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from actorhub import ActorhubError, Cluster, Entity, EntityNotAssigned, Hub, MalformedMessage, ShuttingDown
+from actorhub.cluster import part_of
 from actorhub.core.address import RunnerAddress, ShardOwner
 from actorhub.core.envelope import ASK, BROADCAST, STREAM, TELL, Chunk, Credit, Failure, NotOwner, Reply, Request
 from actorhub.core.snowflake import Snowflake
@@ -73,7 +74,7 @@ async def test_a_shard_key_that_fails_is_the_calls_failure_alone(side: str) -> N
         with pytest.raises(MalformedMessage, match="untyped/a: its shard_key failed: TypeError"):
             await cluster.client(Untyped)("a").touch()
         assert await cluster.client(Picky)("12").touch() == 1
-        assert cluster.part.node.deadlines.size == 0
+        assert part_of(cluster).node.deadlines.size == 0
 
 
 async def test_a_wrong_hint_is_corrected_on_the_way() -> None:
@@ -83,14 +84,14 @@ async def test_a_wrong_hint_is_corrected_on_the_way() -> None:
         name = next(f"e{n}" for n in range(100) if two.is_local(Plain, f"e{n}"))
         shard = client.shard_of(Plain, name)
         assert one.runner is not None
-        table = client.part.node.table
+        table = part_of(client).node.table
         owner = table.owner(shard)
         assert owner is not None
         table._owners[shard] = ShardOwner(shard, one.runner, owner.epoch)
         assert await client.client(Plain)(name).add(1) == 1
-        assert client.part.node.router.statistics().not_owner == 1
+        assert part_of(client).node.router.statistics().not_owner == 1
         assert await client.client(Plain)(name).add(2) == 2
-        assert client.part.node.router.statistics().not_owner == 1
+        assert part_of(client).node.router.statistics().not_owner == 1
 
 
 async def test_calls_that_wait_for_an_owner_go_in_the_order_in_which_they_came() -> None:
@@ -106,11 +107,11 @@ async def test_calls_that_wait_for_an_owner_go_in_the_order_in_which_they_came()
             return await client.client(Plain)("a").add(number)
 
         tasks = [supervisor.spawn(add(n), "add") for n in range(50)]
-        await until(lambda: client.part.node.router.statistics().parked == 50)
+        await until(lambda: part_of(client).node.router.statistics().parked == 50)
         await memory.start_runner()
         assert [await task for task in tasks] == list(range(1, 51))
         assert await client.client(Plain)("a").all() == list(range(50))
-        assert client.part.node.router.statistics().parked == 0
+        assert part_of(client).node.router.statistics().parked == 0
 
 
 async def test_parked_calls_that_gave_up_are_forgotten() -> None:
@@ -124,7 +125,7 @@ async def test_parked_calls_that_gave_up_are_forgotten() -> None:
         for _ in range(3):
             with pytest.raises(EntityNotAssigned):
                 await hurried("a").add(1)
-        await until(lambda: client.part.node.router.statistics().parked == 0)
+        await until(lambda: part_of(client).node.router.statistics().parked == 0)
 
 
 async def test_leaving_fails_what_still_waits_as_not_executed() -> None:
@@ -142,7 +143,7 @@ async def test_leaving_fails_what_still_waits_as_not_executed() -> None:
             return caught.value
 
         waiting = supervisor.spawn(add(), "add")
-        await until(lambda: client.part.node.router.statistics().parked == 1)
+        await until(lambda: part_of(client).node.router.statistics().parked == 1)
         await memory.stop(client)
         async with asyncio.timeout(3):
             error = await waiting
@@ -156,7 +157,7 @@ async def test_envelopes_that_make_no_sense_harm_nobody() -> None:
         runner = await memory.start_runner()
         client = await memory.client()
         assert await client.client(Plain)("a").add(1) == 1
-        (peer,) = client.part.node.peers.runners()
+        (peer,) = part_of(client).node.peers.runners()
         nobody = ShardOwner(runner.shard_of(Plain, "a"), RunnerAddress("nowhere:1", "f" * 16), 99)
         for envelope in (
             Reply(10**9, 1, b""),

@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from actorhub.core.backoff import Backoff, Supervisor
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import MailboxFull, PersistenceError, ShuttingDown
-from actorhub.engine.supervision import Backoff, Supervisor
 from tests.engine.ownership_cluster import VirtualClock, VirtualLoop
 
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from actorhub import ActorhubError, Cluster, Entity, HandlerFailed, Hub, current, handler
+from actorhub.cluster import part_of
 from actorhub.core.clock import SystemClock
 from actorhub.engine.runner import Runner
 from actorhub.engine.supervision import Supervisor
@@ -131,7 +132,7 @@ async def test_no_order_of_events_breaks_the_rules_of_turns(seed: int, side: str
             async with asyncio.timeout(3):
                 value = await cluster.client(Ruled)(entity_id).count()
             assert sure <= value <= sure + callers.unsure[entity_id]
-        part = runner.part
+        part = part_of(runner)
         assert isinstance(part, Runner)
         await until(lambda: all(cell.is_idle for cell in part.host.cells()), "an idle host", deadline=3)
-        assert cluster.part.node.deadlines.size == 0
+        assert part_of(cluster).node.deadlines.size == 0

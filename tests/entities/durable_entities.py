@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from actorhub import Cluster, Entity, EntityError, Hub, Retry, current, handler
+from actorhub.cluster import part_of
 from actorhub.engine.host import Host
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster
@@ -289,5 +290,5 @@ def owner(memory: MemoryCluster, cluster: Cluster, entity: type[Entity[Any]], en
 
 def host_of(runner: Cluster) -> Host:
     """Return what a runner hosts, with its counts."""
-    assert isinstance(runner.part, Runner)
-    return runner.part.host
+    assert isinstance(part_of(runner), Runner)
+    return part_of(runner).host

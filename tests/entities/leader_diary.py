@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from actorhub import Cluster, Singleton, current, handler
+from actorhub.cluster import part_of
 from actorhub.engine.runner import Runner
 from actorhub.engine.singletons.leader import Led
 from actorhub.storage.singleton_ports import SingletonRow
@@ -134,8 +135,8 @@ def pause(seconds: float) -> Act:
 
 def led(runner: Cluster, name: str = "diary") -> Led | None:
     """Return the runner's leadership of a singleton."""
-    assert isinstance(runner.part, Runner)
-    return next((one for one in runner.part.host.singletons.led if one.spec.name == name), None)
+    assert isinstance(part_of(runner), Runner)
+    return next((one for one in part_of(runner).host.singletons.leaders if one.spec.name == name), None)
 
 
 def is_leading(runner: Cluster, name: str = "diary") -> bool:

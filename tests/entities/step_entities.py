@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from actorhub import Cluster, Entity, EntityError, Hub, Retry, Singleton, current, handler
+from actorhub.cluster import part_of
 from actorhub.engine.host import Host
 from actorhub.engine.runner import Runner
 from actorhub.storage.checkpoint_ports import BODY, Saved, Scope
@@ -138,8 +139,8 @@ def owner(memory: MemoryCluster, cluster: Cluster, entity: type[Any] = Clerk, en
 
 def host_of(runner: Cluster) -> Host:
     """Return what a runner hosts."""
-    assert isinstance(runner.part, Runner)
-    return runner.part.host
+    assert isinstance(part_of(runner), Runner)
+    return part_of(runner).host
 
 
 def take_by_force(memory: MemoryCluster, cluster: Cluster, entity: type[Any] = Clerk, entity_id: str = "a") -> None:

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from actorhub import Cluster, Entity, HandlerFailed, Hub, MailboxFull, RunnerUnavailable, current
+from actorhub.cluster import part_of
 from actorhub.core.config import Settings
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
@@ -115,7 +116,7 @@ for entity in (Short, Simple, Failing, Preparing):
 
 
 def host(cluster: Cluster):  # type: ignore[no-untyped-def]  # noqa: ANN201
-    part = cluster.part
+    part = part_of(cluster)
     assert isinstance(part, Runner)
     return part.host
 

@@ -24,6 +24,7 @@ from actorhub import (
     UnknownHandler,
     current,
 )
+from actorhub.cluster import part_of
 from actorhub.core.codec import decode_error, encode_error
 from actorhub.engine.routing.peers import Peer
 from actorhub.testing import MemoryCluster, until
@@ -222,7 +223,7 @@ async def test_a_result_that_cannot_be_encoded_fails_alone(anywhere: Cluster) ->
 async def test_messages_over_the_limit_are_refused(anywhere: Cluster) -> None:
     """Too large arguments never run, too large results fail typed, and what is just small enough passes."""
     orders = anywhere.client(Orders)("ada")
-    limit = anywhere.part.node.limits.max_message_bytes
+    limit = part_of(anywhere).node.limits.max_message_bytes
     error = await failure(orders.size(b"x" * (limit + 1)))
     assert isinstance(error, MessageTooLarge)
     assert not error.possibly_executed
@@ -419,7 +420,7 @@ async def test_a_runner_keeps_nothing_of_calls_that_are_over(
     task.cancel()
     await until(lambda: gates["h"].left == ["cancelled"])
     for process in (runner, client):
-        node = process.part.node
+        node = part_of(process).node
         peers = node.peers.linked
         await until(partial(_nothing_in_flight, peers))
         assert node.deadlines.size == 0

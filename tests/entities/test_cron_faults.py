@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from actorhub import Cluster
+from actorhub.cluster import part_of
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, SteppedClock, until
@@ -227,7 +228,7 @@ async def test_an_every_second_schedule_misses_nothing_while_leaders_come_and_go
                     await memory.stop(leader)
                     await memory.start_runner()
                 case 2:
-                    memory.store.terminate_sessions(leader.part.node.incarnation)
+                    memory.store.terminate_sessions(part_of(leader).node.incarnation)
                 case _:
                     memory.store.available = False
                     await asyncio.sleep(0.5)

@@ -16,6 +16,7 @@ from actorhub import (
     current,
     handler,
 )
+from actorhub.cluster import part_of
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, outcomes, soon
 
@@ -152,7 +153,7 @@ async def test_without_an_owner_a_call_waits_until_there_is_one(
     await worker("a").touch()
     await memory.kill(runner)
     waiting = soon(worker("a").touch())
-    await until(lambda: client.part.node.router.statistics().parked == 1)
+    await until(lambda: part_of(client).node.router.statistics().parked == 1)
     await memory.start_runner()
     assert await waiting == 2
 

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from actorhub import Cluster, Entity, EntityError, EntityNotAssigned, HandlerFailed, Hub, Retry, current, handler
+from actorhub.cluster import part_of
 from actorhub.engine.routing import router
 from tests.entities.gates import failure, gates, outcomes, soon
 from tests.support.postgres_server import PostgresServer
@@ -217,7 +218,7 @@ async def test_tells_without_any_runner_take_no_room(url: str, monkeypatch: pyte
             small.setattr(router, "MAX_PARKED", 40)
             for _ in range(6):
                 told += await asyncio.gather(*(client.tell(shop(f"e{number}").count()) for number in range(20)))
-        assert client.part.node.router.statistics().parked <= 16
+        assert part_of(client).node.router.statistics().parked <= 16
         async with hub.runner(database_url=url, listen="127.0.0.1:0", shards_per_group=16), asyncio.timeout(15):
             assert sorted(await asyncio.gather(*map(client.reply, told))) == [n for n in range(1, 7) for _ in range(20)]
 

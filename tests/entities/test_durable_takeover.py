@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from actorhub import ActorhubError, Cluster, EntityNotAssigned
+from actorhub.cluster import part_of
 from actorhub.testing import MemoryCluster, until
 from tests.entities.durable_entities import Log, Sender, hub, owner, read
 from tests.entities.gates import failure, gates, outcomes, soon
@@ -142,7 +143,7 @@ async def test_an_ask_whose_link_breaks_at_its_deadline_never_says_that_nothing_
     asked = soon(failure(client.client(Log).options(timeout=timedelta(seconds=0.2))("a").hold("stored")))
     await gates["a"].came()
     memory.network.hold(memory.name_of(runner), memory.name_of(client))
-    peers = client.part.node.peers
+    peers = part_of(client).node.peers
     await until(lambda: any(sent.abandoned_for for peer in peers.runners() for sent in peer.pending.values()))
     memory.cut(runner, client)
     error = await asked
@@ -219,7 +220,7 @@ async def test_a_frozen_runner_s_messages_are_taken_over(memory: MemoryCluster) 
     asked = soon(log.hold())
     await gates["a"].came()
     old = owner(memory, client, Log, "a")
-    memory.store.terminate_sessions(old.part.node.incarnation)
+    memory.store.terminate_sessions(part_of(old).node.incarnation)
     await gates["a"].came(2)
     gates["a"].open()
     async with asyncio.timeout(10):

@@ -19,11 +19,11 @@ from actorhub import (
     PersistenceError,
     RunnerUnavailable,
 )
+from actorhub.cluster import part_of
 from actorhub.core.clock import SystemClock
 from actorhub.core.envelope import KEY_VALUE
 from actorhub.core.key_value import MAX_VALUE_BYTES
 from actorhub.engine.anycast.ask import ask_any
-from actorhub.engine.client_node import Caller
 from actorhub.engine.model.spec import operation_spec
 from actorhub.engine.runner import Runner
 from actorhub.storage.key_value_ports import KeyValues
@@ -58,8 +58,8 @@ async def memory(clock: JumpingClock) -> AsyncIterator[MemoryCluster]:
 
 
 def part(client: Cluster) -> Caller:
-    assert isinstance(client.part, Caller)
-    return client.part
+    assert isinstance(part_of(client), Caller)
+    return part_of(client)
 
 
 def store(client: Cluster) -> KeyValues:
@@ -67,7 +67,7 @@ def store(client: Cluster) -> KeyValues:
 
 
 def pending(client: Cluster) -> int:
-    return sum(len(peer.pending) for peer in client.part.node.peers.runners())
+    return sum(len(peer.pending) for peer in part_of(client).node.peers.runners())
 
 
 async def linked(memory: MemoryCluster, runners: int) -> Cluster:
@@ -170,7 +170,7 @@ async def test_runners_that_leave_are_not_noticed(memory: MemoryCluster) -> None
     counting = [soon(count(str(number))) for number in range(8)]
     for _ in range(5):
         new = await memory.start_runner()
-        await until(partial(client.part.node.peers.linked.__contains__, new.part.node.incarnation))
+        await until(partial(part_of(client).node.peers.linked.__contains__, part_of(new).node.incarnation))
         slow_down(new)
         await memory.stop(memory.runners[0])
     done.set()
@@ -182,10 +182,10 @@ async def test_a_runner_that_may_own_nothing_serves(memory: MemoryCluster, clock
     """What it says of the store does not depend on its ownership of shards."""
     client = await linked(memory, 1)
     (runner,) = memory.runners
-    assert isinstance(runner.part, Runner)
-    memory.store.freeze_sessions(runner.part.node.incarnation)
+    assert isinstance(part_of(runner), Runner)
+    memory.store.freeze_sessions(part_of(runner).node.incarnation)
     clock.jumped += 3
-    assert not runner.part.inbound.may_reply()
+    assert not part_of(runner).inbound.may_reply()
     await client.kv.set("a", 1)
     assert await client.kv.get("a") == 1
 
@@ -194,7 +194,7 @@ async def test_an_operation_waits_for_a_runner(memory: MemoryCluster, clock: Jum
     """While none is linked it waits, for 30 s at most, and nothing has happened when it gives up."""
     client = await linked(memory, 1)
     await memory.kill(memory.runners[0])
-    await until(lambda: not client.part.node.peers.runners())
+    await until(lambda: not part_of(client).node.peers.runners())
     patient = soon(client.kv.set("a", 1))
     await asyncio.sleep(0)
     clock.jumped += 29
@@ -202,7 +202,7 @@ async def test_an_operation_waits_for_a_runner(memory: MemoryCluster, clock: Jum
     async with asyncio.timeout(5):
         await patient
     await memory.kill(memory.runners[0])
-    await until(lambda: not client.part.node.peers.runners())
+    await until(lambda: not part_of(client).node.peers.runners())
     waiting = soon(failure(client.kv.set("b", 1)))
     await asyncio.sleep(0)
     clock.jumped += 31
@@ -236,7 +236,7 @@ async def test_a_cancelled_caller_leaves_nothing_behind(memory: MemoryCluster) -
     reading.cancel()
     await until(lambda: pending(client) == 0)
     memory.network.release(memory.name_of(runner), memory.name_of(client))
-    await until(lambda: not any(peer.serving for peer in runner.part.node.peers.linked.values()))
+    await until(lambda: not any(peer.serving for peer in part_of(runner).node.peers.linked.values()))
     assert await client.kv.get("a") is None
 
 
@@ -267,7 +267,7 @@ async def test_a_runner_checks_what_it_is_asked(memory: MemoryCluster) -> None:
 async def test_garbage_is_no_operation(memory: MemoryCluster, body: bytes) -> None:
     """It is answered with MalformedMessage, and the next operation is served."""
     client = await linked(memory, 1)
-    request = ask_any(client.part.node, operation_spec("key-value store", "garbage"), KEY_VALUE, body)
+    request = ask_any(part_of(client).node, operation_spec("key-value store", "garbage"), KEY_VALUE, body)
     assert isinstance(await failure(request), MalformedMessage)
     assert await client.kv.get("a") is None
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from actorhub import ActorhubError, Cluster, Entity, Hub, RunnerUnavailable, current
+from actorhub.cluster import part_of
 from actorhub.core.config import Settings
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, soon
@@ -221,7 +222,7 @@ async def test_replies_of_a_former_owner_are_refused(
     name = _ids_on(two, 1)[0]
     held = soon(failure(client.client(Counter)(name).hold()))
     await gates[name].came()
-    memory.store.terminate_sessions(two.part.node.incarnation)
+    memory.store.terminate_sessions(part_of(two).node.incarnation)
     error = await held
     assert isinstance(error, ActorhubError)
     assert error.possibly_executed

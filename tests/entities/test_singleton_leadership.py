@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from actorhub import Cluster, Hub, SingletonError, current
+from actorhub.cluster import part_of
 from actorhub.core.config import Settings
 from actorhub.core.errors import PersistenceError, RunnerUnavailable
 from actorhub.engine.runner import Runner
@@ -49,8 +50,8 @@ def soon_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def incarnation(runner: Cluster) -> str:
-    assert isinstance(runner.part, Runner)
-    return runner.part.node.incarnation
+    assert isinstance(part_of(runner), Runner)
+    return part_of(runner).node.incarnation
 
 
 async def running(memory: MemoryCluster) -> Cluster:

@@ -7,6 +7,7 @@ from contextvars import ContextVar
 import pytest
 
 from actorhub import Cluster, ConfigurationError, Entity, HandlerFailed, Hub, MailboxFull, Singleton, current
+from actorhub.cluster import part_of
 from actorhub.core.config import Settings
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
@@ -223,8 +224,8 @@ async def test_the_same_program_without_singletons_leads_none(memory: MemoryClus
     bare = Hub()
     bare.register(Entry)
     runner = await memory.start_runner(hub=bare)
-    assert isinstance(runner.part, Runner)
-    assert not runner.part.host.singletons.has_any
+    assert isinstance(part_of(runner), Runner)
+    assert not part_of(runner).host.singletons.has_any
     assert (await runner.health())[0].singletons == []
 
 

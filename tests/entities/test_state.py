@@ -17,6 +17,7 @@ from actorhub import (
     current,
     handler,
 )
+from actorhub.cluster import part_of
 from actorhub.core.address import RunnerAddress
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, until
@@ -353,7 +354,7 @@ async def test_a_commit_that_outlasts_its_callers_deadline_still_counts(memory: 
         for _ in range(rounds):
             await asyncio.sleep(0)
         task.cancel()
-        await until(lambda: runner.part.node.router.host is not None)
+        await until(lambda: part_of(runner).node.router.host is not None)
         cart = await carts.read()
         assert cart.changes == version(memory)
         assert cart.changes == sum(item.count for item in cart.items.values())

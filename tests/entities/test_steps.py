@@ -382,7 +382,7 @@ async def test_a_timeout_while_a_result_is_stored_is_a_failed_run_that_made_prog
     def cut_short() -> None:
         host = host_of(runner)
         (message,) = [m for shard in host.shards.values() for m in shard.messages.values() if m.spec.name == "work"]
-        host.turns.abandon(message, MalformedMessage("cut short", possibly_executed=True))
+        host.scheduler.abandon(message, MalformedMessage("cut short", possibly_executed=True))
 
     async def work(_: Clerk) -> int:
         return await current().step("one", function)

@@ -9,6 +9,7 @@ import asyncpg
 import pytest
 
 from actorhub import Cluster, HandlerFailed, MessageTooLarge, PersistenceError, current
+from actorhub.cluster import part_of
 from actorhub.testing import until
 from tests.entities.gates import failure, gates, outcomes, soon
 from tests.entities.step_entities import Anything, Boss, Clerk, Declined, doing, hub, note, noted, tell_note
@@ -309,7 +310,7 @@ async def test_steps_are_forgotten_with_their_message(
             return
         assert isinstance(reply, Declined if end == "refused" else HandlerFailed)
         assert await left(sql) == [".", "one"]
-        storage = cluster.part.storage
+        storage = part_of(cluster).storage
         assert storage is not None
         assert await storage.checkpoints.remove_orphans(-1.0, 10) == (2 if end == "refused" else 0)
         if end == "dead":

@@ -16,6 +16,7 @@ from actorhub import (
     MalformedMessage,
     current,
 )
+from actorhub.cluster import part_of
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, soon
 
@@ -152,7 +153,7 @@ async def test_an_accepted_tell_has_no_deadline(cluster: Cluster) -> None:
 async def test_a_tell_that_fails_is_counted_where_it_ran(runner: Cluster, cluster: Cluster) -> None:
     """Nobody waits for its error, so it is logged and counted, and the teller knows nothing."""
     await cluster.tell(cluster.client(Inbox)("in").crash())
-    await until(lambda: runner.part.node.failed_tells == 1)
+    await until(lambda: part_of(runner).node.failed_tells == 1)
 
 
 async def test_only_calls_can_be_told(client: Cluster) -> None:
@@ -220,7 +221,7 @@ async def test_a_tell_after_the_end_of_the_run_is_refused(cluster: Cluster) -> N
 async def test_a_told_message_that_cannot_be_decoded_is_counted(runner: Cluster, client: Cluster) -> None:
     """Its arguments do not fit, nobody waits: it is logged and counted."""
     await client.client(Sender)("s").send_malformed()
-    await until(lambda: runner.part.node.failed_tells == 1)
+    await until(lambda: part_of(runner).node.failed_tells == 1)
     await failure(client.client(Inbox)("x").put(7))  # type: ignore[arg-type]
 
 
@@ -236,7 +237,7 @@ async def test_malformed_arguments_of_a_tell_are_found_when_it_runs(runner: Clus
 
 
 async def _counted(runner: Cluster) -> bool:
-    await until(lambda: runner.part.node.failed_tells == 1)
+    await until(lambda: part_of(runner).node.failed_tells == 1)
     return True
 
 
@@ -271,7 +272,7 @@ async def test_a_cancelled_teller_leaves_nothing_that_waits(memory: MemoryCluste
     await inbox("in").read()
     await memory.kill(memory.runners[0])
     telling = soon(client.tell(inbox("in").put("withdrawn")))
-    await until(lambda: client.part.node.router.statistics().parked == 1)
+    await until(lambda: part_of(client).node.router.statistics().parked == 1)
     telling.cancel()
     await asyncio.sleep(0)
     await memory.start_runner()

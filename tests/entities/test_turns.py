@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from actorhub import CallCycle, CallTimeout, Cluster, Entity, HandlerFailed, Hub, MailboxFull, current, handler
+from actorhub.cluster import part_of
 from actorhub.core.config import Settings
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, outcomes, soon
@@ -164,7 +165,7 @@ async def test_readonly_handlers_do_not_run_beside_writers(cluster: Cluster) -> 
 
 
 def _queued(cluster: Cluster, count: int) -> bool:
-    host = cluster.part.node.router.host
+    host = part_of(cluster).node.router.host
     return host is not None and host.statistics().queued == count
 
 

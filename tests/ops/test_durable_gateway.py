@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from actorhub.cluster import part_of
 from actorhub.transport.grpc._pb import admin_v1_pb2 as admin_pb
 from actorhub.transport.grpc._pb import client_v1_pb2 as pb
 from tests.ops.conftest import Port, Ports
@@ -66,7 +67,7 @@ async def test_a_reply_is_fetched_from_any_runner_in_either_encoding(durable_por
 async def test_a_told_message_runs_when_it_is_due(durable_ports: Ports) -> None:
     """A delay and a time are kept to, and a past time runs at once."""
     port = await durable_ports.open()
-    now = port.cluster.part.node.clock.time
+    now = part_of(port.cluster).node.clock.time
     told = now()
     soon = await _tell(port, _request("book", b'{"amount":1}', delay_ms=400))
     at = await _tell(port, _request("book", b'{"amount":1}', deliver_at_ms=int((told + 0.6) * 1000)))

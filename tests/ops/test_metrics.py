@@ -10,6 +10,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client.parser import text_string_to_metric_families
 
 from actorhub import ActorhubError, Cluster, Entity, EntityError, Hub, MailboxFull, Singleton, cron, handler
+from actorhub.cluster import part_of
 from actorhub.core.config import HostPort, Settings
 from actorhub.engine.runner import Runner
 from actorhub.ops.metrics import FAMILIES
@@ -94,7 +95,7 @@ async def runner() -> AsyncIterator[Cluster]:
 
 
 def _exposition(cluster: Cluster) -> Exposition:
-    part = cluster.part
+    part = part_of(cluster)
     assert isinstance(part, Runner)
     return Exposition(lambda: read(part))
 
@@ -245,8 +246,8 @@ async def test_without_an_observer_nothing_is_timed() -> None:
     async with MemoryCluster(hub) as memory:
         cluster = await memory.start_runner()
         await cluster.client(Stalls)("a").look()
-        assert isinstance(cluster.part, Runner)
-        assert cluster.part.host.turns.observer is None
+        assert isinstance(part_of(cluster), Runner)
+        assert part_of(cluster).host.scheduler.observer is None
         values = _values(cluster)
         assert values["actorhub_runs_total", _labels()] == 1
         assert not any(name == "actorhub_message_latency_seconds_count" for name, _ in values)

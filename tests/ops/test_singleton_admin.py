@@ -10,6 +10,7 @@ import grpc.aio
 import msgspec
 import pytest
 
+from actorhub.cluster import part_of
 from actorhub.core.cron import CronExpression
 from actorhub.engine.runner import Runner
 from actorhub.storage.singleton_ports import Leadership
@@ -78,8 +79,8 @@ async def _refused(question: object, status: grpc.StatusCode, text: str) -> None
 
 
 def _runner(port: Port) -> Runner:
-    assert isinstance(port.cluster.part, Runner)
-    return port.cluster.part
+    assert isinstance(part_of(port.cluster), Runner)
+    return part_of(port.cluster)
 
 
 async def test_a_singleton_is_shown_with_its_leader_and_schedules_by_every_runner(clerk_ports: Ports) -> None:

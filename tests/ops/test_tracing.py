@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import SpanKind, StatusCode
 
 from actorhub import Cluster, Entity, EntityError, Hub, Singleton, cron, current, handler
+from actorhub.cluster import part_of
 from actorhub.core.clock import SystemClock
 from actorhub.ops.tracing import NEW_TRACES_PER_SECOND, Tracing
 from actorhub.testing import MemoryCluster
@@ -257,7 +258,7 @@ async def test_without_a_provider_there_are_no_spans(memory: MemoryCluster) -> N
     """No header is added, and nobody is told of calls and runs."""
     runner = await memory.start_runner()
     assert await runner.client(Desk)("ada").where() is None
-    assert runner.part.node.tracing is None
+    assert part_of(runner).node.tracing is None
 
 
 async def test_what_the_sampler_leaves_out_stays_out(memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,8 +286,8 @@ async def test_a_failing_span_processor_harms_no_call(memory: MemoryCluster, mon
     _configure(monkeypatch, provider)
     runner = await memory.start_runner()
     assert await runner.client(Desk)("ada").where() is None
-    assert isinstance(runner.part.node.tracing, Tracing)
-    assert runner.part.node.tracing.failures == 2
+    assert isinstance(part_of(runner).node.tracing, Tracing)
+    assert part_of(runner).node.tracing.failures == 2
 
 
 async def test_new_traces_are_bounded_and_calls_inside_of_one_are_not(
@@ -297,7 +298,7 @@ async def test_new_traces_are_bounded_and_calls_inside_of_one_are_not(
     desk = runner.client(Desk)("ada")
     for _ in range(3 * NEW_TRACES_PER_SECOND):
         await desk.where()
-    tracing = runner.part.node.tracing
+    tracing = part_of(runner).node.tracing
     assert isinstance(tracing, Tracing)
     calls = [span for span in spans.get_finished_spans() if span.name == "desk.where"]
     assert len(calls) + tracing.not_begun == 3 * NEW_TRACES_PER_SECOND

@@ -8,7 +8,6 @@ from actorhub import Hub
 from actorhub.conformance.key_value_suite import ExpirySuite, KeyValueSuite
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
-from actorhub.engine.client_node import Caller
 from actorhub.storage.key_value_ports import KeyValues
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.memory.key_values import MemoryKeyValues

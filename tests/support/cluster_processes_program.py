@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from actorhub import Entity, Hub, current, handler
+from actorhub.cluster import part_of
 from actorhub.engine.runner import Runner
 
 
@@ -127,7 +128,7 @@ async def main(settings: dict[str, Any], served: Hub) -> None:
     leave = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
     async with served.runner(**settings) as cluster:
-        runner = cluster.part
+        runner = part_of(cluster)
         assert isinstance(runner, Runner)
         async with asyncio.TaskGroup() as tasks:
             obeying = tasks.create_task(_obey(commands, runner))

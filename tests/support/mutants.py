@@ -19,9 +19,8 @@ from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.intake import Delivery
 from actorhub.engine.durable.schedule import ServerClock
 from actorhub.engine.host import Host
-from actorhub.engine.model.cell import Cell, HostedShard
 from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.message import Message
+from actorhub.engine.model.records import Cell, HostedShard, Message
 from actorhub.engine.runs import completion
 from actorhub.engine.runs.commits import RunCommits
 from actorhub.storage.memory.message_table import MessageTable

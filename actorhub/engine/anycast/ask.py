@@ -6,7 +6,7 @@ import logging
 from typing import Final
 
 from actorhub.core.errors import CallTimeout, NotConnected, RunnerUnavailable
-from actorhub.engine.model.message import AwaitedMessage
+from actorhub.engine.model.records import AwaitedMessage
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.node import Node
 from actorhub.engine.routing.peers import Peer

@@ -20,7 +20,7 @@ from actorhub.core.key_value import (
     check_prefix,
     check_value,
 )
-from actorhub.engine.model.message import SENT, Message
+from actorhub.engine.model.records import SENT, Message
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.key_value_ports import KeyValues
 

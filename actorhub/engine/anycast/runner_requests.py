@@ -11,7 +11,7 @@ from actorhub.core.envelope import COMPLETE, COMPLETED, HEALTH, POLL_STORAGE
 from actorhub.core.errors import ActorhubError, MalformedMessage
 from actorhub.engine.anycast.ask import AnyRunnerRequest, ask, ask_any
 from actorhub.engine.host import Host
-from actorhub.engine.model.message import SENT, Message
+from actorhub.engine.model.records import SENT, Message
 from actorhub.engine.model.spec import operation_spec
 from actorhub.engine.node import Node
 from actorhub.engine.routing.peers import Peer
@@ -31,7 +31,7 @@ _HEALTH_PATIENCE: Final = 1.0
 encode: Final = msgspec.msgpack.Encoder().encode
 
 
-class Outcome(msgspec.Struct, frozen=True, array_like=True):
+class DeferredOutcome(msgspec.Struct, frozen=True, array_like=True):
     """The outcome of a deferred value, as it travels. A wire format: append fields only."""
 
     token: str
@@ -39,7 +39,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True):
     data: bytes
 
 
-_outcome: Final = msgspec.msgpack.Decoder(Outcome).decode
+_outcome: Final = msgspec.msgpack.Decoder(DeferredOutcome).decode
 
 
 class CompletionNotice(Message):
@@ -66,7 +66,6 @@ class RunnerRequests:
         self._node = node
         self._store = store
         self._host = host
-        self._deferrals = host.deferrals
         self._health = health
 
     def serve(self, caller: Message) -> None:
@@ -75,26 +74,26 @@ class RunnerRequests:
         if caller.kind == HEALTH:
             caller.complete_waiting(encode(self._health()))
         elif caller.kind == POLL_STORAGE:
-            self._host.delivery.poll()
+            self._host.poll()
             caller.complete_waiting(b"")
         elif caller.kind == COMPLETED:
-            self._deferrals.completed([caller.body])
+            self._host.deferrals.completed([caller.body])
             caller.complete_waiting(b"")
         else:
             _ = self._node.supervisor.spawn(
                 self._answered(caller, self._complete(caller.body)), "complete a deferred value"
             )
 
-    async def complete(self, outcome: Outcome) -> bool:
+    async def complete(self, outcome: DeferredOutcome) -> bool:
         """Store an outcome unless there is one; return whether it is this one, and have whoever waits look.
 
         Raises:
             MalformedMessage: this cluster did not make the token.
             PersistenceError: the store failed; repeating is harmless.
         """
-        made = completion(outcome.token, self._deferrals.secret, outcome.kind, outcome.data)
+        made = completion(outcome.token, self._host.deferrals.secret, outcome.kind, outcome.data)
         is_first = await self._store.complete(made)
-        self._deferrals.completed([made.token_hash])
+        self._host.deferrals.completed([made.token_hash])
         for peer in self._node.peers.runners():
             self._node.router.send_to(CompletionNotice(made.token_hash), peer)
         return is_first
@@ -115,7 +114,7 @@ class RunnerRequests:
             caller.complete_waiting(body)
 
 
-async def ask_to_complete(node: Node, outcome: Outcome) -> bool:
+async def ask_to_complete(node: Node, outcome: DeferredOutcome) -> bool:
     """Have some runner store an outcome; return whether it is the first."""
     body = await ask_any(node, COMPLETE_SPEC, COMPLETE, encode(outcome))
     return msgspec.msgpack.decode(body, type=bool)

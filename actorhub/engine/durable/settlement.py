@@ -2,13 +2,12 @@
 
 import logging
 import traceback
+from asyncio import Future
 from collections.abc import Collection, Iterable
-from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
 import msgspec
 
-from actorhub.core.clock import Clock
 from actorhub.core.codec import decode_error, encode_error, public_name
 from actorhub.core.envelope import TELL
 from actorhub.core.errors import (
@@ -21,18 +20,15 @@ from actorhub.core.errors import (
     PersistenceError,
     RunnerUnavailable,
 )
-from actorhub.engine.model.cell import DEAD, HostedShard
-from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.message import Message
+from actorhub.engine.durable.backlog import Backlog
+from actorhub.engine.durable.in_memory import InMemory
+from actorhub.engine.durable.owner import Owner
+from actorhub.engine.model.durable_message import DurableMessage, Place
+from actorhub.engine.model.records import DEAD, HostedShard, Message
 from actorhub.engine.runs.scheduler import RunMoved
-from actorhub.engine.supervision import Supervisor
-from actorhub.storage.message_ports import MessageStore, NotPending, Outcome, RunCommit, RunFailure, StoredReply
+from actorhub.engine.runs.store_answers import store_error
+from actorhub.storage.message_ports import NotPending, Outcome, RunCommit, RunFailure, StoredReply
 from actorhub.storage.ports import Fenced
-
-if TYPE_CHECKING:
-    from asyncio import Future
-
-    from actorhub.engine.durable.intake import Delivery
 
 _log: Final = logging.getLogger("actorhub.settlement")
 
@@ -42,24 +38,16 @@ _encode_id: Final = msgspec.msgpack.Encoder().encode
 class Settlement:
     """Writes the ends of messages into the store, and tells their callers afterwards."""
 
-    def __init__(
-        self,
-        *,
-        delivery: "Delivery",
-        store: MessageStore,
-        clock: Clock,
-        supervisor: Supervisor,
-        context: Context,
-        incarnation: str,
-        retention: float,
-    ) -> None:
-        self._delivery = delivery
-        self._store = store
-        self._clock = clock
-        self._supervisor = supervisor
-        self._context = context
-        self._incarnation = incarnation
-        self.retention = retention
+    def __init__(self, owner: Owner, *, memory: InMemory, backlog: Backlog) -> None:
+        self._memory = memory
+        self._backlog = backlog
+        self._store = owner.store
+        self._clock = owner.clock
+        self._supervisor = owner.supervisor
+        self._context = owner.scheduler.context
+        self._incarnation = owner.incarnation
+        self._mistrust = owner.mistrust
+        self.retention = owner.limits.retention
         """Seconds that replies are kept where the handler says nothing else."""
         self.settled = 0
         self.failed_runs = 0
@@ -72,17 +60,18 @@ class Settlement:
 
     def run_failed(self, message: DurableMessage, error: ActorhubError) -> None:
         """Settle the message with the handler's error, have it run again later, or give up on it."""
-        message.is_starting = False
-        cell = message.cell
-        if message.is_dropped:
+        if message.place is Place.GONE:
             return
+        if message.place is Place.STARTING:
+            message.place = Place.RUNNING
+        cell = message.cell
         lost = isinstance(error, RunMoved) or (message.is_counted and cell is not None and cell.phase == DEAD)
         if lost or (isinstance(error, MailboxFull) and not message.is_counted):
-            self._delivery.set_aside(message)
-        elif message.is_storing:
+            self._memory.spill(message)
+        elif not message.is_stored:
             message.failure = error
         elif isinstance(error, Fenced):
-            message.hosted.host.mistrusted(message.hosted.id)
+            self._mistrust(message.shard.id)
         elif isinstance(error, NotPending):
             self.gone(message)
         elif _is_reply(message, error):
@@ -107,9 +96,13 @@ class Settlement:
         """Tell a sender that its message is stored."""
         caller.complete_waiting(_encode_id(message_id or caller.message_id))
 
+    def run_taken_back(self, message: DurableMessage) -> None:
+        """Leave the message in the store: the loader, here or at the next owner, brings it in again."""
+        self._memory.spill(message)
+
     def gone(self, message: DurableMessage) -> None:
         """The message was settled elsewhere: look up how, if somebody waits for it."""
-        callers = self._delivery.forget(message)
+        callers = self._memory.forget(message)
         if callers:
             _ = self._supervisor.spawn(self._look_up(message.message_id, callers), "look up a reply")
 
@@ -122,12 +115,14 @@ class Settlement:
             row = None
         else:
             if row is None:
-                self._fail_callers(shard.waiting.pop(message_id, ()), message_id, "it is not stored (any more)")
+                self._fail_callers(
+                    self._memory.table(shard).waiting.pop(message_id, ()), message_id, "it is not stored, or no longer"
+                )
                 return
         if row is not None and row.reply is not None:
-            self.answer(shard.waiting.pop(message_id, ()), message_id, row.reply)
+            self.answer(self._memory.table(shard).waiting.pop(message_id, ()), message_id, row.reply)
         else:
-            self._delivery.backlog.look(shard)
+            self._backlog.scan(shard)
 
     async def _look_up(self, message_id: int, callers: Collection[Message]) -> None:
         try:
@@ -135,7 +130,7 @@ class Settlement:
         except PersistenceError as error:
             row, reason = None, str(error)
         else:
-            reason = "its reply is not kept any more"
+            reason = "its reply is no longer kept"
         if row is not None and row.reply is not None:
             self.answer(callers, message_id, row.reply)
         else:
@@ -149,8 +144,8 @@ class Settlement:
     def _settle_error(self, message: DurableMessage, error: ActorhubError) -> None:
         reply = StoredReply(Outcome.ERROR, encode_error(error))
         run = RunCommit(
-            shard=message.hosted.id,
-            epoch=message.hosted.epoch,
+            shard=message.shard.id,
+            epoch=message.shard.epoch,
             entity_type=message.spec.entity_type,
             entity_id=message.entity_id,
             message_id=message.message_id,
@@ -172,8 +167,8 @@ class Settlement:
         failed = error if isinstance(error, EntityError | HandlerFailed) else _as_handler_failed(error)
         body = encode_error(failed)
         failure = RunFailure(
-            shard=message.hosted.id,
-            epoch=message.hosted.epoch,
+            shard=message.shard.id,
+            epoch=message.shard.epoch,
             message_id=message.message_id,
             pause=None if attempts >= retry.attempts else retry.pause(attempts, self._clock.random()),
             attempts=attempts,
@@ -192,39 +187,31 @@ class Settlement:
                 self._end(message, StoredReply(Outcome.DEAD, body))
             else:
                 message.attempts = attempts
-                self._delivery.run_later(message, outcome.result())
+                self._memory.schedule(message, outcome.result())
 
         self._store.fail_run(failure, self._incarnation).add_done_callback(written, context=self._context)
 
     def _is_written(self, message: DurableMessage, outcome: "Future[bool] | Future[float]") -> bool:
         """Whether a message's end, or its failure, is in the store; deal with it where it is not."""
         error = store_error(outcome)
-        if message.is_dropped:
+        if message.place is Place.GONE:
             return False
         if error is None:
             return True
         if isinstance(error, Fenced):
-            message.hosted.host.mistrusted(message.hosted.id)
+            self._mistrust(message.shard.id)
         elif isinstance(error, NotPending):
             self.gone(message)
         else:
             _log.warning("message %d: its outcome could not be stored: %s", message.message_id, error)
-            self._delivery.set_aside(message)
+            self._memory.spill(message)
         return False
 
     def _end(self, message: DurableMessage, reply: StoredReply) -> None:
-        if not message.is_dropped:
-            self.answer(self._delivery.forget(message), message.message_id, reply)
-            if (group := message.hosted.waiting.pop(message.message_id, None)) is not None:
+        if message.place is not Place.GONE:
+            self.answer(self._memory.forget(message), message.message_id, reply)
+            if (group := self._memory.table(message.shard).waiting.pop(message.message_id, None)) is not None:
                 self.answer(group, message.message_id, reply)
-
-
-def store_error(outcome: "Future[Any]") -> ActorhubError | None:
-    """Return what a request to the store failed with; that it was looked at is noted."""
-    error = PersistenceError("the store was closed") if outcome.cancelled() else outcome.exception()
-    if error is None or isinstance(error, ActorhubError):
-        return error
-    return PersistenceError(f"the store failed: {error!r}", possibly_executed=True)
 
 
 def _as_handler_failed(error: ActorhubError) -> HandlerFailed:

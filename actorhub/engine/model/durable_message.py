@@ -1,17 +1,38 @@
 """A durable message on the runner that owns its shard, from the moment it is known there until it is settled."""
 
+import enum
 from typing import Protocol
 
 from actorhub.core.address import ShardId
 from actorhub.core.envelope import ASK, Durable
 from actorhub.core.errors import ActorhubError
-from actorhub.engine.model.cell import HostedShard
-from actorhub.engine.model.message import Message
+from actorhub.engine.model.records import HostedShard, Message
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import NewMessage
 
 
-class Runs(Protocol):
+class Place(enum.Enum):
+    """Where a durable message is. `durable.in_memory` and `durable.attempts` move it, nobody else."""
+
+    ARRIVED = enum.auto()
+    """Made just now; the same synchronous step finds a place for it."""
+    STORING = enum.auto()
+    """On its way into the store, to be scheduled, or queued, once it is there."""
+    SPILLING = enum.auto()
+    """On its way into the store, and out of memory once it is there: the backlog's loader brings it in again."""
+    MAILBOX = enum.auto()
+    """In the mailbox of its entity. It may still be on its way into the store."""
+    STARTING = enum.auto()
+    """It has its entity's turn, and waits for the store before it runs."""
+    RUNNING = enum.auto()
+    """Its handler runs, or the outcome of the run is on its way into the store."""
+    SCHEDULED = enum.auto()
+    """It waits for its time."""
+    GONE = enum.auto()
+    """Out of memory: settled, in the store only, or another runner's."""
+
+
+class RunEvents(Protocol):
     """What is told of the runs of durable messages."""
 
     def run_committed(self, message: "DurableMessage", body: bytes) -> None:
@@ -22,10 +43,14 @@ class Runs(Protocol):
         """The run raised, or the message could not be started; nothing of it is committed."""
         ...
 
+    def run_taken_back(self, message: "DurableMessage") -> None:
+        """The message cannot start where it is; nothing ran."""
+        ...
+
 
 def new_row(message: Message, shard: ShardId, *, epoch: int = 0, attempts: int = 0) -> NewMessage:
     """Return the row of a message that is to be stored, as its sender made it."""
-    durable = message.durable or Durable()
+    delivery = message.delivery or Durable()
     return NewMessage(
         message_id=message.message_id,
         shard=shard,
@@ -35,12 +60,12 @@ def new_row(message: Message, shard: ShardId, *, epoch: int = 0, attempts: int =
         handler=message.spec.name,
         body=message.body,
         headers=message.headers,
-        key=durable.key,
-        payload_hash=durable.payload_hash,
-        deliver_at=durable.deliver_at or None,
-        delay=durable.delay or None,
+        key=delivery.key,
+        payload_hash=delivery.payload_hash,
+        deliver_at=delivery.deliver_at or None,
+        delay=delivery.delay or None,
         attempts=attempts,
-        repeated=durable.is_repeated or durable.is_deposit,
+        repeated=delivery.is_repeated or delivery.is_deposit,
     )
 
 
@@ -50,53 +75,25 @@ class DurableMessage(Message):
     Its callers' deadlines are theirs: it has none, and runs whoever waits.
     """
 
-    __slots__ = (
-        "attempts",
-        "due",
-        "early",
-        "failure",
-        "hosted",
-        "interleaving",
-        "is_counted",
-        "is_dropped",
-        "is_loaded",
-        "is_seated",
-        "is_set_aside",
-        "is_starting",
-        "is_stored",
-        "is_storing",
-        "key",
-        "progress",
-        "runs",
-        "waiters",
-    )
+    __slots__ = ("attempts", "due", "early", "events", "failure", "is_counted", "is_stored", "key", "place", "shard",
+                 "waiters")  # fmt: skip
 
-    def __init__(self, runs: Runs, hosted: HostedShard, *, spec: HandlerSpec, entity_id: str, message_id: int) -> None:
+    def __init__(
+        self, events: RunEvents, shard: HostedShard, *, spec: HandlerSpec, entity_id: str, message_id: int
+    ) -> None:
         super().__init__(spec, entity_id, ASK)
-        self.runs = runs
-        self.interleaving = None
-        self.progress = None
-        self.hosted = hosted
-        self.shard = hosted.id
+        self.events = events
+        self.shard = shard
+        self.shard_id = shard.id
         self.message_id = message_id
+        self.place = Place.ARRIVED
         self.key: str | None = None
         self.attempts = 0
         """Runs that the store counts; the present one included once `is_counted`."""
         self.is_counted = False
         """The store counts the run that is about to start, or under way."""
-        self.is_storing = False
-        """The answer to its insert is on its way."""
         self.is_stored = False
-        self.is_starting = False
-        """It has its entity's turn, and waits for the store before it runs."""
-        self.is_dropped = False
-        """It is no business of this process any more."""
-        self.is_set_aside = False
-        """It stays in the store, for the loader to bring in."""
-        self.is_loaded = False
-        """The backlog's loader brought it in."""
-        self.is_seated = False
-        """It is in the mailbox of its entity, or has its turn."""
+        """The store has said that it has it; until then the answer to its insert is on its way."""
         self.due = 0.0
         """Seconds since the Unix epoch, by the store's clock."""
         self.early = 0
@@ -106,16 +103,21 @@ class DurableMessage(Message):
         self.waiters: list[Message] = []
         """Callers that wait for its reply, and senders that wait until it is stored."""
 
+    @property
+    def entity(self) -> tuple[str, str]:
+        """Type and id of its entity."""
+        return self.spec.entity_type, self.entity_id
+
     def taken_back(self) -> bool:
         """Stay in the store: the loader, here or at the next owner, brings it in again."""
-        self.hosted.host.delivery.set_aside(self)
+        self.events.run_taken_back(self)
         return True
 
     def completed(self, body: bytes) -> None:
         """Tell its callers."""
-        self.runs.run_committed(self, body)
+        self.events.run_committed(self, body)
 
     def failed(self, error: ActorhubError) -> None:
         """Settle it with the error, or have it run again."""
         self.progress = None  # the next run asks the store
-        self.runs.run_failed(self, error)
+        self.events.run_failed(self, error)

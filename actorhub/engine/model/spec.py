@@ -117,7 +117,7 @@ class EntitySpec:
     """Seconds after which a state that was not written is forgotten."""
     on_become_leader: HandlerSpec | None = None
     on_lose_leadership: HandlerSpec | None = None
-    body: HandlerSpec | None = None
+    main_loop: HandlerSpec | None = None
     """Its `run`."""
 
     @property

@@ -14,13 +14,15 @@ from typing import Final
 import msgspec
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
-from actorhub.engine.ownership.lease import NEVER, GuardedSession, Watchdog, open_session, store_call
+from actorhub.engine.model.lease import NEVER, Lease
 from actorhub.engine.ownership.members import Membership
 from actorhub.engine.ownership.moves import SLOW_DRAIN, Acquisitions, HandOvers, Holdings, ShardHost, ShardState
 from actorhub.engine.ownership.plan import decide
-from actorhub.engine.supervision import Backoff, Supervisor, set_or_time
+from actorhub.engine.ownership.session import GuardedSession, Watchdog, open_session, store_call
+from actorhub.engine.supervision import Supervisor, set_or_time
 from actorhub.storage.ports import LEASE, LiveRunner, SessionLost, Storage
 
 _log: Final = logging.getLogger("actorhub.ownership")
@@ -61,9 +63,6 @@ class OwnershipStatistics:
 class Ownership:
     """Owns this runner's shards, from `start` to `leave`."""
 
-    fresh_until: float
-    """Until when (monotonic seconds) this runner may act for its shards; read it before each start and commit."""
-
     def __init__(
         self,
         *,
@@ -71,6 +70,7 @@ class Ownership:
         clock: Clock,
         info: RunnerInfo,
         shards_per_group: int,
+        lease: Lease,
         host: ShardHost,
         supervisor: Supervisor,
         handover_grace: float = 10.0,
@@ -82,11 +82,12 @@ class Ownership:
             clock: Source of time and jitter.
             info: What this runner says of itself; its incarnation is that of this start.
             shards_per_group: The value that the cluster agreed on.
+            lease: What everybody else reads: how long this runner may act for its shards.
             host: What acts for the owned shards.
             supervisor: Owns the loops.
             handover_grace: Seconds that running handlers get when a shard moves to another runner.
         """
-        self.fresh_until = NEVER
+        self._lease = lease
         self._storage = storage
         self._clock = clock
         self._info = info
@@ -94,7 +95,7 @@ class Ownership:
         self._supervisor = supervisor
         self._handover_grace = handover_grace
         self._wake = asyncio.Event()
-        self._holdings = Holdings(clock)
+        self._holdings = Holdings(lease)
         self._handovers = HandOvers(
             holdings=self._holdings,
             storage=storage,
@@ -152,7 +153,7 @@ class Ownership:
 
     def is_fresh(self) -> bool:
         """Return whether the last acknowledged heartbeat was sent less than the lease ago."""
-        return self._clock.monotonic() < self.fresh_until
+        return self._lease.is_fresh()
 
     def state(self, shard: ShardId) -> ShardState:
         """Return how this runner stands to `shard`."""
@@ -322,9 +323,9 @@ class Ownership:
         if session is not self._holdings.session:
             return
         self._last_sent = max(sent, self._last_sent)
-        self.fresh_until = self._holdings.fresh_until = self._last_sent + _LEASE
+        self._lease.fresh_until = self._last_sent + _LEASE
         if self._watchdog is not None:
-            self._watchdog.arm(self.fresh_until)
+            self._watchdog.arm(self._lease.fresh_until)
         slot = next((row.info.slot for row in rows if row.info.runner == self._info.runner), self._info.slot)
         if slot != self._info.slot:
             self._info = msgspec.structs.replace(self._info, slot=slot)
@@ -351,7 +352,7 @@ class Ownership:
     def _balance(self) -> float | None:
         """Start what the wishes demand; return after how many seconds to look again without being woken."""
         held, now = self._holdings, self._clock.monotonic()
-        if held.session is None or now >= self.fresh_until:
+        if held.session is None or now >= self._lease.fresh_until:
             return None
         limit = max(_DRAINS_AT_LEAVE if held.leaving else _DRAINS_AT_ONCE, len(held.owned) // 64)
         plan = decide(
@@ -402,7 +403,7 @@ class Ownership:
         shards, session = tuple(held.owned), held.session
         held.owned.clear()
         held.session = None
-        self.fresh_until = held.fresh_until = NEVER
+        self._lease.fresh_until = NEVER
         try:
             if shards:
                 self._host.revoked(shards, reason)

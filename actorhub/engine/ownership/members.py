@@ -8,7 +8,7 @@ from typing import Final
 from actorhub.core.address import RunnerAddress, RunnerInfo
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ConfigurationError, PersistenceError, ShuttingDown
-from actorhub.engine.ownership.lease import NEVER, store_call
+from actorhub.engine.model.lease import NEVER
 from actorhub.engine.ownership.plan import (
     LIVE_WITHIN,
     RECEPTIVE_WITHIN,
@@ -19,6 +19,7 @@ from actorhub.engine.ownership.plan import (
     stale,
     wishes,
 )
+from actorhub.engine.ownership.session import store_call
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import HEARTBEAT_INTERVAL, LiveRunner, Storage
 

@@ -6,10 +6,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError, ShuttingDown
-from actorhub.engine.ownership.lease import NEVER, GuardedSession, store_call
-from actorhub.engine.supervision import Backoff, Supervisor
+from actorhub.engine.model.lease import NEVER, Lease
+from actorhub.engine.ownership.session import GuardedSession, store_call
+from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import LiveRunner, SessionLost, Storage
 
 _log: Final = logging.getLogger("actorhub.ownership")
@@ -64,21 +66,20 @@ class Holdings:
     may run, and never in `acquiring` and one of the others at once.
     """
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
         self.owned: dict[ShardId, int] = {}
         self.acquiring: set[ShardId] = set()
         self.releasing: dict[ShardId, float] = {}
         """When its release began."""
         self.session: GuardedSession | None = None
-        self.fresh_until = NEVER
         self.leaving = False
         self.changed = asyncio.Event()
         """Set whenever a shard came, went or was given up."""
 
     def may_act(self, session: GuardedSession) -> bool:
         """Whether `session` still is the session, and the lease fresh."""
-        return session is self.session and self._clock.monotonic() < self.fresh_until
+        return session is self.session and self._lease.is_fresh()
 
     def state(self, shard: ShardId) -> ShardState:
         """Return how this runner stands to `shard`."""

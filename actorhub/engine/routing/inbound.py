@@ -1,7 +1,7 @@
 """Calls that come from other processes, and the replies that go back."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -33,12 +33,12 @@ from actorhub.core.errors import (
     UnknownEntityType,
 )
 from actorhub.engine.host import Host
+from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
-from actorhub.engine.model.message import DONE, FOREVER, NEW, PARKED, Message
+from actorhub.engine.model.records import DONE, FOREVER, NEW, PARKED, Message
 from actorhub.engine.model.spec import HandlerSpec, operation_spec
 from actorhub.engine.routing.peers import MAX_IN_FLIGHT, Peer
 from actorhub.engine.routing.router import Router
-from actorhub.engine.runs.scheduler import Lease
 
 _log: Final = logging.getLogger("actorhub.inbound")
 
@@ -62,7 +62,7 @@ class RemoteMessage(Message):
         self.hops = request.hops
         self.credit = request.credit
         self.waits_for_room = request.waits_for_room
-        self.durable = request.durable
+        self.delivery = request.durable
         self.skip = request.skip
 
     def accepted(self) -> None:
@@ -75,7 +75,7 @@ class RemoteMessage(Message):
         """Send the result."""
         if self.caller.serving.pop(self.caller_id, None) is self:
             # What is durable is committed, like what any runner may do: it does not depend on who owns the shard now.
-            if self.durable is not None or self.kind in ANY_RUNNER or self._inbound.may_reply():
+            if self.delivery is not None or self.kind in ANY_RUNNER or self._inbound.may_reply():
                 self.caller.link.send(Reply(self.caller_id, self.epoch, body))
             else:
                 self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
@@ -96,27 +96,47 @@ class RemoteMessage(Message):
 class Inbound:
     """Turns requests of peers into messages on the host."""
 
-    def __init__(self, *, host: Host, router: Router, lease: Lease, clock: Clock, limits: Limits) -> None:
+    def __init__(
+        self,
+        *,
+        host: Host,
+        router: Router,
+        lease: Lease,
+        clock: Clock,
+        limits: Limits,
+        is_coming: Callable[[ShardId], bool],
+        serve: Callable[[Message], None],
+        dropped: Callable[[Message, ActorhubError], None],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            host: What is hosted here.
+            router: Sends on what this process does not own.
+            lease: Replies count only while it lasts.
+            clock: Its monotonic time is what deadlines are given in.
+            limits: Of messages.
+            is_coming: Whether this process is about to own a shard.
+            serve: Serves requests that belong to no entity.
+            dropped: Told of a tell that ended in an error that nobody waits for.
+        """
         self._host = host
         self._router = router
         self._lease = lease
         self._monotonic = clock.monotonic
         self._limits = limits
-        self.is_coming: Callable[[ShardId], bool]
-        """Whether this process is about to own a shard."""
-        self.served: Mapping[int, Callable[[Message], None]]
-        """Who serves each kind of request that belongs to no entity."""
-        self.dropped: Callable[[Message, ActorhubError], None]
-        """Told of a tell that ended in an error that nobody waits for."""
+        self._is_coming = is_coming
+        self._serve = serve
+        self.dropped = dropped
 
     def may_reply(self) -> bool:
         """Whether this process is sure enough of its ownership for its replies to count."""
-        return self._monotonic() < self._lease.fresh_until
+        return self._lease.is_fresh()
 
     def request(self, peer: Peer, request: Request) -> None:
         """Start, queue, send back or refuse one call."""
         if request.kind in ANY_RUNNER:
-            self._look(peer, request)
+            self._any_runner(peer, request)
             return
         try:
             spec = self._checked(peer, request)
@@ -130,24 +150,23 @@ class Inbound:
         if request.timeout_ms:
             message.deadline = self._monotonic() + request.timeout_ms / 1000
         cell = self._host.types[spec.entity_type].cells.get(request.entity_id)
-        if cell is not None and message.durable is None:
+        if cell is not None and message.delivery is None:
             peer.serving[request.id] = message
-            self._host.turns.enqueue(cell, message)
+            self._host.scheduler.enqueue(cell, message)
             return
         try:
             check_entity_id(request.entity_id, self._limits.max_entity_id_bytes)
-            shard_id = self._router.shard_of(self._host.types[spec.entity_type].spec, request.entity_id)
+            shard_id = self._router.sharding.shard_of_target(message)
         except ActorhubError as error:
             self.fail(peer, request.id, 0, error)
             return
         peer.serving[request.id] = message
-        message.shard = shard_id
         shard = self._host.shards.get(shard_id)
-        if message.durable is not None and message.durable.is_deposit and not message.durable.is_stored:
+        if message.delivery is not None and message.delivery.is_deposit and not message.delivery.is_stored:
             self._router.deposits.deposit(message)
         elif shard is None:
             self.give_back(message)
-        elif message.durable is not None:
+        elif message.delivery is not None:
             self._host.take_durable(message, shard)
         else:
             self._host.submit(message, shard)
@@ -155,11 +174,8 @@ class Inbound:
     def give_back(self, message: Message) -> None:
         """Answer that we do not own the shard, or keep the call where we are about to own it; nothing ran."""
         if isinstance(message, RemoteMessage) and message.caller.serving.get(message.caller_id) is message:
-            shard = message.shard
-            if shard is None:
-                spec = self._host.types[message.spec.entity_type].spec
-                shard = message.shard = self._router.shard_of(spec, message.entity_id)
-            if self.is_coming(shard):
+            shard = self._router.sharding.shard_of_target(message)
+            if self._is_coming(shard):
                 self._router.route(message)
                 return
             del message.caller.serving[message.caller_id]
@@ -225,14 +241,14 @@ class Inbound:
             check_chain(request.chain, f"{request.entity_type}/{request.entity_id}", spec, self._limits.max_call_depth)
         return spec
 
-    def _look(self, peer: Peer, request: Request) -> None:
+    def _any_runner(self, peer: Peer, request: Request) -> None:
         """Serve a request that belongs to no entity."""
         if len(peer.serving) >= MAX_IN_FLIGHT:
             self.fail(peer, request.id, 0, _too_many(peer))
             return
         message = RemoteMessage(self, peer, request, _SERVED)
         peer.serving[request.id] = message
-        self.served[request.kind](message)
+        self._serve(message)
 
     def _broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
         count = self.broadcast_here(spec, request.body, request.message_id)
@@ -245,7 +261,7 @@ class Inbound:
             message = Detached(spec, cell.entity_id, self)
             message.body = body
             message.message_id = message_id
-            self._host.turns.enqueue(cell, message)
+            self._host.scheduler.enqueue(cell, message)
         return len(cells)
 
 

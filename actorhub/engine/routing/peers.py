@@ -1,30 +1,21 @@
-"""Links to the other runners, and what is in flight on each."""
+"""The open links to other processes, and what is in flight on each."""
 
-import asyncio
-import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from actorhub.core.address import RunnerAddress
-from actorhub.core.clock import Clock
-from actorhub.core.envelope import Envelope
-from actorhub.core.errors import ActorhubError, MailboxFull, RunnerUnavailable
-from actorhub.engine.model.message import Message
-from actorhub.engine.supervision import Supervisor
-from actorhub.transport.ports import Link, LinkEvents, Transport
-
-_log: Final = logging.getLogger("actorhub.peers")
+from actorhub.core.envelope import Cancel, Credit, Envelope
+from actorhub.core.errors import MailboxFull
+from actorhub.engine.model.records import Message
+from actorhub.transport.ports import Link
 
 MAX_IN_FLIGHT: Final = 65_536
 """Calls that one process may have in flight to one peer, and serves for one peer."""
 MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
-_CONNECT_DEADLINE: Final = 2.0
-_FIRST_DELAY: Final = 0.1
-_LONGEST_DELAY: Final = 1.0
 
 
 class PeerEvents(Protocol):
-    """What the node does with what peers say."""
+    """What is done with what peers say."""
 
     def linked(self, peer: "Peer") -> None:
         """A link is up."""
@@ -42,12 +33,20 @@ class PeerEvents(Protocol):
 class Peer:
     """One link to one incarnation of one process."""
 
-    __slots__ = ("_events", "is_leaving", "link", "pending", "runner", "serving")
+    __slots__ = ("_ended", "_events", "is_leaving", "link", "pending", "runner", "serving")
 
-    def __init__(self, events: PeerEvents) -> None:
+    def __init__(self, link: Link, events: PeerEvents, ended: Callable[[], None]) -> None:
+        """Take an open link.
+
+        Args:
+            link: To the peer.
+            events: Told of what comes.
+            ended: Called once `events` knows that the link is gone.
+        """
         self._events = events
-        self.link: Link
-        self.runner: RunnerAddress
+        self._ended = ended
+        self.link = link
+        self.runner = RunnerAddress(link.peer.address, link.peer.incarnation)
         """Address is empty for a client."""
         self.pending: dict[int, Message] = {}
         """Our calls that the peer has not answered, by request id."""
@@ -70,11 +69,18 @@ class Peer:
         if len(self.pending) >= MAX_IN_FLIGHT or self.link.queued_bytes > MAX_QUEUED_BYTES:
             raise MailboxFull(f"{len(self.pending)} calls are in flight to {self.runner}: wait for some of them")
 
-    def established(self, link: Link) -> None:
-        """Take the link that this peer is at the other end of."""
-        self.link = link
-        self.runner = RunnerAddress(link.peer.address, link.peer.incarnation)
-        self._events.linked(self)
+    def recall(self, message: Message) -> None:
+        """Nobody waits for the message: have the peer drop it, and forget it."""
+        if self.pending.pop(message.request_id, None) is not None:
+            self.link.send(Cancel(message.request_id))
+
+    def grant(self, message: Message, count: int) -> None:
+        """The consumer took `count` items of the stream: the peer's producer may send as many more."""
+        self.link.send(Credit(message.request_id, count))
+
+    def ask_outcome(self, message: Message) -> None:
+        """The caller's time is up: have the peer end the message and say whether its handler started."""
+        self.link.send(Cancel(message.request_id, timed_out=True))
 
     def received(self, envelopes: Sequence[Envelope]) -> None:
         """Pass a frame on."""
@@ -83,22 +89,15 @@ class Peer:
     def closed(self, reason: str, unsent: Sequence[Envelope]) -> None:
         """Pass the end of the link on."""
         self._events.unlinked(self, reason, unsent)
+        self._ended()
 
 
 class Peers:
-    """Keeps one link to every other live runner, whoever of the two opened it."""
+    """The peers with an open link, clients too: one for each incarnation."""
 
-    def __init__(self, transport: Transport, events: PeerEvents, supervisor: Supervisor, clock: Clock) -> None:
-        self._transport = transport
-        self._events = events
-        self._supervisor = supervisor
-        self._clock = clock
-        self._wanted: set[str] = set()
-        self._connecting: dict[str, asyncio.Task[None]] = {}
+    def __init__(self) -> None:
         self.linked: dict[str, Peer] = {}
-        """By incarnation; clients too."""
-        self.refused: Callable[[str, ActorhubError], None] = lambda _address, _error: None
-        """Told of each failed attempt to connect."""
+        """By incarnation."""
 
     def runners(self) -> list[Peer]:
         """Return the peers that host shards."""
@@ -113,56 +112,16 @@ class Peers:
         """Return the linked peer of that incarnation."""
         return self.linked.get(runner.incarnation)
 
-    def accept(self, link: Link) -> LinkEvents:
-        """Take a link that the other side opened."""
-        peer = Peer(self._events)
-        peer.established(link)
-        return peer
-
     def add(self, peer: Peer) -> None:
         """Note an open link; a later one to the same incarnation takes its place for new calls."""
         self.linked[peer.runner.incarnation] = peer
 
     def remove(self, peer: Peer) -> None:
-        """Note a closed link and connect again if its runner is still wanted."""
+        """Note a closed link."""
         if self.linked.get(peer.runner.incarnation) is peer:
             del self.linked[peer.runner.incarnation]
-        self._connect_missing()
-
-    def want(self, addresses: Collection[str]) -> None:
-        """Keep links to exactly these addresses; other attempts end, other open links stay until they break."""
-        self._wanted = set(addresses)
-        for address in [a for a in self._connecting if a not in self._wanted]:
-            self._connecting.pop(address).cancel()
-        self._connect_missing()
 
     def send_to_all(self, envelope: Envelope) -> None:
         """Queue `envelope` on every open link."""
         for peer in self.linked.values():
             peer.link.send(envelope)
-
-    def _connect_missing(self) -> None:
-        linked = {peer.runner.address for peer in self.linked.values()}
-        for address in self._wanted - linked - self._connecting.keys():
-            self._connecting[address] = self._supervisor.spawn(self._connect(address), "connect")
-
-    async def _connect(self, address: str) -> None:
-        delay = _FIRST_DELAY
-        try:
-            while address in self._wanted and not self._is_linked(address):
-                peer = Peer(self._events)
-                try:
-                    link = await self._transport.connect(address, peer, deadline=_CONNECT_DEADLINE)
-                except RunnerUnavailable as error:
-                    _log.debug("no link to %s: %s", address, error)
-                    self.refused(address, error)
-                    await asyncio.sleep(delay * (0.5 + self._clock.random() / 2))
-                    delay = min(_LONGEST_DELAY, delay * 2)
-                else:
-                    peer.established(link)
-        finally:
-            if self._connecting.get(address) is asyncio.current_task():
-                del self._connecting[address]
-
-    def _is_linked(self, address: str) -> bool:
-        return any(peer.runner.address == address for peer in self.linked.values())

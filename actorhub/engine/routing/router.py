@@ -5,12 +5,12 @@ import copy
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
 
-from actorhub.core.address import ShardId, ShardOwner, shard_number
+from actorhub.core.address import ShardId, ShardOwner
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import ANY_RUNNER, TELL, Cancel, Request
 from actorhub.core.errors import (
@@ -18,15 +18,27 @@ from actorhub.core.errors import (
     CallTimeout,
     EntityNotAssigned,
     MailboxFull,
-    MalformedMessage,
     RunnerUnavailable,
+    UnknownEntityType,
 )
-from actorhub.engine.durable.requests import Deposits
+from actorhub.engine.durable.deposits import Deposits
 from actorhub.engine.host import Host
-from actorhub.engine.model.message import COMMITTING, DONE, FOREVER, NEW, PARKED, QUEUED, RUNNING, SENT, Message
-from actorhub.engine.model.spec import EntitySpec
+from actorhub.engine.model.records import (
+    COMMITTING,
+    DONE,
+    FOREVER,
+    NEW,
+    PARKED,
+    QUEUED,
+    RUNNING,
+    SENT,
+    Message,
+)
+from actorhub.engine.model.sharding import Sharding
+from actorhub.engine.routing.deadlines import Deadlines
 from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.table import RoutingTable
+from actorhub.storage.message_ports import MessageStore
 
 _log: Final = logging.getLogger("actorhub.router")
 
@@ -58,78 +70,66 @@ class Router:
     def __init__(
         self,
         *,
-        specs: Mapping[str, EntitySpec],
-        table: RoutingTable,
+        sharding: Sharding,
         peers: Peers,
         host: Host | None,
         clock: Clock,
-        deposits: Deposits,
+        store: MessageStore | None,
+        stranded: Callable[[], None],
     ) -> None:
-        self._specs = specs
-        self.table = table
+        """Prepare.
+
+        Args:
+            sharding: Maps ids to shards, once the cluster's number of shards is known.
+            peers: The open links.
+            host: What is hosted here; `None` for a client.
+            clock: Its monotonic time is what deadlines are given in.
+            store: Where durable tells without an owner can be stored directly; `None`: a runner must be asked.
+            stranded: Told when a message starts to wait for an owner.
+        """
+        self.sharding = sharding
+        self.table = RoutingTable()
         self.host = host
+        self.deposits = Deposits(store, self)
+        self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self._expire)
+        self.known_types: frozenset[str] = frozenset()
+        """Entity types that live runners host; empty until somebody said."""
         self._peers = peers
         self._monotonic = clock.monotonic
+        self._stranded = stranded
         self._parked: dict[ShardId, deque[Message]] = {}
         self._parked_since: dict[ShardId, float] = {}
         """Since when (monotonic seconds) messages for the shard wait without a break."""
         self._parked_count = 0
         self._ids = itertools.count(1)
-        self.shards_per_group = 0
-        """0 until the cluster's value is known; everything waits until then."""
-        self._shard_ids: dict[str, tuple[ShardId, ...]] = {}
         self._early: list[Message] = []
+        """Messages that wait for the cluster's number of shards."""
         self._closed: ActorhubError | None = None
         self._local = self._remote = self._not_owner = self.refused_replies = 0
         self._moved: set[ShardId] = set()
         self._moved_timer: asyncio.TimerHandle | None = None
-        self.stranded: Callable[[], None] = lambda: None
-        """Told when a message starts to wait for an owner."""
-        self.deposits = deposits
-        deposits.route = self.route
-        deposits.unpark = self._unpark
-        deposits.ask_a_runner = self._ask_a_runner
-        self.watch: Callable[[Message], None]
-        """Has `expire` called at the message's new deadline."""
-        self.undeliverable: Callable[[Message], ActorhubError | None] = lambda _message: None
-        """Returns the error of a message that no runner of the cluster can take, ever."""
 
     def statistics(self) -> RouterStatistics:
         """Return counts."""
         return RouterStatistics(self._local, self._remote, self._parked_count, self._not_owner, self.refused_replies)
 
-    def shard_of(self, spec: EntitySpec, entity_id: str) -> ShardId:
-        """Return the entity's shard; cluster values must be known.
-
-        Raises:
-            MalformedMessage: the type's `shard_key` fails for this id.
-        """
-        key = entity_id if spec.shard_key is None else _shard_key(spec, spec.shard_key, entity_id)
-        shards = self._shard_ids.get(spec.shard_group)
-        if shards is None:
-            shards = tuple(ShardId(spec.shard_group, number) for number in range(self.shards_per_group))
-            self._shard_ids[spec.shard_group] = shards
-        return shards[shard_number(key, self.shards_per_group)]
-
     def route(self, message: Message) -> None:
         """Deliver here, send to the owner, or park until there is one. Errors arrive as the message's reply."""
         host = self.host
-        if host is not None and message.durable is None:
+        if host is not None and message.delivery is None:
             hosted = host.types.get(message.spec.entity_type)
             if hosted is not None and (cell := hosted.cells.get(message.entity_id)) is not None:
                 self._local += 1
-                host.turns.enqueue(cell, message)
+                host.scheduler.enqueue(cell, message)
                 return
-        if self.shards_per_group == 0:
+        if self.sharding.shards_per_group == 0:
             self._early.append(message)
             message.phase = PARKED
             return
-        shard_id = message.shard
-        if shard_id is None:
-            shard_id = message.shard = self.shard_of(self._specs[message.spec.entity_type], message.entity_id)
+        shard_id = self.sharding.shard_of_target(message)
         if host is not None and (shard := host.shards.get(shard_id)) is not None:
             self._local += 1
-            if message.durable is None:
+            if message.delivery is None:
                 host.submit(message, shard)
             else:
                 host.take_durable(message, shard)
@@ -147,14 +147,11 @@ class Router:
 
     def wait_for_owner(self, message: Message) -> None:
         """Park a message of this runner's until there is news of its shard's owner, or of the cluster."""
-        shard = message.shard
-        if shard is None:
-            shard = message.shard = self.shard_of(self._specs[message.spec.entity_type], message.entity_id)
-        self._park(message, shard)
+        self._park(message, self.sharding.shard_of_target(message))
 
     def cluster_values_known(self, shards_per_group: int) -> None:
         """Let everything go that waited for the number of shards."""
-        self.shards_per_group = shards_per_group
+        self.sharding.shards_per_group = shards_per_group
         early, self._early = self._early, []
         for message in early:
             if message.phase == PARKED:
@@ -206,7 +203,7 @@ class Router:
         for shard, parked in list(self._parked.items()):
             for message in list(parked):
                 message.hops = 0
-                if message.phase == PARKED and (error := self.undeliverable(message)) is not None:
+                if message.phase == PARKED and (error := self._undeliverable(message)) is not None:
                     self._refuse(message, error)
             self.release([shard])
 
@@ -216,7 +213,7 @@ class Router:
         if message is None:
             return
         self._not_owner += 1
-        shard = message.shard
+        shard = message.shard_id
         assert shard is not None
         self.table.forget(shard, peer.runner)
         if hint is not None and hint.runner != peer.runner:
@@ -241,27 +238,27 @@ class Router:
 
         A durable call is sent again: it is known by its id, and runs once.
         """
-        if message.durable is not None or message.resumes():
+        if message.delivery is not None or message.resumes():
             self._again(message, unsure=True)
             return
         message.phase = DONE
         message.failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
 
-    def expire(self, message: Message) -> None:
+    def _expire(self, message: Message) -> None:
         """The caller's deadline passed: call back what can be called back, and tell the caller what is known then."""
         phase = message.phase
         left = message.what + "(" + message.entity_id + ")"
         if phase in (NEW, PARKED):
             message.phase = DONE
-            text = f"{left}: no runner owned its shard {message.shard} before the deadline"
+            text = f"{left}: no runner owned its shard {message.shard_id} before the deadline"
             message.failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
         elif phase == QUEUED:
             self.withdraw(message, CallTimeout(f"{left}: it waited in the mailbox until the deadline"))
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
             message.abandoned_for = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
-            message.peer.link.send(Cancel(message.request_id, timed_out=True))
+            message.peer.ask_outcome(message)
             message.deadline = self._monotonic() + _LAST_WORD
-            self.watch(message)
+            self.deadlines.add(message)
         elif phase in (SENT, RUNNING, COMMITTING):
             error = message.abandoned_for or CallTimeout(f"{left}: no reply before the deadline")
             error.possibly_executed = True
@@ -272,17 +269,17 @@ class Router:
         """The caller no longer waits: dequeue the message or cancel its run, wherever it is."""
         if message.phase == SENT:
             message.phase = DONE
-            peer = message.peer
-            if peer is not None and peer.pending.pop(message.request_id, None) is not None:
-                peer.link.send(Cancel(message.request_id))
+            if message.peer is not None:
+                message.peer.recall(message)
         elif message.phase in (NEW, PARKED):
             message.phase = DONE
         elif self.host is not None:
-            self.host.turns.abandon(message, error)
+            self.host.scheduler.abandon(message, error)
 
     def close(self, error: ActorhubError) -> None:
         """Fail everything that is parked, and whatever would be parked from now on."""
         self._closed = error
+        self.deadlines.close()
         if self._moved_timer is not None:
             self._moved_timer.cancel()
         waiting = [*self._early, *(m for parked in self._parked.values() for m in parked)]
@@ -298,9 +295,9 @@ class Router:
         moved, self._moved = self._moved, set()
         self._moved_timer = None
         for peer in self._peers.runners():
-            for message in [m for m in peer.pending.values() if m.phase == SENT and m.shard in moved]:
-                assert message.shard is not None
-                owner = self.table.owner(message.shard)
+            for message in [m for m in peer.pending.values() if m.phase == SENT and m.shard_id in moved]:
+                assert message.shard_id is not None
+                owner = self.table.owner(message.shard_id)
                 if owner is not None and owner.runner != peer.runner:
                     del peer.pending[message.request_id]
                     peer.link.send(Cancel(message.request_id, timed_out=False))
@@ -318,9 +315,9 @@ class Router:
             return
         message.phase = NEW
         message.peer = None
-        if message.durable is not None:
-            said = message.durable
-            message.durable = msgspec.structs.replace(
+        if message.delivery is not None:
+            said = message.delivery
+            message.delivery = msgspec.structs.replace(
                 said, is_repeated=True, is_deposit=said.is_deposit and said.is_stored
             )
         self.route(message)
@@ -358,13 +355,13 @@ class Router:
                 message.message_id,
                 message.credit,
                 message.waits_for_room,
-                message.durable,
+                message.delivery,
                 message.skip,
             )
         )
 
     def _park(self, message: Message, shard: ShardId) -> None:
-        error = self._closed or self.undeliverable(message)
+        error = self._closed or self._undeliverable(message)
         if error is None and self._parked_count >= MAX_PARKED:
             error = MailboxFull(f"{message.address}: {self._parked_count} calls wait for owners already")
         if error is not None:
@@ -374,9 +371,9 @@ class Router:
         self._parked_count += 1
         self._parked.setdefault(shard, deque()).append(message)
         self._parked_since.setdefault(shard, self._monotonic())
-        if message.kind == TELL and message.durable is not None and not message.durable.is_stored:
+        if message.kind == TELL and message.delivery is not None and not message.delivery.is_stored:
             self.deposits.parked(message)
-        self.stranded()
+        self._stranded()
 
     def _refuse(self, message: Message, error: ActorhubError) -> None:
         """Fail a message that waits here; one that was sent before may have run elsewhere."""
@@ -386,25 +383,27 @@ class Router:
         message.phase = DONE
         message.failed(error)
 
-    def _unpark(self, message: Message) -> None:
-        shard = message.shard
+    def unpark(self, message: Message) -> None:
+        """Take a message out of what waits for owners."""
+        shard = message.shard_id
         assert shard is not None
         parked = self._parked.get(shard)
         if parked is not None and message in parked:
             parked.remove(message)
             self._parked_count -= 1
 
-    def _ask_a_runner(self, message: Message) -> bool:
-        """Have any runner store a durable tell that this process cannot store."""
+    def ask_a_runner(self, message: Message) -> bool:
+        """Have any runner store a durable tell that this process cannot store; `False`: there is none."""
         peers = self._peers.runners()
         if peers:
             self._send(message, peers[0])
         return bool(peers)
 
-
-def _shard_key(spec: EntitySpec, shard_key: Callable[[str], str], entity_id: str) -> str:
-    try:
-        # str.encode: what is not a string fails here, with the id that it came from.
-        return str.encode(shard_key(entity_id)).decode()
-    except Exception as exc:
-        raise MalformedMessage(f"{spec.name}/{entity_id}: its shard_key failed: {type(exc).__name__}: {exc}") from exc
+    def _undeliverable(self, message: Message) -> ActorhubError | None:
+        """Return the error of a message that no runner of the cluster can take, ever."""
+        name = message.spec.entity_type
+        if not self.known_types or name in self.known_types:
+            return None
+        return UnknownEntityType(
+            f"no live runner hosts entity type {name!r}: they host {', '.join(sorted(self.known_types))}"
+        )

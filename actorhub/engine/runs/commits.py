@@ -1,223 +1,137 @@
-"""Commits of runs that leave more behind than state: durable replies, durable tells, the user's own SQL."""
+"""What the store is asked to write when a run ends, or stores a part of itself. Replies are `runs.completion`'s."""
 
 import asyncio
+from asyncio import Future
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
-import msgspec
-
-from actorhub.core.address import ShardId
-from actorhub.core.errors import ActorhubError, DuplicateKey, NotConnected
-from actorhub.engine.durable.settlement import store_error
-from actorhub.engine.model.cell import ACTIVE, DEAD, EXCLUSIVE, Cell
+from actorhub.core.errors import ActorhubError
 from actorhub.engine.model.durable_message import DurableMessage, new_row
-from actorhub.engine.model.message import COMMITTING, RUNNING, Message
-from actorhub.engine.runs.checkpoints import StepRun, closing_notes, is_body
-from actorhub.engine.runs.completion import Results, commit_now, settled, tells_durably
-from actorhub.engine.runs.scheduler import Turns
+from actorhub.engine.model.records import ACTIVE, EXCLUSIVE, Cell, Message
+from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.checkpoint_ports import CheckpointWrite
 from actorhub.storage.message_ports import (
     MessageStore,
     NewMessage,
-    NotPending,
     Outcome,
-    RolledBack,
     RunCommit,
     RunStart,
     RunTransaction,
     StoredReply,
 )
-from actorhub.storage.ports import Fenced, VersionConflict
-
-if TYPE_CHECKING:
-    from asyncio import Future
+from actorhub.storage.ports import Fenced, StateCommit, Storage
 
 _COMMIT_LIMIT: Final = 10.0
 """Seconds that a transaction's commit may take."""
-_REFUSED: Final = (Fenced, VersionConflict)
 
 
-class _Ending(msgspec.Struct):
-    """What is done once a run is committed."""
-
-    data: bytes | None
-    """The state that is committed then."""
-    body: bytes
-    """The reply."""
-    next_one: DurableMessage | None
-    """The message whose run is counted along with it."""
-
-
-class RunCommits:
-    """Writes everything that a run leaves behind in one transaction, then lets its reply and its tells go."""
+class Commits:
+    """Asks the store for commits. Every answer is a future; what follows from it is the caller's to do."""
 
     def __init__(
-        self,
-        *,
-        turns: Turns,
-        results: Results,
-        store: MessageStore,
-        supervisor: Supervisor,
-        incarnation: str,
-        retention: float,
+        self, *, storage: Storage, supervisor: Supervisor, incarnation: str, sharding: Sharding, retention: float
     ) -> None:
-        self._turns = turns
-        self._results = results
-        self._store = store
+        self._storage = storage
+        self._store: MessageStore = storage.messages
         self._supervisor = supervisor
         self._incarnation = incarnation
+        self._sharding = sharding
         self._retention = retention
-        self.shard_of: Callable[[Message], ShardId]
-        """Returns the shard of a message's target."""
 
-    def commit(self, message: Message, cell: Cell, data: bytes | None, body: bytes) -> None:
-        """Write the state `data` (if any), the reply, and what was told durably; then reply."""
-        message.phase = COMMITTING
-        ending = _Ending(data, body, self._next(message, cell))
-        try:
-            if message.progress is not None:
-                message.progress.check_quiet(message)
-            run = self._run(message, cell, ending)
-        except (ActorhubError, RuntimeError) as error:
-            message.phase = RUNNING
-            self._results.raised(message, error)
-            return
-        if message.transaction is None and run.checkpoints is None:
-            outcome = self._written(cell, run)
-        else:
-            outcome = self._written_alone(cell, run, message.transaction)
-        outcome.add_done_callback(partial(self._committed, message, ending), context=self._turns.context)
+    def state(self, cell: Cell, epoch: int, data: bytes) -> "Future[None]":
+        """Hand the cell's next state to the group commit."""
+        assert cell.record is not None
+        if not cell.can_commit:
+            return _refused(cell)
+        entity_type, entity_id = cell.entity
+        commit = StateCommit(cell.shard.id, epoch, entity_type, entity_id, cell.record.version + 1, data)
+        return self._storage.commit_state(commit, self._incarnation)
 
-    async def commit_part(self, message: Message, cell: Cell, data: bytes | None) -> None:
-        """Write the state `data` (if any) and what was told durably so far, of a run that goes on; then send the tells.
+    def run(self, cell: Cell, run: RunCommit) -> "Future[bool]":
+        """Hand a run to the group commit; the answer is whether the next run was counted with it."""
+        return self._store.commit_run(run, self._incarnation) if cell.can_commit else _refused(cell)
 
-        Raises:
-            PersistenceError: refused or failed; nothing was written, and nothing is sent.
+    def run_alone(self, cell: Cell, run: RunCommit, transaction: RunTransaction | None) -> "Future[bool]":
+        """Commit a run in a transaction of its own, the handler's where it has one.
+
+        Runs with checkpoints or with the user's own SQL are rare beside plain ones: they share no group commit, and take
+        a connection of a small pool for about two milliseconds each.
         """
-        if tells_durably(message):
-            future = self._written(cell, self._run(message, cell, _Ending(data, b"", None)))
-            cancelled = await settled(future)
-            if (error := store_error(future)) is not None:
-                message.drop_outbox()
-                raise self._results.refused(cell, error)
-            self._results.note_commit(cell, data)
-            if cancelled:
-                self._turns.send_told(message)
-                raise asyncio.CancelledError
-        elif data is not None:
-            await commit_now(cell, message.epoch, data)
-        self._turns.send_told(message)
-
-    async def commit_step(self, step: StepRun, cell: Cell, notes: CheckpointWrite) -> bool:
-        """Write the notes of a run that goes on, with what its step told and its SQL; then send the tells.
-
-        Returns:
-            Whether a cancellation came meanwhile, which is the caller's to raise: all of it is written.
-
-        Raises:
-            PersistenceError: refused or failed; nothing is sent. Where the outcome is unknown, the activation is built
-                anew, so that the next run finds what is stored.
-            DuplicateKey: a told message has a key that was used with another payload; nothing is written.
-        """
-        run = RunCommit(
-            shard=cell.shard.id,
-            epoch=step.epoch,
-            entity_type=cell.hosted.spec.name,
-            entity_id=cell.entity_id,
-            outbox=self._outbox(step),
-            checkpoints=notes,
-        )
-        transaction, step.transaction = step.transaction, None
-        outcome = self._written_alone(cell, run, transaction)
-        cancelled = await settled(outcome)
-        if (error := store_error(outcome)) is not None:
-            step.drop_outbox()
-            is_known = isinstance(error, NotPending | DuplicateKey | RolledBack) or not error.possibly_executed
-            raise error if is_known and not isinstance(error, _REFUSED) else self._results.refused(cell, error)
-        self._turns.send_told(step)
-        return cancelled
-
-    async def commit_save(self, message: Message, cell: Cell, data: bytes | None) -> None:
-        """Write the state `data` (if any) of a singleton's `run` that goes on; the caller's progress is closed with it.
-
-        A cancellation is raised once that is done, and the progress closed here.
-
-        Raises:
-            PersistenceError: refused or failed. Repeating it is harmless.
-            RuntimeError: steps are under way.
-        """
-        progress = message.progress
-        assert progress is not None
-        progress.check_quiet(message)
-        outcome = self._written_alone(cell, self._run(message, cell, _Ending(data, b"", None)), None)
-        cancelled = await settled(outcome)
-        if (error := store_error(outcome)) is not None:
-            if isinstance(error, _REFUSED):
-                raise self._results.refused(cell, error)
-            progress.is_unsure = True
-            raise error
-        self._results.note_commit(cell, data)
-        if progress.is_unsure:
-            # Without a state it may have been written twice.
-            saved = await cell.shard.host.storage.checkpoints.load(progress.scope)
-            progress.generation = saved.generation - 1
-            progress.is_unsure = False
-        if cancelled:
-            progress.closed()
-            raise asyncio.CancelledError
-
-    def roll_back(self, message: Message) -> None:
-        """Undo the transaction of a run that failed, then give its turn back."""
-        _ = self._supervisor.spawn(self._roll_back(message), "roll back transaction")
-
-    def _next(self, message: Message, cell: Cell) -> DurableMessage | None:
-        """Return the durable message that gets the turn after this run, if it can be counted with its commit."""
-        if cell.queue is None or message.is_nested or cell.load != EXCLUSIVE or cell.phase != ACTIVE:
-            return None
-        head = cell.queue[0]
-        if isinstance(head, DurableMessage) and head.is_stored and head.attempts < head.spec.retry.attempts:
-            return None if head.is_counted else head
-        return None
-
-    def _run(self, message: Message, cell: Cell, ending: "_Ending") -> RunCommit:
-        data, next_one = ending.data, ending.next_one
-        is_durable = message.spec.durable and not message.spec.stream
-        return RunCommit(
-            shard=cell.shard.id,
-            epoch=message.epoch,
-            entity_type=cell.hosted.spec.name,
-            entity_id=cell.entity_id,
-            version=0 if data is None or cell.record is None else cell.record.version + 1,
-            data=b"" if data is None else data,
-            message_id=message.message_id if is_durable else 0,
-            reply=StoredReply(Outcome.VALUE, ending.body) if is_durable else None,
-            retention=message.spec.retention or self._retention,
-            outbox=self._outbox(message),
-            next_start=None
-            if next_one is None
-            else RunStart(next_one.message_id, cell.shard.id, message.epoch, next_one.attempts + 1),
-            checkpoints=closing_notes(message),
-        )
-
-    def _outbox(self, message: Message) -> tuple[NewMessage, ...]:
-        if not message.outbox:
-            return ()
-        return tuple(new_row(told, self.shard_of(told)) for told in message.outbox if told.durable is not None)
-
-    def _written(self, cell: Cell, run: RunCommit) -> "Future[bool]":
-        return self._store.commit_run(run, self._incarnation) if cell.may_commit else _refused(cell)
-
-    def _written_alone(self, cell: Cell, run: RunCommit, transaction: RunTransaction | None) -> "Future[bool]":
-        """Commit a run in a transaction of its own: the handler's where it has one."""
-        if not cell.may_commit:
+        if not cell.can_commit:
             return _refused(cell)
         outcome: Future[bool] = asyncio.get_running_loop().create_future()
         commit = self._store.commit_with_checkpoints if transaction is None else transaction.commit
         work = self._settle(commit(run, self._incarnation), transaction, outcome)
         _ = self._supervisor.spawn(work, "commit transaction")
         return outcome
+
+    def commit_of(
+        self,
+        message: Message,
+        cell: Cell,
+        data: bytes | None,
+        body: bytes = b"",
+        next_one: DurableMessage | None = None,
+    ) -> RunCommit:
+        """Return everything that a run leaves behind, as one commit.
+
+        Args:
+            message: The run.
+            cell: Its entity.
+            data: The entity's new state, if it changed.
+            body: The reply of a durable message.
+            next_one: The message whose run is counted along with it.
+        """
+        is_durable = isinstance(message, DurableMessage)
+        entity_type, entity_id = cell.entity
+        return RunCommit(
+            shard=cell.shard.id,
+            epoch=message.epoch,
+            entity_type=entity_type,
+            entity_id=entity_id,
+            version=0 if data is None or cell.record is None else cell.record.version + 1,
+            data=b"" if data is None else data,
+            message_id=message.message_id if is_durable else 0,
+            reply=StoredReply(Outcome.VALUE, body) if is_durable else None,
+            retention=message.spec.retention or self._retention,
+            outbox=self._outbox(message),
+            next_start=None
+            if next_one is None
+            else RunStart(next_one.message_id, cell.shard.id, message.epoch, next_one.attempts + 1),
+            checkpoints=_closing(message),
+        )
+
+    def step_of(self, step: Message, cell: Cell, checkpoints: CheckpointWrite) -> RunCommit:
+        """Return what a step leaves behind: its checkpoint, and what it told."""
+        entity_type, entity_id = cell.entity
+        return RunCommit(
+            shard=cell.shard.id,
+            epoch=step.epoch,
+            entity_type=entity_type,
+            entity_id=entity_id,
+            outbox=self._outbox(step),
+            checkpoints=checkpoints,
+        )
+
+    async def begin(self) -> RunTransaction:
+        """Return a transaction for a handler's own SQL.
+
+        Raises:
+            PersistenceError: the store failed, or has no connection free.
+            ConfigurationError: the store has no SQL.
+        """
+        return await self._store.begin()
+
+    def roll_back(self, message: Message, then: Callable[[Message], None]) -> None:
+        """Undo the transaction of a run that failed, and call `then` once its locks are free."""
+        _ = self._supervisor.spawn(_rolled_back(message, then), "roll back transaction")
+
+    def _outbox(self, message: Message) -> tuple[NewMessage, ...]:
+        if not message.outbox:
+            return ()
+        durable = [told for told in message.outbox if told.delivery is not None]
+        return tuple(new_row(told, self._sharding.shard_of_target(told)) for told in durable)
 
     async def _settle(self, work: Awaitable[bool], transaction: RunTransaction | None, outcome: "Future[bool]") -> None:
         """Settle `outcome`; what the store refuses is an answer, and no failure of this task."""
@@ -233,65 +147,38 @@ class RunCommits:
                 await transaction.roll_back()
             outcome.cancel()
 
-    def _committed(self, message: Message, ending: "_Ending", outcome: "Future[bool]") -> None:
-        cell = message.cell
-        assert cell is not None
-        message.transaction = None
-        error = store_error(outcome)
-        if error is None:
-            self._results.note_commit(cell, ending.data)
-            if ending.next_one is not None and outcome.result():
-                ending.next_one.attempts += 1
-                ending.next_one.is_counted = True
-            self._results.done(message, ending.body)
-        elif isinstance(error, NotPending | DuplicateKey | RolledBack) and cell.phase != DEAD:
-            # Nothing of it is wrong with the entity: only this run does not count.
-            message.phase = RUNNING
-            self._results.raised(message, error)
-        else:
-            self._results.not_done(message, self._results.refused(cell, error))
 
-    async def _roll_back(self, message: Message) -> None:
-        transaction, message.transaction = message.transaction, None
-        try:
-            if transaction is not None:
-                await transaction.roll_back()
-        finally:
-            self._turns.ended(message)
+async def _rolled_back(message: Message, then: Callable[[Message], None]) -> None:
+    transaction, message.transaction = message.transaction, None
+    try:
+        if transaction is not None:
+            await transaction.roll_back()
+    finally:
+        then(message)
 
 
-def _refused(cell: Cell) -> "Future[bool]":
-    refused: Future[bool] = asyncio.get_running_loop().create_future()
+def next_to_count(message: Message, cell: Cell) -> DurableMessage | None:
+    """Return the durable message that gets the turn after this run, if it can be counted with its commit."""
+    if cell.queue is None or message.is_nested or cell.load != EXCLUSIVE or cell.phase != ACTIVE:
+        return None
+    head = cell.queue[0]
+    if isinstance(head, DurableMessage) and head.is_stored and head.attempts < head.spec.retry.attempts:
+        return None if head.is_counted else head
+    return None
+
+
+def tells_durably(message: Message) -> bool:
+    """Whether the handler told something that its commit must store."""
+    return message.outbox is not None and any(told.delivery is not None for told in message.outbox)
+
+
+def _closing(message: Message) -> CheckpointWrite | None:
+    """Return what the run's commit does to its checkpoints; `None` where it has none."""
+    progress = message.progress
+    return None if progress is None else CheckpointWrite(scope=progress.scope, closes=True)
+
+
+def _refused(cell: Cell) -> "Future[Any]":
+    refused: Future[Any] = asyncio.get_running_loop().create_future()
     refused.set_exception(Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard"))
     return refused
-
-
-async def transaction_of(message: Message, cell: Cell) -> RunTransaction:
-    """Return the transaction of the handler that runs, begun now if it has none yet.
-
-    Raises:
-        RuntimeError: the handler may not commit, or its run is over.
-        PersistenceError: the store failed, or has no connection free.
-        ConfigurationError: the store has no SQL.
-    """
-    if message.spec.readonly or message.is_nested:
-        raise RuntimeError(f"{message.what}: a readonly handler, or one inside another's turn, has no transaction")
-    if message.phase != RUNNING or message.spec.stream:
-        raise RuntimeError(f"{message.what}: only the run of a handler that is no stream has a transaction")
-    if is_body(message) and not isinstance(message, StepRun):
-        raise RuntimeError(
-            f"{message.what}: run() goes on for ever: use transaction() in a step, which commits with it"
-        )
-    if isinstance(message, StepRun) and message.parent.transaction is not None:
-        # Handlers that all hold a connection and wait for a second one would wait for each other.
-        raise RuntimeError(f"{message.what}: its run has a transaction already: do the steps that write SQL before it")
-    if message.transaction is None:
-        begun = await cell.shard.host.messages.begin()
-        if message.phase != RUNNING or message.transaction is not None:
-            await begun.roll_back()
-            if message.transaction is None:
-                raise NotConnected(f"{message.what}: its run is over")
-        else:
-            message.transaction = begun
-    assert message.transaction is not None
-    return message.transaction

@@ -8,23 +8,24 @@ from typing import Final
 from actorhub.core.codec import decode_error
 from actorhub.core.errors import PersistenceError
 from actorhub.core.tokens import Deferral, make_token, read_token, token_hash
-from actorhub.engine.model.cell import Cell
-from actorhub.engine.model.message import Message
-from actorhub.engine.runs.checkpoints import Progress, durable_wait
+from actorhub.engine.model.progress import Progress
+from actorhub.engine.model.records import Cell, Message
+from actorhub.engine.runs.waits import DurableWaits
 from actorhub.engine.supervision import set_or_time
 from actorhub.storage.checkpoint_ports import CheckpointStore, Completion, CompletionKind, Scope
 
 _log: Final = logging.getLogger("actorhub.deferred")
 
-_LOOK: Final = 10.0
-"""Seconds between looks for a completion that nobody told of: the safety net."""
+_SCAN: Final = 10.0
+"""Seconds between scans for a completion that nobody told of: the safety net."""
 
 
 class Deferrals:
     """What the runs of this process wait for."""
 
-    def __init__(self, store: CheckpointStore) -> None:
+    def __init__(self, store: CheckpointStore, waits: DurableWaits) -> None:
         self._store = store
+        self._waits = waits
         self.secret = b""
         """The cluster's; known once the runner has started."""
         self._waiting: dict[bytes, set[asyncio.Event]] = {}
@@ -52,9 +53,9 @@ class Deferrals:
         event = asyncio.Event()
         self._waiting.setdefault(hashed, set()).add(event)
         try:
-            found = await self._look(hashed)
+            found = await self._find(hashed)
             if found is None:
-                async with durable_wait(message, cell, progress):
+                async with self._waits.waiting(message, cell, progress):
                     found = await self._completion(hashed, event)
         finally:
             self._waiting[hashed].discard(event)
@@ -68,14 +69,14 @@ class Deferrals:
         while True:
             event.clear()
             try:
-                if (found := await self._look(hashed)) is not None:
+                if (found := await self._find(hashed)) is not None:
                     return found
             except PersistenceError as error:
                 # Who waits for days must outlast a store that is away for a minute.
                 _log.warning("cannot look whether a deferred value is completed, will try again: %s", error)
-            await set_or_time(event, _LOOK)
+            await set_or_time(event, _SCAN)
 
-    async def _look(self, hashed: bytes) -> Completion | None:
+    async def _find(self, hashed: bytes) -> Completion | None:
         return (await self._store.completions([hashed])).get(hashed)
 
 

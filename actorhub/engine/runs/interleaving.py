@@ -10,23 +10,30 @@ from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
-from actorhub.engine.model.cell import ACTIVE, DEAD, EXCLUSIVE, Cell
-from actorhub.engine.model.message import RUNNING, Message
+from actorhub.engine.model.records import ACTIVE, DEAD, EXCLUSIVE, RUNNING, Cell, Message
 
-if TYPE_CHECKING:
-    from actorhub.engine.runs.scheduler import Turns
+
+class Lender(Protocol):
+    """Who passes turns on."""
+
+    def lend(self, message: Message) -> None:
+        """Let others have the turn of a run that waits for something."""
+        ...
+
+    def give_back(self, cell: Cell, message: Message) -> None:
+        """Let others have a turn that came too late for the run of `message`."""
+        ...
 
 
 class Interleaving:
     """The turn of one interleaved run, taken and lent."""
 
-    def __init__(self, turns: "Turns", message: Message) -> None:
-        self._turns = turns
+    def __init__(self, lender: Lender, message: Message, cell: Cell) -> None:
+        self._lender = lender
         self._message = message
-        assert message.cell is not None
-        self._cell: Cell = message.cell
+        self._cell = cell
         self._holds = 0
         self._is_waiting = False
 
@@ -77,7 +84,7 @@ class Interleaving:
     def _lend(self) -> None:
         message = self._message
         if self._holds == 0 and self._is_waiting and not message.is_nested:
-            self._turns.lend(message)
+            self._lender.lend(message)
 
     def _take(self) -> Generator[Any, Any, asyncio.CancelledError | None]:
         """Take the turn again; return the cancellation that came meanwhile. A dead cell has no turns any more."""
@@ -101,7 +108,7 @@ class Interleaving:
             has_turn = returning.done() and not returning.cancelled()
         if has_turn and not message.is_nested:
             # The run ended while a task that outlives it waited here: the turn is nobody's.
-            self._turns.give_back(cell, message)
+            self._lender.give_back(cell, message)
             self._check_running()
         elif has_turn:
             cell.nested -= 1

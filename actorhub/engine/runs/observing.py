@@ -4,28 +4,27 @@ Nobody watches unless metrics or traces are wanted, so each place asks one attri
 """
 
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from actorhub.core.errors import ActorhubError
-    from actorhub.engine.model.message import Message
+from actorhub.core.errors import ActorhubError
+from actorhub.engine.model.records import Message
 
 
 class Observer(Protocol):
     """Told of handler runs. Its methods must neither block nor raise; `Message.observed` is theirs to use."""
 
-    def started(self, message: "Message", context: Context) -> None:
+    def started(self, message: Message, context: Context) -> None:
         """A run of `message` is about to take its first step in `context`, which is the run's own."""
         ...
 
-    def ended(self, message: "Message", error: "ActorhubError | None") -> None:
+    def ended(self, message: Message, error: ActorhubError | None) -> None:
         """The run is over, and its reply is on its way: the error, or with `None` a value.
 
         Called once for each `started`; for a stream when its last step is over.
         """
         ...
 
-    def refused(self, message: "Message", error: "ActorhubError") -> None:
+    def refused(self, message: Message, error: ActorhubError) -> None:
         """A message that reached its entity's runner failed without a run, such as with `MailboxFull`."""
         ...
 
@@ -33,7 +32,7 @@ class Observer(Protocol):
 class CallTracing(Protocol):
     """Told of the calls of this process. Its methods must neither block nor raise."""
 
-    def call_started(self, message: "Message") -> Any:  # noqa: ANN401 - only its own `call_ended` looks at it
+    def call_started(self, message: Message) -> Any:  # noqa: ANN401 - only its own `call_ended` looks at it
         """A call is about to leave: add to its headers, and return what `call_ended` needs; `None`: nothing."""
         ...
 

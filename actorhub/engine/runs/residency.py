@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from actorhub.core.clock import Clock
-from actorhub.engine.model.cell import ACTIVE, Cell, HostedType
+from actorhub.engine.model.records import ACTIVE, Cell, HostedShard, HostedType
 from actorhub.engine.runs.activation import Activations
 
 _LONGEST_PAUSE: Final = 0.25
@@ -60,6 +60,60 @@ class Residency:
                 self._activations.close(cell)
 
 
+class Residents:
+    """The cells in memory: makes them within the cap, and forgets them."""
+
+    def __init__(self, *, most: int, activations: Activations, residency: Residency) -> None:
+        self._most = most
+        self._activations = activations
+        self._residency = residency
+        self.count = 0
+        """Cells in memory; those that are on their way out count until their `on_deactivate` is done."""
+
+    def has_room(self, hosted_type: HostedType) -> bool:
+        """Whether another entity of the type may become resident, after one that is idle was told to leave if need be.
+
+        A singleton always has a place.
+        """
+        if hosted_type.spec.singleton_id is not None or self.count < self._most:
+            return True
+        # Who leaves counts until its on_deactivate is done: as many again may be on their way out, not more.
+        return self.count < 2 * self._most and self._residency.make_room()
+
+    def add(self, hosted_type: HostedType, shard: HostedShard, entity_id: str) -> Cell:
+        """Return a new cell of an entity that is not resident; its activation has begun."""
+        cell = Cell(hosted_type, shard, entity_id)
+        hosted_type.cells[entity_id] = cell
+        shard.cells.add(cell)
+        self.count += 1
+        self._activations.begin(cell)
+        return cell
+
+    def open(self, hosted_type: HostedType, shard: HostedShard, entity_id: str) -> Cell:
+        """Return the entity's cell, made now if there is none."""
+        cell = hosted_type.cells.get(entity_id)
+        return self.add(hosted_type, shard, entity_id) if cell is None else cell
+
+    def forget(self, cell: Cell) -> None:
+        """Forget a cell without an instance; harmless for one that was forgotten before."""
+        _unlist(cell)
+        if cell in cell.shard.cells:
+            cell.shard.cells.discard(cell)
+            self.count -= 1
+
+    def kill(self, cell: Cell) -> None:
+        """Take a cell of a lost shard out at once; its shard forgets all of them."""
+        _unlist(cell)
+        self.count -= 1
+        for task in cell.streams or ():
+            task.cancel()
+
+
+def _unlist(cell: Cell) -> None:
+    if cell.hosted_type.cells.get(cell.entity_id) is cell:
+        del cell.hosted_type.cells[cell.entity_id]
+
+
 def _next_in_line(hosted: HostedType) -> Cell:
     entity_id = next(iter(hosted.cells))
     hosted.cells.move_to_end(entity_id)
@@ -67,4 +121,4 @@ def _next_in_line(hosted: HostedType) -> Cell:
 
 
 def _may_leave(cell: Cell) -> bool:
-    return cell.phase == ACTIVE and cell.is_idle and not cell.kept and cell.hosted.spec.singleton_id is None
+    return cell.phase == ACTIVE and cell.is_idle and not cell.kept and not cell.is_singleton

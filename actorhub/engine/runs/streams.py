@@ -7,15 +7,28 @@ for credit, others get theirs. Items made within one tick of the event loop leav
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Final
 
 from actorhub.core.codec import check_size
 from actorhub.core.errors import ActorhubError, EntityError, RunnerUnavailable
-from actorhub.engine.model.cell import ACTIVE, CLOSING, DEAD, EXCLUSIVE, Cell
-from actorhub.engine.model.message import DONE, FOREVER, NEW, RUNNING, Message, running
-from actorhub.engine.runs.completion import Results, handler_failed, roll_back
-from actorhub.engine.runs.scheduler import Turns, run_in
+from actorhub.engine.model.records import (
+    ACTIVE,
+    CLOSING,
+    DEAD,
+    DONE,
+    EXCLUSIVE,
+    FOREVER,
+    NEW,
+    RUNNING,
+    Cell,
+    Message,
+    running,
+)
+from actorhub.engine.runs.completion import Completion, handler_failed, roll_back
+from actorhub.engine.runs.driving import run_in
+from actorhub.engine.runs.saving import Saving
+from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.supervision import Supervisor
 
 _log: Final = logging.getLogger("actorhub.streams")
@@ -32,27 +45,38 @@ _CLOSE_LIMIT: Final = 5.0
 class Streams:
     """Starts producers and gives them their turns."""
 
-    def __init__(self, turns: Turns, results: Results, supervisor: Supervisor, max_message_bytes: int) -> None:
-        self.turns = turns
-        self.results = results
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        completion: Completion,
+        saving: Saving,
+        supervisor: Supervisor,
+        max_message_bytes: int,
+        not_owned: Callable[[Message], None],
+    ) -> None:
+        """Prepare; `not_owned` takes back a message of which nothing ran, and which is the next activation's."""
+        self.scheduler = scheduler
+        self.completion = completion
+        self.saving = saving
         self.max_message_bytes = max_message_bytes
         self._supervisor = supervisor
+        self._not_owned = not_owned
 
     def take_turn(self, message: Message) -> None:
         """Begin the stream of `message`, or let its producer go on."""
-        producer = message.producer
-        if producer is not None:
-            producer.turn_granted()
+        if message.producer is not None:
+            message.producer.turn_granted()
             return
         cell = message.cell
         assert cell is not None
         if cell.phase != ACTIVE and not message.is_nested:
             # The entity is on its way out and nothing of the stream ran: it is the next activation's.
             message.phase = NEW
-            self.turns.ended(message)
-            self.turns.not_owned(message)
+            self.scheduler.ended(message)
+            self._not_owned(message)
             return
-        producer = message.producer = Producer(self, message)
+        producer = message.producer = StreamProducer(self, message)
         message.task = self._supervisor.spawn(producer.run(), "stream")
         message.task.add_done_callback(producer.task_done)
         if cell.streams is None:
@@ -60,13 +84,14 @@ class Streams:
         cell.streams.add(message.task)
 
 
-class Producer:
+class StreamProducer:
     """Runs one generator within the consumer's credit."""
 
     def __init__(self, streams: Streams, message: Message) -> None:
         self._loop = asyncio.get_running_loop()
-        self._turns = streams.turns
-        self._results = streams.results
+        self._scheduler = streams.scheduler
+        self._completion = streams.completion
+        self._saving = streams.saving
         self._message = message
         self._max_bytes = streams.max_message_bytes
         self._credit = message.credit
@@ -99,7 +124,7 @@ class Producer:
         """Go on: the entity is this stream's for one more step."""
         if self._is_over:
             # It was cancelled after its turn was on the way.
-            self._turns.ended(self._message)
+            self._scheduler.ended(self._message)
             return
         self._has_turn = True
         self._wake_up()
@@ -154,24 +179,24 @@ class Producer:
             message.completed(b"")
         else:
             message.failed(error)
-        if self._ran and self._turns.observer is not None:
-            self._turns.observer.ended(message, error)
+        if self._ran and self._scheduler.observer is not None:
+            self._scheduler.observer.ended(message, error)
         if self._has_turn:
-            self._turns.ended(message)
+            self._scheduler.ended(message)
         else:
-            self._turns.dequeue(message)
+            self._scheduler.dequeue(message)
             if cell.phase == CLOSING:
-                self._turns.idle(cell)
+                self._scheduler.idle(cell)
 
     async def _produce(self, cell: Cell) -> None:
         message = self._message
         spec = message.spec
         args = message.args if message.args is not None else spec.decode_arguments(message.body)
         self._ran = True
-        context = self._turns.context.copy()
+        context = self._scheduler.context.copy()
         context.run(running.set, message)
-        if self._turns.observer is not None:
-            self._turns.observer.started(message, context)
+        if self._scheduler.observer is not None:
+            self._scheduler.observer.started(message, context)
         message.chunk(())
         message.deadline = FOREVER
         generator: AsyncGenerator[Any, None] = spec.function(cell.instance, *args)
@@ -227,7 +252,7 @@ class Producer:
             if cell.phase == DEAD or (cell.phase != ACTIVE and not cell.load):
                 raise asyncio.CancelledError
             self._message.waits_for_room = True
-            self._turns.enqueue(cell, self._message)
+            self._scheduler.enqueue(cell, self._message)
             while not self._has_turn:
                 await self._sleep()
 
@@ -241,15 +266,15 @@ class Producer:
     def _give_turn_back(self) -> None:
         if self._has_turn:
             self._has_turn = False
-            self._turns.ended(self._message)
+            self._scheduler.ended(self._message)
             self._message.is_nested = False
             self._message.phase = RUNNING
 
     async def _save(self, cell: Cell) -> None:
         """Commit what this step changed and told, before its item leaves."""
         message = self._message
-        data = None if cell.record is None or message.is_nested else self._results.changed_state(cell)
+        data = None if cell.record is None or message.is_nested else self._completion.changed_state(cell)
         if data is not None and message.spec.readonly:
             raise TypeError(f"{message.what} is readonly and changed the state: remove readonly=True")
         if data is not None or message.outbox:
-            await self._results.runs.commit_part(message, cell, data)
+            await self._saving.commit_part(message, cell, data)

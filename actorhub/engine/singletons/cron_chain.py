@@ -12,13 +12,14 @@ from typing import Any, Final, Protocol
 from actorhub.core.clock import Clock
 from actorhub.core.cron import Plan, instant_key, parse_instant_key
 from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
-from actorhub.engine.durable.schedule import ServerClock
+from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
-from actorhub.engine.runs.checkpoints import progress_of
+from actorhub.engine.runs.checkpoints import Checkpoints
 from actorhub.engine.singletons.cron_runs import CountedRuns
 from actorhub.engine.singletons.cron_schedule import CronSchedule
 from actorhub.engine.singletons.health import ScheduleHealth
+from actorhub.storage.message_ports import MessageStore
 from actorhub.storage.singleton_ports import Leadership, SingletonStore
 
 _log: Final = logging.getLogger("actorhub.cron")
@@ -59,6 +60,8 @@ class Schedules:
         spec: EntitySpec,
         leadership: Leadership,
         store: SingletonStore,
+        messages: MessageStore,
+        checkpoints: Checkpoints,
         clock: Clock,
         server: ServerClock,
         tell: Teller,
@@ -69,6 +72,8 @@ class Schedules:
         }
         self._leadership = leadership
         self._store = store
+        self._messages = messages
+        self._checkpoints = checkpoints
         self._clock = clock
         self._server = server
         self._tell = tell
@@ -76,7 +81,7 @@ class Schedules:
         self._schedules: dict[str, CronSchedule] = {}
         self._must_load = False
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read at the next step what operators changed."""
         self._must_load = True
 
@@ -90,7 +95,7 @@ class Schedules:
         singleton = self._leadership.singleton
         try:
             rows, now = await self._store.schedules(singleton)
-            self._server.heard(now)
+            self._server.observe_time(now)
             stored = {row.name: row for row in rows}
             if gone := sorted(set(stored) - set(self._declared)):
                 await self._store.remove_schedules(self._leadership, gone)
@@ -188,12 +193,11 @@ class Schedules:
         reason = ""
         if is_current and schedule.has(instant):
             reason = schedule.why_skipped(instant, self._server.now())
-            if not reason and await _is_held_up(schedule, message, instant):
+            if not reason and await self._is_held_up(schedule, instant):
                 reason = "an earlier run had not ended"
             if not reason:
                 return True
-        assert message.cell is not None
-        if (await progress_of(message, message.cell)).saved:
+        if (await self._checkpoints.progress_of(message)).saved:
             return True
         if reason:
             schedule.skip(reason, instant)
@@ -206,8 +210,8 @@ class Schedules:
         began = self._clock.monotonic()
         schedule.began(instant, message.message_id, self._server.now())
         self._executions.began(schedule.name)
-        if not isinstance(message.runs, CountedRuns):
-            message.runs = CountedRuns(message.runs, schedule, instant, self._executions.counted)
+        if not isinstance(message.events, CountedRuns):
+            message.events = CountedRuns(message.events, schedule, instant, self._executions.counted)
         error: BaseException | None = None
         try:
             return await call()
@@ -219,14 +223,13 @@ class Schedules:
             schedule.ended(seconds, self._server.now())
             self._executions.ended(seconds, error)
 
-
-async def _is_held_up(schedule: CronSchedule, message: DurableMessage, instant: float) -> bool:
-    """Whether an earlier instant of a schedule whose runs may not overlap began here and waits for its next run."""
-    for earlier, message_id in list(schedule.begun.items()):
-        if earlier == instant:
-            continue
-        row = await message.hosted.host.messages.find(message_id)
-        if row is not None and row.reply is None:
-            return True
-        schedule.begun.pop(earlier, None)
-    return False
+    async def _is_held_up(self, schedule: CronSchedule, instant: float) -> bool:
+        """Whether an earlier instant of a schedule whose runs may not overlap began here and waits for its next run."""
+        for earlier, message_id in list(schedule.begun.items()):
+            if earlier == instant:
+                continue
+            row = await self._messages.find(message_id)
+            if row is not None and row.reply is None:
+                return True
+            schedule.begun.pop(earlier, None)
+        return False

@@ -6,10 +6,10 @@ from datetime import datetime
 from typing import Any
 
 from actorhub.core.errors import ActorhubError, EntityError, HandlerFailed, MailboxFull
-from actorhub.engine.model.cell import DEAD
-from actorhub.engine.model.durable_message import DurableMessage, Runs
-from actorhub.engine.model.message import running
+from actorhub.engine.model.durable_message import DurableMessage, Place, RunEvents
+from actorhub.engine.model.records import DEAD, running
 from actorhub.engine.runs.scheduler import RunMoved
+from actorhub.engine.runs.services import services
 from actorhub.engine.singletons.cron_schedule import CronSchedule
 from actorhub.storage.message_ports import NotPending
 from actorhub.storage.ports import Fenced
@@ -24,9 +24,7 @@ def cron_function(method: Method) -> Method:
     async def run(instance: object, at: datetime) -> Any:
         message = running.get()
         assert isinstance(message, DurableMessage)
-        assert message.cell is not None
-        led = message.cell.shard.host.singletons.led_in(message.cell)
-        return await led.schedules.run(message, functools.partial(method, instance, at))
+        return await services.get().run_scheduled(message, functools.partial(method, instance, at))
 
     return run
 
@@ -37,14 +35,16 @@ class CountedRuns:
     A run that was cut short, or whose commit was refused, is not counted: the message runs again.
 
     Args:
-        runs: Who settles the message.
+        events: Who settles the message.
         schedule: Where it is counted.
         instant: Which one it is; `None`: the method is run by hand.
         counted: Told that there is something to write.
     """
 
-    def __init__(self, runs: Runs, schedule: CronSchedule, instant: float | None, counted: Callable[[], None]) -> None:
-        self._runs = runs
+    def __init__(
+        self, events: RunEvents, schedule: CronSchedule, instant: float | None, counted: Callable[[], None]
+    ) -> None:
+        self._events = events
         self._schedule = schedule
         self._instant = instant
         self._counted = counted
@@ -53,19 +53,23 @@ class CountedRuns:
         """Count a run that is committed."""
         self._schedule.succeeded(self._instant)
         self._counted()
-        self._runs.run_committed(message, body)
+        self._events.run_committed(message, body)
 
     def run_failed(self, message: DurableMessage, error: ActorhubError) -> None:
         """Count a run that failed."""
         if not _was_lost(message, error):
             self._schedule.failed(self._instant, _text(error), for_good=_is_last(message, error))
             self._counted()
-        self._runs.run_failed(message, error)
+        self._events.run_failed(message, error)
+
+    def run_taken_back(self, message: DurableMessage) -> None:
+        """Nothing ran, so there is nothing to count."""
+        self._events.run_taken_back(message)
 
 
 def _was_lost(message: DurableMessage, error: ActorhubError) -> bool:
     """Whether the end of the run is not the message's: somebody else has it, or it runs again as if it had not run."""
-    if message.is_dropped or isinstance(error, RunMoved | Fenced | NotPending):
+    if message.place is Place.GONE or isinstance(error, RunMoved | Fenced | NotPending):
         return True
     if not message.is_counted:
         return isinstance(error, MailboxFull)

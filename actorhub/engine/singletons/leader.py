@@ -2,12 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
+from actorhub.core.address import ShardId
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import TELL, Durable
 from actorhub.core.errors import (
@@ -18,22 +22,30 @@ from actorhub.core.errors import (
     SingletonErrorReason,
 )
 from actorhub.core.idempotency import payload_hash
-from actorhub.engine.model.cell import ACTIVE, DEAD, Cell, HostedShard, HostedType
-from actorhub.engine.model.message import FOREVER, AwaitedMessage, Message
+from actorhub.engine.durable.server_clock import ServerClock
+from actorhub.engine.model.progress import Progress
+from actorhub.engine.model.records import (
+    ACTIVE,
+    DEAD,
+    AwaitedMessage,
+    Cell,
+    HostedShard,
+    HostedType,
+    Message,
+    RunKind,
+)
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
-from actorhub.engine.ownership.lease import store_call
-from actorhub.engine.runs.checkpoints import Progress
+from actorhub.engine.ownership.session import store_call
+from actorhub.engine.runs.checkpoints import Checkpoints
+from actorhub.engine.runs.hooks import Hooks
+from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.singletons.cron_chain import Schedules
 from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, is_stale
-from actorhub.engine.supervision import Backoff, Supervisor, set_or_time
+from actorhub.engine.supervision import Supervisor, set_or_time
 from actorhub.storage.checkpoint_ports import BODY, Scope
+from actorhub.storage.message_ports import MessageStore
 from actorhub.storage.ports import Fenced
-from actorhub.storage.singleton_ports import Execution, Leadership
-
-if TYPE_CHECKING:
-    from typing import Literal
-
-    from actorhub.engine.host import Host
+from actorhub.storage.singleton_ports import Execution, Leadership, SingletonStore
 
 _log: Final = logging.getLogger("actorhub.singletons")
 
@@ -47,37 +59,63 @@ _QUIET_LOOK: Final = 0.005
 _BACKOFF: Final = Backoff(initial=0.1, maximum=30.0)
 
 
-class BodyRun(Message):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaderServices:
+    """What a leader needs of its runner."""
+
+    address: str
+    incarnation: str
+    shards: Mapping[ShardId, HostedShard]
+    """Those that are owned now."""
+    store: SingletonStore
+    checkpoints: Checkpoints
+    messages: MessageStore
+    server: ServerClock
+    clock: Clock
+    supervisor: Supervisor
+    scheduler: Scheduler
+    hooks: Hooks
+    open: Callable[[HostedType, HostedShard], Cell]
+    """Returns the singleton's activation, made now if there is none."""
+    accept: Callable[[Message, HostedShard], None]
+    """Takes a durable message of an owned shard."""
+    mistrust: Callable[[ShardId], None]
+    """Told of a shard for which the store refused something: ownership must be checked."""
+    new_id: Callable[[], int]
+    """Returns the id of a new message."""
+
+
+class MainLoopRun(Message):
     """One run of a singleton's `run`: nobody sent it, and its leader is told how it ends."""
 
-    __slots__ = ("interleaving", "led", "progress")
+    __slots__ = ("leader",)
 
-    def __init__(self, led: "Led", spec: HandlerSpec, cell: Cell, progress: Progress) -> None:
+    run_kind = RunKind.MAIN_LOOP
+
+    def __init__(self, leader: "SingletonLeader", spec: HandlerSpec, cell: Cell, progress: Progress) -> None:
         super().__init__(spec, cell.entity_id)
-        self.led = led
+        self.leader = leader
         self.args = ()
-        self.deadline = FOREVER
         self.waits_for_room = True
-        self.interleaving = None
         self.progress = progress
 
     def taken_back(self) -> bool:
         """End with its activation: the next one starts its own."""
-        self.led.body_taken_back()
+        self.leader.main_loop_taken_back()
         return True
 
     def completed(self, body: bytes) -> None:
         """Note that it returned."""
-        self.led.body_ended(None)
+        self.leader.main_loop_ended(None)
 
     def failed(self, error: ActorhubError) -> None:
         """Note that it failed, or was cut short with its activation."""
         is_over = self.cell is not None and self.cell.phase != ACTIVE
-        self.led.body_ended(error, cut_short=is_over and isinstance(error, RunnerUnavailable))
+        self.leader.main_loop_ended(error, cut_short=is_over and isinstance(error, RunnerUnavailable))
 
 
-class InstantTell(AwaitedMessage):
-    """The tell of an instant's message to the singleton's own mailbox."""
+class FireTimeTell(AwaitedMessage):
+    """The tell of a fire time's message to the singleton's own mailbox."""
 
     __slots__ = ()
 
@@ -85,50 +123,53 @@ class InstantTell(AwaitedMessage):
         super().__init__(spec, entity_id, TELL)
         self.message_id = message_id
         self.body = spec.arguments.encode((at,))
-        self.durable = when
+        self.delivery = when
 
 
-class Led:
-    """A singleton whose shard this runner owns. `keep` sees to its activations; other methods note what happened."""
+class SingletonLeader:
+    """A singleton whose shard this runner owns.
+
+    `supervise` sees to its activations; other methods note what happened.
+    """
 
     def __init__(
         self,
-        host: "Host",
-        hosted: HostedType,
+        services: LeaderServices,
+        hosted_type: HostedType,
         shard: HostedShard,
-        *,
-        supervisor: Supervisor,
-        clock: Clock,
-        incarnation: str,
+        former: "asyncio.Task[None] | None",
     ) -> None:
-        assert hosted.spec.singleton_id is not None
-        self._host = host
-        self._hosted = hosted
+        """Prepare; `former` sees to who led here before, and perhaps is not done yet."""
+        assert hosted_type.spec.singleton_id is not None
+        self._services = services
+        self._hosted_type = hosted_type
         self._shard = shard
-        self._supervisor = supervisor
-        self._clock = clock
-        self._store = host.storage.singletons
+        self._former = former
+        self._supervisor = services.supervisor
+        self._clock = clock = services.clock
+        self._server = services.server
+        self._store = services.store
         self.leadership = Leadership(
-            singleton=hosted.spec.name,
-            entity_id=hosted.spec.singleton_id,
+            singleton=hosted_type.spec.name,
+            entity_id=hosted_type.spec.singleton_id,
             shard=shard.id,
             epoch=shard.epoch,
-            incarnation=incarnation,
+            incarnation=services.incarnation,
         )
         self.execution = Execution()
         self.schedules = Schedules(
-            spec=hosted.spec,
+            spec=hosted_type.spec,
             leadership=self.leadership,
             store=self._store,
+            messages=services.messages,
+            checkpoints=services.checkpoints,
             clock=clock,
-            server=host.delivery.schedule.server,
+            server=services.server,
             tell=self._tell,
             executions=self,
         )
         self.registered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once the store knows who leads; cancelled if that will never be."""
-        self.former: asyncio.Task[None] | None = None
-        """Who led here before, and perhaps is not done yet."""
         self.cell: Cell | None = None
         """The activation that leads: its `on_become_leader` returned, its `on_lose_leadership` has not begun."""
         self._tasks: dict[Cell, list[asyncio.Task[None]]] = {}
@@ -141,34 +182,35 @@ class Led:
         self._sign_at: float | None = None
         """Monotonic seconds of the last sign of life, a former leader's too: steps of the clock do not age it."""
         self._failures = 0
-        self._body_failures = 0
-        self._body_at: float | None = None
+        self._main_loop_failures = 0
+        self._main_loop_at: float | None = None
         """Monotonic seconds when `run` starts, again; `None`: it runs, or is not to."""
-        self._body_began = 0.0
+        self._main_loop_began = 0.0
         self._beat_at = 0.0
         self._noted_at = 0.0
         self._is_dirty = False
         self._is_stopping = False
         self._changed = asyncio.Event()
-        """Wakes `keep`."""
+        """Wakes `supervise`."""
         self._wake = asyncio.Event()
         """Wakes whoever tends the singleton."""
 
     @property
     def spec(self) -> EntitySpec:
         """What the code says of the singleton."""
-        return self._hosted.spec
+        return self._hosted_type.spec
 
-    async def keep(self) -> None:
+    async def supervise(self) -> None:
         """Keep the singleton alive for as long as its shard is owned; then see it off."""
-        if self.former is not None:
-            await asyncio.wait((self.former,), timeout=3 * LOSS_LIMIT)
-            self.former = None
+        if self._former is not None:
+            # Two leaders must not overlap: the former one's `on_lose_leadership` comes first.
+            await asyncio.wait((self._former,), timeout=3 * LOSS_LIMIT)
+            self._former = None
         while self._is_owner:
             if not self.registered.done():
                 await self._register()
                 continue
-            await self._see_off(self._host.open_singleton(self._hosted, self._shard))
+            await self._see_off(self._services.open(self._hosted_type, self._shard))
             if self._is_owner:
                 self._failures += 1
                 await self._rest(_BACKOFF.delay(self._failures, self._clock.random()))
@@ -178,8 +220,8 @@ class Led:
             await self._see_off(left)
         await self._leave()
 
-    def works(self, cell: Cell, task: "asyncio.Task[None]") -> None:
-        """`task` makes an activation, on behalf of `keep` or of a message, or tends or ends it."""
+    def track_task(self, cell: Cell, task: "asyncio.Task[None]") -> None:
+        """`task` makes an activation, on behalf of `supervise` or of a message, or tends or ends it."""
         self._tasks.setdefault(cell, []).append(task)
         self._changed.set()
 
@@ -187,18 +229,18 @@ class Led:
         """The activation's `on_become_leader` returned: it is owed an `on_lose_leadership`."""
         self.cell = cell
 
-    def up(self, cell: Cell) -> None:
+    def started(self, cell: Cell) -> None:
         """The activation takes messages from now on."""
-        if self.spec.body is not None:
-            self._body_at = self._clock.monotonic()
+        if self.spec.main_loop is not None:
+            self._main_loop_at = self._clock.monotonic()
         self._beat_at = 0.0
-        self.works(cell, self._supervisor.loop("tend a singleton", partial(self._tend_to, cell)))
+        self.track_task(cell, self._supervisor.loop("tend a singleton", partial(self._tend_to, cell)))
 
     async def lose(self, cell: Cell) -> None:
         """Run `on_lose_leadership`, once for each `on_become_leader` that returned; or wait for it. Bounded."""
         if self.cell is cell:
             self.cell = None
-            self._settle_body()
+            self._settle_main_loop()
             if self.spec.on_lose_leadership is not None:
                 self._loss = self._supervisor.spawn(self._run_loss(cell), "on_lose_leadership")
         if self._loss is not None:
@@ -208,7 +250,7 @@ class Led:
                 self._loss.cancel()
             self._loss = None
 
-    def gone(self) -> None:
+    def on_gone(self) -> None:
         """An activation is over, or could not be made."""
         self._changed.set()
 
@@ -218,9 +260,9 @@ class Led:
         self._changed.set()
         self._wake.set()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read soon what operators changed."""
-        self.schedules.look()
+        self.schedules.poll()
         self._wake.set()
 
     def state_error(self, reason: SingletonErrorReason, text: str) -> None:
@@ -231,7 +273,7 @@ class Led:
 
     def began(self, what: str) -> None:
         """A schedule, or `run`, runs."""
-        now = self._host.delivery.schedule.server.now()
+        now = self._server.now()
         self._set(executions=self.execution.executions + 1, last_execution=what, last_execution_at=now)
 
     def ended(self, seconds: float, error: BaseException | None) -> None:
@@ -239,7 +281,7 @@ class Led:
         if error is None:
             self._set(last_duration=seconds, last_error="")
         else:
-            now = self._host.delivery.schedule.server.now()
+            now = self._server.now()
             text = f"{type(error).__name__}: {error}"[:1000]
             self._set(last_duration=seconds, last_error=text, last_error_at=now)
 
@@ -247,11 +289,11 @@ class Led:
         """There is something to write of a schedule."""
         self._wake.set()
 
-    def body_ended(self, error: ActorhubError | None, *, cut_short: bool = False) -> None:
+    def main_loop_ended(self, error: ActorhubError | None, *, cut_short: bool = False) -> None:
         """`run` returned, failed, or was cut short; if it failed while the singleton leads, it is started again."""
         if self.execution.body != "running":
             return
-        seconds = self._clock.monotonic() - self._body_began
+        seconds = self._clock.monotonic() - self._main_loop_began
         if cut_short:
             self._set(body="", last_duration=seconds)
             return
@@ -259,27 +301,27 @@ class Led:
         if error is None:
             self._set(body="returned")
         elif self.cell is not None and self.cell.phase == ACTIVE:
-            self._body_failures = 1 if seconds > _BACKOFF.maximum else self._body_failures + 1
-            pause = _BACKOFF.delay(self._body_failures, self._clock.random())
-            self._body_at = self._clock.monotonic() + pause
+            self._main_loop_failures = 1 if seconds > _BACKOFF.maximum else self._main_loop_failures + 1
+            pause = _BACKOFF.delay(self._main_loop_failures, self._clock.random())
+            self._main_loop_at = self._clock.monotonic() + pause
             self._set(body="failed")
             _log.warning("singleton %s: run() failed and starts again in %.3g s: %s", self.spec.name, pause, error)
         else:
             self._set(body="")
 
-    def body_taken_back(self) -> None:
+    def main_loop_taken_back(self) -> None:
         """`run` could not start after all: it is started again if its activation goes on."""
-        self._body_at = self._clock.monotonic()
-        self._settle_body()
+        self._main_loop_at = self._clock.monotonic()
+        self._settle_main_loop()
 
     def health(self) -> SingletonHealth:
         """Return how the singleton is."""
-        since = self._host.delivery.schedule.server.now() if self._since is None else self._since
+        since = self._server.now() if self._since is None else self._since
         now = self._clock.monotonic()
         stale = is_stale(heartbeat_at=self._sign_at, since=self._granted_at, now=now)
         schedules = self.schedules.health()
         run = self.execution
-        never = run.last_execution_at is None and bool(schedules or self.spec.body)
+        never = run.last_execution_at is None and bool(schedules or self.spec.main_loop)
         return SingletonHealth(
             name=self.spec.name,
             entity_id=self.leadership.entity_id,
@@ -307,7 +349,7 @@ class Led:
         )
 
     @property
-    def _state(self) -> "Literal['starting', 'leading', 'failed', 'stopping']":
+    def _state(self) -> Literal["starting", "leading", "failed", "stopping"]:
         if self._is_stopping:
             return "stopping"
         if self.cell is not None:
@@ -316,7 +358,7 @@ class Led:
 
     @property
     def _owns(self) -> bool:
-        return self._host.shards.get(self._shard.id) is self._shard
+        return self._services.shards.get(self._shard.id) is self._shard
 
     @property
     def _is_owner(self) -> bool:
@@ -324,13 +366,13 @@ class Led:
 
     @property
     def _resident(self) -> Cell | None:
-        cell = self._hosted.cells.get(self.leadership.entity_id)
+        cell = self._hosted_type.cells.get(self.leadership.entity_id)
         return cell if cell is not None and cell.shard is self._shard else None
 
     async def _register(self) -> None:
         """Write who leads, or wait a little before the next try."""
         try:
-            address = self._host.address
+            address = self._services.address
             row, now = await self._store.lead(self.leadership, address, self.spec.state_ttl)
             await self.schedules.load()  # before the first handler: an instant whose schedule is not known is not run
         except PersistenceError as error:
@@ -339,7 +381,7 @@ class Led:
             while self._is_owner and self._clock.monotonic() < until:
                 await self._until_changed(until)
             return
-        self._host.delivery.schedule.server.heard(now)
+        self._server.observe_time(now)
         self._since, self._heartbeat_at = row.since, row.heartbeat_at
         self._sign_at = self._clock.monotonic() - (now - (row.since if row.heartbeat_at is None else row.heartbeat_at))
         self.execution = msgspec.structs.replace(row.execution, body="")
@@ -373,7 +415,7 @@ class Led:
         hook = self.spec.on_lose_leadership
         assert hook is not None
         try:
-            await self._host.activations.run_hook(cell, hook, self._host.turns.context.copy())
+            await self._services.hooks.run(cell, hook, self._services.hooks.context())
         except Exception:  # noqa: BLE001 - user code: a failing hook does not hold up the next leader
             _log.exception("singleton %s: on_lose_leadership failed", self.spec.name)
 
@@ -408,10 +450,10 @@ class Led:
     async def _tend(self, cell: Cell) -> float:
         """Do what is due; return the seconds until something is."""
         now = self._clock.monotonic()
-        if self._body_at is not None and self._body_at <= now:
-            await self._start_body(cell)
+        if self._main_loop_at is not None and self._main_loop_at <= now:
+            await self._start_main_loop(cell)
         if self._beat_at <= now:
-            self.schedules.look()
+            self.schedules.poll()
             await self._note(heartbeat=True)
             self._beat_at = now + HEARTBEAT
         elif self._is_dirty and self._noted_at + _NOTE_PAUSE <= now:
@@ -419,27 +461,25 @@ class Led:
         due = [self._beat_at - now]
         if (schedule := await self.schedules.step()) is not None:
             due.append(schedule)
-        if self._body_at is not None:
-            due.append(self._body_at - now)
+        if self._main_loop_at is not None:
+            due.append(self._main_loop_at - now)
         if self._is_dirty:
             due.append(self._noted_at + _NOTE_PAUSE - now)
         return max(min(due), 0.001)
 
-    async def _start_body(self, cell: Cell) -> None:
-        spec = self.spec.body
+    async def _start_main_loop(self, cell: Cell) -> None:
+        spec = self.spec.main_loop
         assert spec is not None
-        progress = Progress(Scope(self.spec.name, cell.entity_id, BODY))
-        saved = await self._host.storage.checkpoints.load(progress.scope)
-        progress.saved, progress.generation = dict(saved.checkpoints), saved.generation
+        progress = await self._services.checkpoints.load(Scope(self.spec.name, cell.entity_id, BODY))
         if cell.phase != ACTIVE:
             return
-        self._body_at = None
-        self._body_began = self._clock.monotonic()
+        self._main_loop_at = None
+        self._main_loop_began = self._clock.monotonic()
         self.began("run")
         self._set(body="running")
-        self._host.turns.enqueue(cell, BodyRun(self, spec, cell, progress))
+        self._services.scheduler.enqueue(cell, MainLoopRun(self, spec, cell, progress))
 
-    def _settle_body(self) -> None:
+    def _settle_main_loop(self) -> None:
         if self.execution.body == "running":
             self._set(body="")
 
@@ -451,20 +491,20 @@ class Led:
         except PersistenceError:
             self._is_dirty = True
             raise
-        self._host.delivery.schedule.server.heard(now)
+        self._server.observe_time(now)
         if heartbeat:
             self._heartbeat_at, self._sign_at = now, self._noted_at
 
     async def _tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
         when = Durable(key=key, deliver_at=deliver_at, payload_hash=payload_hash((at,)))
-        number = self._host.singletons.new_id()
-        told = InstantTell(spec, self.leadership.entity_id, message_id=number, at=at, when=when)
-        self._host.delivery.accept(told, self._shard)
+        number = self._services.new_id()
+        told = FireTimeTell(spec, self.leadership.entity_id, message_id=number, at=at, when=when)
+        self._services.accept(told, self._shard)
         await told.future
 
     def _failed(self, what: str, error: PersistenceError) -> None:
         if isinstance(error, Fenced) and self._owns:
-            self._host.mistrusted(self._shard.id)
+            self._services.mistrust(self._shard.id)
         _log.warning("singleton %s: %s: %s; trying again in %g s", self.spec.name, what, error, _RETRY)
 
     def _set(self, **what: Any) -> None:

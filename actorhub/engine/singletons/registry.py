@@ -1,45 +1,46 @@
 """The singletons that this runner leads: those whose shard it owns."""
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
 
 import msgspec
 
-from actorhub.core.address import ShardId
-from actorhub.core.clock import Clock
-from actorhub.core.errors import NotConnected, PersistenceError, SingletonError
-from actorhub.engine.model.cell import Cell, HostedShard
-from actorhub.engine.model.message import Message
-from actorhub.engine.model.spec import EntitySpec
+from actorhub.core.backoff import Backoff
+from actorhub.core.errors import NotConnected, PersistenceError, SingletonError, SingletonErrorReason
+from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.records import Cell, HostedShard, HostedType, Message
+from actorhub.engine.model.sharding import Sharding
+from actorhub.engine.runs.completion import Completion
+from actorhub.engine.runs.saving import Saving
 from actorhub.engine.singletons.health import SingletonHealth
-from actorhub.engine.singletons.leader import BodyRun, Led
-from actorhub.engine.supervision import Backoff, Supervisor
+from actorhub.engine.singletons.leader import LeaderServices, MainLoopRun, SingletonLeader
 from actorhub.storage.ports import Fenced, VersionConflict
-
-if TYPE_CHECKING:
-    from actorhub.engine.host import Host
 
 _SAVE_ATTEMPTS: Final = 4
 _SAVE_PAUSE: Final = Backoff(initial=0.05, maximum=1.0)
 
 
 class Singletons:
-    """Starts a keeper for each singleton of a shard that this runner gets, and tells it what becomes of both."""
+    """Starts a leader for each singleton of a shard that this runner gets, and tells it what becomes of both."""
 
-    def __init__(self, host: "Host", supervisor: Supervisor, clock: Clock, incarnation: str) -> None:
-        self._host = host
-        self._supervisor = supervisor
-        self._clock = clock
-        self._incarnation = incarnation
-        self._types = [hosted for hosted in host.types.values() if hosted.spec.singleton_id is not None]
-        self._led: dict[str, Led] = {}
-        self._keepers: dict[str, asyncio.Task[None]] = {}
-        """The last keeper of each singleton: the next one waits until it has run `on_lose_leadership`."""
-        self.shard_of: Callable[[EntitySpec, str], ShardId]
-        """Returns the shard of an id."""
-        self.new_id: Callable[[], int]
-        """Returns the id of a new message."""
+    def __init__(
+        self,
+        services: LeaderServices,
+        *,
+        types: Iterable[HostedType],
+        sharding: Sharding,
+        completion: Completion,
+        saving: Saving,
+    ) -> None:
+        self._services = services
+        self._sharding = sharding
+        self._completion = completion
+        self._saving = saving
+        self._types = [hosted for hosted in types if hosted.spec.singleton_id is not None]
+        self._leaders: dict[str, SingletonLeader] = {}
+        self._supervisions: dict[str, asyncio.Task[None]] = {}
+        """What last saw to each singleton: the next leader waits until `on_lose_leadership` has run."""
 
     @property
     def has_any(self) -> bool:
@@ -47,13 +48,13 @@ class Singletons:
         return bool(self._types)
 
     @property
-    def led(self) -> Iterable[Led]:
-        """Those whose shard is owned here."""
-        return self._led.values()
+    def leaders(self) -> Iterable[SingletonLeader]:
+        """Of the singletons whose shard is owned here."""
+        return self._leaders.values()
 
     def report(self) -> list[SingletonHealth]:
         """Return how each singleton is that is led here, by name."""
-        return [self._led[name].health() for name in sorted(self._led)]
+        return [self._leaders[name].health() for name in sorted(self._leaders)]
 
     def granted(self, shards: Iterable[HostedShard]) -> None:
         """Lead the singletons of these shards."""
@@ -61,78 +62,81 @@ class Singletons:
             return
         here = {shard.id: shard for shard in shards}
         for hosted in self._types:
-            shard = here.get(self.shard_of(hosted.spec, str(hosted.spec.singleton_id)))
+            shard = here.get(self._sharding.shard_of(hosted.spec, str(hosted.spec.singleton_id)))
             if shard is not None:
-                led = Led(
-                    self._host,
-                    hosted,
-                    shard,
-                    supervisor=self._supervisor,
-                    clock=self._clock,
-                    incarnation=self._incarnation,
-                )
-                led.former = self._keepers.get(hosted.spec.name)
-                self._led[hosted.spec.name] = led
-                self._keepers[hosted.spec.name] = self._supervisor.loop("lead a singleton", led.keep)
+                name = hosted.spec.name
+                leader = SingletonLeader(self._services, hosted, shard, self._supervisions.get(name))
+                self._leaders[name] = leader
+                self._supervisions[name] = self._services.supervisor.loop("lead a singleton", leader.supervise)
 
     def stop(self, shard: HostedShard) -> None:
         """The shard is handed over: its singletons end with it."""
-        for led in self._of(shard):
-            led.stop()
+        for leader in self._of(shard):
+            leader.stop()
 
     def over(self, shard: HostedShard) -> None:
-        """The shard is not this process's any more."""
-        for led in self._of(shard):
-            led.stop()
-            del self._led[led.spec.name]
+        """The shard is no longer this process's."""
+        for leader in self._of(shard):
+            leader.stop()
+            del self._leaders[leader.spec.name]
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read soon what operators changed."""
-        for led in self._led.values():
-            led.look()
+        for leader in self._leaders.values():
+            leader.poll()
 
-    def led_in(self, cell: Cell) -> Led:
-        """Return the leadership that an activation belongs to.
+    def leader_of(self, cell: Cell) -> SingletonLeader:
+        """Return the leader that an activation belongs to.
 
         Raises:
             NotConnected: the shard was lost.
         """
-        led = self._found(cell)
-        if led is None:
-            raise NotConnected(f"{cell.address}: this runner does not lead it any more")
-        return led
+        leader = self._found(cell)
+        if leader is None:
+            raise NotConnected(f"{cell.address}: this runner no longer leads it")
+        return leader
 
-    def _found(self, cell: Cell) -> Led | None:
-        led = self._led.get(cell.hosted.spec.name)
-        is_its = led is not None and (led.leadership.shard, led.leadership.epoch) == (cell.shard.id, cell.shard.epoch)
-        return led if is_its else None
-
-    def works(self, cell: Cell, task: "asyncio.Task[None]") -> None:
+    def track_task(self, cell: Cell, task: "asyncio.Task[None]") -> None:
         """`task` makes or ends an activation of a singleton: the next one waits for it."""
-        if (led := self._found(cell)) is not None:
-            led.works(cell, task)
+        if (leader := self._found(cell)) is not None:
+            leader.track_task(cell, task)
+
+    async def until_leading(self, cell: Cell) -> bool:
+        """Wait until the store knows that this runner leads; `False`: it will not, or not for long."""
+        registered = self.leader_of(cell).registered
+        await asyncio.wait((registered,))
+        return not registered.cancelled() and not cell.shard.draining
 
     async def lose(self, cell: Cell) -> None:
         """Run `on_lose_leadership` of an activation that ends here, if that is due."""
-        if (led := self._found(cell)) is not None:
-            await led.lose(cell)
+        if (leader := self._found(cell)) is not None:
+            await leader.lose(cell)
 
-    def gone(self, cell: Cell) -> None:
+    def state_error(self, cell: Cell, reason: SingletonErrorReason, text: str) -> None:
+        """Count a failure of the state."""
+        self.leader_of(cell).state_error(reason, text)
+
+    def on_gone(self, cell: Cell) -> None:
         """An activation of a singleton is over."""
-        led = self._led.get(cell.hosted.spec.name)
-        if led is not None:
-            led.gone()
+        leader = self._leaders.get(cell.hosted_type.spec.name)
+        if leader is not None:
+            leader.on_gone()
+
+    async def run_scheduled(self, message: DurableMessage, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Call the method for the fire time of a message, unless that is not to be run."""
+        assert message.cell is not None
+        return await self.leader_of(message.cell).schedules.run(message, call)
 
     async def handed_over(self, shard: HostedShard, limit: float) -> None:
-        """Wait, for at most `limit` seconds, until nothing of the shard's singletons is to be done any more."""
-        keepers = [self._keepers[led.spec.name] for led in self._of(shard)]
-        if keepers:
-            await asyncio.wait(keepers, timeout=max(0.0, limit))
+        """Wait, for at most `limit` seconds, until nothing is left to be done for the shard's singletons."""
+        supervisions = [self._supervisions[leader.spec.name] for leader in self._of(shard)]
+        if supervisions:
+            await asyncio.wait(supervisions, timeout=max(0.0, limit))
 
     async def aclose(self, limit: float) -> None:
         """Wait, for at most `limit` seconds, until every `on_lose_leadership` that is due has run."""
-        if self._keepers:
-            await asyncio.wait(self._keepers.values(), timeout=limit)
+        if self._supervisions:
+            await asyncio.wait(self._supervisions.values(), timeout=limit)
 
     async def save(self, message: Message, cell: Cell, state: Any) -> None:
         """Commit the state of a singleton in its `run`; the steps before it become history.
@@ -140,27 +144,31 @@ class Singletons:
         Raises:
             SingletonError: `state_persist_failed`: ownership was lost, or the store failed several times.
         """
-        assert isinstance(message, BodyRun)
+        assert isinstance(message, MainLoopRun)
         assert message.progress is not None
         if state is not msgspec.UNSET:
             cell.instance.state = state
-        data = None if cell.record is None else self._host.results.changed_state(cell)
+        data = None if cell.record is None else self._completion.changed_state(cell)
         attempt = 1
         while True:
             try:
-                await self._host.runs.commit_save(message, cell, data)
+                await self._saving.commit_save(message, cell, data)
                 break
             except PersistenceError as error:
-                message.led.state_error("state_persist_failed", str(error))
+                message.leader.state_error("state_persist_failed", str(error))
                 if isinstance(error, Fenced | VersionConflict) or attempt == _SAVE_ATTEMPTS:
                     raise SingletonError("state_persist_failed", str(error)) from error
-            await asyncio.sleep(_SAVE_PAUSE.delay(attempt, self._clock.random()))
+            await asyncio.sleep(_SAVE_PAUSE.delay(attempt, self._services.clock.random()))
             attempt += 1
         message.progress.closed()
 
-    def _of(self, shard: HostedShard) -> list[Led]:
-        return [
-            led
-            for led in self._led.values()
-            if led.leadership.shard == shard.id and led.leadership.epoch == shard.epoch
-        ]
+    def _found(self, cell: Cell) -> SingletonLeader | None:
+        leader = self._leaders.get(cell.hosted_type.spec.name)
+        return leader if leader is not None and _leads(leader, cell.shard) else None
+
+    def _of(self, shard: HostedShard) -> list[SingletonLeader]:
+        return [leader for leader in self._leaders.values() if _leads(leader, shard)]
+
+
+def _leads(leader: SingletonLeader, shard: HostedShard) -> bool:
+    return (leader.leadership.shard, leader.leadership.epoch) == (shard.id, shard.epoch)

@@ -2,13 +2,13 @@
 
 import asyncio
 import contextlib
-import math
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError, ShuttingDown
+from actorhub.engine.model.lease import NEVER
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import LiveRunner, LockSession, SessionLost, Storage
 
@@ -18,8 +18,6 @@ OPERATION_DEADLINE: Final = 1.4
 """Seconds for one operation on the lock session: with the heartbeat interval it stays below the lease."""
 OPEN_DEADLINE: Final = 3.0
 CLOSE_DEADLINE: Final = 1.0
-NEVER: Final = -math.inf
-"""A lease that nobody granted."""
 
 
 async def store_call(supervisor: Supervisor, work: Coroutine[Any, Any, T], name: str, seconds: float) -> T:

@@ -1,0 +1,101 @@
+"""Durable messages on a runner: the parts that take them from the store to their reply, put together."""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from actorhub.core.envelope import CANCEL_MESSAGE, RETRY_MESSAGE
+from actorhub.engine.durable.attempts import Attempts
+from actorhub.engine.durable.backlog import Backlog
+from actorhub.engine.durable.due import DueLoop
+from actorhub.engine.durable.in_memory import InMemory
+from actorhub.engine.durable.intake import Intake
+from actorhub.engine.durable.loader import Loader
+from actorhub.engine.durable.loading import Loading
+from actorhub.engine.durable.owner import Owner
+from actorhub.engine.durable.requests import MessageRequests
+from actorhub.engine.durable.schedule import Schedule
+from actorhub.engine.durable.settlement import Settlement
+from actorhub.engine.model.records import HostedShard, Message
+from actorhub.engine.runs.residency import Residents
+
+
+class DeliveryStatistics(msgspec.Struct, frozen=True):
+    """Counts since the start of this process, and what is in memory now."""
+
+    settled: int
+    """Messages whose handler's outcome was committed here."""
+    failed_runs: int
+    dead_letters: int
+    redelivered: int
+    """Runs that were not a message's first."""
+    in_memory: int
+    scheduled: int
+    """Of those, with a due time."""
+    scans: int
+    """Reads of the store for messages that wait there."""
+
+
+class Delivery:
+    """Makes the parts bottom-up, and passes on what the host tells."""
+
+    def __init__(self, owner: Owner, residents: Residents) -> None:
+        self._shards = owner.shards
+        self.backlog = Backlog(types=owner.types, shards=owner.shards)
+        self.schedule = Schedule()
+        self.memory = InMemory(owner, residents=residents, backlog=self.backlog, schedule=self.schedule)
+        self.settlement = Settlement(owner, memory=self.memory, backlog=self.backlog)
+        self.attempts = Attempts(owner, memory=self.memory, settlement=self.settlement, schedule=self.schedule)
+        self.intake = Intake(
+            owner,
+            memory=self.memory,
+            backlog=self.backlog,
+            schedule=self.schedule,
+            settlement=self.settlement,
+            attempts=self.attempts,
+        )
+        loading = Loading(owner, memory=self.memory, settlement=self.settlement)
+        self.loader = Loader(owner, backlog=self.backlog, memory=self.memory, loading=loading)
+        self.due = DueLoop(owner, schedule=self.schedule, memory=self.memory, loading=loading)
+        self.requests = MessageRequests(owner, memory=self.memory, intake=self.intake, settlement=self.settlement)
+
+    def statistics(self) -> DeliveryStatistics:
+        """Return counts; walks all owned shards."""
+        return DeliveryStatistics(
+            settled=self.settlement.settled,
+            failed_runs=self.settlement.failed_runs,
+            dead_letters=self.settlement.dead_letters,
+            redelivered=self.attempts.redelivered,
+            in_memory=len(self.memory),
+            scheduled=len(self.schedule),
+            scans=self.loader.scans,
+        )
+
+    def accept(self, message: Message, shard: HostedShard) -> None:
+        """Take a call of a durable handler, or a request about a durable message, of an owned shard."""
+        if message.kind == CANCEL_MESSAGE:
+            self.requests.cancel(message, shard)
+        elif message.kind == RETRY_MESSAGE:
+            self.requests.retry(message, shard)
+        else:
+            self.intake.accept(message, shard)
+
+    def granted(self, shards: Iterable[HostedShard]) -> None:
+        """Begin to serve shards."""
+        self.memory.granted(shards)
+
+    def revoked(self, shard: HostedShard) -> None:
+        """Forget everything of the shard; who waits asks its next owner."""
+        for caller in self.memory.revoked(shard):
+            self.intake.send_on(caller)
+
+    def poll(self) -> None:
+        """Scan the store for whatever this process was not told of."""
+        for shard in self._shards.values():
+            self.backlog.scan(shard)
+        self.schedule.poll_soon()
+
+    def sender_lost(self) -> None:
+        """A process died that may have stored messages for our entities and told us of none: they come first."""
+        for shard in self._shards.values():
+            self.intake.let_stored_go_first(shard)

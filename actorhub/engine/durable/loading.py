@@ -1,0 +1,63 @@
+"""Durable messages made from their rows."""
+
+import logging
+from typing import Final
+
+from actorhub.core.cron import parse_instant_key
+from actorhub.engine.durable.in_memory import InMemory
+from actorhub.engine.durable.owner import Owner
+from actorhub.engine.durable.settlement import Settlement
+from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.records import HostedShard
+from actorhub.engine.model.spec import HandlerSpec
+from actorhub.storage.message_ports import PendingMessage
+
+_log: Final = logging.getLogger("actorhub.backlog")
+
+
+class Loading:
+    """Makes messages from rows, and puts them into memory."""
+
+    def __init__(self, owner: Owner, *, memory: InMemory, settlement: Settlement) -> None:
+        self._types = owner.types
+        self._memory = memory
+        self._settlement = settlement
+        self._unknown: set[tuple[str, str]] = set()
+        """Types and handlers of which was logged that this process does not know them."""
+
+    def load(self, row: PendingMessage, shard: HostedShard) -> DurableMessage | None:
+        """Return a message made from its row; `None` if it is in memory, or its handler is unknown here."""
+        table = self._memory.table(shard)
+        if row.message_id in table.messages:
+            return None
+        spec = self.handler_of(row)
+        if spec is None:
+            return None
+        message = DurableMessage(self._settlement, shard, spec=spec, entity_id=row.entity_id, message_id=row.message_id)
+        message.body = row.body
+        message.headers = dict(row.headers) if row.headers else None
+        message.key = row.key
+        message.attempts = row.attempts
+        message.is_stored = True
+        message.waiters = table.waiting.pop(row.message_id, [])
+        table.messages[row.message_id] = message
+        return message
+
+    def handler_of(self, row: PendingMessage) -> HandlerSpec | None:
+        """Return the handler that a message is for; `None`: this release has none such, so the message waits.
+
+        A handler that is no longer durable could not settle it, and the message of a fire time is for a schedule.
+        """
+        hosted = self._types.get(row.entity_type)
+        spec = None if hosted is None else hosted.spec.handlers.get(row.handler)
+        if spec is not None and spec.durable and not _is_unscheduled(spec, row):
+            return spec
+        if (row.entity_type, row.handler) not in self._unknown:
+            self._unknown.add((row.entity_type, row.handler))
+            _log.warning("messages for %s.%s wait: this release does not have it", row.entity_type, row.handler)
+        return None
+
+
+def _is_unscheduled(spec: HandlerSpec, row: PendingMessage) -> bool:
+    """Whether the message is a fire time's, and the handler no longer has a schedule."""
+    return spec.singleton and not spec.crons and row.key is not None and parse_instant_key(row.key) is not None

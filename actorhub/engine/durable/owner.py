@@ -1,0 +1,35 @@
+"""What the parts of this folder need to know of the runner that owns the shards."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from actorhub.core.address import ShardId
+from actorhub.core.clock import Clock
+from actorhub.engine.durable.server_clock import ServerClock
+from actorhub.engine.model.lease import Lease
+from actorhub.engine.model.limits import Limits
+from actorhub.engine.model.records import HostedShard, HostedType, Message
+from actorhub.engine.runs.scheduler import Scheduler
+from actorhub.engine.supervision import Supervisor
+from actorhub.storage.message_ports import MessageStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """The runner. The parts take from it what they use when they are made."""
+
+    incarnation: str
+    types: Mapping[str, HostedType]
+    shards: Mapping[ShardId, HostedShard]
+    """Those that are owned now."""
+    lease: Lease
+    limits: Limits
+    store: MessageStore
+    server: ServerClock
+    clock: Clock
+    scheduler: Scheduler
+    supervisor: Supervisor
+    reroute: Callable[[Message], None]
+    """Takes a message whose shard is, or will be, somebody else's."""
+    mistrust: Callable[[ShardId], None]
+    """Told of a shard for which the store refused something: ownership must be checked."""

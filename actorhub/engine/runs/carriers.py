@@ -1,0 +1,220 @@
+"""The tasks that carry the runs.
+
+A *carrier* is a task that takes ready messages off one list and runs each handler's coroutine itself, every step in a
+context of the run's own. A handler that never suspends costs no task. When one suspends, its carrier waits with it (so
+`asyncio.current_task`, timeouts and cancellation work as usual) and another carrier goes on with the rest. A task and a
+queue per entity would cost several times the memory of an idle cell, and time on every message.
+"""
+
+import asyncio
+import contextvars
+import logging
+import types
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
+from typing import Any, Final, Protocol
+
+from actorhub.core.clock import Clock
+from actorhub.core.errors import CallTimeout, MalformedMessage
+from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.lease import Lease
+from actorhub.engine.model.records import DEAD, NEW, Cell, Message, running
+from actorhub.engine.runs.completion import Completion
+from actorhub.engine.runs.driving import drive
+from actorhub.engine.runs.interleaving import Interleaving
+from actorhub.engine.runs.scheduler import Scheduler
+from actorhub.engine.runs.streams import Streams
+
+_log: Final = logging.getLogger("actorhub.turns")
+
+_RUNS_PER_STEP: Final = 128
+"""Runs that one carrier takes before it lets the event loop breathe."""
+
+
+class StartGate(Protocol):
+    """Counts the runs of durable messages before they start."""
+
+    def begin(self, message: DurableMessage) -> bool:
+        """Return whether the message, which has its turn, runs now.
+
+        If not, `Scheduler.start` or `Scheduler.ended` is called for it later.
+        """
+        ...
+
+
+class Carriers:
+    """Runs what is ready, and hands each run that is over to `Completion`."""
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        lease: Lease,
+        scheduler: Scheduler,
+        completion: Completion,
+        streams: Streams,
+        gate: StartGate,
+        not_owned: Callable[[Message], None],
+    ) -> None:
+        """Prepare.
+
+        Args:
+            loop: Runs the carriers.
+            clock: Its monotonic time is what deadlines are given in.
+            lease: Nothing starts once it is over.
+            scheduler: Says what is ready.
+            completion: Takes what handlers return and raise.
+            streams: Takes over messages whose handler is a stream.
+            gate: Decides about durable messages.
+            not_owned: Takes back a message that was accepted but must not start here; nothing ran.
+        """
+        self._loop = loop
+        self._monotonic = clock.monotonic
+        self._lease = lease
+        self._scheduler = scheduler
+        self._completion = completion
+        self._streams = streams
+        self._gate = gate
+        self._not_owned = not_owned
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.started = 0
+        """Runs so far."""
+
+    def spawn(self) -> None:
+        """Start a carrier for what is ready."""
+        task = asyncio.Task(self._carry(), loop=self._loop, name="actorhub-carrier")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    async def aclose(self) -> None:
+        """Cancel every run and wait until they ended; a handler that swallows cancellation is left behind after 1 s."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1)
+
+    def _done(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.critical("a carrier died: this is a defect of actorhub", exc_info=error)
+            self._go_on_elsewhere()
+
+    def _go_on_elsewhere(self) -> None:
+        """Have another carrier take over what is ready."""
+        scheduler = self._scheduler
+        scheduler.is_carried = bool(scheduler.ready)
+        if scheduler.is_carried:
+            self.spawn()
+
+    async def _carry(self) -> None:
+        await self._runs()
+
+    @types.coroutine
+    def _runs(self) -> Generator[Any, Any, None]:
+        scheduler, completion = self._scheduler, self._completion
+        ready, base = scheduler.ready, scheduler.context
+        runs = 0
+        while ready:
+            message = ready.popleft()
+            coroutine = self._admitted(message)
+            if coroutine is None:
+                continue
+            context = base.copy()
+            context.run(running.set, message)
+            if scheduler.observer is not None:
+                scheduler.observer.started(message, context)
+            try:
+                step = context.run(coroutine.send, None)
+            except StopIteration as stop:
+                completion.returned(message, stop.value)
+            except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
+                completion.raised(message, exc)
+            else:
+                yield from self._wait_with(message, context, coroutine, step)
+                # Others took over what was ready; a request to cancel that is left on this task ends with it.
+                return
+            runs += 1
+            if runs == _RUNS_PER_STEP:
+                runs = 0
+                yield
+        scheduler.is_carried = False
+
+    def _admitted(self, message: Message) -> "Coroutine[Any, Any, Any] | None":
+        """Return the handler's coroutine, or settle a message that must not run, and return `None`."""
+        cell = message.cell
+        assert cell is not None
+        now = self._monotonic()
+        if message.abandoned_for is not None or message.deadline <= now:
+            error = message.abandoned_for or CallTimeout(f"{message.what}: its deadline passed while it waited")
+            error.possibly_executed = False
+            self._scheduler.refuse(message, error)
+            return None
+        if cell.phase == DEAD or now >= self._lease.fresh_until:
+            message.phase = NEW
+            self._scheduler.ended(message)
+            self._not_owned(message)
+            return None
+        cell.last_used = now
+        if isinstance(message, DurableMessage) and not self._gate.begin(message):
+            return None
+        message.epoch = cell.shard.epoch
+        self.started += 1
+        if message.spec.stream:
+            self._streams.take_turn(message)
+            return None
+        return self._coroutine(message, cell)
+
+    def _coroutine(self, message: Message, cell: Cell) -> "Coroutine[Any, Any, Any] | None":
+        spec = message.spec
+        try:
+            args = message.args if message.args is not None else spec.decode_arguments(message.body)
+            if spec.interleaved:
+                message.interleaving = Interleaving(self._scheduler, message, cell)
+            return spec.function(cell.instance, *args)  # type: ignore[no-any-return]
+        except MalformedMessage as error:
+            self._scheduler.refuse(message, error)
+            return None
+        except Exception as exc:  # noqa: BLE001 - user code: a type's __post_init__ may raise anything
+            refusal = MalformedMessage(f"{message.what}: arguments: {type(exc).__name__}: {exc}")
+            self._scheduler.refuse(message, refusal)
+            return None
+
+    def _wait_with(
+        self, message: Message, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
+    ) -> Generator[Any, Any, None]:
+        """See a suspended run to its end; other carriers take over what is ready meanwhile."""
+        task = message.task = asyncio.current_task()
+        assert task is not None
+        self._scheduler.suspended.add(message)
+        if message.abandoned_for is not None:
+            task.cancel()
+        self._go_on_elsewhere()
+        timer = None
+        if message.spec.timeout is not None:
+            timer = self._loop.call_later(message.spec.timeout, partial(self._out_of_time, message))
+        if message.interleaving is not None:
+            steps = message.interleaving.drive(context, coroutine, step)
+        else:
+            steps = drive(context, coroutine, step)
+        try:
+            value = yield from steps
+        except GeneratorExit:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
+            self._resumed(message)
+            self._completion.raised(message, exc)
+        else:
+            self._resumed(message)
+            self._completion.returned(message, value)
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _resumed(self, message: Message) -> None:
+        self._scheduler.suspended.discard(message)
+        message.task = None
+
+    def _out_of_time(self, message: Message) -> None:
+        text = f"{message.what}: the handler ran longer than its timeout of {message.spec.timeout} s"
+        self._scheduler.abandon(message, CallTimeout(text, possibly_executed=True))

@@ -1,0 +1,35 @@
+"""Running user code's coroutines step by step, each step inside a context that is not the task's."""
+
+import contextvars
+import types
+from collections.abc import Coroutine, Generator
+from functools import partial
+from typing import Any
+
+
+def drive(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any) -> Generator[Any, Any, Any]:
+    """Run the rest of `coroutine`, whose first step yielded `step`, every step inside `context`."""
+    while True:
+        try:
+            value = yield step
+        except GeneratorExit:
+            context.run(coroutine.close)
+            raise
+        except BaseException as exc:  # noqa: BLE001 - user code: thrown on into its coroutine
+            resume = partial(coroutine.throw, exc)
+        else:
+            resume = partial(coroutine.send, value)
+        try:
+            step = context.run(resume)
+        except StopIteration as stop:
+            return stop.value
+
+
+@types.coroutine
+def run_in(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]") -> Generator[Any, Any, Any]:
+    """Await `coroutine` in the current task, every step inside `context`."""
+    try:
+        step = context.run(coroutine.send, None)
+    except StopIteration as stop:
+        return stop.value
+    return (yield from drive(context, coroutine, step))

@@ -1,0 +1,68 @@
+"""Running hooks: `on_activate`, `on_deactivate`, `on_become_leader`, `on_lose_leadership`."""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import Context
+
+from actorhub.engine.model.records import DEAD, DONE, RUNNING, Cell, Message, RunKind, running
+from actorhub.engine.model.spec import HandlerSpec
+from actorhub.engine.runs.completion import Completion
+from actorhub.engine.runs.driving import run_in
+from actorhub.engine.runs.saving import Saving
+from actorhub.engine.runs.scheduler import Scheduler
+
+
+class HookRun(Message):
+    """A hook's run, for `current()`: nobody sent it, and nobody waits for it."""
+
+    __slots__ = ()
+
+    run_kind = RunKind.HOOK
+
+    def __init__(self, cell: Cell, spec: HandlerSpec) -> None:
+        super().__init__(spec, cell.entity_id)
+        self.cell = cell
+        self.epoch = cell.shard.epoch
+        self.phase = RUNNING
+
+
+class Hooks:
+    """Runs a hook like a handler: `current()` works, what it changed is committed, then what it told leaves."""
+
+    def __init__(self, *, scheduler: Scheduler, completion: Completion, saving: Saving) -> None:
+        self._base = scheduler.context
+        self._completion = completion
+        self._saving = saving
+
+    def context(self) -> Context:
+        """Return new context variables for an activation and its hooks."""
+        return self._base.copy()
+
+    async def run(
+        self, cell: Cell, spec: HandlerSpec, context: Context, returned: Callable[[Cell], None] | None = None
+    ) -> None:
+        """Run a hook. Of a dead cell nothing is committed, and nothing leaves.
+
+        Args:
+            cell: The entity.
+            spec: The hook.
+            context: Its context variables.
+            returned: Told that the hook returned, before that is committed.
+        """
+        run = HookRun(cell, spec)
+        context.run(running.set, run)
+        try:
+            await run_in(context, spec.function(cell.instance))
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise RuntimeError("the hook raised CancelledError, though nobody cancelled it") from exc
+        if returned is not None:
+            returned(cell)
+        if cell.phase == DEAD:
+            run.drop_outbox()
+        else:
+            data = None if cell.record is None else self._completion.changed_state(cell)
+            await self._saving.commit_part(run, cell, data)
+        run.phase = DONE
