@@ -27,7 +27,7 @@ from actorhub import (
 from actorhub.core.codec import decode_error, encode_error
 from actorhub.engine.routing.peers import Peer
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.support.gates import failure, gates, outcomes, soon
 
 
 class Line(msgspec.Struct, frozen=True):

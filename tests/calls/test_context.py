@@ -9,7 +9,7 @@ import pytest
 
 from actorhub import Cluster, Entity, Hub, NotConnected, current
 from actorhub.engine.runner import Runner
-from tests.entities.gates import gates
+from tests.support.gates import gates
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 

@@ -17,7 +17,7 @@ from actorhub import (
     handler,
 )
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.support.gates import failure, gates, outcomes, soon
 
 
 class Worker(Entity[int]):

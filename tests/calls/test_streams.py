@@ -23,7 +23,7 @@ from actorhub import (
     handler,
 )
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import gates, soon
+from tests.support.gates import gates, soon
 
 
 class Tick(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from actorhub import (
     current,
 )
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, soon
+from tests.support.gates import failure, gates, soon
 
 
 class Inbox(Entity[list[str]], mailbox_capacity=3):

@@ -8,7 +8,7 @@ import pytest
 from actorhub import CallCycle, CallTimeout, Cluster, Entity, HandlerFailed, Hub, MailboxFull, current, handler
 from actorhub.core.config import Settings
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.support.gates import failure, gates, outcomes, soon
 
 
 class Desk(Entity[list[str]], mailbox_capacity=5):

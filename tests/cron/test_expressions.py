@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from actorhub.core.cron import CronExpression
-from tests.support.cron import DAY, NOON, WHOLE_HOUR_ZONES, expressions, stamp, times
+from tests.cron.times import DAY, NOON, WHOLE_HOUR_ZONES, expressions, stamp, times
 
 
 def upcoming(expression: str, zone: str, start: str, count: int) -> list[str]:

@@ -9,7 +9,7 @@ from actorhub import Cluster
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, SteppedClock, until
-from tests.entities.cron_diary import (
+from tests.cron.diary import (
     BEFORE_NOON,
     JUST,
     MINUTE,
@@ -25,7 +25,7 @@ from tests.entities.cron_diary import (
     row,
     written,
 )
-from tests.entities.gates import gates
+from tests.support.gates import gates
 
 _noon = NOON.timestamp()
 

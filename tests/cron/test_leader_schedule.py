@@ -10,8 +10,8 @@ from actorhub.core.cron import CronExpression, CronOptions
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.singletons.cron_schedule import CronSchedule
 from actorhub.storage.singleton_ports import ScheduleRow
-from tests.entities.cron_diary import Stage
-from tests.support.cron import HOUR, NOON, expressions, times
+from tests.cron.diary import Stage
+from tests.cron.times import HOUR, NOON, expressions, times
 
 
 def _handler(hub: Hub) -> HandlerSpec:

@@ -24,7 +24,7 @@ from actorhub.core.cron import (
     parse_instant_key,
     plan,
 )
-from tests.support.cron import DAY, HOUR, NOON, TIMES, WEEK, expressions, stamp, times
+from tests.cron.times import DAY, HOUR, NOON, TIMES, WEEK, expressions, stamp, times
 
 HALF_HOURS = CronExpression("*/30 * * * *")
 

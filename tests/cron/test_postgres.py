@@ -13,7 +13,7 @@ from actorhub.core.clock import SystemClock
 from actorhub.cron import cron
 from actorhub.engine.runner import Runner
 from actorhub.storage.singleton_ports import ScheduleEdit, ScheduleRow
-from tests.entities.cron_diary import Diary, Stage
+from tests.cron.diary import Diary, Stage
 from tests.support.postgres_server import PostgresServer
 
 _clock = SystemClock()

@@ -10,7 +10,7 @@ from actorhub.cron import cron
 from actorhub.engine.singletons.health import ScheduleHealth
 from actorhub.storage.message_ports import MessageFilter, MessageRow, MessageState
 from actorhub.testing import MemoryCluster, SteppedClock, until
-from tests.entities.cron_diary import (
+from tests.cron.diary import (
     BEFORE_NOON,
     DAY,
     HOUR,
@@ -30,7 +30,7 @@ from tests.entities.cron_diary import (
     row,
     written,
 )
-from tests.entities.gates import gates
+from tests.support.gates import gates
 
 _noon = NOON.timestamp()
 

@@ -13,7 +13,7 @@ from actorhub.engine.singletons.health import ScheduleHealth
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.storage.singleton_ports import ScheduleEdit
 from actorhub.testing import MemoryCluster, SteppedClock, until
-from tests.entities.cron_diary import (
+from tests.cron.diary import (
     BEFORE_NOON,
     DAY,
     HOUR,

@@ -8,7 +8,7 @@ import pytest
 from actorhub.core.cron import delivery_delay
 from actorhub.storage.message_ports import MessageFilter
 from actorhub.testing import MemoryCluster, SteppedClock, until
-from tests.entities.cron_diary import (
+from tests.cron.diary import (
     BEFORE_NOON,
     DAY,
     HOUR,
@@ -25,7 +25,7 @@ from tests.entities.cron_diary import (
     row,
     written,
 )
-from tests.support.cron import stamp
+from tests.cron.times import stamp
 
 _noon = NOON.timestamp()
 

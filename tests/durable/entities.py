@@ -11,7 +11,7 @@ from actorhub import Cluster, Entity, EntityError, Hub, Retry, current, handler
 from actorhub.engine.host import Host
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster
-from tests.entities.gates import gates
+from tests.support.gates import gates
 
 SOON = Retry(attempts=3, initial=timedelta(milliseconds=10))
 ONCE = Retry(attempts=1)

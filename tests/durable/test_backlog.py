@@ -10,8 +10,8 @@ from actorhub.core.config import Settings
 from actorhub.engine.durable.intake import DeliveryStatistics
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster, until
-from tests.entities.durable_entities import Log, Narrow, Sender, host_of, hub
-from tests.entities.gates import gates, outcomes, soon
+from tests.durable.entities import Log, Narrow, Sender, host_of, hub
+from tests.support.gates import gates, outcomes, soon
 
 __all__ = ["hub"]
 

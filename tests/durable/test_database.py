@@ -9,7 +9,7 @@ import pytest
 
 from actorhub import Cluster, Entity, EntityError, EntityNotAssigned, HandlerFailed, Hub, Retry, current, handler
 from actorhub.engine.routing import router
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.support.gates import failure, gates, outcomes, soon
 from tests.support.postgres_server import PostgresServer
 
 

@@ -83,7 +83,7 @@ def test_a_payload_hash_is_the_same_in_every_release() -> None:
 
 
 _PROGRAM = """
-from tests.unit.test_idempotency import Basket, Colour, Order, payload_hash
+from tests.durable.test_idempotency import Basket, Colour, Order, payload_hash
 names = {"ada", "grace", "barbara", "hedy", "joan"}
 print(payload_hash((names, frozenset({(n, 1) for n in names}), {n: n for n in names})).hex())
 print(payload_hash((Basket({1: {Colour.RED, Colour.BLUE}}), {Order(n) for n in names}, {1, "one", None})).hex())

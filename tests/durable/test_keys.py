@@ -7,8 +7,8 @@ import pytest
 
 from actorhub import Cluster, DuplicateKey, HandlerFailed, MalformedMessage
 from actorhub.testing import MemoryCluster
-from tests.entities.durable_entities import Log, Order, Refused, hub
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.durable.entities import Log, Order, Refused, hub
+from tests.support.gates import failure, gates, outcomes, soon
 
 __all__ = ["hub"]
 

@@ -14,8 +14,8 @@ from actorhub import (
 )
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster
-from tests.entities.durable_entities import Hooked, Log, Numbers, Refused, Sender, hub, read
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.durable.entities import Hooked, Log, Numbers, Refused, Sender, hub, read
+from tests.support.gates import failure, gates, outcomes, soon
 
 __all__ = ["hub"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from actorhub import AlreadyProcessing, CallTimeout, Cluster, MessageCancelled, UnknownMessage
 from actorhub.testing import MemoryCluster
-from tests.entities.durable_entities import Log, Narrow, hub, owner
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.durable.entities import Log, Narrow, hub, owner
+from tests.support.gates import failure, gates, outcomes, soon
 
 __all__ = ["hub"]
 

@@ -8,8 +8,8 @@ import pytest
 from actorhub import ActorhubError, AlreadyProcessing, Cluster, HandlerFailed, UnknownMessage
 from actorhub.storage.message_ports import MessageState
 from actorhub.testing import MemoryCluster, until
-from tests.entities.durable_entities import Busy, Log, Poisoned, Slow, host_of, hub, owner, read
-from tests.entities.gates import failure, gates, soon
+from tests.durable.entities import Busy, Log, Poisoned, Slow, host_of, hub, owner, read
+from tests.support.gates import failure, gates, soon
 
 __all__ = ["hub"]
 

@@ -10,8 +10,8 @@ from actorhub import Cluster, MessageCancelled
 from actorhub.core.clock import SystemClock
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster
-from tests.entities.durable_entities import Log, Sender, host_of, hub, read
-from tests.entities.gates import failure, gates, soon
+from tests.durable.entities import Log, Sender, host_of, hub, read
+from tests.support.gates import failure, gates, soon
 
 __all__ = ["hub"]
 

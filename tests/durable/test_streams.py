@@ -7,8 +7,8 @@ import pytest
 
 from actorhub import ActorhubError, Cluster
 from actorhub.testing import MemoryCluster
-from tests.entities.durable_entities import Numbers, hub, owner
-from tests.entities.gates import failure, gates, soon
+from tests.durable.entities import Numbers, hub, owner
+from tests.support.gates import failure, gates, soon
 
 __all__ = ["hub"]
 

@@ -7,8 +7,8 @@ import pytest
 
 from actorhub import ActorhubError, Cluster, EntityNotAssigned
 from actorhub.testing import MemoryCluster, until
-from tests.entities.durable_entities import Log, Sender, hub, owner, read
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.durable.entities import Log, Sender, hub, owner, read
+from tests.support.gates import failure, gates, outcomes, soon
 
 __all__ = ["hub"]
 

@@ -11,7 +11,7 @@ import pytest
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import MailboxFull, PersistenceError, ShuttingDown
 from actorhub.engine.supervision import Backoff, Supervisor
-from tests.engine.ownership_cluster import VirtualClock, VirtualLoop
+from tests.ownership.cluster import VirtualClock, VirtualLoop
 
 
 @pytest.fixture

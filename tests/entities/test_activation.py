@@ -11,7 +11,7 @@ from actorhub import Cluster, Entity, HandlerFailed, Hub, MailboxFull, RunnerUna
 from actorhub.core.config import Settings
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.support.gates import failure, gates, outcomes, soon
 
 alive: Counter[str] = Counter()
 most_alive: Counter[str] = Counter()

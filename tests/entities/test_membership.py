@@ -9,7 +9,7 @@ import pytest
 from actorhub import ActorhubError, Cluster, Entity, Hub, RunnerUnavailable, current
 from actorhub.core.config import Settings
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, soon
+from tests.support.gates import failure, gates, soon
 
 
 class Counter(Entity[int]):

@@ -23,7 +23,7 @@ from actorhub.core.clock import SystemClock
 from actorhub.core.key_value import MAX_KEY_BYTES, MAX_VALUE_BYTES
 from actorhub.testing import MemoryCluster
 from actorhub.testing.cluster import until
-from tests.entities.gates import failure
+from tests.support.gates import failure
 
 HOUR = timedelta(hours=1)
 

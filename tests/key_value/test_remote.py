@@ -29,7 +29,7 @@ from actorhub.engine.runner import Runner
 from actorhub.storage.key_value_ports import KeyValues
 from actorhub.testing import MemoryCluster
 from actorhub.testing.cluster import until
-from tests.entities.gates import failure, outcomes, soon
+from tests.support.gates import failure, outcomes, soon
 
 hub = Hub()
 

@@ -9,7 +9,7 @@ from actorhub.core.clock import SystemClock
 from actorhub.engine.ownership.plan import wishes
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.postgres.storage import PostgresStorage
-from tests.engine.ownership_cluster import SHARDS, Cluster
+from tests.ownership.cluster import SHARDS, Cluster
 from tests.support.postgres_server import PostgresServer
 
 

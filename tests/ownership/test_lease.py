@@ -13,7 +13,7 @@ from actorhub.engine.ownership.plan import wishes
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.memory.session import MemoryLockSession
 from actorhub.storage.ports import LEASE
-from tests.engine.ownership_cluster import SHARDS, Cluster, VirtualClock, VirtualLoop, in_virtual_time
+from tests.ownership.cluster import SHARDS, Cluster, VirtualClock, VirtualLoop, in_virtual_time
 
 
 def test_a_frozen_runner_loses_its_shards_before_another_gets_them() -> None:

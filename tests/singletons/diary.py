@@ -11,7 +11,7 @@ from actorhub.engine.runner import Runner
 from actorhub.engine.singletons.leader import Led
 from actorhub.storage.singleton_ports import SingletonRow
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import gates
+from tests.support.gates import gates
 
 Act = Callable[["Diary"], Awaitable[None]]
 

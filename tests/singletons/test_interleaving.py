@@ -8,8 +8,8 @@ import pytest
 
 from actorhub import Cluster, HandlerFailed, Hub, Singleton, cron, current
 from actorhub.testing import MemoryCluster, SteppedClock, until
-from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.leader_diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, led, pause, story
+from tests.singletons.diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, led, pause, story
+from tests.support.gates import failure, gates, outcomes, soon
 
 overlapping: list[str] = []
 

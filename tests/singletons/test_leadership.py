@@ -13,8 +13,7 @@ from actorhub.engine.runner import Runner
 from actorhub.engine.singletons import leader
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, soon
-from tests.entities.leader_diary import (
+from tests.singletons.diary import (
     CheckpointWrite,
     Diary,
     at_gate,
@@ -27,6 +26,7 @@ from tests.entities.leader_diary import (
     row,
     story,
 )
+from tests.support.gates import failure, gates, soon
 
 hub = Hub()
 hub.register(Diary)

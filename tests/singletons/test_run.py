@@ -10,8 +10,8 @@ from actorhub import CallTimeout, Cluster, EntityError, Hub, NotConnected, Singl
 from actorhub.engine.singletons import leader
 from actorhub.engine.supervision import Backoff
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.leader_diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, leads, led, row, story
+from tests.singletons.diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, leads, led, row, story
+from tests.support.gates import failure, gates, outcomes, soon
 
 
 class Stateless(Singleton, name="stateless"):

@@ -10,8 +10,8 @@ from actorhub import Cluster, ConfigurationError, Entity, HandlerFailed, Hub, Ma
 from actorhub.core.config import Settings
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.leader_diary import Diary, at_gate, for_ever, is_leading, leaders, leads, story
+from tests.singletons.diary import Diary, at_gate, for_ever, is_leading, leaders, leads, story
+from tests.support.gates import failure, gates, outcomes, soon
 
 made: list[str] = []
 

@@ -14,8 +14,8 @@ from actorhub.engine.singletons.health import STALE_AFTER, is_stale
 from actorhub.engine.supervision import Backoff
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, SteppedClock, until
-from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.leader_diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, leads, led, row, story
+from tests.singletons.diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, leads, led, row, story
+from tests.support.gates import failure, gates, outcomes, soon
 
 DAY = timedelta(days=1)
 

@@ -12,7 +12,7 @@ from actorhub.engine.host import Host
 from actorhub.engine.runner import Runner
 from actorhub.storage.checkpoint_ports import BODY, Saved, Scope
 from actorhub.testing import MemoryCluster
-from tests.entities.gates import gates
+from tests.support.gates import gates
 
 SOON = Retry(attempts=3, initial=timedelta(milliseconds=10))
 AT = datetime(2026, 11, 27, 12, 30, 15, 250_000, tzinfo=UTC)

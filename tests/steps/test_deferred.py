@@ -14,8 +14,7 @@ from actorhub.engine.runs import deferred as engine
 from actorhub.storage.checkpoint_ports import Completion, CompletionKind
 from actorhub.storage.message_ports import MessageState
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.step_entities import (
+from tests.steps.entities import (
     AT,
     Anything,
     Clerk,
@@ -29,6 +28,7 @@ from tests.entities.step_entities import (
     saved,
     tell_note,
 )
+from tests.support.gates import failure, gates, outcomes, soon
 
 __all__ = ["hub"]
 

@@ -10,8 +10,8 @@ import pytest
 
 from actorhub import Cluster, HandlerFailed, MessageTooLarge, PersistenceError, current
 from actorhub.testing import until
-from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.step_entities import Anything, Boss, Clerk, Declined, doing, hub, note, noted, tell_note
+from tests.steps.entities import Anything, Boss, Clerk, Declined, doing, hub, note, noted, tell_note
+from tests.support.gates import failure, gates, outcomes, soon
 
 __all__ = ["hub"]
 

@@ -16,8 +16,8 @@ import msgspec
 import pytest
 
 from actorhub import Cluster, MalformedMessage, current
-from tests.entities.gates import gates
-from tests.entities.step_entities import AT, Anything, Clerk, Receipt, doing, hub
+from tests.steps.entities import AT, Anything, Clerk, Receipt, doing, hub
+from tests.support.gates import gates
 
 if TYPE_CHECKING:
     from decimal import Decimal

@@ -18,8 +18,7 @@ from actorhub import (
 )
 from actorhub.engine.runs import checkpoints
 from actorhub.testing import until
-from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.step_entities import (
+from tests.steps.entities import (
     Clerk,
     Opener,
     doing,
@@ -28,6 +27,7 @@ from tests.entities.step_entities import (
     noted,
     tell_note,
 )
+from tests.support.gates import failure, gates, outcomes, soon
 
 __all__ = ["hub"]
 

@@ -10,8 +10,7 @@ from actorhub import Cluster, Hub, PersistenceError, Singleton, cron, current
 from actorhub.core.errors import SingletonError
 from actorhub.storage.message_ports import RunCommit
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, soon
-from tests.entities.step_entities import (
+from tests.steps.entities import (
     Boss,
     Clerk,
     body_saved,
@@ -23,6 +22,7 @@ from tests.entities.step_entities import (
     take_by_force,
     tell_note,
 )
+from tests.support.gates import failure, gates, soon
 
 __all__ = ["hub"]
 

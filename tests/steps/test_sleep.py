@@ -12,8 +12,8 @@ from actorhub.engine.durable.schedule import ServerClock
 from actorhub.engine.runs import checkpoints
 from actorhub.storage.memory import MemoryStore
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.step_entities import Clerk, doing, hub, note, owner, saved
+from tests.steps.entities import Clerk, doing, hub, note, owner, saved
+from tests.support.gates import failure, gates, outcomes, soon
 
 __all__ = ["hub"]
 

@@ -16,8 +16,7 @@ from actorhub.core.codec import encode
 from actorhub.storage.checkpoint_ports import Checkpoint, CheckpointWrite, Scope
 from actorhub.storage.message_ports import MessageState
 from actorhub.testing import MemoryCluster
-from tests.entities.gates import failure, gates, outcomes, soon
-from tests.entities.step_entities import (
+from tests.steps.entities import (
     Clerk,
     Declined,
     doing,
@@ -30,6 +29,7 @@ from tests.entities.step_entities import (
     take_by_force,
     tell_note,
 )
+from tests.support.gates import failure, gates, outcomes, soon
 
 __all__ = ["hub"]
 

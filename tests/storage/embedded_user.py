@@ -1,6 +1,6 @@
 """A process that uses the embedded Postgres of a directory until its standard input ends.
 
-`python -m tests.support.embedded_user DIRECTORY [UID]`: prints the server's URL, and `left` when it has left.
+`python -m tests.storage.embedded_user DIRECTORY [UID]`: prints the server's URL, and `left` when it has left.
 With a UID it becomes that user once everything is imported: a test's interpreter may lie where only root can read.
 """
 

@@ -1,4 +1,4 @@
-"""Clusters of the hub that a test module declares."""
+"""Fixtures for tests whose module declares a `hub`: clusters of it, in memory and on a real Postgres."""
 
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -6,20 +6,8 @@ from datetime import timedelta
 import pytest
 
 from actorhub import Cluster
-from actorhub.core.clock import SystemClock
-from actorhub.engine.supervision import Supervisor
 from actorhub.testing import MemoryCluster
-from tests.entities.gates import background, gates
 from tests.support.postgres_server import PostgresServer
-
-
-@pytest.fixture(autouse=True)
-async def closed_gates() -> AsyncIterator[None]:
-    """Forget the gates of the test before, and end the tasks that this one leaves."""
-    gates.clear()
-    background.append(Supervisor(SystemClock()))
-    yield
-    await background.pop().aclose(1.0)
 
 
 @pytest.fixture

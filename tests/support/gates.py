@@ -2,9 +2,12 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from typing import TypeVar
 
+import pytest
+
+from actorhub.core.clock import SystemClock
 from actorhub.engine.supervision import Supervisor
 
 T = TypeVar("T")
@@ -56,6 +59,15 @@ gates: defaultdict[str, Gate] = defaultdict(Gate)
 
 background: list[Supervisor] = []
 """Owns what a test starts and does not wait for at once; ended after each test."""
+
+
+@pytest.fixture(autouse=True)
+async def closed_gates() -> AsyncIterator[None]:
+    """Forget the gates of the test before, and end the tasks that this one leaves: in each folder that imports it."""
+    gates.clear()
+    background.append(Supervisor(SystemClock()))
+    yield
+    await background.pop().aclose(1.0)
 
 
 def soon(call: Awaitable[T]) -> "asyncio.Task[T]":

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tests.support.cluster_processes import COMMIT, LOCK, ClusterProcesses, RunnerProcess
+from tests.faults.cluster.processes import COMMIT, LOCK, ClusterProcesses, RunnerProcess
 
 Injection: TypeAlias = Callable[["Faults"], Coroutine[Any, Any, str]]
 

@@ -18,10 +18,10 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import msgspec
 
-from tests.support.cluster_processes_program import Applications
-from tests.support.history import Start, Stored, read_starts
+from tests.faults.cluster.program import Applications
+from tests.faults.cluster.proxy import TcpProxy
+from tests.faults.registers.history import Start, Stored, read_starts
 from tests.support.postgres_server import PostgresServer
-from tests.support.proxy import TcpProxy
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 START_SECONDS: Final = 30.0
@@ -35,7 +35,7 @@ _STORE_MARKERS: Final = {
     OTHER: b"actorhub ",
 }
 """Labels of connections to Postgres; the first that fits counts."""
-_PROGRAM: Final = "tests.support.cluster_processes_program"
+_PROGRAM: Final = "tests.faults.cluster.program"
 
 
 async def until(condition: Callable[[], Any], what: str, deadline: float = START_SECONDS) -> None:

@@ -1,4 +1,4 @@
-"""The program that fault tests run in processes of its own: `python -m tests.support.cluster_processes_program JSON`.
+"""The program that fault tests run in processes of its own: `python -m tests.faults.cluster.program JSON`.
 
 Prints one JSON object per line. Commands come on standard input, whose end ends the process at once.
 """

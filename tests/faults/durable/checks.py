@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tests.support.history_durable import Book, Commit, Sent, Terminal
+from tests.faults.durable.history import Book, Commit, Sent, Terminal
 
 _CLOCK_SLACK: Final = 0.002
 """Seconds that wall time may differ between the store and a handler on one machine."""

@@ -17,8 +17,8 @@ from actorhub.core.errors import (
     HandlerFailed,
     MessageCancelled,
 )
-from tests.support.durable_hub import DOOMED_RUNS, Book, Done, Order, Refused
-from tests.support.history_durable import Expected, Sent, Terminal
+from tests.faults.durable.history import Expected, Sent, Terminal
+from tests.faults.durable.hub import DOOMED_RUNS, Book, Done, Order, Refused
 
 _TIMEOUTS: Final = (1.0, 4.0, 15.0)
 _REPLY_TIMEOUT: Final = timedelta(seconds=20)

@@ -3,8 +3,8 @@
 import asyncio
 from typing import Final
 
-from tests.support.cluster_processes import COMMIT, LOCK, OTHER, RunnerProcess
-from tests.support.cluster_processes_faults import Faults, Injection
+from tests.faults.cluster.faults import Faults, Injection
+from tests.faults.cluster.processes import COMMIT, LOCK, OTHER, RunnerProcess
 
 _WRITES: Final = (COMMIT, OTHER)
 """Labels of the connections over which messages are stored, runs counted and committed, and handlers write."""

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from actorhub import Entity, EntityError, Hub, Retry, current, handler
-from tests.support import mutants
+from tests.faults import mutants
 
 WITNESS_TABLE: Final = """
 create table if not exists public.witness (

@@ -8,12 +8,12 @@ from contextlib import asynccontextmanager
 from actorhub.cluster import Cluster
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster, until
-from tests.support import durable_hub
-from tests.support.durable_clients import DurableClients
-from tests.support.durable_hub import Book as Books
-from tests.support.durable_hub import hub, notes
-from tests.support.durable_records import ledger_of
-from tests.support.history_durable import Book, Row, Run, parse_runs
+from tests.faults.durable import hub as durable_hub
+from tests.faults.durable.clients import DurableClients
+from tests.faults.durable.history import Book, Row, Run, parse_runs
+from tests.faults.durable.hub import Book as Books
+from tests.faults.durable.hub import hub, notes
+from tests.faults.durable.records import ledger_of
 
 _PENDING = frozenset({MessageState.PENDING, MessageState.SCHEDULED})
 

@@ -8,12 +8,12 @@ from datetime import timedelta
 from typing import TypeAlias
 
 from actorhub.cluster import Cluster
-from tests.support.cluster_processes import COMMIT, OTHER, ClusterProcesses, RunnerProcess, until
-from tests.support.durable_clients import DurableClients
-from tests.support.durable_hub import Book as Books
-from tests.support.durable_hub import Order, hub
-from tests.support.durable_records import read_book, settled
-from tests.support.history_durable import Book, read_runs
+from tests.faults.cluster.processes import COMMIT, OTHER, ClusterProcesses, RunnerProcess, until
+from tests.faults.durable.clients import DurableClients
+from tests.faults.durable.history import Book, read_runs
+from tests.faults.durable.hub import Book as Books
+from tests.faults.durable.hub import Order, hub
+from tests.faults.durable.records import read_book, settled
 
 ProcessScenario: TypeAlias = Callable[[ClusterProcesses], Awaitable[Book]]
 

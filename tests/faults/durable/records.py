@@ -6,9 +6,9 @@ from typing import Final
 
 import msgspec
 
-from tests.support.cluster_processes import ClusterProcesses
-from tests.support.durable_hub import WITNESS_TABLE, Applications
-from tests.support.history_durable import Book, Commit, Ledger, Row, Sent, Witness, read_runs
+from tests.faults.cluster.processes import ClusterProcesses
+from tests.faults.durable.history import Book, Commit, Ledger, Row, Sent, Witness, read_runs
+from tests.faults.durable.hub import WITNESS_TABLE, Applications
 
 _UNSETTLED: Final = "select count(*) from actorhub.messages where state in ('pending', 'scheduled')"
 

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeAlias
 
-from tests.support.durable_hub import POISON_RUNS
-from tests.support.durable_memory import DurableMemory, briefly, durable_memory, poison_that_waits
-from tests.support.history_durable import Book
+from tests.faults.durable.history import Book
+from tests.faults.durable.hub import POISON_RUNS
+from tests.faults.durable.memory import DurableMemory, briefly, durable_memory, poison_that_waits
 
 Scenario: TypeAlias = Callable[[], Awaitable[Book]]
 

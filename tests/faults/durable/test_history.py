@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tests.support.history_durable import Book, Commit, Ledger, Row, Run, Sent, Terminal, Witness, read_runs
-from tests.support.history_durable_checks import durable_violations, explained_violations
+from tests.faults.durable.checks import durable_violations, explained_violations
+from tests.faults.durable.history import Book, Commit, Ledger, Row, Run, Sent, Terminal, Witness, read_runs
 
 
 def tell(content: int, **other: object) -> Sent:

@@ -2,9 +2,15 @@
 
 import pytest
 
-from tests.support import mutants
-from tests.support.cluster_processes import ClusterProcesses
-from tests.support.durable_scenarios import (
+from tests.faults import mutants
+from tests.faults.cluster.processes import ClusterProcesses
+from tests.faults.durable.checks import durable_violations, explained_violations
+from tests.faults.durable.process_scenarios import (
+    ProcessScenario,
+    a_commit_that_arrives_after_the_takeover,
+    a_commit_that_never_arrives,
+)
+from tests.faults.durable.scenarios import (
     Scenario,
     a_handler_that_refuses,
     a_message_that_is_cancelled,
@@ -15,12 +21,6 @@ from tests.support.durable_scenarios import (
     messages_for_later,
     one_key_from_several_callers,
 )
-from tests.support.durable_scenarios_processes import (
-    ProcessScenario,
-    a_commit_that_arrives_after_the_takeover,
-    a_commit_that_never_arrives,
-)
-from tests.support.history_durable_checks import durable_violations, explained_violations
 
 FOUND_BY: dict[str, tuple[Scenario, str]] = {
     "keys are ignored": (one_key_from_several_callers, "D: 1 was committed"),

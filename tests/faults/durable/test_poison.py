@@ -4,12 +4,12 @@ import asyncio
 import random
 from collections import Counter
 
-from tests.support.cluster_processes import ClusterProcesses, until
-from tests.support.durable_clients import DurableClients
-from tests.support.durable_hub import POISON_RUNS, hub
-from tests.support.durable_records import read_book, settled
-from tests.support.history_durable import read_runs
-from tests.support.history_durable_checks import durable_violations, explained_violations
+from tests.faults.cluster.processes import ClusterProcesses, until
+from tests.faults.durable.checks import durable_violations, explained_violations
+from tests.faults.durable.clients import DurableClients
+from tests.faults.durable.history import read_runs
+from tests.faults.durable.hub import POISON_RUNS, hub
+from tests.faults.durable.records import read_book, settled
 
 
 async def respawn(processes: ClusterProcesses, deaths: int) -> None:

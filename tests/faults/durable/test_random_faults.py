@@ -10,14 +10,14 @@ from collections import Counter
 
 import pytest
 
-from tests.support.cluster_processes import ClusterProcesses, until
-from tests.support.cluster_processes_faults import explained_faults
-from tests.support.durable_clients import DurableClients, durable_clients
-from tests.support.durable_faults import DURABLE_KINDS
-from tests.support.durable_hub import hub
-from tests.support.durable_records import read_book, settled
-from tests.support.history_durable import Book
-from tests.support.history_durable_checks import durable_violations, explained_violations
+from tests.faults.cluster.faults import explained_faults
+from tests.faults.cluster.processes import ClusterProcesses, until
+from tests.faults.durable.checks import durable_violations, explained_violations
+from tests.faults.durable.clients import DurableClients, durable_clients
+from tests.faults.durable.faults import DURABLE_KINDS
+from tests.faults.durable.history import Book
+from tests.faults.durable.hub import hub
+from tests.faults.durable.records import read_book, settled
 
 COUNT = int(os.environ.get("FAULT_COUNT", "100"))
 RUNS = int(os.environ.get("FAULT_RUNS", "10"))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from tests.support.leader_hub import LEAD, PARTS
+from tests.faults.leaders.hub import LEAD, PARTS
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from actorhub import Hub, Retry, Singleton, cron, current
-from tests.support import mutants
+from tests.faults import mutants
 
 TABLES: Final = """
     create table public.done (

@@ -12,9 +12,9 @@ import asyncpg
 import msgspec
 
 from actorhub.core.address import ShardId, shard_lock_key
-from tests.support.cluster_processes import ClusterProcesses, RunnerProcess, until
-from tests.support.leader_history import Chronicle, Done, Sample, Stored, Tick, read_turns
-from tests.support.leader_hub import TABLES, Count
+from tests.faults.cluster.processes import ClusterProcesses, RunnerProcess, until
+from tests.faults.leaders.history import Chronicle, Done, Sample, Stored, Tick, read_turns
+from tests.faults.leaders.hub import TABLES, Count
 
 _SINGLETON: Final = "leader"
 _LOOK: Final = 0.004

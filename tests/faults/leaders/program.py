@@ -1,4 +1,4 @@
-"""The program that tests which kill leaders run: `python -m tests.support.leader_program JSON`."""
+"""The program that tests which kill leaders run: `python -m tests.faults.leaders.program JSON`."""
 
 import asyncio
 import json
@@ -6,8 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
-from tests.support.cluster_processes_program import main
-from tests.support.leader_hub import hub, notes
+from tests.faults.cluster.program import main
+from tests.faults.leaders.hub import hub, notes
 
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.support.leader_history import Chronicle, Done, Sample, Stored, Tick, Turn, leader_violations
-from tests.support.leader_hub import LEAD
+from tests.faults.leaders.history import Chronicle, Done, Sample, Stored, Tick, Turn, leader_violations
+from tests.faults.leaders.hub import LEAD
 
 RIGHT = Chronicle(
     done=[

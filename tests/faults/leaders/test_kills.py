@@ -13,9 +13,9 @@ from statistics import median
 
 import pytest
 
-from tests.support.cluster_processes import ClusterProcesses, cluster_processes
-from tests.support.leader_history import Chronicle, leader_violations
-from tests.support.leader_kills import LeaderKills, Takeover, leader_kills
+from tests.faults.cluster.processes import ClusterProcesses, cluster_processes
+from tests.faults.leaders.history import Chronicle, leader_violations
+from tests.faults.leaders.kills import LeaderKills, Takeover, leader_kills
 from tests.support.postgres_server import PostgresServer
 
 RUNS = int(os.environ.get("LEADER_RUNS", "5"))
@@ -31,7 +31,7 @@ FROZEN_LIMIT = 10.0
 @pytest.fixture
 async def leaders(own_postgres: PostgresServer, tmp_path: Path) -> AsyncIterator[ClusterProcesses]:
     """Places for three runners of the singleton on a Postgres of their own; none is started yet."""
-    async with cluster_processes(own_postgres, tmp_path, program="tests.support.leader_program") as cluster:
+    async with cluster_processes(own_postgres, tmp_path, program="tests.faults.leaders.program") as cluster:
         yield cluster
 
 

@@ -9,8 +9,8 @@ from datetime import timedelta
 
 from actorhub.cluster import Cluster
 from actorhub.core.errors import ActorhubError
-from tests.support.cluster_processes_program import Register, Relay
-from tests.support.history import History, Operation
+from tests.faults.cluster.program import Register, Relay
+from tests.faults.registers.history import History, Operation
 
 _TIMEOUTS = (1.0, 4.0, 15.0)
 

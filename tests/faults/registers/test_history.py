@@ -1,6 +1,6 @@
 """The checker of recorded histories finds what it must find: a test that cannot fail shows nothing."""
 
-from tests.support.history import History, Operation, Start, Stored, violations
+from tests.faults.registers.history import History, Operation, Start, Stored, violations
 
 
 def _ok(number: int, position: int) -> Operation:

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from tests.support.cluster_processes import ClusterProcesses
-from tests.support.cluster_processes_faults import Faults, explained_faults
-from tests.support.cluster_processes_program import hub
-from tests.support.history import violations
-from tests.support.history_clients import RecordedClients, explained, recorded_clients
+from tests.faults.cluster.faults import Faults, explained_faults
+from tests.faults.cluster.processes import ClusterProcesses
+from tests.faults.cluster.program import hub
+from tests.faults.registers.clients import RecordedClients, explained, recorded_clients
+from tests.faults.registers.history import violations
 
 KEYS = 12
 OVERLAP = 0.25
