@@ -23,7 +23,7 @@ from tests.faults.cluster.proxy import TcpProxy
 from tests.faults.registers.history import Start, Stored, read_starts
 from tests.support.postgres_server import PostgresServer
 
-ROOT: Final = Path(__file__).resolve().parent.parent.parent
+ROOT: Final = Path(__file__).resolve().parents[3]
 START_SECONDS: Final = 30.0
 LOCK, COMMIT, LOAD, CONTROL, OWNERSHIP, OTHER = "lock", "commit", "load", "control", "ownership", "other"
 _STORE_MARKERS: Final = {
