@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.postgres_server import PostgresServer
 
+pytest_plugins = ("tests.support.clusters",)
+
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:

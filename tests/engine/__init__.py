@@ -1,1 +1,1 @@
-"""Tests of ownership, delivery, mailboxes and activations."""
+"""Parts of the engine that every folder of it stands on: supervision, and watching for handlers that block."""

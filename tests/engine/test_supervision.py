@@ -8,10 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actorhub.core.backoff import Backoff, Supervisor
+from actorhub.core.backoff import Backoff
+from actorhub.engine.supervision import Supervisor
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import MailboxFull, PersistenceError, ShuttingDown
-from tests.engine.ownership_cluster import VirtualClock, VirtualLoop
+from tests.ownership.cluster import VirtualClock, VirtualLoop
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from actorhub.cluster import part_of
 from actorhub.core.config import Settings
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.support.gates import failure, gates, outcomes, soon
 
 alive: Counter[str] = Counter()
 most_alive: Counter[str] = Counter()

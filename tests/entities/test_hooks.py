@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from actorhub import Cluster, Entity, Hub, current
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure
+from tests.support.gates import failure
 
 told: list[str] = []
 

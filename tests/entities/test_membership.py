@@ -10,7 +10,7 @@ from actorhub import ActorhubError, Cluster, Entity, Hub, RunnerUnavailable, cur
 from actorhub.cluster import part_of
 from actorhub.core.config import Settings
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, soon
+from tests.support.gates import failure, gates, soon
 
 
 class Counter(Entity[int]):

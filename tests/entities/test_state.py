@@ -21,7 +21,7 @@ from actorhub.cluster import part_of
 from actorhub.core.address import RunnerAddress
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, until
-from tests.entities.gates import failure, gates, outcomes, soon
+from tests.support.gates import failure, gates, outcomes, soon
 
 
 class Item(msgspec.Struct):

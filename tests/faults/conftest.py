@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.cluster_processes import ClusterProcesses, cluster_processes
-from tests.support.durable_records import make_witness_table
+from tests.faults.cluster.processes import ClusterProcesses, cluster_processes
+from tests.faults.durable.records import make_witness_table
 from tests.support.postgres_server import PostgresServer
 
 
@@ -20,6 +20,6 @@ async def processes(own_postgres: PostgresServer, tmp_path: Path) -> AsyncIterat
 @pytest.fixture
 async def durable_processes(own_postgres: PostgresServer, tmp_path: Path) -> AsyncIterator[ClusterProcesses]:
     """Places for three runners of durable messages on a Postgres of their own; none is started yet."""
-    async with cluster_processes(own_postgres, tmp_path, program="tests.support.durable_program") as cluster:
+    async with cluster_processes(own_postgres, tmp_path, program="tests.faults.durable.program") as cluster:
         await make_witness_table(cluster)
         yield cluster

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from actorhub.core.errors import ActorhubError
-from tests.support.cluster_processes import COMMIT, LOCK, ClusterProcesses, RunnerProcess, until
-from tests.support.cluster_processes_program import Register, Relay, hub
+from tests.faults.cluster.processes import COMMIT, LOCK, ClusterProcesses, RunnerProcess, until
+from tests.faults.cluster.program import Register, Relay, hub
 
 
 async def owner_of(processes: ClusterProcesses, key: str, shard: str) -> RunnerProcess:

@@ -4,10 +4,10 @@ import asyncio
 import random
 import time
 
-from tests.support.cluster_processes import ClusterProcesses, until
-from tests.support.cluster_processes_program import hub
-from tests.support.history import violations
-from tests.support.history_clients import explained, recorded_clients
+from tests.faults.cluster.processes import ClusterProcesses, until
+from tests.faults.cluster.program import hub
+from tests.faults.registers.clients import explained, recorded_clients
+from tests.faults.registers.history import violations
 
 
 async def test_clients_survive_a_restart_of_the_whole_cluster(processes: ClusterProcesses) -> None:

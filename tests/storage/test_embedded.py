@@ -46,7 +46,7 @@ class User:
 @asynccontextmanager
 async def _user(directory: Path, *uid: int) -> AsyncIterator[User]:
     pipe = asyncio.subprocess.PIPE
-    module = ("-m", "tests.support.embedded_user", str(directory), *map(str, uid))
+    module = ("-m", "tests.storage.embedded_user", str(directory), *map(str, uid))
     process = await asyncio.create_subprocess_exec(sys.executable, *module, cwd=_PROJECT, stdin=pipe, stdout=pipe)
     assert process.stdout is not None
     try:

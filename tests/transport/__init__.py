@@ -1,0 +1,1 @@
+"""Links between processes, in memory and over gRPC."""

@@ -1,0 +1,1 @@
+"""Calls: asks, tells and streams, their turns, deadlines and context."""

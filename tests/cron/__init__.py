@@ -1,0 +1,1 @@
+"""Schedules: expressions, plans, and singletons that run by them."""

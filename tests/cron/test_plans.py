@@ -1,0 +1,272 @@
+"""What schedules do next: planning over downtime and clock steps, options, delays, health, and stored keys."""
+
+import gc
+from datetime import timedelta
+from itertools import islice
+from time import process_time
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from actorhub.core.cron import (
+    MAX_COUNTED,
+    Breaker,
+    CronExpression,
+    CronOptions,
+    Plan,
+    Skipped,
+    delivery_delay,
+    expected_interval,
+    instant_key,
+    is_overdue,
+    parse_instant_key,
+    plan,
+)
+from tests.cron.times import DAY, HOUR, NOON, TIMES, WEEK, expressions, stamp, times
+
+HALF_HOURS = CronExpression("*/30 * * * *")
+
+
+def planned(
+    previous: float | None,
+    now: float,
+    *,
+    expression: CronExpression = HALF_HOURS,
+    from_previous: bool = False,
+    age: float = DAY,
+) -> Plan:
+    return plan(expression, previous, now, skip_if_older_than=age, from_previous=from_previous)
+
+
+@pytest.mark.parametrize("from_previous", [False, True])
+def test_a_new_schedule_starts_with_the_first_instant_to_come(*, from_previous: bool) -> None:
+    """There is nothing to make up for."""
+    assert planned(None, NOON, from_previous=from_previous) == Plan(next_at=NOON + 1800)
+
+
+@pytest.mark.parametrize("from_previous", [False, True])
+def test_in_time_nothing_is_skipped(*, from_previous: bool) -> None:
+    """From instant to instant a schedule goes on with the next one."""
+    assert planned(NOON, NOON + 3, from_previous=from_previous) == Plan(next_at=NOON + 1800)
+
+
+def test_what_passed_in_the_meantime_is_missed() -> None:
+    """Instants up to now are reported, the first one to come is next."""
+    skipped = Skipped(reason="missed", count=2, first=NOON + 1800, last=NOON + HOUR, is_more=False)
+    assert planned(NOON, NOON + HOUR) == Plan(next_at=NOON + HOUR + 1800, skipped=(skipped,))
+
+
+def test_a_week_of_downtime_is_one_report_and_no_burst() -> None:
+    """After a week the next instant is the one to come, and 336 are reported as missed."""
+    skipped = Skipped(reason="missed", count=336, first=NOON + 1800, last=NOON + WEEK, is_more=False)
+    assert planned(NOON, NOON + WEEK + 5) == Plan(next_at=NOON + WEEK + 1800, skipped=(skipped,))
+
+
+def test_a_week_of_downtime_is_made_up_for_as_far_as_it_is_not_too_old() -> None:
+    """From the previous instant on, those older than a day are reported, and the oldest younger one is next."""
+    skipped = Skipped(reason="too old", count=287, first=NOON + 1800, last=NOON + 6 * DAY - 1800, is_more=False)
+    first = planned(NOON, NOON + WEEK, from_previous=True)
+    assert first == Plan(next_at=NOON + 6 * DAY, skipped=(skipped,))
+    assert planned(first.next_at, NOON + WEEK, from_previous=True) == Plan(next_at=NOON + 6 * DAY + 1800)
+
+
+def test_an_instant_of_exactly_the_greatest_age_is_not_too_old() -> None:
+    """Older than a day is more than a day."""
+    assert planned(NOON - 1800, NOON + DAY, from_previous=True) == Plan(next_at=NOON)
+    late = planned(NOON - 1800, NOON + DAY + 0.001, from_previous=True)
+    assert late.next_at == NOON + 1800
+    assert [(skip.first, skip.count) for skip in late.skipped] == [(NOON, 1)]
+
+
+@pytest.mark.parametrize("from_previous", [False, True])
+def test_a_clock_that_steps_back_repeats_no_instant(*, from_previous: bool) -> None:
+    """An hour back, the next instant is still the one after the previous."""
+    assert planned(NOON, NOON - HOUR, from_previous=from_previous) == Plan(next_at=NOON + 1800)
+
+
+def test_a_clock_that_steps_forward_by_an_hour_misses_what_it_steps_over() -> None:
+    """Stepping forward is like downtime: reported, or made up for."""
+    assert [skip.count for skip in planned(NOON, NOON + 2 + HOUR).skipped] == [2]
+    assert planned(NOON, NOON + 2 + HOUR, from_previous=True) == Plan(next_at=NOON + 1800)
+
+
+def test_counting_stops_where_it_would_take_long() -> None:
+    """Of many instants the first thousand are counted, and the last one is known all the same."""
+    seconds = CronExpression("* * * * * *")
+    result = planned(NOON, NOON + WEEK + 0.5, expression=seconds)
+    skipped = Skipped(reason="missed", count=MAX_COUNTED, first=NOON + 1, last=NOON + WEEK, is_more=True)
+    assert result == Plan(next_at=NOON + WEEK + 1, skipped=(skipped,))
+    assert not planned(NOON, NOON + MAX_COUNTED, expression=seconds).skipped[0].is_more
+    assert planned(NOON, NOON + MAX_COUNTED + 1, expression=seconds).skipped[0].is_more
+
+
+@pytest.mark.parametrize("from_previous", [False, True])
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin"])
+@pytest.mark.parametrize(
+    "expression",
+    ["* * * * * *", "0,59 0,59 0,23 * * *", "59 59 23 * * *", "30 2 * * *", "0 0 * * MON#5", "0 0 29 2 *"],
+)
+def test_planning_is_fast_however_long_the_downtime_was(expression: str, zone: str, *, from_previous: bool) -> None:
+    """A week and ten years take milliseconds of computing, the shortest of three tries below 50."""
+    parsed = CronExpression(expression, zone)
+    for downtime in (WEEK, 3652 * DAY):
+        taken: list[float] = []
+        gc.collect()
+        for _ in range(3):
+            begin = process_time()
+            result = planned(NOON - downtime, NOON, expression=parsed, from_previous=from_previous)
+            taken.append(process_time() - begin)
+            assert result.next_at is not None
+        assert min(taken) < 0.05
+
+
+@given(expression=expressions(), walk=st.lists(st.floats(-3 * HOUR, 12 * HOUR), max_size=12), start=times())
+@pytest.mark.parametrize("from_previous", [False, True])
+def test_over_any_walk_of_the_clock_each_instant_comes_at_most_once(
+    expression: CronExpression, walk: list[float], start: float, *, from_previous: bool
+) -> None:
+    """What is planned strictly increases, and together with what is reported it leaves no instant out."""
+    first = previous = expression.after(start)
+    now, seen = start, 1
+    for step in walk:
+        now += step
+        result = planned(previous, now, expression=expression, from_previous=from_previous, age=4 * HOUR)
+        assert result.next_at is not None
+        assert previous is not None
+        assert result.next_at > previous
+        for skip in result.skipped:
+            assert previous < skip.first <= skip.last < result.next_at
+            assert (skip.count > 1) == (skip.first < skip.last)
+            seen += skip.count
+            if skip.is_more:
+                return
+        seen += 1
+        previous = result.next_at
+    assert first is not None
+    assert previous is not None
+    assert list(islice(expression.following(first - 1), seen))[-1] == previous
+
+
+def test_a_breaker_opens_after_enough_failures_in_a_row_until_it_cooled_down() -> None:
+    """Then one instant is tried; another failure opens it again, a success closes it."""
+    breaker = Breaker(failures=3, cooldown=timedelta(minutes=1))
+    assert not breaker.is_open(0, None, NOON)
+    assert not breaker.is_open(2, NOON, NOON + 1)
+    assert breaker.is_open(3, NOON, NOON + 59)
+    assert not breaker.is_open(3, NOON, NOON + 60)
+    assert breaker.is_open(4, NOON + 61, NOON + 62)
+    assert not breaker.is_open(0, NOON + 61, NOON + 62)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"expression": "x"}, r"cron expression 'x' has 1 fields"),
+        ({"timezone": "Mars"}, r"timezone='Mars' is unknown"),
+        ({"skip_if_older_than": timedelta(0)}, r"skip_if_older_than=0:00:00 must be more than zero"),
+        ({"overlap": "wait"}, r"overlap='wait' must be one of 'queue', 'skip', 'allow'"),
+        ({"jitter": timedelta(seconds=-1)}, r"jitter=.* must not be negative"),
+        ({"name": ""}, r"name='' must be a letter or digit"),
+        ({"name": "a@b"}, r"name='a@b' must be"),
+        ({"name": "x" * 101}, r"must be a letter or digit, then up to 99"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_by_name(settings: dict[str, Any], text: str) -> None:
+    """The error names the option, its value, and what is allowed."""
+    with pytest.raises(ValueError, match=text):
+        CronOptions(**{"expression": "@daily", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"failures": 0}, r"failures=0 must be at least 1"),
+        ({"cooldown": timedelta(0)}, r"cooldown=0:00:00 must be more than zero"),
+    ],
+)
+def test_a_breaker_that_makes_no_sense_is_refused(settings: dict[str, Any], text: str) -> None:
+    """The error names the setting, its value, and what is allowed."""
+    with pytest.raises(ValueError, match=text):
+        Breaker(**settings)
+
+
+def test_a_delivery_delay_is_the_same_in_every_release() -> None:
+    """A message that is stored again must be due at the same time."""
+    assert delivery_delay("sweep", NOON, 60) == pytest.approx(52.0889088430)
+    assert delivery_delay("sweep", NOON + 1, 60) != delivery_delay("sweep", NOON, 60)
+    assert delivery_delay("other", NOON, 60) != delivery_delay("sweep", NOON, 60)
+
+
+@given(schedule=st.text(st.characters(codec="utf-8")), instant=TIMES.map(round), jitter=st.floats(1e-6, 1e9))
+def test_a_delivery_delay_is_shorter_than_the_jitter(schedule: str, instant: int, jitter: float) -> None:
+    """It lies in [0, jitter), and is nothing without jitter."""
+    assert 0 <= delivery_delay(schedule, instant, jitter) < jitter
+    assert delivery_delay(schedule, instant, 0) == 0
+
+
+def test_delivery_delays_are_spread_evenly() -> None:
+    """A thousand instants fill each tenth of the jitter about equally."""
+    tenths = [int(delivery_delay("sweep", NOON + 60 * minute, 10)) for minute in range(1000)]
+    assert all(60 < tenths.count(tenth) < 140 for tenth in range(10))
+
+
+def test_the_expected_interval_is_the_one_that_follows() -> None:
+    """It differs from instant to instant where the schedule does, and where clocks change."""
+    office = CronExpression("0 9-17 * * *")
+    assert expected_interval(office, stamp("2026-11-27T16:00")) == HOUR
+    assert expected_interval(office, stamp("2026-11-27T17:00")) == 16 * HOUR
+    berlin = CronExpression("0 12 * * *", "Europe/Berlin")
+    assert expected_interval(berlin, stamp("2026-10-24T12:00", "Europe/Berlin")) == 25 * HOUR
+
+
+def test_a_schedule_is_overdue_when_nothing_ran_for_twice_its_interval() -> None:
+    """One instant may be late; when the second one has come too, something is wrong."""
+    assert not is_overdue(HALF_HOURS, NOON, 0, NOON + HOUR)
+    assert is_overdue(HALF_HOURS, NOON, 0, NOON + HOUR + 1)
+
+
+def test_a_schedule_that_never_ran_is_judged_from_its_creation() -> None:
+    """Its first instant is overdue one interval after it, even if it came a second after the creation."""
+    for created in (NOON, NOON + 1799):
+        assert not is_overdue(HALF_HOURS, None, created, NOON + HOUR)
+        assert is_overdue(HALF_HOURS, None, created, NOON + HOUR + 1)
+
+
+def test_an_instant_key_is_the_same_in_every_release() -> None:
+    """It is stored: another one would run an instant again after an upgrade."""
+    at = stamp("2026-11-27T12:30")
+    assert instant_key("sweep", at, 0) == "cron:sweep@2026-11-27T12:30:00Z#0"
+    assert instant_key("sweep", at, 12) == "cron:sweep@2026-11-27T12:30:00Z#12"
+
+
+@given(
+    schedule=st.text(min_size=1), instant=TIMES.map(lambda at: float(round(at))), revision=st.integers(0, 10**18 - 1)
+)
+@example("a@2026-01-01T00:00:00Z#1", NOON, 7)
+@example("a\nb", NOON, 7)
+def test_an_instant_key_is_read_back(schedule: str, instant: float, revision: int) -> None:
+    """Schedule, instant and revision come out as they went in."""
+    assert parse_instant_key(instant_key(schedule, instant, revision)) == (schedule, instant, revision)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "o-1",
+        "cron:sweep",
+        "cron:@2026-11-27T12:30:00Z#0",
+        "cron:sweep@2026-13-27T12:30:00Z#0",
+        "cron:sweep@2026-11-27T12:30:00#0",
+        "cron:sweep@2026-11-27T12:30:00Z",
+        "cron:sweep@2026-11-27T12:30:00Z#01",
+        "cron:sweep@2026-11-27T12:30:00Z#-1",
+        "cron:sweep@2026-11-27T12:30:00Z#1 ",
+        "cron:sweep@٢٠٢٦-11-27T12:30:00Z#1",
+    ],
+)
+def test_a_key_that_is_no_instants_is_told_apart(key: str) -> None:
+    """Keys that users choose are not taken for instants."""
+    assert parse_instant_key(key) is None

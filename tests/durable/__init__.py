@@ -1,0 +1,1 @@
+"""Durable messages: stored before they are acknowledged, run until they are settled."""

@@ -1,0 +1,1 @@
+"""The demos, their drivers and their books."""

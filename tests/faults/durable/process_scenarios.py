@@ -1,0 +1,86 @@
+"""Stories of durable messages that need real processes and a real Postgres."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import TypeAlias
+
+from actorhub.cluster import Cluster
+from tests.faults.cluster.processes import COMMIT, OTHER, ClusterProcesses, RunnerProcess, until
+from tests.faults.durable.clients import DurableClients
+from tests.faults.durable.history import Book, read_runs
+from tests.faults.durable.hub import Book as Books
+from tests.faults.durable.hub import Order, hub
+from tests.faults.durable.records import read_book, settled
+
+ProcessScenario: TypeAlias = Callable[[ClusterProcesses], Awaitable[Book]]
+
+
+async def a_commit_that_arrives_after_the_takeover(processes: ClusterProcesses) -> Book:
+    """A runner stops with a commit under way, which reaches Postgres while the next owner runs the message again."""
+    async with _pair(processes) as (cluster, clients):
+        victim = await _owner(processes, cluster)
+        order = clients.order("ann", "e0", holds_ms=(600, 800))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(clients.ask("e0", order, timeout=10.0))
+            await _commit_is_held(processes, victim, order)
+            victim.freeze()
+            await processes.end_sessions(f"actorhub lock {victim.incarnation}")
+            await _ran(processes, order, 2)
+            victim.store.heal(COMMIT)
+            victim.store.heal(OTHER)
+        return await _ended(processes, clients)
+
+
+async def a_commit_that_never_arrives(processes: ClusterProcesses) -> Book:
+    """A runner dies with a commit under way, and the next owner runs the message again."""
+    async with _pair(processes) as (cluster, clients):
+        victim = await _owner(processes, cluster)
+        order = clients.order("ann", "e0", holds_ms=(600,))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(clients.ask("e0", order, timeout=10.0))
+            await _commit_is_held(processes, victim, order)
+            victim.kill()
+            await _ran(processes, order, 2)
+        return await _ended(processes, clients)
+
+
+@asynccontextmanager
+async def _pair(processes: ClusterProcesses) -> AsyncGenerator[tuple[Cluster, DurableClients], None]:
+    """Run two runners and a client that got an answer."""
+    await processes.start(*processes.runners[:2])
+    await processes.balanced()
+    async with hub.connect(gateway=processes.gateways[:2]) as cluster:
+        clients = DurableClients(cluster, 1, random.Random(1))
+        await clients.ask("e0", clients.order("ann", "e0"), timeout=10.0)
+        yield cluster, clients
+
+
+async def _owner(processes: ClusterProcesses, cluster: Cluster) -> RunnerProcess:
+    owner = await processes.owner(str(cluster.shard_of(Books, "e0")))
+    assert owner is not None
+    return owner
+
+
+async def _ran(processes: ClusterProcesses, order: Order, times: int) -> None:
+    def count() -> int:
+        return sum(run.content == order.content for run in read_runs(processes.events()))
+
+    await until(lambda: count() >= times, f"message {order.content} ran {times} times", 10)
+
+
+async def _commit_is_held(processes: ClusterProcesses, victim: RunnerProcess, order: Order) -> None:
+    """Wait until the message's handler is done and its commit is on a way that is blocked."""
+    await _ran(processes, order, 1)
+    before = victim.store.held_bytes
+    victim.store.black_hole(COMMIT)
+    victim.store.black_hole(OTHER)
+    await until(lambda: victim.store.held_bytes > before, "its commit is on the way", 10)
+
+
+async def _ended(processes: ClusterProcesses, clients: DurableClients) -> Book:
+    await settled(processes, 3)
+    await clients.all_replies(timedelta(seconds=1))
+    return await read_book(processes, clients.sent)

@@ -1,0 +1,1 @@
+"""A singleton under faults: its leaders, who kills them, and the judge of what they left."""

@@ -1,0 +1,197 @@
+"""Kills and freezes leaders of a running cluster, one after the other, while its locks are sampled."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import asyncpg
+import msgspec
+
+from actorhub.core.address import ShardId, shard_lock_key
+from tests.faults.cluster.processes import ClusterProcesses, RunnerProcess, until
+from tests.faults.leaders.history import Chronicle, Done, Sample, Stored, Tick, read_turns
+from tests.faults.leaders.hub import TABLES, Count
+
+_SINGLETON: Final = "leader"
+_LOOK: Final = 0.004
+_SAMPLE_PAUSE: Final = 0.03
+_PATIENCE: Final = 30.0
+_LONGEST_REIGN: Final = 0.6
+"""Seconds for which a leader is left alone at most, once it has committed something."""
+_SAMPLE: Final = """
+    select
+        s.epoch,
+        s.owner_incarnation,
+        array(
+            select coalesce(a.application_name, l.pid::text)
+            from pg_locks as l left join pg_stat_activity as a using (pid)
+            where l.locktype = 'advisory' and l.granted and l.objsubid = 1
+                and (l.classid::bigint << 32 | l.objid::bigint) = $3
+        ) as holders
+    from actorhub.shard as s
+    where s.shard_group = $1 and s.number = $2
+"""
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """Seconds from the signal to the first commit of the next leader."""
+
+    how: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Leader:
+    place: RunnerProcess
+    epoch: int
+
+
+class LeaderKills:
+    """Hurts whoever leads; after each verb all runners are there, or on their way."""
+
+    def __init__(self, processes: ClusterProcesses, seed: int, watch: "asyncpg.Connection[asyncpg.Record]") -> None:
+        self.processes = processes
+        self.seed = seed
+        self.chance = random.Random(seed)
+        self.takeovers: list[Takeover] = []
+        self.samples: list[Sample] = []
+        self._watch = watch
+        self._shard: ShardId
+        self._ends: dict[str, float] = {}
+        self._frozen: set[str] = set()
+        self._ready: set[RunnerProcess] = set(processes.runners)
+
+    async def began(self) -> None:
+        """Wait until the singleton was led for the first time."""
+        await self._committed(0)
+        shard: str = await self._watch.fetchval(
+            "select shard from actorhub.singletons where singleton = $1", _SINGLETON
+        )
+        self._shard = ShardId.parse(shard)
+
+    async def kill(self, tasks: asyncio.TaskGroup) -> None:
+        """Kill the leader, wait for the next one's first commit, and start a process in the place of the dead one."""
+        leader = await self._leader()
+        incarnation, at = leader.place.incarnation, time.monotonic()
+        leader.place.kill()
+        self._ends[incarnation] = at
+        self._ready.discard(leader.place)
+        tasks.create_task(self._replace(leader.place))
+        await self._took_over("SIGKILL", leader, at)
+
+    async def freeze(self) -> None:
+        """Stop the leader, wait for the next one's first commit, and let the stopped one go on."""
+        leader = await self._leader()
+        self._frozen.add(leader.place.incarnation)
+        at = time.monotonic()
+        leader.place.freeze()
+        await self._took_over("SIGSTOP", leader, at)
+        leader.place.thaw()
+
+    async def sample(self) -> None:
+        """Look who has the shard, again and again, until cancelled."""
+        connection = await asyncpg.connect(self.processes.postgres.url, timeout=10)
+        try:
+            key = shard_lock_key("actorhub", self._shard)
+            while True:
+                row = await connection.fetchrow(_SAMPLE, self._shard.group, self._shard.number, key, timeout=10)
+                assert row is not None
+                held = tuple(row["holders"])
+                self.samples.append(Sample(time.monotonic(), held, row["epoch"], row["owner_incarnation"]))
+                await asyncio.sleep(_SAMPLE_PAUSE)
+        finally:
+            connection.terminate()
+
+    async def ended(self) -> Chronicle:
+        """Let all runners leave, and return what is known."""
+        for one in self.processes.runners:
+            one.terminate()
+        for one in self.processes.runners:
+            assert await one.gone() == 0, one.log[-3000:]
+        fetch = self._watch.fetch
+        done = await fetch(
+            "select seq, number, part, epoch, incarnation, extract(epoch from at)::float8 from public.done"
+        )
+        ticks = await fetch(
+            "select seq, extract(epoch from instant)::bigint, ticks, epoch, incarnation, "
+            "extract(epoch from at)::float8 from public.tick"
+        )
+        state = await self._watch.fetchrow(
+            "select version, epoch, data from actorhub.entity_state where entity_type = $1", _SINGLETON
+        )
+        assert state is not None
+        count = msgspec.msgpack.decode(state["data"], type=Count)
+        return Chronicle(
+            done=[Done(*row) for row in done],
+            ticks=[Tick(*row) for row in ticks],
+            stored=Stored(state["version"], state["epoch"], count.number, count.ticks),
+            skipped=await self._watch.fetchval("select skipped from actorhub.crons"),
+            dead=await self._watch.fetchval("select count(*) from actorhub.dead_letters"),
+            samples=self.samples,
+            turns=read_turns(self.processes.events()),
+            ends=self._ends,
+            frozen=frozenset(self._frozen),
+        )
+
+    async def _leader(self) -> _Leader:
+        """Return who leads, after a while, and once somebody else could."""
+        await until(lambda: len(self._ready) >= 2, "two runners are ready", _PATIENCE)
+        await asyncio.sleep(self.chance.uniform(0, _LONGEST_REIGN))
+        async with asyncio.timeout(_PATIENCE):
+            while True:
+                row = await self._watch.fetchrow(
+                    "select epoch, incarnation from actorhub.shards where shard = $1", str(self._shard)
+                )
+                assert row is not None
+                for one in self._ready:
+                    if one.incarnation == row["incarnation"] and await self._epoch() == row["epoch"]:
+                        return _Leader(one, row["epoch"])
+                await asyncio.sleep(_LOOK)
+
+    async def _took_over(self, how: str, leader: _Leader, at: float) -> None:
+        """Note how long it took; not where the shard was on its way to another runner at that moment."""
+        clock = time.time() - time.monotonic()
+        await self._committed(leader.epoch)
+        seconds = time.monotonic() - at
+        first: float = await self._watch.fetchval(
+            "select extract(epoch from min(at))::float8 from public.done where epoch > $1", leader.epoch
+        )
+        if first > at + clock:
+            self.takeovers.append(Takeover(how, seconds))
+
+    async def _committed(self, epoch: int) -> None:
+        """Wait for a commit of a later epoch."""
+        async with asyncio.timeout(_PATIENCE):
+            while await self._epoch() <= epoch:
+                await asyncio.sleep(_LOOK)
+
+    async def _epoch(self) -> int:
+        epoch: int = await self._watch.fetchval("select coalesce(max(epoch), 0) from public.done", timeout=10)
+        return epoch
+
+    async def _replace(self, place: RunnerProcess) -> None:
+        self.processes.spawn(place)
+        await place.ready()
+        self._ready.add(place)
+
+
+@asynccontextmanager
+async def leader_kills(processes: ClusterProcesses, seed: int) -> AsyncGenerator[LeaderKills, None]:
+    """Start the runners; whatever fails meanwhile is told together with the runners' logs."""
+    watch = await asyncpg.connect(processes.postgres.url, timeout=10)
+    try:
+        await watch.execute(TABLES, timeout=10)
+        await processes.start()
+        kills = LeaderKills(processes, seed, watch)
+        await kills.began()
+        yield kills
+    except BaseException as error:
+        error.add_note(f"seed {seed}\n{processes.report()}")
+        raise
+    finally:
+        watch.terminate()

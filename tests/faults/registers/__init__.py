@@ -1,0 +1,1 @@
+"""Registers under faults: clients, and the judge of what they saw."""

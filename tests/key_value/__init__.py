@@ -1,0 +1,1 @@
+"""The key-value store of the cluster, as programs and handlers see it."""

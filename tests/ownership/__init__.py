@@ -1,0 +1,1 @@
+"""Which runner owns a shard: leases, plans and placement, in virtual and in real time."""

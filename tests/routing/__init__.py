@@ -1,0 +1,1 @@
+"""How a message finds the owner of its shard, and when it gives up."""

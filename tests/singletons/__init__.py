@@ -1,0 +1,1 @@
+"""Singletons: their leaders, their main loop and their state."""

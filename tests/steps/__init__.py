@@ -1,0 +1,1 @@
+"""Steps, waits, sleeps and deferred values of durable handlers and of singletons."""

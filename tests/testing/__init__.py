@@ -1,0 +1,1 @@
+"""What the package ships for the tests of its users."""
