@@ -22,7 +22,7 @@ import msgspec
 import pytest
 
 from actorhub import Hub
-from actorhub.conformance.transport_suite import Door, Recorder, hello
+from actorhub.conformance.transport import Door, Recorder, hello
 from actorhub.storage.postgres.schema import migrate
 from actorhub.testing import MemoryCluster
 from actorhub.transport.grpc import GrpcTransport, TlsFiles

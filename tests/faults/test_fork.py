@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
-from actorhub.conformance.transport_suite import hello
+from actorhub.conformance.transport import hello
 from actorhub.core.envelope import Cancel
 from actorhub.storage.postgres.programs import run_as, server_account
 from actorhub.transport.grpc import GrpcTransport

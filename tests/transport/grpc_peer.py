@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from actorhub.conformance.transport_suite import hello
+from actorhub.conformance.transport import hello
 from actorhub.core.envelope import Envelope
 from actorhub.transport.grpc import GrpcTransport
 from actorhub.transport.ports import Link, LinkEvents

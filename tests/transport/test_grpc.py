@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from actorhub.conformance.transport_suite import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
+from actorhub.conformance.transport import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
 from actorhub.core.errors import ConfigurationError, RunnerUnavailable
 from actorhub.transport.grpc import GrpcTransport
 from actorhub.transport.ports import Transport

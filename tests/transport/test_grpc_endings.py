@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from actorhub.conformance.transport_suite import PATIENCE_SECONDS, Door, Recorder, hello, numbers, reply
+from actorhub.conformance.transport import PATIENCE_SECONDS, Door, Recorder, hello, numbers, reply
 from actorhub.core.envelope import decode_frame
 from actorhub.transport.grpc import service
 from actorhub.transport.grpc.streams import (

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from actorhub.conformance.transport_suite import Door, Recorder, hello, numbers, reply
+from actorhub.conformance.transport import Door, Recorder, hello, numbers, reply
 from tests.transport import grpc_peer
 from tests.transport.grpc_world import GrpcWorld
 

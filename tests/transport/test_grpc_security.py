@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from actorhub.conformance.transport_suite import Door, Recorder, hello, numbers, reply, request
+from actorhub.conformance.transport import Door, Recorder, hello, numbers, reply, request
 from actorhub.core.envelope import Chunk, Credit, Envelope, Request, decode_frame, encode_frame
 from actorhub.core.errors import ConfigurationError, MalformedMessage, RunnerUnavailable
 from actorhub.transport.grpc import GrpcTransport, TlsFiles, service

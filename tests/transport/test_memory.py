@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actorhub.conformance.transport_suite import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
+from actorhub.conformance.transport import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
 from actorhub.core.envelope import Hello
 from actorhub.core.errors import RunnerUnavailable
 from actorhub.transport.memory import MemoryNetwork, MemoryTransport
