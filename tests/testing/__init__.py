@@ -1,0 +1,1 @@
+"""What users' tests, and the tests of other implementations, are given."""
