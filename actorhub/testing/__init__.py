@@ -2,5 +2,6 @@
 
 from actorhub.testing.clock import SteppedClock
 from actorhub.testing.cluster import MemoryCluster, until
+from actorhub.testing.state import give_state, state_of
 
-__all__ = ["MemoryCluster", "SteppedClock", "until"]
+__all__ = ["MemoryCluster", "SteppedClock", "give_state", "state_of", "until"]

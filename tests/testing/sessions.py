@@ -57,8 +57,6 @@ def finish(process: "subprocess.Popen[str]") -> Session:
     return Session(process.returncode, output)
 
 
-def run(
-    directory: Path, *options: str, settings: str = AUTO, environment: Mapping[str, str] | None = None
-) -> Session:
+def run(directory: Path, *options: str, settings: str = AUTO, environment: Mapping[str, str] | None = None) -> Session:
     """Run pytest on the tests in `directory` to its end."""
     return finish(start(directory, *options, settings=settings, environment=environment))
