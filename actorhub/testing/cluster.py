@@ -109,6 +109,17 @@ class MemoryCluster:
         """The clients that were opened and not stopped."""
         return [cluster for cluster in self._processes if isinstance(cluster.part, Caller)]
 
+    @property
+    def cluster(self) -> Cluster:
+        """The first of the clients: what a program has that called `hub.connect()`.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        if not (clients := self.clients):
+            raise RuntimeError("this cluster has no client: await client() first")
+        return clients[0]
+
     async def start_runner(
         self, *, hub: Hub | None = None, weight: float = 1.0, groups: tuple[str, ...] | None = None
     ) -> Cluster:

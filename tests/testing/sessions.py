@@ -12,6 +12,9 @@ LIMIT_SECONDS = 110
 AUTO = "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n"
 """Settings of a project that uses pytest-asyncio as we advise."""
 
+WITHOUT = ("-p", "no:cacheprovider", "-p", "no:hypothesispytest")
+"""Plugins that only take time."""
+
 
 class Session:
     """What a session of pytest printed, and which of its tests passed."""
@@ -36,7 +39,7 @@ def start(
     (directory / "pytest.ini").write_text(f"[pytest]\n{settings}", encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-rA", "-W", "error", "-p", "no:cacheprovider", *options],
+        [sys.executable, "-m", "pytest", "-rA", "-W", "error", *WITHOUT, *options],
         cwd=directory,
         env={**inherited, "PYTHONPATH": str(ROOT), **(environment or {})},
         stdin=subprocess.DEVNULL,
