@@ -2,5 +2,7 @@
 
 from actorhub.testing.clock import SteppedClock
 from actorhub.testing.cluster import MemoryCluster, until
+from actorhub.testing.memory_factory import MemoryFactory
+from actorhub.testing.state import give_state, state_of
 
-__all__ = ["MemoryCluster", "SteppedClock", "until"]
+__all__ = ["MemoryCluster", "MemoryFactory", "SteppedClock", "give_state", "state_of", "until"]

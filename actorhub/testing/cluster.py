@@ -22,7 +22,6 @@ from actorhub.engine.model.limits import Limits
 from actorhub.engine.ownership.plan import wishes
 from actorhub.engine.runner import LinkAcceptor, Runner
 from actorhub.hub import VERSION, Hub
-from actorhub.ops import telemetry
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.ports import StoredState
 from actorhub.transport.memory import MemoryNetwork, MemoryTransport
@@ -80,6 +79,8 @@ class MemoryCluster:
             clock: Time and chance; default is the system's.
         """
         self.hub = hub
+        self.hubs = [hub]
+        """Every hub that was given, to the cluster or to one of its runners or clients."""
         self.settings = settings or Settings(shards_per_group=16, grace=timedelta(seconds=2))
         self.clock = clock or SystemClock()
         self.store = MemoryStore(self.clock)
@@ -108,11 +109,23 @@ class MemoryCluster:
         """The clients that were opened and not stopped."""
         return [cluster for cluster in self._processes if isinstance(part_of(cluster), ClientNode)]
 
+    @property
+    def cluster(self) -> Cluster:
+        """The first of the clients: what a program has that called `hub.connect()`.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        if not (clients := self.clients):
+            raise RuntimeError("this cluster has no client: await client() first")
+        return clients[0]
+
     async def start_runner(
         self, *, hub: Hub | None = None, weight: float = 1.0, groups: tuple[str, ...] | None = None
     ) -> Cluster:
         """Start a runner; when this returns it serves, but may not have its full share of the shards (`settled`)."""
         self._started += 1
+        hub = self._known(hub)
         port = HostPort("127.0.0.1", self._started)
         settings = msgspec.structs.replace(
             self.settings, listen=port, weight=weight, groups=groups if groups is not None else self.settings.groups
@@ -120,7 +133,7 @@ class MemoryCluster:
         transport = self._transport(str(port))
         stack = AsyncExitStack()
         try:
-            cluster = await (hub or self.hub).assemble(
+            cluster = await hub.assemble(
                 settings,
                 stack,
                 clock=self.clock,
@@ -140,7 +153,9 @@ class MemoryCluster:
         Raises:
             RunnerUnavailable: no runner answered within 5 s.
         """
-        specs = (hub or self.hub).specs
+        from actorhub.ops import telemetry  # noqa: PLC0415 - gRPC loads when first used: importing the kit stays fast
+
+        specs = self._known(hub).specs
         transport = self._transport("", machine_id_wanted=True)
 
         async def registered() -> list[str]:
@@ -234,6 +249,13 @@ class MemoryCluster:
     def overwrite(self, entity_type: str, entity_id: str, state: StoredState) -> None:
         """Write an entity's state past its owner, as somebody with psql can."""
         self.store.overwrite((entity_type, entity_id), state)
+
+    def _known(self, hub: Hub | None) -> Hub:
+        if hub is None:
+            return self.hub
+        if hub not in self.hubs:
+            self.hubs.append(hub)
+        return hub
 
     def _transport(self, address: str, *, machine_id_wanted: bool = False) -> MemoryTransport:
         hello = Hello(

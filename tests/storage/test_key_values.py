@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from actorhub import Hub
-from actorhub.conformance.key_value_suite import ExpirySuite, KeyValueSuite
+from actorhub.conformance.key_values import ExpirySuite, KeyValueSuite
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.key_value_ports import KeyValues

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actorhub.conformance.slot_suite import SlotSuite
-from actorhub.conformance.storage_suite import (
+from actorhub.conformance.slots import SlotSuite
+from actorhub.conformance.storage import (
     SHARDS,
     OwnershipSuite,
     StateSuite,

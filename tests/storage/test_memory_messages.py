@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actorhub.conformance.message_run_suite import CommitSuite, FailureSuite, StartSuite
-from actorhub.conformance.message_suite import LoadSuite, StoreSuite, message
-from actorhub.conformance.message_suite_care import CareSuite, InspectionSuite
-from actorhub.conformance.storage_suite import SHARDS, runner
+from actorhub.conformance.message_care import CareSuite, InspectionSuite
+from actorhub.conformance.message_runs import CommitSuite, FailureSuite, StartSuite
+from actorhub.conformance.messages import LoadSuite, StoreSuite, message
+from actorhub.conformance.storage import SHARDS, runner
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from tests.storage.test_memory import MemoryWorld
 

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actorhub.conformance.checkpoint_store_suite import (
+from actorhub.conformance.checkpoints import (
     CheckpointWriteSuite,
     CompletionSuite,
     noted,
@@ -12,8 +12,8 @@ from actorhub.conformance.checkpoint_store_suite import (
     scope,
     steps,
 )
-from actorhub.conformance.singleton_store_suite import BUSY, LeaderSuite, ScheduleSuite, abandoned, leadership, led
-from actorhub.conformance.storage_suite import runner
+from actorhub.conformance.singletons import BUSY, LeaderSuite, ScheduleSuite, abandoned, leadership, led
+from actorhub.conformance.storage import runner
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.checkpoint_ports import Saved
 from actorhub.storage.ports import StoredState

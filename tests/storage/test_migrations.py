@@ -8,7 +8,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS
+from actorhub.conformance.storage import PATIENCE_SECONDS
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres import migrate, migration_sql
 from actorhub.storage.postgres.queries import queries

@@ -2,8 +2,8 @@
 
 import pytest
 
-from actorhub.conformance.slot_suite import SlotSuite
-from actorhub.conformance.storage_suite import OwnershipSuite, StateSuite
+from actorhub.conformance.slots import SlotSuite
+from actorhub.conformance.storage import OwnershipSuite, StateSuite
 from tests.storage.conftest import PostgresWorld
 
 

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 import pytest
 
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, commit, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, commit, runner
 from actorhub.core.address import ShardId, fence_lock_key, lock_key, shard_lock_key
 from actorhub.storage.ports import Fenced, StoredState
 from tests.storage.conftest import PostgresWorld

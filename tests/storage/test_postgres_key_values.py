@@ -5,7 +5,7 @@ import asyncio
 import asyncpg
 import pytest
 
-from actorhub.conformance.key_value_suite import LONG, SHORT, gone, value
+from actorhub.conformance.key_values import LONG, SHORT, gone, value
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.postgres import PostgresStorage

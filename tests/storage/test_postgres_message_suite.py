@@ -2,9 +2,9 @@
 
 import pytest
 
-from actorhub.conformance.message_run_suite import CommitSuite, FailureSuite, StartSuite
-from actorhub.conformance.message_suite import LoadSuite, StoreSuite
-from actorhub.conformance.message_suite_care import CareSuite, InspectionSuite
+from actorhub.conformance.message_care import CareSuite, InspectionSuite
+from actorhub.conformance.message_runs import CommitSuite, FailureSuite, StartSuite
+from actorhub.conformance.messages import LoadSuite, StoreSuite
 from tests.storage.conftest import PostgresWorld
 
 

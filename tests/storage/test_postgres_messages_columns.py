@@ -4,8 +4,8 @@ from asyncio import Future
 
 import pytest
 
-from actorhub.conformance.message_suite import backlog, changed, failures, keyed, message, opened, results, run, stored
-from actorhub.conformance.storage_suite import SHARDS, runner
+from actorhub.conformance.messages import backlog, changed, failures, keyed, message, opened, results, run, stored
+from actorhub.conformance.storage import SHARDS, runner
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.message_ports import NewMessage, Readiness, RunCommit, RunStart, Stored, Verdict

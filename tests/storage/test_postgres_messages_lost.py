@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import pytest
 
-from actorhub.conformance.message_suite import backlog, changed, failure, keyed, message, opened, results, run, stored
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS
+from actorhub.conformance.messages import backlog, changed, failure, keyed, message, opened, results, run, stored
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS
 from actorhub.core.clock import SystemClock
 from actorhub.storage.message_ports import (
     MessageState,

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from actorhub.conformance.message_suite import (
+from actorhub.conformance.messages import (
     FAR,
     backlog,
     changed,
@@ -17,7 +17,7 @@ from actorhub.conformance.message_suite import (
     run,
     stored,
 )
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner
 from actorhub.core.address import ShardId
 from actorhub.storage.message_ports import (
     CancelResult,

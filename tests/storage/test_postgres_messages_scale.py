@@ -5,7 +5,8 @@ import time
 
 import asyncpg
 
-from actorhub.conformance.message_suite import (
+from actorhub.conformance.message_care import in_every_state
+from actorhub.conformance.messages import (
     FAR,
     changed,
     failure,
@@ -17,8 +18,7 @@ from actorhub.conformance.message_suite import (
     run,
     stored,
 )
-from actorhub.conformance.message_suite_care import in_every_state
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner
 from actorhub.core.address import ShardId
 from actorhub.storage.message_ports import (
     MessageFilter,

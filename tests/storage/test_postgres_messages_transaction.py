@@ -6,8 +6,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from actorhub.conformance.message_suite import FAR, backlog, changed, keyed, message, results, run, stored
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.messages import FAR, backlog, changed, keyed, message, results, run, stored
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner
 from actorhub.core.errors import DuplicateKey, PersistenceError
 from actorhub.storage.message_ports import MessageState, NotPending, RolledBack, RunStart
 from actorhub.storage.ports import Fenced, StoredState, VersionConflict

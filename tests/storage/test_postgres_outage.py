@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, commit, outcomes, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, commit, outcomes, runner
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.ports import StateCommit, Storage, StoredState

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, lock_session, locked, runner, with_slot
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, lock_session, locked, runner, with_slot
 from actorhub.core.address import shard_lock_key
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError

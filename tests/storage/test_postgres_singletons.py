@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from actorhub.conformance.checkpoint_store_suite import (
+from actorhub.conformance.checkpoints import (
     CheckpointWriteSuite,
     CompletionSuite,
     attempts_of,
@@ -15,8 +15,8 @@ from actorhub.conformance.checkpoint_store_suite import (
     scope,
     steps,
 )
-from actorhub.conformance.message_suite import FAR, changed, message, run, stored
-from actorhub.conformance.singleton_store_suite import (
+from actorhub.conformance.messages import FAR, changed, message, run, stored
+from actorhub.conformance.singletons import (
     ADDRESS,
     BUSY,
     LeaderSuite,
@@ -28,7 +28,7 @@ from actorhub.conformance.singleton_store_suite import (
     schedule,
     with_everything,
 )
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.checkpoint_ports import BODY, Saved
 from actorhub.storage.message_ports import MessageState

@@ -7,7 +7,7 @@ import time
 import asyncpg
 import pytest
 
-from actorhub.conformance.storage_suite import SHARDS, commit, lock_session, runner
+from actorhub.conformance.storage import SHARDS, commit, lock_session, runner
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.postgres import PostgresStorage, migrate

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS
+from actorhub.conformance.storage import PATIENCE_SECONDS
 from tests.storage.conftest import PostgresWorld
 
 _BLOCKED = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from actorhub.conformance.message_suite import FAR, changed
-from actorhub.conformance.storage_suite import (
+from actorhub.conformance.messages import FAR, changed
+from actorhub.conformance.storage import (
     PATIENCE_SECONDS,
     SHARDS,
     MeasuredStorage,

@@ -10,8 +10,8 @@ from hashlib import blake2b
 
 import pytest
 
-from actorhub.conformance.message_run_suite import start
-from actorhub.conformance.message_suite import (
+from actorhub.conformance.message_runs import start
+from actorhub.conformance.messages import (
     FAR,
     ODD_IDS,
     backlog,
@@ -23,8 +23,8 @@ from actorhub.conformance.message_suite import (
     scheduled,
     stored,
 )
-from actorhub.conformance.singleton_store_suite import leadership
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, MeasuredStorage, StorageWorld, runner
+from actorhub.conformance.singletons import leadership
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, MeasuredStorage, StorageWorld, runner
 from actorhub.core.address import ShardId
 from actorhub.core.errors import DuplicateKey
 from actorhub.storage.checkpoint_ports import (

@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 
-from actorhub.conformance.storage_suite import StorageWorld, lock_session
+from actorhub.conformance.storage import StorageWorld, lock_session
 from actorhub.core.address import RunnerAddress, RunnerInfo
 from actorhub.storage.ports import Storage
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from actorhub.conformance.message_suite import (
+from actorhub.conformance.messages import (
     FAR,
     backlog,
     changed,
@@ -17,7 +17,7 @@ from actorhub.conformance.message_suite import (
     store_time,
     stored,
 )
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, StorageWorld, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, StorageWorld, runner
 from actorhub.storage.message_ports import (
     CancelResult,
     MessageFilter,

@@ -5,7 +5,7 @@ Subclass the suites in a test module and give it the fixtures `store` and `other
 
 import asyncio
 
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS
+from actorhub.conformance.storage import PATIENCE_SECONDS
 from actorhub.core.key_value import MAX_VALUE_BYTES
 from actorhub.storage.key_value_ports import ClearStep, KeyValues, KeyValueStore
 

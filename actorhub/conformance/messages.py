@@ -1,7 +1,7 @@
 """The promises of `actorhub.storage.message_ports` about storing and loading, as tests that every store must pass.
 
-Subclass `StoreSuite` and `LoadSuite` in a test module, likewise the suites of `message_run_suite` and
-`message_suite_care`, and give it a fixture `world` that makes the storages of one test.
+Subclass `StoreSuite` and `LoadSuite` in a test module, likewise the suites of `message_runs` and
+`message_care`, and give it a fixture `world` that makes the storages of one test.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, StorageWorld, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, StorageWorld, runner
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.message_ports import (

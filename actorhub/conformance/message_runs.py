@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from actorhub.conformance.message_suite import (
+from actorhub.conformance.messages import (
     FAR,
     backlog,
     changed,
@@ -20,7 +20,7 @@ from actorhub.conformance.message_suite import (
     store_time,
     stored,
 )
-from actorhub.conformance.storage_suite import PATIENCE_SECONDS, SHARDS, StorageWorld, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, StorageWorld, runner
 from actorhub.core.errors import DuplicateKey
 from actorhub.storage.message_ports import (
     MessageState,
