@@ -7,7 +7,7 @@ from typing import Final
 
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
-from actorhub.core.cron import parse_instant_key
+from actorhub.core.cron import parse_fire_time_key
 from actorhub.core.errors import PersistenceError
 from actorhub.engine.model.cell import ACTIVE, Cell, HostedShard, HostedType
 from actorhub.engine.model.durable_message import DurableMessage
@@ -366,7 +366,7 @@ def _entity(cell: Cell) -> tuple[str, str]:
 
 def _is_unscheduled(spec: HandlerSpec, row: PendingMessage) -> bool:
     """Whether the message is an instant's, and the handler has no schedule any more."""
-    return spec.singleton and not spec.crons and row.key is not None and parse_instant_key(row.key) is not None
+    return spec.singleton and not spec.crons and row.key is not None and parse_fire_time_key(row.key) is not None
 
 
 def _by_entity(rows: Iterable[PendingMessage]) -> Mapping[tuple[str, str], Sequence[PendingMessage]]:
