@@ -213,8 +213,8 @@ def _private_error_field() -> None:
         (_wrong_group, r"Wrong: shard_group='Big-Group' must match"),
         (_zero_timeout, r"Wrong\.count: timeout=0:00:00 must be more than zero"),
         (_private_handler, r"Wrong\._count: @handler on a private method"),
-        (_error_field_of_the_base, r"Wrong\.possibly_executed: an EntityError field cannot have that name"),
-        (_private_error_field, r"Wrong\._left: an EntityError field cannot have that name"),
+        (_error_field_of_the_base, r"Wrong\.possibly_executed: a field of an EntityError cannot have this name"),
+        (_private_error_field, r"Wrong\._left: a field of an EntityError cannot have this name"),
     ],
 )
 def test_a_wrong_declaration_is_told_what_to_write_instead(declare: Callable[[], None], text: str) -> None:
