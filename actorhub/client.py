@@ -64,8 +64,8 @@ class Client(Generic[E]):
         """Return a client like this one, with other options.
 
         Args:
-            timeout: How long an ask waits for its reply, a tell for its acceptance, and a stream for its first sign of
-                life. `None` means no limit. The default is 30 s. Inside a handler, the handler's deadline applies, too.
+            timeout: How long an ask waits for its reply, a tell for its acceptance, and a stream for its start. `None`
+                means no limit. The default is 30 s. Inside a handler, the deadline of the handler applies, too.
             on_full: What to do if a mailbox is full: `"fail"` (the default) raises `MailboxFull` at once, `"wait"`
                 queues the call until the deadline.
             headers: Strings that the handler finds in `current().headers`.

@@ -222,7 +222,7 @@ def test_the_expected_interval_is_the_one_that_follows() -> None:
 
 
 def test_a_schedule_is_overdue_when_nothing_ran_for_twice_its_interval() -> None:
-    """One fire time may be late. Once the next one has passed too, the schedule is overdue."""
+    """One fire time may be late, but once the next one has passed too, the schedule is overdue."""
     assert not is_overdue(HALF_HOURS, NOON, 0, NOON + HOUR)
     assert is_overdue(HALF_HOURS, NOON, 0, NOON + HOUR + 1)
 
