@@ -1,9 +1,9 @@
-"""Virtual actors on Postgres: every id is one live, typed, asyncio object."""
+"""Virtual actors on Postgres: every id is exactly one live, typed, asyncio object."""
 
 import os
 
-# gRPC reads this when it is imported. Its fork handlers can crash the child of a program that starts another one (seen
-# under uvloop), and a forked process cannot use gRPC anyway: workers are spawned.
+# gRPC reads this variable when it is imported. Its fork handlers can crash the child when a program starts another one
+# (seen under uvloop). They are of no use here: a forked process cannot use gRPC anyway, and workers are spawned.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from actorhub._checkpoints import Deferred

@@ -1,4 +1,4 @@
-"""From a user's class to the engine's spec: checks at class definition, types resolved as soon as they can be."""
+"""From a user's class to the spec that the engine uses: a check at class definition, and the resolution of types."""
 
 import dataclasses
 import inspect
@@ -37,12 +37,12 @@ _SINGLETON_HOOKS: Final = (*_ENTITY_HOOKS, "on_become_leader", "on_lose_leadersh
 _ENTITY_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 _LONGEST_RETENTION: Final = timedelta(days=36_500)
 _KEY_MARGIN: Final = timedelta(hours=1)
-"""How much longer the key of an instant is kept than the instant could be run."""
+"""How much longer the key of a fire time is kept than the fire time can still run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandlerOptions:
-    """What `@handler(...)` said."""
+    """The options of `@handler(...)`."""
 
     durable: bool = False
     retry: Retry | None = None
@@ -54,7 +54,7 @@ class HandlerOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EntityOptions:
-    """What the class statement said."""
+    """The options in the class statement of an entity."""
 
     name: str
     shard_group: str
@@ -65,13 +65,13 @@ class EntityOptions:
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """Methods that are no handlers."""
+        """Methods that are not handlers."""
         return _ENTITY_HOOKS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SingletonOptions:
-    """What the class statement of a singleton said."""
+    """The options in the class statement of a singleton."""
 
     name: str
     shard_group: str
@@ -80,12 +80,12 @@ class SingletonOptions:
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """Methods that are no handlers."""
+        """Methods that are not handlers."""
         return _SINGLETON_HOOKS
 
 
 class Declaration:
-    """One checked entity class; `spec` resolves its types at the first use, when every name is known."""
+    """The checked class of an entity or singleton. `spec` resolves its types at the first use, when names are known."""
 
     def __init__(
         self,
@@ -102,10 +102,10 @@ class Declaration:
 
     @property
     def spec(self) -> EntitySpec:
-        """The engine's view of the class.
+        """The class as the engine sees it.
 
         Raises:
-            TypeError: an annotation names something unknown, or a type that msgspec cannot encode.
+            TypeError: An annotation has an unknown name, or a type that msgspec cannot encode.
         """
         if self._spec is None:
             self._spec = self._resolve()
@@ -113,7 +113,7 @@ class Declaration:
         return self._spec
 
     def try_resolve(self) -> None:
-        """Resolve now where every annotation's name is known already, so that mistakes show at class definition."""
+        """Resolve the types now if all names are known already, so that mistakes show at class definition."""
         try:
             _ = self.spec
         except UnknownName:
@@ -123,12 +123,12 @@ class Declaration:
         options, cls = self.options, self.cls
         state_type = find_state_type(cls, self._scope)
         if isinstance(state_type, TypeVar):
-            state_type = None  # A generic class in between: what derives from it says.
+            state_type = None  # A generic class in between: its subclasses set the type.
         state = None if state_type is None else checked_codec(state_type, f"{options.name}: state")
         if isinstance(options, EntityOptions) and state is not None and options.concurrency > 1:
             raise TypeError(
-                f"{cls.__name__}: concurrency={options.concurrency} needs an Entity without state, because interleaved "
-                f"handlers cannot be rolled back one by one: remove concurrency, or [{state_type!r}]"
+                f"{cls.__name__}: concurrency={options.concurrency} needs an Entity without state, because the state "
+                f"cannot be rolled back for one of several handlers: remove concurrency, or [{state_type!r}]"
             )
         spec = EntitySpec(
             name=options.name,
@@ -202,23 +202,23 @@ class Declaration:
     def _crons(
         self, name: str, function: Callable[..., Any], options: HandlerOptions, types: tuple[Any, ...]
     ) -> tuple[CronOptions, ...]:
-        """Return the schedules of a method, named from top to bottom."""
+        """Return the schedules of a method, named in order from top to bottom."""
         declared: list[CronOptions] = list(reversed(getattr(function, _CRONS, [])))
         if not declared:
             return ()
         where = f"{self.cls.__name__}.{name}"
         if isinstance(self.options, EntityOptions):
-            raise TypeError(f"{where}: @cron is for methods of a Singleton: an entity has no schedules of its own")
+            raise TypeError(f"{where}: @cron is for methods of a Singleton: move the schedule to one, or remove @cron")
         if inspect.isasyncgenfunction(function) or types != (datetime,):
             raise TypeError(
-                f"{where}: a method with @cron takes the instant alone: `async def {name}(self, at: datetime)`"
+                f"{where}: a method with @cron takes the fire time only: write `async def {name}(self, at: datetime)`"
             )
         if options.readonly or options.reentrant or options.retry is not None:
             raise TypeError(
-                f"{where}: @handler(readonly, reentrant, retry) do not go with @cron, which has its own retry"
+                f"{where}: @handler(readonly, reentrant, retry) cannot be combined with @cron, which has its own retry"
             )
         if any((cron.overlap, cron.retry) != (declared[0].overlap, declared[0].retry) for cron in declared):
-            raise TypeError(f"{where}: all @cron of one method have the same overlap and retry")
+            raise TypeError(f"{where}: all @cron of one method must have the same overlap and retry")
         return tuple(
             msgspec.structs.replace(cron, name=name if number == 1 else f"{name}-{number}")
             for number, cron in enumerate(declared, start=1)
@@ -226,10 +226,10 @@ class Declaration:
 
 
 def declare(cls: type, options: EntityOptions | SingletonOptions, scope: Mapping[str, Any]) -> Declaration:
-    """Check the class of an entity or a singleton and return its declaration.
+    """Check the class of an entity or singleton and return its declaration.
 
     Raises:
-        TypeError: says which name is wrong and what to write instead.
+        TypeError: The class is not valid. The text names what is wrong and says what to write instead.
     """
     _check_options(cls, options)
     handlers: dict[str, Callable[..., Any]] = {}
@@ -242,7 +242,7 @@ def declare(cls: type, options: EntityOptions | SingletonOptions, scope: Mapping
         for name in inspect.get_annotations(owner):
             if not name.startswith("_") and not name.isupper() and name not in handlers:
                 raise TypeError(
-                    f"{cls.__name__}.{name}: public attributes of an entity cannot be reached from outside: "
+                    f"{cls.__name__}.{name}: callers cannot reach public attributes of an entity: "
                     f"rename it to _{name}, or keep it in the state"
                 )
     for hook in options.hooks:
@@ -258,29 +258,31 @@ def snake_case(name: str) -> str:
 
 
 def attach_options(function: Callable[..., Any], options: HandlerOptions) -> None:
-    """Remember what `@handler(...)` said; the function stays itself.
+    """Attach the options of `@handler(...)` to the function.
 
     Raises:
-        TypeError: says which option is wrong, or that the function is private and so no handler.
+        TypeError: An option is not valid, or the function is private and therefore not a handler.
     """
     name = getattr(function, "__qualname__", repr(function))
     if options.timeout is not None and options.timeout <= timedelta(0):
         raise TypeError(f"{name}: timeout={options.timeout} must be more than zero")
     if getattr(function, "__name__", "").startswith("_"):
-        raise TypeError(f"{name}: @handler on a private method, which nobody can call: rename it, or drop @handler")
+        raise TypeError(
+            f"{name}: @handler on a private method, which callers cannot reach: rename it, or drop @handler"
+        )
     _check_durable(name, options)
     setattr(function, _OPTIONS, options)
 
 
 def attach_cron(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Remember what `@cron(...)` said; the function stays itself.
+    """Attach the options of `@cron(...)` to the function.
 
     Raises:
-        TypeError: says which value is wrong, or that the function is private and so no handler.
+        TypeError: A value is not valid, or the function is private and therefore not a handler.
     """
     where = getattr(function, "__qualname__", repr(function))
     if getattr(function, "__name__", "").startswith("_"):
-        raise TypeError(f"{where}: @cron on a private method, which is no handler: rename it")
+        raise TypeError(f"{where}: @cron on a private method, which is not a handler: rename it")
     try:
         options = CronOptions(**values)
     except (TypeError, ValueError) as exc:
@@ -289,7 +291,7 @@ def attach_cron(function: Callable[..., Any], values: Mapping[str, Any]) -> None
 
 
 def _retention(options: HandlerOptions, crons: tuple[CronOptions, ...]) -> timedelta | None:
-    """Return how long keys are kept: that of an instant until nobody would run the instant any more."""
+    """Return how long keys are kept. The key of a fire time is kept until the fire time is too old to run."""
     least = max((cron.skip_if_older_than + _KEY_MARGIN for cron in crons), default=None)
     return options.retention if least is None else max(least, options.retention or least)
 
@@ -298,7 +300,7 @@ def _check_durable(where: str, options: HandlerOptions) -> None:
     if not options.durable:
         for name in ("retry", "retention"):
             if getattr(options, name) is not None:
-                raise TypeError(f"{where}: {name}=... is for stored messages: add durable=True, or remove {name}")
+                raise TypeError(f"{where}: {name}=... is for durable handlers: add durable=True, or remove {name}")
         return
     if options.readonly:
         raise TypeError(
@@ -306,7 +308,7 @@ def _check_durable(where: str, options: HandlerOptions) -> None:
         )
     if options.reentrant:
         raise TypeError(
-            f"{where}: a durable handler commits on its own, so it cannot run inside another one's turn: "
+            f"{where}: a durable handler has a commit of its own, so it cannot run within another handler: "
             "remove durable or reentrant"
         )
     retention = options.retention
@@ -348,13 +350,13 @@ def _check_hook(cls: type, name: str) -> None:
         raise TypeError(f"{cls.__name__}.{name} must be `async def {name}(self) -> None`")
     for mark, attribute in (("@handler", _OPTIONS), ("@cron", _CRONS)):
         if hasattr(function, attribute):
-            raise TypeError(f"{cls.__name__}.{name}: {mark} is for handlers, and this is a hook: use another name")
+            raise TypeError(f"{cls.__name__}.{name}: {mark} is for handlers, and {name} is a hook: use another name")
 
 
 def _check_public(cls: type, name: str, value: object) -> None:
     where = f"{cls.__name__}.{name}"
     if name in ("state", "save"):
-        raise TypeError(f"{where}: this name belongs to Entity: choose another")
+        raise TypeError(f"{where}: this name belongs to Entity: choose another one")
     if name.isupper():
         return
     if not inspect.isfunction(value):
@@ -374,6 +376,8 @@ def _check_public(cls: type, name: str, value: object) -> None:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             raise TypeError(f"{where}: *{parameter.name} cannot be sent over the wire: name each parameter")
         if parameter.annotation is parameter.empty:
-            raise TypeError(f"{where}: annotate {parameter.name}: write e.g. `{parameter.name}: str`; it is validated")
+            raise TypeError(
+                f"{where}: annotate {parameter.name}, for example `{parameter.name}: str`: arguments are validated"
+            )
     if inspect.signature(value).return_annotation is inspect.Signature.empty:
-        raise TypeError(f"{where}: annotate the result, e.g. `-> None`: it is validated by type")
+        raise TypeError(f"{where}: annotate the result, for example `-> None`: results are validated")

@@ -1,4 +1,4 @@
-"""Resolving the types of a declared class: annotations, state, and the codecs of what handlers take and return."""
+"""Resolving the types of a declared class: its annotations, its state, and the codecs of arguments and results."""
 
 import inspect
 import sys
@@ -12,16 +12,16 @@ import msgspec.inspect
 from actorhub.core.codec import Codec
 
 OURS: Final = ("actorhub.entity", "actorhub.singleton")
-"""Modules of the classes that users derive theirs from."""
+"""Modules of the classes from which users derive their own."""
 _STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
 
 class UnknownName(TypeError):
-    """An annotation names something that is not defined yet."""
+    """An annotation contains a name that is not defined yet."""
 
 
 def type_hints(function: Callable[..., Any], scope: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return the resolved annotations of `function`; `scope` has the names of the class statement."""
+    """Return the resolved annotations of `function`. `scope` has the names around the class statement."""
     try:
         return typing.get_type_hints(function, localns=dict(scope), include_extras=True)
     except NameError as exc:
@@ -31,7 +31,8 @@ def type_hints(function: Callable[..., Any], scope: Mapping[str, Any], what: str
 def find_state_type(cls: type, scope: Mapping[str, Any]) -> Any:
     """Return the argument of `Entity[...]`, or `None` for an entity without state.
 
-    Generic classes in between count: with `class Kept(Entity[S])`, `class Orders(Kept[Ledger])` has the state `Ledger`.
+    Generic classes in between are followed: after `class Kept(Entity[S])`, the state of `class Orders(Kept[Ledger])` is
+    `Ledger`.
     """
     for generic in getattr(cls, "__orig_bases__", ()) if "__orig_bases__" in vars(cls) else ():
         origin, arguments = typing.get_origin(generic), typing.get_args(generic)
@@ -57,7 +58,11 @@ def _known_state(cls: type, argument: Any, scope: Mapping[str, Any]) -> Any:
 
 
 def initial_state_of(cls: type, state_type: Any) -> Callable[[], Any]:
-    """Return what makes the state of a new entity."""
+    """Return a function that makes the state of a new entity.
+
+    Raises:
+        TypeError: The type needs arguments.
+    """
     if state_type is None:
         return lambda: None
     make = typing.get_origin(state_type) or state_type
@@ -67,14 +72,17 @@ def initial_state_of(cls: type, state_type: Any) -> Callable[[], Any]:
         make()
     except TypeError as exc:
         raise TypeError(
-            f"{cls.__name__}: a new entity starts with {getattr(make, '__name__', make)}(), which fails: {exc}: "
+            f"{cls.__name__}: a new entity starts with {getattr(make, '__name__', make)}(), which fails ({exc}): "
             "give every field of the state a default"
         ) from exc
     return typing.cast("Callable[[], Any]", make)
 
 
 def checked_codec(type_: Any, what: str) -> Codec[Any]:
-    """Return a codec of types that can be encoded; msgspec itself would take any class, and fail at the first call."""
+    """Return a codec, after a check that msgspec can encode every type in it.
+
+    Without the check, msgspec accepts any class here and fails at the first call.
+    """
     codec = Codec[Any](type_, what)
     unknown = next(_custom_types(msgspec.inspect.type_info(type_), set()), None)
     if unknown is not None:
@@ -95,7 +103,7 @@ def _custom_types(info: object, seen: set[int]) -> Iterator[type]:
 
 
 def tuple_type(types: tuple[Any, ...]) -> Any:
-    """Return the type of a tuple of exactly these."""
+    """Return the type of a tuple with exactly these items."""
     return tuple[types] if types else tuple[()]  # type: ignore[valid-type]
 
 
@@ -107,7 +115,7 @@ def item_type(annotation: Any, what: str) -> Any:
 
 
 def positional(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
-    """Return `function`, or what calls it with its keyword-only parameters by name."""
+    """Return a function that takes all arguments by position, keyword-only ones last."""
     keyword_only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     if not keyword_only:
         return function
@@ -120,7 +128,7 @@ def positional(function: Callable[..., Any], parameters: list[inspect.Parameter]
 
 
 def binder(signature: inspect.Signature, name: str) -> Callable[..., tuple[Any, ...]]:
-    """Return what turns the arguments of any legal call into the full positional tuple."""
+    """Return a function that turns the arguments of any valid call into the full tuple of positional arguments."""
     parameters = list(signature.parameters.values())[1:]
     outside = signature.replace(parameters=parameters)
 
@@ -136,7 +144,7 @@ def binder(signature: inspect.Signature, name: str) -> Callable[..., tuple[Any, 
 
 
 def named_codec(what: str, parameters: list[inspect.Parameter], types: tuple[Any, ...]) -> Codec[Any]:
-    """Return the codec of the JSON form: one parameter is its value, several are an object by name."""
+    """Return the codec of arguments as JSON: the value itself for one parameter, else an object keyed by name."""
     if len(parameters) == 1:
         return Codec(types[0], f"{what}: {parameters[0].name}")
     fields: list[Any] = [

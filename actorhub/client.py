@@ -1,4 +1,4 @@
-"""Typed clients: `client("ada")` looks like the entity class, and what the type checker shows is what there is."""
+"""Typed clients: `client("ada")` has the type of the entity class, so type checkers and editors see its methods."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -18,25 +18,25 @@ E = TypeVar("E", bound=Declared[Any])
 
 _KNOWN_PROXIES: Final = 4096
 _PLAIN_ID_LENGTH: Final = 63
-"""An ASCII id of up to this many printable characters needs no closer look, unless the limit is set lower."""
+"""A printable ASCII id of at most this length is valid without a closer check, unless the limit is set lower."""
 
 
 class Client(Generic[E]):
-    """Makes proxies of one entity type; calling a proxy's method makes a lazy call: await, iterate, or tell it."""
+    """Makes proxies for entities of one type. A method of a proxy returns a lazy call: await, iterate or tell it."""
 
     def __init__(self, spec: EntitySpec, target: Target, make: Callable[[Target, str], E]) -> None:
         self._spec = spec
         self._target = target
         self._make = make
         self._known: dict[str, E] = {}
-        """Proxies made lately: they hold an id and where calls go, nothing that ages."""
+        """A cache of proxies. A proxy consists of an id and a target, so it never becomes stale."""
         self._plain_length = min(_PLAIN_ID_LENGTH, target.node.limits.max_entity_id_bytes)
 
     def __call__(self, entity_id: str) -> E:
-        """Return the proxy of one id.
+        """Return the proxy for one id.
 
         Raises:
-            MalformedMessage: the id is empty, too long, or holds control characters.
+            MalformedMessage: The id is empty, too long, or contains control characters.
         """
         if type(entity_id) is str and (known := self._known.get(entity_id)) is not None:
             return known
@@ -61,26 +61,28 @@ class Client(Generic[E]):
         headers: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET,
         key: str | msgspec.UnsetType | None = msgspec.UNSET,
     ) -> "Client[E]":
-        """Return a client like this one with other options.
+        """Return a client like this one, with other options.
 
         Args:
-            timeout: How long an ask waits, a tell waits to be accepted, and a stream waits for its first sign of life.
-                `None` waits for ever. Default 30 s. Inside a handler the handler's own deadline counts too.
-            on_full: What a full mailbox means: `"fail"` (the default) raises `MailboxFull` at once, `"wait"` queues.
+            timeout: How long an ask waits for its reply, a tell for its acceptance, and a stream for its start. `None`
+                means no limit. The default is 30 s. Inside a handler, the deadline of the handler applies, too.
+            on_full: What to do if a mailbox is full: `"fail"` (the default) raises `MailboxFull` at once, `"wait"`
+                queues the call until the deadline.
             headers: Strings that the handler finds in `current().headers`.
-            key: Idempotency key of durable messages: calls of one handler of one entity with equal keys are one
-                message, committed once and answered alike until its retention ends. At most 1024 bytes of UTF-8.
-                `None` (the default): the result of `primary_key()` of the first argument that has one, else no key.
+            key: Idempotency key for durable messages. Calls of one handler of one entity with equal keys are one
+                message: it commits once, and all of them get its reply until its retention ends. At most 1024 bytes of
+                UTF-8. `None` (the default) means the result of `primary_key()` of the first argument that has this
+                method, or else no key.
 
         Raises:
-            ValueError: a value makes no sense; says which.
-            MalformedMessage: the key is no string, empty, too long, or holds control characters.
+            ValueError: A value is out of range. The text names it.
+            MalformedMessage: The key is not a string, is empty, is too long, or contains control characters.
         """
         target = self._target
         if timeout is not msgspec.UNSET:
             seconds = None if timeout is None else timeout.total_seconds()
             if seconds is not None and seconds <= 0:
-                raise ValueError(f"timeout={timeout} must be more than zero, or None to wait for ever")
+                raise ValueError(f"timeout={timeout} must be more than zero, or None for no limit")
             target = dataclasses.replace(target, timeout=seconds)
         if on_full is not msgspec.UNSET:
             if on_full not in ("fail", "wait"):
@@ -93,7 +95,7 @@ class Client(Generic[E]):
         return Client(self._spec, target, self._make)
 
     def active(self) -> E:
-        """Return a proxy of every resident entity of the type: its calls can be told, and the tell returns how many."""
+        """Return a proxy for all resident entities of the type. Its calls can only be told; `tell` returns how many."""
         return self._make(dataclasses.replace(self._target, broadcast=True), "")
 
     def __repr__(self) -> str:
@@ -101,7 +103,7 @@ class Client(Generic[E]):
 
 
 class _Proxy:
-    """Base of the generated proxies; their methods are the entity's handlers."""
+    """Base class of the generated proxies, whose methods are the handlers of the entity."""
 
     __slots__ = ("_id", "_target")
 
@@ -120,13 +122,13 @@ class _Proxy:
 
 
 def result_of_call(function: Callable[..., Any]) -> Codec[Any] | None:
-    """Return the codec of what a proxy's method returns when its call is awaited; `None` for other functions."""
+    """Return the codec of the result of a proxy's method, or `None` for other functions."""
     proxy = getattr(function, "__self__", None)
     return proxy._result_of(function.__name__) if isinstance(proxy, _Proxy) else None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 def make_client(entity: type[E], target: Target) -> Client[E]:
-    """Return a client of `entity`; its proxies' class is made here, so keep it."""
+    """Return a client for `entity`. It makes a class for the proxies, so callers keep the client."""
     spec = entity.__declaration__.spec
     return Client(spec, target, cast("Callable[[Target, str], E]", _proxy_class(spec)))
 

@@ -170,19 +170,19 @@ class Cluster:
         return await self._stored.cancel(message_id)
 
     async def retry(self, message_id: int) -> bool:
-        """Run a dead letter, or a message that waits for its next attempt or its time, now and from attempt 1.
+        """Run a dead letter, or a message that waits for its next attempt or its due time, now and from attempt 1.
+
+        `reset` is an alias of this method.
 
         Returns:
-            Whether there was such a message. One that has its reply keeps it.
+            Whether there was such a message. A message that has a reply keeps it.
 
         Raises:
-            AlreadyProcessing: its handler runs.
+            AlreadyProcessing: The message is running, or just being stored.
         """
         return await self._stored.retry(message_id)
 
-    async def reset(self, message_id: int) -> bool:
-        """Do what `retry` does: an earlier name of it."""
-        return await self.retry(message_id)
+    reset = retry
 
     async def poll_storage(self) -> None:
         """Have every runner look into the store for messages now; they find them without this, only later."""

@@ -23,32 +23,32 @@ def cron(
     jitter: timedelta = timedelta(0),
     breaker: Breaker | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Run a method of a singleton at the instants of a cron expression; it takes the instant: `at: datetime`, in UTC.
+    """Run a method of a singleton on a schedule. The method gets its fire time, `at: datetime`, in UTC.
 
-    Each (schedule, instant) has one durable message, stored before the instant is due: it commits once, across
-    restarts, takeovers and steps of the clock, and is retried like any durable message. It starts when it is due by
-    the database's clock, never before. A run that fails for good becomes a dead letter; the next instant comes all
-    the same. Operators can pause, change and run schedules: `actorhub schedules`.
+    Each fire time has one durable message, which is stored before it is due. So each fire time commits once, across
+    restarts, takeovers and steps of the clock. It starts when it is due by the database's clock, and never earlier. It
+    is retried like any durable message. If it fails for good, it becomes a dead letter, and the next fire time runs
+    regardless. Operators can pause, change and trigger schedules with `actorhub schedules`.
 
-    The schedule is called like the method. Where a method has several `@cron`, the second from above is called
-    `method-2`, and so on; they share `overlap` and `retry`.
+    The schedule has the name of the method. If a method has several `@cron`, the second from the top is called
+    `method-2`, and so on. They must have the same `overlap` and `retry`.
 
     Args:
         expression: Five fields (minute, hour, day of month, month, day of week), six with seconds first, or `@hourly`,
-            `@daily`, `@weekly`, `@monthly`, `@yearly`. Daylight saving time is handled as Debian's cron does.
-        timezone: Name in the IANA database, in whose time the expression is read.
-        skip_if_older_than: An instant that can only be run later than that is skipped, and counted.
-        from_previous: After a downtime run the missed instants one after the other, those too old left out. By
-            default they are skipped, but for the one whose message was stored already. A gap of less than a minute,
-            as in a takeover, is no downtime: what was missed in it is run.
-        overlap: When an instant comes while a run of the same schedule has not ended: `"queue"` runs it after that,
-            `"skip"` skips it, `"allow"` starts it while the other waits for something.
-        retry: How often an instant is run, and how far apart.
-        jitter: Instants are delayed by a time from zero to this, the same one whoever asks.
-        breaker: After how many instants that failed for good the schedule rests, and how long.
+            `@daily`, `@weekly`, `@monthly`, `@yearly`. Daylight saving time is handled as in Debian's cron.
+        timezone: IANA name of the time zone in which the expression is read.
+        skip_if_older_than: A fire time that could only run later than this is skipped and counted.
+        from_previous: After downtime, run the missed fire times one after the other, except those that are too old. By
+            default they are skipped, except the one whose message was already stored. A gap of less than a minute, as
+            in a takeover, does not count as downtime: fire times in it run.
+        overlap: What happens at a fire time while an earlier run of the schedule has not ended. `"queue"` runs it
+            afterwards, `"skip"` skips it, and `"allow"` starts it while the earlier run waits for something.
+        retry: How often the run of one fire time is tried, and the pauses in between.
+        jitter: Each fire time is delayed by up to this much. The delay of one fire time is always the same.
+        breaker: After how many failed fire times in a row the schedule skips, and for how long.
 
     Raises:
-        TypeError: at class definition, when a value makes no sense, or two of one method contradict each other.
+        TypeError: At class definition, if a value is out of range, or two `@cron` of one method contradict each other.
     """
     values = {
         "expression": expression,

@@ -1,4 +1,4 @@
-"""Declaring entities: subclass `Entity`; every public async method is a handler."""
+"""Declaring entities: subclass `Entity`. Every public async method is a handler."""
 
 import sys
 from collections.abc import Callable
@@ -18,56 +18,57 @@ R = TypeVar("R")
 
 
 class Declared(Generic[S]):
-    """What entities and singletons share: declared by their class, with a state that is committed and fenced."""
+    """What entities and singletons have in common: a class that declares them, and a fenced, committed state."""
 
     state: S
-    """The committed state plus what the running handler changed; there from `on_activate` on, not in `__init__`."""
+    """The committed state, with changes of the running handler. Available from `on_activate` on, not in `__init__`."""
 
     __declaration__: ClassVar[Declaration]
 
     async def on_activate(self) -> None:
-        """Run before the first handler; what it changes in `state` is committed. Retried if it raises.
+        """Called before the first handler. Its changes to `state` are committed. If it raises, it is tried again.
 
-        `current()` works here and in `on_deactivate`; deadline and headers are empty.
+        `current()` works here and in `on_deactivate`, without a deadline and without headers.
         """
 
     async def on_deactivate(self) -> None:
-        """Run before a graceful passivation, for at most 10 s; what it changes in `state` is committed.
+        """Called before a graceful passivation, for at most 10 s. Its changes to `state` are committed.
 
-        Not run when the runner dies or loses the shard, so nothing may depend on it.
+        It is not called when the runner dies or loses the shard, so do not rely on it.
         """
 
     async def save(self, state: S | msgspec.UnsetType = msgspec.UNSET) -> None:
-        """Commit the state now, in the middle of a handler; a later error rolls back to here.
+        """Commit the state now, in the middle of a handler. A later error rolls back to this point.
 
         Args:
-            state: Replaces `self.state` first.
+            state: The new value of `self.state`. By default `self.state` is committed as it is.
 
         Raises:
-            PersistenceError: ownership was lost, or the store failed.
+            PersistenceError: The runner lost the shard, or the store failed.
         """
         await save_now(state)
 
 
 class Entity(Declared[S]):
-    """One addressable object of the cluster: all of its public async methods are handlers, run one at a time.
+    """One addressable object of the cluster. All of its public async methods are handlers, and run one at a time.
 
-    `Entity` keeps what it knows in memory only. `Entity[State]` also has `state`, loaded on activation and committed,
-    fenced, after each handler that changed it; a handler that raises leaves it as it was.
+    An `Entity` keeps its data in memory only. An `Entity[State]` also has a `state`, which is loaded on activation, and
+    committed after each handler that changed it. Only the owner of the entity's shard can commit. A handler that raises
+    leaves the state as it was.
 
-    A handler may *run* more than once (a durable one after a failure; another one if the caller asks again after a
-    failure whose outcome is unknown); its state changes commit in one order per entity.
+    A handler can *run* more than once: a durable one after a failure, any other if the caller asks again after an error
+    whose outcome is unknown. The state changes of one entity commit in one order.
 
     Args:
-        name: What messages are addressed to; default is the class name in snake case.
-        shard_group: Which group of shards its ids are spread over.
-        mailbox_capacity: How many messages of one id may wait; one more fails with `MailboxFull`.
-        concurrency: How many handlers of one id may run interleaved; more than 1 only without state.
-        max_idle: How long an id without work stays in memory (it leaves after 1 to 1.5 times that).
-        shard_key: Function of the id; ids with equal keys share a shard.
+        name: The name to which messages are addressed. By default the class name in snake case.
+        shard_group: The group of shards over which the ids are spread.
+        mailbox_capacity: How many messages of one id can wait. The next one fails with `MailboxFull`.
+        concurrency: How many handlers of one id can run interleaved. More than 1 only without state.
+        max_idle: How long an idle id stays in memory. It leaves after 1 to 1.5 times this long.
+        shard_key: A function of the id. Ids with equal keys share a shard.
 
     Raises:
-        TypeError: at class definition, when a public name is anything but an async method or an UPPER_CASE constant.
+        TypeError: At class definition, if a public name is not an async method or an UPPER_CASE constant.
     """
 
     def __init_subclass__(
@@ -90,7 +91,7 @@ class Entity(Declared[S]):
             max_idle=max_idle,
             shard_key=shard_key,
         )
-        # Annotations may name what only the scope of the class statement knows.
+        # Annotations can use names that exist only in the scope of the class statement.
         scope = sys._getframe(1).f_locals  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         cls.__declaration__ = declare(cls, options, scope)
 
@@ -104,34 +105,33 @@ def handler(
     reentrant: bool = False,
     timeout: timedelta | None = None,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Set options of a handler; its signature stays what it is.
+    """Set the options of a handler. The signature of the method does not change.
 
-    A durable handler's messages, asked or told, are stored before they are acknowledged. From then on each gets exactly
-    one terminal reply, whatever happens to runners, and to Postgres as far as Postgres itself survives it: a value, an
-    `EntityError`, a dead letter, or that it was cancelled. The handler may *run* more than once, but it *commits* once:
-    state, durable tells, reply, key, and SQL under `current().transaction()`, all or nothing. What else it does outside
-    (mails, other databases) may happen again with each run.
+    Messages to a durable handler, asks and tells, are stored before they are acknowledged. From then on each message
+    ends exactly once: with a value, with an `EntityError`, as a dead letter, or cancelled. That holds whatever happens
+    to runners, and after every failure of Postgres that Postgres itself survives. The handler can *run* more than once,
+    but it *commits* once: state, durable tells, reply, key, and SQL under `current().transaction()`, all or nothing.
+    Other outside effects, such as mails or other databases, can happen again with each run.
 
-    A run that raises an `EntityError` is answered with it. A run that raises anything else, exceeds `timeout`, or loses
-    its runner is repeated as `retry` says, and then becomes a dead letter, which a person can inspect and start again.
-    Messages with one key (`key=`, or `primary_key()` of an argument) are one message; see `retention`.
+    If a run raises an `EntityError`, that is the reply. If it raises anything else, exceeds `timeout`, or loses its
+    runner, the message is run again as `retry` says, and then becomes a dead letter, which an operator can inspect and
+    retry. Messages with the same key (`key=`, or `primary_key()` of an argument) are one message; see `retention`.
 
     Args:
-        durable: Store each message before it is acknowledged. A durable stream goes on after a takeover with the item
-            after the last one that was acknowledged.
-        retry: How often a message is run, and how long apart; default `Retry()`. Only with `durable`.
-        retention: How long the reply is kept, and with it the key: until then another message with that key gets that
-            reply, and one with another payload `DuplicateKey`. Default is the cluster's setting. Only with `durable`.
-        readonly: Never commits, and may run beside other readonly handlers. Changing `state` in it is an error.
-            Not with `durable`.
-        reentrant: May start while another handler of the same entity is suspended, so calls may come back to it.
-            What it changes in `state` inside another handler's turn becomes part of that handler's commit.
-            Not with `durable`.
-        timeout: How long one run may take; then it is cancelled. The caller gets `CallTimeout`; a durable message is
-            run again.
+        durable: Store each message before it is acknowledged. After a takeover a durable stream continues with the
+            first item that the consumer does not have.
+        retry: How often a message is run, and the pauses in between. By default `Retry()`. Only with `durable`.
+        retention: How long the reply and the key are kept. Until then, a message with the same key gets the same reply,
+            or `DuplicateKey` if its arguments differ. By default the cluster's setting. Only with `durable`.
+        readonly: The handler never commits, and can run beside other readonly handlers. Changing `state` in it is an
+            error. Not with `durable`.
+        reentrant: The handler can start while another handler of the same entity waits, so that calls can come back to
+            the entity. Its changes to `state` are then part of the other handler's commit. Not with `durable`.
+        timeout: How long one run can take. After that the run is cancelled, and the caller gets `CallTimeout`; a
+            durable message is run again.
 
     Raises:
-        TypeError: at class definition, when options exclude each other or a value makes no sense; says which.
+        TypeError: At class definition, if options exclude each other or a value is out of range. The text names them.
     """
     options = HandlerOptions(
         durable=durable, retry=retry, retention=retention, readonly=readonly, reentrant=reentrant, timeout=timeout

@@ -1,4 +1,4 @@
-"""The key-value store: small values that belong to no entity, shared by the whole cluster."""
+"""The key-value store: small values that belong to no entity and are shared by the whole cluster."""
 
 import asyncio
 import inspect
@@ -23,20 +23,22 @@ _LONGEST_PAUSE: Final = 0.1
 
 
 class KeyValue(Generic[T]):
-    """Values by key, for every program of the cluster; get it as `cluster.kv` or `current().kv`.
+    """A store of values by key, shared by all programs of the cluster. Get it as `cluster.kv` or `current().kv`.
 
-    A write is done when its method returns: every reader sees it from then on, and it survives runners, and whatever
-    Postgres itself survives. It is no part of a handler's commit: it stays written when the handler raises afterwards,
-    and is written again when the handler runs again. What must be done once per message belongs in an entity's state.
+    When a write method returns, the write is done: every reader sees it from then on, and it survives the loss of
+    runners and every failure that Postgres itself survives. A write is not part of a handler's commit: it stays if the
+    handler raises afterwards, and is made again if the handler runs again. Keep what must happen once per message in
+    the state of an entity.
 
-    Keys are text of at most 1,024 bytes in UTF-8, prefix included, without control characters. Values are what msgspec
-    encodes, at most 1 MiB; `None` cannot be stored. They come back as built-in types, or as the type of `typed`.
+    A key is text of at most 1,024 bytes in UTF-8, including its prefix, without control characters. A value is anything
+    that msgspec can encode, at most 1 MiB; `None` cannot be stored. Values are returned as built-in types, or as the
+    type given to `typed`.
 
-    Every method may raise `MalformedMessage` (the key cannot be one, or the value cannot be encoded, or does not fit
-    the type; the text names the key), `MessageTooLarge` (the value is larger than 1 MiB) and `PersistenceError` (the
-    store failed). A program without a database asks a runner, so it may also see `RunnerUnavailable` (the runner was
-    lost while it wrote) and `CallTimeout` (no answer within 30 s). Where the error's `possibly_executed` is set, and
-    where a call was cancelled, a write may have happened; else nothing was written.
+    Every method can raise `MalformedMessage` (the key is not valid, or the value cannot be encoded or does not fit the
+    type; the text names the key), `MessageTooLarge` (the value is larger than 1 MiB) and `PersistenceError` (the store
+    failed). A program without a database asks a runner, so it can also get `RunnerUnavailable` (the runner was lost
+    during a write) and `CallTimeout` (no answer within 30 s). If `possibly_executed` of the error is `True`, or if the
+    call was cancelled, a write may have happened. Otherwise nothing was written.
     """
 
     __slots__ = ("_clock", "_codec", "_prefix", "_store")
@@ -57,28 +59,28 @@ class KeyValue(Generic[T]):
     async def get(self, key: str, default: U) -> T | U: ...
 
     async def get(self, key: str, default: object = None) -> object:
-        """Return the value of `key`, `default` if there is none."""
+        """Return the value of `key`, or `default` if there is none."""
         name = self._name(key)
         stored = await self._store.get(name)
         return default if stored is None else self._decode(name, stored.data)
 
     async def set(self, key: str, value: T, *, ttl: timedelta | None = None) -> None:
-        """Write a value, whatever was there.
+        """Write a value. An existing value is replaced.
 
         Args:
-            key: Of the value.
-            value: What to keep.
-            ttl: How long; by default for ever, also where the value before had a time.
+            key: The key of the value.
+            value: The value to store.
+            ttl: How long to keep it. By default it is kept until it is deleted, even if the value before had a `ttl`.
 
         Raises:
-            TypeError: the value is `None`.
-            ValueError: `ttl` is not positive, or longer than a million days.
+            TypeError: The value is `None`.
+            ValueError: `ttl` is not positive, or is longer than a million days.
         """
         name, seconds = self._name(key), _seconds(ttl)
         await self._store.put(name, self._encode(name, value), seconds)
 
     async def delete(self, key: str) -> bool:
-        """Delete a value; return whether there was one."""
+        """Delete a value. Return whether there was one."""
         return await self._store.delete(self._name(key))
 
     async def has(self, key: str) -> bool:
@@ -86,28 +88,28 @@ class KeyValue(Generic[T]):
         return await self._store.get(self._name(key)) is not None
 
     async def ttl(self, key: str) -> timedelta | None:
-        """Return how long a value still has; `None`: it stays for ever, or there is none, which `has` tells apart."""
+        """Return the time until a value expires, or `None` if it does not expire or does not exist; see `has`."""
         stored = await self._store.get(self._name(key))
         return None if stored is None or stored.ttl is None else timedelta(seconds=stored.ttl)
 
     async def modify(
         self, key: str, change: Callable[[T | None], T | None], *, ttl: timedelta | None = None
     ) -> T | None:
-        """Change a value as if nobody else did meanwhile; return what is stored then.
+        """Change a value atomically, and return the new value.
 
-        The value is read, given to `change`, and its result is written if the value is still the same. If not, all of
-        that is done again after a pause: each of any number of concurrent changes is made once, on the result of
-        another one.
+        `modify` reads the value, calls `change` with it, and writes the result if the value has not changed in the
+        meantime. If it has, `modify` starts again after a pause. So any number of concurrent changes are all made, one
+        after the other.
 
         Args:
-            key: Of the value.
-            change: Gets the value, `None` if there is none, and returns the new one, `None` to delete it. It may be
-                called several times, so it had better do nothing else.
-            ttl: How long a value stays that was not there before; one that is changed keeps its time.
+            key: The key of the value.
+            change: Gets the value, or `None` if there is none. Returns the new value, or `None` to delete it. It can be
+                called several times, so it should do nothing else.
+            ttl: How long to keep a value that did not exist before. An existing value keeps its expiry time.
 
         Raises:
             TypeError: `change` is a coroutine function.
-            ValueError: `ttl` is not positive, or longer than a million days.
+            ValueError: `ttl` is not positive, or is longer than a million days.
         """
         name, seconds = self._name(key), _seconds(ttl)
         attempt = 0
@@ -122,18 +124,18 @@ class KeyValue(Generic[T]):
             await asyncio.sleep(_pause(attempt, self._clock.random()))
 
     async def size(self) -> int:
-        """Return how many keys there are (with the prefix). Complexity: linear in the result."""
+        """Return the number of keys (with the prefix). Complexity: linear in the result."""
         return await self._store.count(self._prefix, None)
 
     async def is_empty(self) -> bool:
-        """Return whether there is no key (with the prefix)."""
+        """Return whether there are no keys (with the prefix)."""
         return await self._store.count(self._prefix, 1) == 0
 
     async def clear(self) -> int:
-        """Delete every key (with the prefix); return how many there were.
+        """Delete all keys (with the prefix). Return how many were deleted.
 
-        It is done in steps of 500: others see it half done, and keys that are written meanwhile may stay. Where a step
-        fails, those before it are done.
+        Keys are deleted in steps of 500, so others can see some of them gone and some not, and keys that are written in
+        the meantime can stay. If a step fails, the steps before it stay done.
         """
         removed, after = 0, ""
         while True:
@@ -144,17 +146,17 @@ class KeyValue(Generic[T]):
             after = step.last
 
     def prefix(self, text: str) -> "KeyValue[T]":
-        """Return the part of the store whose keys begin with `text`; `size` and `clear` mean that part alone.
+        """Return the part of the store whose keys begin with `text`. `size` and `clear` apply to that part only.
 
         Prefixes add up: `kv.prefix("shop:").prefix("tea:")` is `kv.prefix("shop:tea:")`.
 
         Raises:
-            MalformedMessage: no key can begin like that.
+            MalformedMessage: No valid key can begin with this prefix.
         """
         return KeyValue(self._store, self._clock, self._codec, check_prefix(self._prefix + text))
 
     def typed(self, type_: type[U]) -> "KeyValue[U]":
-        """Return the same store for values of one type: what does not fit it is neither written nor returned.
+        """Return the same store for values of one type. A value that does not fit it is neither written nor returned.
 
         Raises:
             TypeError: msgspec does not support the type.
@@ -172,13 +174,13 @@ class KeyValue(Generic[T]):
             raise MalformedMessage(f"key {name!r}: {error.message}") from error
 
     def _encode(self, name: str, value: T) -> bytes:
-        """Return the value encoded, if it can be read again."""
+        """Return the encoded value, after a check that it can be decoded again."""
         try:
             data = self._codec.encode(value)
         except MalformedMessage as error:
             raise MalformedMessage(f"key {name!r}: {error.message}") from error
         if data == _NIL:
-            raise TypeError(f"key {name!r}: None cannot be stored, it stands for no value: use delete")
+            raise TypeError(f"key {name!r}: None cannot be stored, because it means that there is no value: use delete")
         check_value(name, data)
         self._decode(name, data)
         return data
@@ -198,7 +200,7 @@ def _seconds(ttl: timedelta | None) -> float | None:
 def _not_awaitable(value: T) -> T:
     if inspect.iscoroutine(value):
         value.close()
-        raise TypeError("modify takes a plain function, which may be called several times, not a coroutine function")
+        raise TypeError("modify takes a plain function, not a coroutine function: compute the new value without await")
     return value
 
 

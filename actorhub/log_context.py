@@ -1,4 +1,4 @@
-"""Log records that say which handler they come from."""
+"""Fields for log records that say which handler a record comes from."""
 
 import logging
 from typing import Final
@@ -7,14 +7,14 @@ from actorhub.context import Current
 from actorhub.engine.model.records import running
 
 FIELDS: Final = ("entity_type", "entity_id", "shard", "runner", "message_id", "is_leader")
-"""What a record gets; all are empty texts outside of handlers."""
+"""The fields that a record gets. Outside of handlers all of them are empty strings."""
 
 
 class HandlerFields(logging.Filter):
-    """Adds `FIELDS` to each record that passes. Give it to a `logging.Handler`, which sees every logger's records."""
+    """A logging filter that adds `FIELDS` to each record. Add it to a `logging.Handler`, which gets all records."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Add the fields; let every record pass."""
+        """Add the fields, and let every record pass."""
         message = running.get()
         if message is None or message.cell is None:
             record.__dict__.update(dict.fromkeys(FIELDS, ""))

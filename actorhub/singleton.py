@@ -1,4 +1,4 @@
-"""Declaring singletons: subclass `Singleton`; the cluster keeps exactly one of each alive."""
+"""Declaring singletons: subclass `Singleton`. The cluster keeps exactly one of each alive."""
 
 import sys
 from datetime import timedelta
@@ -9,27 +9,27 @@ from actorhub.entity import Declared, S
 
 
 class Singleton(Declared[S]):
-    """A special entity of which the cluster keeps exactly one alive: on the runner that owns its shard, at all times.
+    """A special entity of which the cluster keeps exactly one alive, on the runner that owns its shard.
 
-    It is started as soon as a runner owns its shard, without waiting for a message, and again after each failure, with
-    growing pauses. Its public async methods are handlers, as those of an entity; `cluster.singleton(Cls)` calls them.
-    Methods with `@cron` are run by schedules.
+    It starts as soon as a runner owns its shard, without waiting for a message. After a failure it starts again, with
+    growing pauses. Its public async methods are handlers, like those of an entity; call them with
+    `cluster.singleton(Cls)`. Methods with `@cron` are run by schedules.
 
-    At most one runner *commits* for it, fenced by the shard's epoch. A leader that is frozen or cut off may still
-    execute Python for a moment, while the next one is at work already, but nothing that it commits is accepted.
+    At most one runner *commits* for it, fenced by the epoch of the shard. A leader that is frozen or cut off can still
+    execute Python for a moment while the next one works already, but Postgres refuses everything it tries to commit.
 
-    With `Singleton[State]` it has a `state`, loaded before it starts. A stored state that does not fit its type any
-    more is counted, logged, and left in the store until the next commit; the singleton starts with `State()`.
+    A `Singleton[State]` has a `state`, which is loaded before it starts. If the stored state no longer fits its type,
+    this is counted and logged, and the singleton starts with `State()`. The stored state stays until the next commit.
 
     Args:
-        name: What messages are addressed to; default is the class name in snake case.
-        shard_group: Of which group one shard has it.
-        mailbox_capacity: How many messages may wait; one more fails with `MailboxFull`.
-        state_ttl: A state that nobody committed for that long is forgotten: a leader that starts then has `State()`,
-            and what a singleton that nobody leads any more left behind is deleted.
+        name: The name to which messages are addressed. By default the class name in snake case.
+        shard_group: The shard group that the singleton's shard belongs to.
+        mailbox_capacity: How many messages can wait. The next one fails with `MailboxFull`.
+        state_ttl: How long a state is valid after its last commit. A leader that starts later begins with `State()`.
+            Data of a singleton that nobody has led for this long, and whose state is as old, is deleted.
 
     Raises:
-        TypeError: at class definition, when a public name is anything but an async method or an UPPER_CASE constant.
+        TypeError: At class definition, if a public name is not an async method or an UPPER_CASE constant.
     """
 
     def __init_subclass__(
@@ -48,31 +48,32 @@ class Singleton(Declared[S]):
             mailbox_capacity=mailbox_capacity,
             state_ttl=state_ttl,
         )
-        # Annotations may name what only the scope of the class statement knows.
+        # Annotations can use names that exist only in the scope of the class statement.
         scope = sys._getframe(1).f_locals  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         cls.__declaration__ = declare(cls, options, scope)
 
     async def on_become_leader(self) -> None:
-        """Run once this runner leads: after `on_activate`, before `run` and the first handler.
+        """Called when this runner has become the leader: after `on_activate`, before `run` and the first handler.
 
-        The state is loaded, and what this changes in it is committed. If it raises, the singleton is made anew.
+        The state is loaded, and changes to it are committed. If this raises, the singleton starts again from a new
+        instance.
         """
 
     async def on_lose_leadership(self) -> None:
-        """Run once for each `on_become_leader` that returned, after `run` and every handler ended; for at most 5 s.
+        """Called after `run` and all handlers have ended, for at most 5 s, once for each successful `on_become_leader`.
 
-        When the singleton is handed over it runs before the next leader starts, and may commit. When leadership was
-        lost by force (a frozen or unreachable runner, a failed commit) it can commit nothing, and the next leader may
-        be at work already: `current().is_leader` tells. It is not run when the process dies.
+        When the singleton is handed over, this runs before the next leader starts, and can commit. When leadership was
+        lost by force (a frozen or unreachable runner, a failed commit), it can commit nothing, and the next leader may
+        already be at work: check `current().is_leader`. It is not called when the process dies.
         """
 
     async def run(self) -> None:
-        """Work for as long as the singleton leads. Optional; if it returns, the singleton stays alive.
+        """The main loop of the singleton, called while it leads. Optional: if it returns, the singleton stays alive.
 
-        While it waits for something, handlers of the singleton run; between two of its awaits nothing else of the
-        singleton does. What it changes in `state` is committed by `save()`: change and save without an await in
-        between, since a handler that fails meanwhile takes the state back to what is committed.
+        While `run` waits for something, handlers of the singleton run. Between two of its awaits nothing else of the
+        singleton runs. `save()` commits its changes to `state`. Do not await anything between a change and `save()`: a
+        handler that fails in the meantime resets the state to what is committed.
 
-        If it raises, it is started again with growing pauses, and the steps since the last `save()` are not repeated.
-        It is cancelled when leadership ends.
+        If `run` raises, it is called again, after growing pauses, and the steps since the last `save()` are not
+        repeated. It is cancelled when leadership ends.
         """

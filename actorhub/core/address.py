@@ -1,4 +1,4 @@
-"""Addresses: entities, shards and runners, and the hashes that are wire formats."""
+"""Addresses of entities, shards and runners, and the hashes that are wire formats."""
 
 import re
 from typing import Final, Self
@@ -9,12 +9,12 @@ import msgspec
 from actorhub.core.errors import ConfigurationError, MalformedMessage
 
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
-"""What a namespace, a shard group, and every other name that reaches an SQL identifier must match in full."""
+"""Namespaces, shard groups and all other names that become part of an SQL identifier must match this in full."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 HASH_VERSION: Final = "mmh3-32/seed-0"
-"""Names the function behind `shard_number`; runners that disagree refuse to share a cluster."""
+"""Identifies the hash behind `shard_number`. Runners with different ones refuse to share a cluster."""
 
 
 class ShardId(msgspec.Struct, frozen=True, order=True, array_like=True, cache_hash=True):
@@ -28,7 +28,7 @@ class ShardId(msgspec.Struct, frozen=True, order=True, array_like=True, cache_ha
         """Return the shard that `text` (such as `default:42`) names.
 
         Raises:
-            ConfigurationError: `text` is not `group:number`.
+            ConfigurationError: `text` is not of the form `group:number`.
         """
         group, separator, number = text.rpartition(":")
         if not separator or not NAME_PATTERN.fullmatch(group) or not (number.isascii() and number.isdigit()):
@@ -40,10 +40,10 @@ class ShardId(msgspec.Struct, frozen=True, order=True, array_like=True, cache_ha
 
 
 class RunnerAddress(msgspec.Struct, frozen=True, array_like=True):
-    """One start of one runner: where it listens, and the random id made at that start."""
+    """One start of one runner: the address of the runner, and the random id made at that start."""
 
     address: str
-    """`host:port` at which peers reach it."""
+    """`host:port` at which peers reach the runner."""
     incarnation: str
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class RunnerAddress(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ShardOwner(msgspec.Struct, frozen=True, array_like=True):
-    """Who acts for a shard, as far as the teller knows."""
+    """The owner of a shard, as far as the sender knows."""
 
     shard: ShardId
     runner: RunnerAddress
@@ -59,28 +59,28 @@ class ShardOwner(msgspec.Struct, frozen=True, array_like=True):
 
 
 class RunnerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What a runner says of itself to the cluster."""
+    """What a runner tells the cluster about itself."""
 
     runner: RunnerAddress
     weight: float = 1.0
     groups: tuple[str, ...] = ("default",)
     entity_types: tuple[str, ...] = ()
-    """Names of the entity types that it can host."""
+    """Names of the entity types that the runner can host."""
     draining: bool = False
     version: str = ""
     slot: int = -1
-    """Its number among the registered runners of its groups, given by the store when it registers; -1 before that."""
+    """Its number among the registered runners of its groups. The store assigns it at registration; -1 before that."""
 
 
 def shard_number(key: str, shards: int) -> int:
-    """Return which of `shards` slots `key` falls into: a wire format, on which every runner of a cluster agrees."""
+    """Return the number, in [0, shards), of the shard of `key`. A wire format: all runners of a cluster must agree."""
     return mmh3.hash(key.encode(), 0, signed=False) % shards
 
 
 def lock_key(namespace: str, purpose: str) -> int:
     """Return the signed 64-bit Postgres advisory-lock key of (namespace, purpose).
 
-    A wire format, frozen by a test: runners of different releases exclude each other by it.
+    A wire format, frozen by a test: runners of different releases exclude each other by these locks.
     `purpose` is `shard/<group>:<number>`, `fence/<incarnation>` or another slash-separated name.
     """
     low, _ = mmh3.hash64(f"{namespace}/{purpose}".encode(), 0, signed=True)
@@ -88,29 +88,30 @@ def lock_key(namespace: str, purpose: str) -> int:
 
 
 def shard_lock_key(namespace: str, shard: ShardId) -> int:
-    """Return the advisory-lock key of one shard: it depends on nothing but namespace and shard id."""
+    """Return the advisory-lock key of one shard. It depends on the namespace and the shard id only."""
     return lock_key(namespace, f"shard/{shard}")
 
 
 def fence_lock_key(namespace: str, incarnation: str) -> int:
-    """Return the advisory-lock key of one runner incarnation's commit fence."""
+    """Return the advisory-lock key of the commit fence of one incarnation of a runner."""
     return lock_key(namespace, f"fence/{incarnation}")
 
 
 def check_entity_id(entity_id: object, max_bytes: int) -> str:
-    """Return `entity_id` if it may be an entity's id.
+    """Return `entity_id` if it is valid.
 
     Raises:
-        MalformedMessage: it is not a string, empty, longer than `max_bytes` in UTF-8, or holds control characters.
+        MalformedMessage: The id is not a string, is empty, is longer than `max_bytes` in UTF-8, or contains control
+            characters.
     """
     if not isinstance(entity_id, str):
         raise MalformedMessage(f"entity id must be a string, not {type(entity_id).__name__}: {entity_id!r}")
     if not entity_id:
         raise MalformedMessage("entity id must not be empty")
     if _CONTROL.search(entity_id):
-        raise MalformedMessage(f"entity id {entity_id[:80]!r} holds a control character: remove it")
+        raise MalformedMessage(f"entity id {entity_id[:80]!r} contains a control character: remove it")
     if len(entity_id) * 4 > max_bytes and (size := len(entity_id.encode())) > max_bytes:
         raise MalformedMessage(
-            f"entity id {entity_id[:40]!r}… has {size} bytes, the limit is {max_bytes}: shorten or hash it"
+            f"entity id {entity_id[:40]!r}… has {size} bytes; the limit is {max_bytes}: shorten or hash it"
         )
     return entity_id

@@ -1,4 +1,4 @@
-"""Where time and chance come from, so that a simulation can own both."""
+"""The source of time and randomness, so that tests and simulations can control both."""
 
 import random
 import secrets
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Source of wall time, monotonic time and randomness."""
+    """Provides wall time, monotonic time and randomness."""
 
     def time(self) -> float:
-        """Return wall time in seconds since the Unix epoch (may step back)."""
+        """Return wall time in seconds since the Unix epoch. It may step back."""
         ...
 
     def monotonic(self) -> float:
-        """Return seconds on a clock that never steps back; comparable within this process only."""
+        """Return seconds on a clock that never steps back. Values compare within this process only."""
         ...
 
     def random(self) -> float:

@@ -1,4 +1,4 @@
-"""User data to bytes and back: handler arguments, results, state and errors. msgspec only, validated on decode."""
+"""Encoding of user data (arguments, results, state, errors) with msgspec, and decoding with validation."""
 
 import typing
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ _JSON: Final = msgspec.json.Encoder()
 
 
 class Codec(Generic[T]):
-    """Encoder and decoder of one type; decode validates and names the field that does not fit."""
+    """Encoder and decoder of one type. Decoding validates, and its error names the field that does not fit."""
 
     __slots__ = ("_decode", "_decode_json", "what")
 
@@ -33,7 +33,7 @@ class Codec(Generic[T]):
 
         Args:
             type_: Any type that msgspec supports.
-            what: What the data is, for error messages: `orders.process: arguments`.
+            what: What the data is, for error messages, such as `orders.process: arguments`.
 
         Raises:
             TypeError: msgspec does not support the type.
@@ -49,7 +49,7 @@ class Codec(Generic[T]):
         """Return the value in `data`.
 
         Raises:
-            MalformedMessage: the bytes do not hold a value of the type.
+            MalformedMessage: The bytes do not contain a value of the type.
         """
         try:
             value: T = self._decode(data)
@@ -61,7 +61,7 @@ class Codec(Generic[T]):
         """Return the value in the JSON text `data`.
 
         Raises:
-            MalformedMessage: the text does not hold a value of the type.
+            MalformedMessage: The text does not contain a value of the type.
         """
         try:
             value: T = self._decode_json(data)
@@ -70,10 +70,10 @@ class Codec(Generic[T]):
         return value
 
     def encode(self, value: T) -> bytes:
-        """Return `value` in msgpack.
+        """Return `value` encoded as msgpack.
 
         Raises:
-            MalformedMessage: `value` holds something that msgspec cannot encode.
+            MalformedMessage: `value` contains something that msgspec cannot encode.
         """
         try:
             return _encode(value)
@@ -84,7 +84,7 @@ class Codec(Generic[T]):
         """Return `value` as JSON text.
 
         Raises:
-            MalformedMessage: `value` holds something that msgspec cannot encode.
+            MalformedMessage: `value` contains something that msgspec cannot encode.
         """
         try:
             return _JSON.encode(value)
@@ -93,10 +93,10 @@ class Codec(Generic[T]):
 
 
 def encode(value: object, what: str) -> bytes:
-    """Return `value` in msgpack.
+    """Return `value` encoded as msgpack.
 
     Raises:
-        MalformedMessage: `value` holds something that msgspec cannot encode.
+        MalformedMessage: `value` contains something that msgspec cannot encode.
     """
     try:
         return _encode(value)
@@ -105,20 +105,20 @@ def encode(value: object, what: str) -> bytes:
 
 
 def check_size(data: bytes, limit: int, what: str) -> bytes:
-    """Return `data` if it is at most `limit` bytes.
+    """Return `data` if it is at most `limit` bytes long.
 
     Raises:
-        MessageTooLarge: it is larger.
+        MessageTooLarge: It is longer.
     """
     if len(data) > limit:
         raise MessageTooLarge(
-            f"{what}: {len(data)} bytes, the limit is {limit}: send less, or raise max_message_bytes on every runner"
+            f"{what}: {len(data)} bytes; the limit is {limit}: send less, or raise max_message_bytes in every process"
         )
     return data
 
 
 class _ErrorRecord(msgspec.Struct, array_like=True):
-    """The wire form of an error. A wire format: append fields only."""
+    """An error as it travels. A wire format: only append fields."""
 
     kind: str
     message: str
@@ -133,35 +133,35 @@ _SENT_FIELDS: Final = ("retry_after", "path", "type", "traceback", "reason")
 
 
 def encode_error(error: ActorhubError) -> bytes:
-    """Return the wire form of `error`; a domain error that cannot be encoded becomes a `HandlerFailed`.
+    """Return `error` in its wire form. A domain error that cannot be encoded becomes a `HandlerFailed`.
 
-    A subclass that only one side knows travels as the public error that it specialises.
+    A private subclass of a public error travels as that public error.
     """
     if isinstance(error, EntityError):
         try:
             fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in field_names(type(error))}
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             name = _domain_name(type(error))
-            return encode_error(HandlerFailed(name, f"{error}: its fields cannot be encoded: {exc}"))
+            return encode_error(HandlerFailed(name, f"{error}: the fields of this error cannot be encoded: {exc}"))
         return _encode(_ErrorRecord(_domain_name(type(error)), str(error), True, fields, True))
     fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in _SENT_FIELDS if hasattr(error, name)}
     return _encode(_ErrorRecord(public_name(error), error.message, error.possibly_executed, fields))
 
 
 def public_name(error: ActorhubError) -> str:
-    """Return the name of the public class that `error` is, or specialises; a domain error's own name."""
+    """Return the name of the public class of `error`. For a private subclass that is the public class above it."""
     if isinstance(error, EntityError):
         return type(error).__name__
     return next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
 
 
 def decode_error(data: bytes) -> ActorhubError:
-    """Return the error in `data`; one whose class this process does not know comes back as `HandlerFailed`."""
+    """Return the error in `data`. If this process does not know its class, the result is a `HandlerFailed`."""
     try:
         record = _decode_error(data)
         return _domain_error(record) if record.domain else _framework_error(record)
     except (msgspec.MsgspecError, TypeError, ValueError, NameError, RecursionError) as exc:
-        return HandlerFailed("unreadable error", f"the peer's error cannot be decoded: {exc}")
+        return HandlerFailed("unreadable error", f"the error that the runner sent cannot be decoded: {exc}")
 
 
 def _framework_error(record: _ErrorRecord) -> ActorhubError:
@@ -196,7 +196,7 @@ def _domain_name(cls: type[EntityError]) -> str:
 
 
 def _domain_class(name: str) -> type[EntityError] | None:
-    """Find the class by module and name; by name alone where that is unique (a script's module is `__main__`)."""
+    """Find the class by module and name, or else by its name if that is unique (a script's module is `__main__`)."""
     known = list(_subclasses(EntityError))
     exact = [cls for cls in known if _domain_name(cls) == name]
     if exact:

@@ -1,6 +1,6 @@
-"""Cron arithmetic: which instants a schedule has, which of them is next, and which are skipped, all of it pure.
+"""Cron arithmetic as pure functions: a schedule's fire times, the next one, and the ones that are skipped.
 
-An instant is a whole second since the Unix epoch, written as a float, as all times here are.
+A fire time is a whole number of seconds since the Unix epoch. Like every time in this module it is a float.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ from cronsim.cronsim import is_imaginary
 from actorhub.core.retry import DEFAULT_RETRY, Retry
 
 Overlap: TypeAlias = Literal["queue", "skip", "allow"]
-"""What an instant does that comes while an earlier one still runs: wait for it, not run, or run beside it."""
+"""What happens at a fire time while an earlier run has not ended: the run waits, is skipped, or starts beside it."""
 
 MAX_COUNTED: Final = 1000
-"""Skipped instants are counted up to here."""
+"""Skipped fire times are counted up to this number."""
 
 _ALIASES: Final = {
     "@hourly": "0 * * * *",
@@ -37,39 +37,41 @@ _ALLOWED: Final = {
     "second": "0-59",
     "minute": "0-59",
     "hour": "0-23",
-    "day-of-month": "1-31, as far as one of its months has that day, L or LW",
+    "day-of-month": "1-31 (a day that one of the months has), L or LW",
     "month": "1-12 or JAN-DEC",
     "day-of-week": "0-7 or SUN-SAT, each also with L or #1 to #5",
 }
-"""By the names that cronsim gives the fields in its errors, in their order."""
+"""Keyed by the field names in cronsim's errors, in the order of the fields."""
 _GRAMMAR: Final = "write five fields such as '*/5 8-18 * * MON-FRI', six with seconds first, or one of " + " ".join(
     _ALIASES
 )
 _REFERENCE: Final = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
-"""From here on a new expression must match within 50 years; fixed, so that all runners judge it alike."""
+"""A new expression must match within 50 years of this date, which is fixed so that all runners judge alike."""
 _NAME: Final = re.compile(r"\w[\w.-]{0,99}")
 _KEY: Final = re.compile(r"cron:(.+)@(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)#(0|[1-9]\d{0,17})", re.ASCII | re.DOTALL)
 
 
 class CronExpression(msgspec.Struct, frozen=True):
-    """The instants of a cron expression in a time zone, as cronsim defines them, which follows Debian's cron.
+    """The fire times of a cron expression in a time zone. The rules are those of cronsim, which follows Debian's cron.
 
-    Five fields (minute, hour, day of month, month, day of week), six with seconds *first*, or `@hourly`, `@daily`,
-    `@midnight`, `@weekly`, `@monthly`, `@yearly`, `@annually`. Day of month and day of week must both match if one of
-    them starts with `*`, otherwise one of them is enough.
+    An expression has five fields (minute, hour, day of month, month, day of week), or six with seconds *first*, or is
+    one of `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly` and `@annually`. If the day of month or
+    the day of week starts with `*`, both of them must match; otherwise it is enough that one of them does.
 
-    When clocks change, there are two kinds. Five fields whose minute and hour do not start with `*` name times of day:
-    one that is left out (02:30 of a day whose clock goes from 02:00 to 03:00) runs at the first minute after the gap,
-    once for all times in the gap; one that comes twice runs the first time only. All others follow the clock on the
-    wall: what is left out does not run, and what comes twice runs twice. So `*/30 * * * *` and `0 * * * *` run every
-    half hour and every hour throughout; and `0 30 2 * * *`, which has six fields, is not `30 2 * * *`.
+    When clocks change, what happens depends on the kind of expression. Five fields whose minute and hour do not start
+    with `*` name times of day. A time that the clock skips (02:30 on a day when it goes from 02:00 to 03:00) runs at
+    the first minute after the gap, once for all times in the gap. A time that occurs twice runs the first time only.
+    All other expressions follow the clock on the wall: a skipped time does not run, and a repeated time runs twice. So
+    `*/30 * * * *` and `0 * * * *` keep running every half hour and every hour, and `0 30 2 * * *`, which has six
+    fields, differs from `30 2 * * *`.
 
     Args:
-        expression: As above; letters in either case.
+        expression: As above. Letters may be upper or lower case.
         timezone: IANA name.
 
     Raises:
-        ValueError: the expression makes no sense or never matches, or there is no such time zone; says which and why.
+        ValueError: The expression is malformed or never matches, or the time zone is unknown. The text says which, and
+            what to write instead.
     """
 
     expression: str
@@ -78,10 +80,10 @@ class CronExpression(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         try:
             _zone(self.timezone)
-        except (KeyError, OSError, ValueError):  # by how the name is wrong: unknown, a folder, a path
+        except (KeyError, OSError, ValueError):  # raised for an unknown name, a folder and a path
             raise ValueError(
                 f"timezone={self.timezone!r} is unknown: write an IANA name such as 'Europe/Berlin', or 'UTC'; "
-                "where the system has no time zones, install the package tzdata"
+                "if the system has no time zone database, install the package tzdata"
             ) from None
         try:
             first = self.after(_REFERENCE)
@@ -90,53 +92,53 @@ class CronExpression(msgspec.Struct, frozen=True):
         if first is None:
             raise ValueError(f"cron expression {self.expression!r} matches no time within 50 years: {_GRAMMAR}")
 
-    def following(self, instant: float) -> Iterator[float]:
-        """Yield the instants after `instant`, strictly increasing, until 50 years have none."""
-        last = float(math.floor(instant))
+    def following(self, moment: float) -> Iterator[float]:
+        """Yield the fire times after `moment`, strictly increasing, until there is none for 50 years."""
+        last = float(math.floor(moment))
         for found in self._simulate(last):
-            # A time of day is found again in an hour that comes twice, where it would lie in the past.
+            # In an hour that occurs twice, cronsim finds a time of day again, which would lie in the past.
             if (stamp := found.timestamp()) > last:
                 yield stamp
                 last = stamp
 
-    def after(self, instant: float) -> float | None:
-        """Return the first instant strictly after `instant`; `None`: there is none within 50 years."""
-        return next(self.following(instant), None)
+    def after(self, moment: float) -> float | None:
+        """Return the first fire time strictly after `moment`, or `None` if there is none within 50 years."""
+        return next(self.following(moment), None)
 
-    def before(self, instant: float) -> float | None:
-        """Return the last instant strictly before `instant`; `None`: there is none within 50 years."""
-        for found in self._simulate(float(math.ceil(instant)), reverse=True):
-            # Going backwards, cronsim may leave out instants of an hour that comes twice: look forward from there.
+    def before(self, moment: float) -> float | None:
+        """Return the last fire time strictly before `moment`, or `None` if there is none within 50 years."""
+        for found in self._simulate(float(math.ceil(moment)), reverse=True):
+            # Going backwards, cronsim can miss fire times in an hour that occurs twice. So look forward from here.
             last = None
             for stamp in self.following(found.timestamp() - 1):
-                if stamp >= instant:
+                if stamp >= moment:
                     break
                 last = stamp
             if last is not None:
                 return last
         return None
 
-    def _simulate(self, instant: float, *, reverse: bool = False) -> CronSim:
+    def _simulate(self, moment: float, *, reverse: bool = False) -> CronSim:
         fields = _ALIASES.get(self.expression.strip().lower(), self.expression)
-        return _Simulation(fields, datetime.fromtimestamp(instant, _zone(self.timezone)), reverse=reverse)
+        return _Simulation(fields, datetime.fromtimestamp(moment, _zone(self.timezone)), reverse=reverse)
 
 
 class _Simulation(CronSim):
     """cronsim, except that a local hour may begin or end at any minute.
 
-    cronsim steps by 3600 seconds from one full hour to the next. Where clocks change by half an hour (Lord Howe) that
-    leads past full hours for the rest of the day, so that a daily job can be left out. Steps to the next value, instead
-    of second by second, also bound the time that counting takes.
+    cronsim steps by 3600 seconds from one full hour to the next. Where clocks change by half an hour (Lord Howe), it
+    then misses every full hour for the rest of the day, and with it perhaps a daily job. This class steps straight to
+    the next value that matches. That also bounds how long it takes to count fire times.
     """
 
     def advance_hour(self) -> bool:
         if self.fixup_tz is None and self.dt.hour == 0 and is_imaginary(self.dt):
-            # cronsim begins a day at midnight, also one whose first hour is left out.
+            # cronsim starts every day at midnight, even a day whose first hour does not exist.
             self.dt = self.dt.astimezone(UTC).astimezone(self.dt.tzinfo)
             return True
         if (hour := self.dt.hour) in self.hours:
             return False
-        # Clocks change by less than three hours; what is before the last three cannot lead past the hour that is meant.
+        # Clocks change by less than three hours, so a step that ends three hours early cannot jump over the target.
         hours = max(1, _first_above(hour, self.hours, 24) - hour - 3)
         self.tick(3600 * hours - 60 * self.dt.minute - self.dt.second)
         return True
@@ -155,17 +157,18 @@ class _Simulation(CronSim):
 
 
 class Breaker(msgspec.Struct, frozen=True, kw_only=True):
-    """A circuit breaker: instants are skipped for a while after a schedule failed several times in a row.
+    """A circuit breaker: after several failures in a row, a schedule skips its fire times for a while.
 
-    Closed until `failures` in a row; then open for `cooldown`; then half open: the next instant is tried. If that one
-    succeeds there is no failure in a row any more, which closes it; if it fails, it is open for `cooldown` again.
+    The breaker opens after `failures` fire times in a row have failed for good. While it is open, fire times are
+    skipped and counted. After `cooldown` the next fire time runs. If that run succeeds, the breaker closes; if it
+    fails, the breaker stays open for another `cooldown`.
 
     Args:
-        failures: How many in a row open it.
+        failures: How many failures in a row open the breaker.
         cooldown: How long it stays open after the last failure.
 
     Raises:
-        ValueError: a value makes no sense; says which.
+        ValueError: A value is out of range. The text names it.
     """
 
     failures: int = 5
@@ -178,29 +181,30 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"cooldown={self.cooldown} must be more than zero")
 
     def is_open(self, failures_in_a_row: int, last_failure_at: float | None, now: float) -> bool:
-        """Return whether the instant that has come is to be skipped; a clock that stepped back makes that longer."""
+        """Return whether the present fire time is to be skipped. A clock that steps back prolongs the cooldown."""
         if last_failure_at is None or failures_in_a_row < self.failures:
             return False
         return now < last_failure_at + self.cooldown.total_seconds()
 
 
 class CronOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a schedule's declaration says.
+    """What a schedule declares.
 
     Args:
         expression: See `CronExpression`.
         timezone: IANA name.
-        skip_if_older_than: An instant that could not run for so long is skipped.
-        from_previous: After downtime, make up for the instants that passed, oldest first, but for those that are older
-            than `skip_if_older_than`; default: go on with the first instant to come.
-        overlap: What an instant does that comes while an earlier one still runs.
-        retry: How often one instant's run is repeated after it crashed.
-        jitter: Each instant runs up to so much later, the same for each attempt to plan it; see `delivery_delay`.
-        breaker: Skip instants for a while after failures in a row.
-        name: Of the schedule; default: its method's.
+        skip_if_older_than: A fire time that could not run for this long is skipped.
+        from_previous: After downtime, run the missed fire times, oldest first, except those older than
+            `skip_if_older_than`. By default the schedule continues with the next fire time.
+        overlap: What happens at a fire time while an earlier run has not ended.
+        retry: How often the run of one fire time is repeated after it fails.
+        jitter: Each fire time runs up to this much later. The delay of one fire time is always the same; see
+            `delivery_delay`.
+        breaker: Skip fire times for a while after failures in a row.
+        name: Name of the schedule. By default it is the name of the method.
 
     Raises:
-        ValueError: a value makes no sense; says which.
+        ValueError: A value is out of range. The text names it.
     """
 
     expression: str
@@ -226,43 +230,43 @@ class CronOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Skipped(msgspec.Struct, frozen=True, kw_only=True):
-    """Instants in a row that will not run, and why."""
+    """Consecutive fire times that will not run, and why."""
 
     reason: Literal["missed", "too old"]
-    """They passed while nobody led, or nobody led for longer than `skip_if_older_than` after them."""
+    """`missed`: they passed while nobody led. `too old`: they passed more than `skip_if_older_than` ago."""
     count: int
     """At most `MAX_COUNTED`."""
     first: float
     last: float
     is_more: bool
-    """There are more than `count`; `last` is the last one all the same."""
+    """Whether there are more than `count`. `last` is the last of all of them in any case."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What a schedule does next."""
 
     next_at: float | None
-    """The instant whose message is to be stored; `None`: the expression has no more."""
+    """The fire time whose message is to be stored, or `None` if the expression has no more."""
     skipped: tuple[Skipped, ...] = ()
-    """All instants between the previous one and `next_at`."""
+    """All fire times between the previous one and `next_at`."""
 
 
 def plan(
     expression: CronExpression, previous: float | None, now: float, *, skip_if_older_than: float, from_previous: bool
 ) -> Plan:
-    """Return which instant's message to store next, and what is left out before it.
+    """Return the fire time whose message to store next, and the fire times that are skipped before it.
 
-    `next_at` is greater than `previous`, wherever the clock stepped to: planned from one to the next, each instant
-    comes at most once, and each one is either planned or reported as skipped. Complexity: bounded by `MAX_COUNTED`,
-    however long ago `previous` is.
+    `next_at` is greater than `previous` even if the clock stepped back. So if each plan starts from the result of the
+    one before, every fire time is planned at most once, and every fire time is either planned or reported as skipped.
+    Complexity: bounded by `MAX_COUNTED`, however long ago `previous` is.
 
     Args:
-        expression: The schedule's.
-        previous: The last instant for which a message was stored; `None`: the schedule is new.
-        now: What the clock says.
-        skip_if_older_than: Seconds; with `from_previous`, instants that are older at `now` are skipped.
-        from_previous: Go on with the first instant after `previous` that is not too old, instead of the first after
-            `now`.
+        expression: When the schedule fires.
+        previous: The last fire time whose message was stored, or `None` for a new schedule.
+        now: The present time.
+        skip_if_older_than: In seconds. With `from_previous`, fire times that are older at `now` are skipped.
+        from_previous: Continue with the first fire time after `previous` that is not too old, instead of the first one
+            after `now`.
     """
     if previous is None:
         return Plan(next_at=expression.after(now))
@@ -273,33 +277,34 @@ def plan(
     return Plan(next_at=expression.after(horizon), skipped=skipped)
 
 
-def delivery_delay(schedule: str, instant: float, jitter: float) -> float:
-    """Return by how many seconds, in [0, jitter), an instant of a schedule runs later: the same wherever it is asked.
+def delivery_delay(schedule: str, fire_time: float, jitter: float) -> float:
+    """Return the delay of one fire time in seconds, in [0, jitter). It is the same in every process.
 
-    Frozen by a test: a message that is stored again, by another release too, is due at the same time.
+    Frozen by a test: a message that is stored again, even by another release, is due at the same time.
     """
-    digest = hashlib.blake2b(f"{schedule}@{int(instant)}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{schedule}@{int(fire_time)}".encode(), digest_size=8).digest()
     return jitter * (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
 def expected_interval(expression: CronExpression, last: float) -> float | None:
-    """Return the seconds from `last`, the instant that ran last, to the next one; `None`: there is no next one."""
+    """Return the seconds from `last`, the last fire time that ran, to the next one, or `None` if there is none."""
     following = expression.after(last)
     return None if following is None else following - last
 
 
 def is_overdue(expression: CronExpression, last_at: float | None, created_at: float, now: float) -> bool:
-    """Return whether a schedule is unhealthy: nothing ran for more than twice its expected interval.
+    """Return whether a schedule is unhealthy because nothing ran for more than twice its expected interval.
 
-    That is one interval after the instant that should have run. A schedule that never ran is judged from its first
-    instant after `created_at`, by the interval that follows it, so that creating it just before an instant leaves as
-    much time as later ones have. Jitter is not known here: take it off `now`.
+    A schedule becomes overdue one interval after the fire time that should have run. For a schedule that never ran
+    that is its first fire time after `created_at`, and the interval is the one that follows it. So a schedule that is
+    created just before a fire time gets as much time as it does later. Jitter is not considered: subtract it from
+    `now`.
 
     Args:
-        expression: The schedule's.
-        last_at: The instant that ran last; `None`: none did.
-        created_at: When the schedule came to be, or was last resumed or changed.
-        now: What the clock says.
+        expression: When the schedule fires.
+        last_at: The last fire time that ran, or `None` if none did.
+        created_at: When the schedule was created, or last resumed or changed.
+        now: The present time.
     """
     due = expression.after(created_at if last_at is None else last_at)
     if due is None:
@@ -308,18 +313,18 @@ def is_overdue(expression: CronExpression, last_at: float | None, created_at: fl
     return interval is not None and now > due + interval
 
 
-def instant_key(schedule: str, instant: float, revision: int) -> str:
-    """Return the idempotency key of one instant's message, such as `cron:sweep@2026-11-27T12:30:00Z#0`.
+def fire_time_key(schedule: str, fire_time: float, revision: int) -> str:
+    """Return the idempotency key of the message of one fire time, such as `cron:sweep@2026-11-27T12:30:00Z#0`.
 
-    A storage format, frozen by a test. It depends on schedule, instant and revision alone: whoever plans an instant
-    again, after a restart or a takeover, stores no second message.
+    A storage format, frozen by a test. The key depends on schedule, fire time and revision alone. So a leader that
+    plans a fire time again, after a restart or a takeover, does not store a second message.
     """
-    time = datetime.fromtimestamp(int(instant), UTC).replace(tzinfo=None).isoformat()
+    time = datetime.fromtimestamp(int(fire_time), UTC).replace(tzinfo=None).isoformat()
     return f"cron:{schedule}@{time}Z#{revision}"
 
 
-def parse_instant_key(key: str) -> tuple[str, float, int] | None:
-    """Return schedule, instant and revision of a key that `instant_key` made; `None`: it made no such key."""
+def parse_fire_time_key(key: str) -> tuple[str, float, int] | None:
+    """Return schedule, fire time and revision of a key made by `fire_time_key`, or `None` for any other key."""
     if not (match := _KEY.fullmatch(key)):
         return None
     schedule, time, revision = match.groups()
@@ -332,7 +337,7 @@ def parse_instant_key(key: str) -> tuple[str, float, int] | None:
 def _skipped(
     reason: Literal["missed", "too old"], expression: CronExpression, previous: float, horizon: float
 ) -> tuple[Skipped, ...]:
-    """Return the instants in (previous, horizon], if there are any."""
+    """Return the fire times in (previous, horizon], if there are any."""
     until_horizon = takewhile(lambda stamp: stamp <= horizon, expression.following(previous))
     passed = list(islice(until_horizon, MAX_COUNTED + 1))
     if not passed:
@@ -353,9 +358,9 @@ def _first_above(value: int, values: set[int], limit: int) -> int:
 
 
 def _complaint(expression: str, field: str) -> str:
-    """Return what is wrong with an expression of which cronsim names the bad field, or that their number is wrong."""
+    """Say what is wrong with an expression: the field that cronsim names, or else the number of fields."""
     parts = expression.split()
     if field not in _ALLOWED:
         return f"cron expression {expression!r} has {len(parts)} fields: {_GRAMMAR}"
     index = list(_ALLOWED).index(field) - (len(parts) == 5)
-    return f"cron expression {expression!r}: {field} {parts[index]!r} must be of {_ALLOWED[field]}; {_GRAMMAR}"
+    return f"cron expression {expression!r}: {field} {parts[index]!r} is not within {_ALLOWED[field]}; {_GRAMMAR}"

@@ -1,7 +1,7 @@
-"""What travels between processes: envelopes, and frames that hold many of them.
+"""What travels between processes: envelopes, and the frames that contain them.
 
-An envelope is a small tagged array in msgpack; `body` is already encoded user data and is never touched on the way.
-A frame is one msgpack array of envelopes. The tags and field orders are a wire format: append fields (with defaults),
+An envelope is a small tagged msgpack array. Its `body` is user data, encoded by the sender and not decoded on the way.
+A frame is one msgpack array of envelopes. Tags and the order of fields are a wire format: append fields, with defaults;
 never reorder or remove them.
 """
 
@@ -19,87 +19,87 @@ ASK: Final = 0
 TELL: Final = 1
 STREAM: Final = 2
 BROADCAST: Final = 3
-"""A tell to every resident entity of the type; the reply is their number."""
+"""A tell to every resident entity of the type. The reply is their number."""
 CANCEL_MESSAGE: Final = 4
-"""Cancel the durable message `message_id`; the reply is whether it was pending."""
+"""Cancel the durable message `message_id`. The reply is whether it was pending."""
 RETRY_MESSAGE: Final = 5
-"""Make the durable message `message_id` due at once, no attempt counted; the reply is whether it was there."""
+"""Make the durable message `message_id` due now, with no attempt counted. The reply is whether it will run."""
 FIND_MESSAGE: Final = 6
-"""Say where the durable message `message_id` is; to any runner."""
+"""Return the state of the durable message `message_id`. Any runner answers."""
 POLL_STORAGE: Final = 7
-"""Look into the store for messages now; to any runner, the reply is empty."""
+"""Poll the store for messages now. Any runner answers, with an empty reply."""
 KEY_VALUE: Final = 8
-"""One operation on the key-value store, as `core.key_value` encodes it; to any runner."""
+"""One operation on the key-value store, as `core.key_value` encodes it. Any runner answers."""
 COMPLETE: Final = 9
-"""Complete a deferred value; to any runner, the reply is whether this was the first outcome."""
+"""Complete a deferred value. Any runner answers with whether this was the first outcome."""
 COMPLETED: Final = 10
-"""The deferred value whose token has the hash in the body was completed: look, if a run waits for it."""
+"""News that the deferred value whose token has the hash in the body was completed, for runs that wait for it."""
 HEALTH: Final = 11
-"""Say how you are; to one runner."""
+"""Report the health of the runner that gets this request."""
 
 ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH})
-"""Requests that belong to no shard: what they lead to does not depend on who owns what."""
+"""Requests that belong to no shard. Their effect does not depend on who owns which shard."""
 
 
 class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
-    """First envelope in each direction of a link: who speaks."""
+    """The first envelope in each direction of a link. It identifies the sender."""
 
     protocol: int
     namespace: str
     address: str
-    """Where the speaker listens; empty for a client, which hosts nothing."""
+    """Where the sender listens, or empty for a client, which hosts nothing."""
     incarnation: str
     machine_id_wanted: bool = False
-    """A client without a database asks the runner to lease it a machine id."""
+    """Whether the sender, a client without a database, asks the runner to lease it a machine id."""
 
 
 class Durable(msgspec.Struct, array_like=True):
-    """What a call of a durable handler says besides."""
+    """The additional fields of a call of a durable handler."""
 
     key: str | None = None
     """The caller's idempotency key."""
     deliver_at: float = 0.0
-    """Seconds since the Unix epoch before which it must not run; 0: at once."""
+    """Seconds since the Unix epoch before which the message must not run; 0: it may run at once."""
     delay: float = 0.0
-    """Instead: seconds after it was stored."""
+    """Instead of `deliver_at`: seconds after the message is stored."""
     is_stored: bool = False
-    """It is a pending row already; a tell of this kind only says so."""
+    """Whether the message is a pending row already. Such a tell only announces it."""
     is_repeated: bool = False
-    """It may have been sent before."""
+    """Whether the message may have been sent before."""
     is_deposit: bool = False
-    """No owner is known: store it for whoever will own the shard. If it is stored: it was, so the owner must look."""
+    """Whether no owner was known: the receiver stores it for the next owner. With `is_stored`: the owner must poll."""
     payload_hash: bytes = b""
-    """Of the arguments, where there is a key."""
+    """Hash of the arguments, if there is a key."""
 
 
 class Request(msgspec.Struct, array_like=True, tag=1):
     """A call of one handler."""
 
     id: int
-    """Chosen by the sender; unique per link and direction while in flight."""
+    """Chosen by the sender. Unique per link and direction while the request is in flight."""
     kind: int
     entity_type: str
     entity_id: str
     handler: str
     body: bytes
     timeout_ms: int
-    """Time left when it was sent; 0 means none was set."""
+    """Time left until the deadline when the request was sent, or 0 without a deadline."""
     hops: int = 0
     chain: tuple[str, ...] = ()
-    """`type/id` of the entities that wait for this call, outermost first."""
+    """The `type/id` of each entity that waits for this call, outermost first."""
     headers: dict[str, str] = {}
     message_id: int = 0
     credit: int = 0
-    """Stream: how many items the consumer takes before it grants more."""
+    """For a stream: how many items may be sent before the consumer grants more."""
     waits_for_room: bool = False
-    """Queue beyond the mailbox's capacity instead of failing."""
+    """Whether to queue beyond the capacity of the mailbox instead of failing."""
     durable: Durable | None = None
     skip: int = 0
-    """Durable stream: how many items the consumer has already."""
+    """For a durable stream: how many items the consumer already has."""
 
 
 class Reply(msgspec.Struct, array_like=True, tag=2):
-    """The value of a request; for a stream, its end."""
+    """The value that a request returns. For a stream, its end."""
 
     id: int
     epoch: int
@@ -107,7 +107,7 @@ class Reply(msgspec.Struct, array_like=True, tag=2):
 
 
 class Failure(msgspec.Struct, array_like=True, tag=3):
-    """The error of a request: a handler's or the framework's, in the form of `core.codec.encode_error`."""
+    """The error that a request ends with, from the handler or from actorhub, encoded by `core.codec.encode_error`."""
 
     id: int
     epoch: int
@@ -115,7 +115,7 @@ class Failure(msgspec.Struct, array_like=True, tag=3):
 
 
 class NotOwner(msgspec.Struct, array_like=True, tag=4):
-    """The receiver does not own the shard; nothing ran. It names the owner that it knows."""
+    """The runner that got the request does not own the shard, and ran nothing. `hint` is the owner it knows of."""
 
     id: int
     hint: ShardOwner | None = None
@@ -130,21 +130,21 @@ class Chunk(msgspec.Struct, array_like=True, tag=5):
 
 
 class Credit(msgspec.Struct, array_like=True, tag=6):
-    """The consumer of a stream takes `count` more items."""
+    """The consumer of a stream accepts `count` more items."""
 
     id: int
     count: int
 
 
 class Cancel(msgspec.Struct, array_like=True, tag=7):
-    """The caller no longer waits; `timed_out` tells a passed deadline from a cancelled caller."""
+    """The caller no longer waits: its deadline passed (`timed_out`) or it was cancelled."""
 
     id: int
     timed_out: bool = False
 
 
 class Owners(msgspec.Struct, array_like=True, tag=8):
-    """News of the routing table. `complete` replaces what the receiver knew of the speaker's own shards."""
+    """News for the routing table. With `complete`, `owned` lists all shards that the sender owns."""
 
     owned: list[ShardOwner]
     released: list[ShardId] = []
@@ -152,18 +152,18 @@ class Owners(msgspec.Struct, array_like=True, tag=8):
 
 
 class Members(msgspec.Struct, array_like=True, tag=9):
-    """The live runners and cluster-wide values that a client needs for routing."""
+    """The live runners, and the cluster-wide values that a client needs for routing."""
 
     runners: list[RunnerAddress]
     shards_per_group: int
     entity_types: list[str]
-    """Every type that some live runner hosts."""
+    """Every entity type that at least one live runner hosts."""
     machine_id: int = -1
-    """The machine id leased to this client; -1 means none."""
+    """The machine id that is leased to this client, or -1 for none."""
 
 
 class Leaving(msgspec.Struct, array_like=True, tag=10):
-    """The speaker drains: send it nothing new that another runner can take."""
+    """The sender is draining: send it nothing new that another runner can take."""
 
     reason: str = ""
 
@@ -177,7 +177,7 @@ _decoder: Final = msgspec.msgpack.Decoder(list[Envelope])
 
 
 def encode_frame(envelopes: Sequence[Envelope]) -> bytes:
-    """Return one frame that holds `envelopes` in order."""
+    """Return one frame with `envelopes` in order."""
     return _encoder.encode(envelopes)
 
 

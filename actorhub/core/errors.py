@@ -1,6 +1,6 @@
-"""Every error that users see: one tree, attributes not only text.
+"""All errors that users see, in one class tree. Besides their text they have attributes that a program can use.
 
-`possibly_executed` is the promise that matters: where it is `False`, no handler ran, and repeating the call is safe.
+The most important one is `possibly_executed`: if it is `False`, no handler ran, and it is safe to make the call again.
 """
 
 import dataclasses
@@ -10,12 +10,15 @@ from typing import Any, Final, Literal, dataclass_transform
 
 
 class ActorhubError(Exception):
-    """Root of everything that actorhub raises on purpose."""
+    """Base class of all errors that actorhub raises on purpose."""
 
     possibly_executed: bool = False
-    """`False`: no handler ran. `True`: the outcome is unknown, or a handler did run."""
+    """`False`: no handler ran, so it is safe to make the call again. `True`: a handler ran, or may have run.
+
+    The class sets the usual value, and an error object can have another one. Check the object.
+    """
     message: str = ""
-    """What happened, in one sentence."""
+    """What happened, and where it helps, what to do."""
 
     def __init__(self, message: str = "", *, possibly_executed: bool | None = None) -> None:
         super().__init__(message)
@@ -25,23 +28,36 @@ class ActorhubError(Exception):
 
 
 class ConfigurationError(ActorhubError):
-    """A setting, declaration or environment is wrong; seen at start. Never retried."""
+    """A setting, a declaration or the environment is wrong, so the program does not start.
+
+    Nothing ran. The text says what to change; starting again without the change does not help.
+    """
 
 
 class NotConnected(ActorhubError):
-    """The hub is not open, or is closed again. Seen by the caller; never retried."""
+    """There is no connection: the hub's block has ended, or `current()` was used outside a handler or after its run.
+
+    Nothing ran. Call inside the `async with` block of `hub.connect()` or `hub.runner()`, or while the handler runs.
+    """
 
 
 class ShuttingDown(ActorhubError):
-    """This process is leaving and takes no new work. Seen by the caller; another runner may take the call."""
+    """The caller's own process is leaving the cluster and starts nothing new.
+
+    No handler ran. Call from another process, or from this program after its restart.
+    """
 
 
 class MailboxFull(ActorhubError):
-    """The entity's mailbox is at its capacity; seen by the caller at once. No handler ran.
+    """A queue is at its limit, and the call was refused at once. No handler ran. The text names the queue.
+
+    Most often it is the mailbox of one entity. It can also be the number of calls in flight from this process or to one
+    runner, or the number of entities in memory while all of them are busy. Wait for `retry_after` and call again, or
+    call with `on_full="wait"`. If it happens often, spread the calls over more ids, or add runners.
 
     Args:
         message: What is full.
-        retry_after: How long a caller had better wait before it tries again.
+        retry_after: How long to wait before the next try.
     """
 
     def __init__(
@@ -56,76 +72,121 @@ class MailboxFull(ActorhubError):
 
 
 class RunnerUnavailable(ActorhubError):
-    """The runner that owns the entity was lost or cannot be reached.
+    """The runner that owns the entity was lost, or no runner can be reached.
 
-    Retried automatically only while `possibly_executed` is `False`.
+    While it is certain that no handler ran, actorhub makes the call again by itself. If `possibly_executed` is `True`,
+    the call had left when the runner was lost: the handler may have run, and its changes may be committed. Then call
+    again only if a repetition is harmless, or make the handler durable and give the call a key.
     """
 
 
 class CallTimeout(ActorhubError):
-    """The call's deadline passed. `possibly_executed` says whether a handler may have started."""
+    """The deadline of the call passed before its reply came.
+
+    If `possibly_executed` is `False`, no handler ran. If it is `True`, a handler had started or may have started. A
+    durable message stays stored and runs regardless: get its reply later with `cluster.reply`, or by calling again with
+    the same key.
+    """
 
 
 class EntityNotAssigned(ActorhubError):
-    """No runner owned the entity's shard before the deadline. No handler ran."""
+    """No runner owned the entity's shard before the deadline. No handler ran, unless `possibly_executed` is `True`.
+
+    Check that runners are up and that one of them hosts the shard group of the entity type: `actorhub runners`,
+    `actorhub shards`.
+    """
 
 
 class RunnerNotRegistered(ActorhubError):
-    """The named runner is not part of the cluster (any more). No handler ran."""
+    """The named runner is not a member of the cluster. Reserved for later releases: nothing raises it yet."""
 
 
 class PersistenceError(ActorhubError):
-    """Postgres refused or failed the commit: fenced owner, lost connection, failed statement.
+    """Postgres failed or refused an operation: a lost connection, a failed statement, or a runner that lost the shard.
 
-    `possibly_executed` is `True` where a handler ran; its state change was not committed.
+    If `possibly_executed` is `False`, no handler ran. If it is `True`, a handler ran and its changes were refused; only
+    if Postgres stayed unreachable is it unknown whether they were committed. A durable message may be stored, and run.
+    Check that Postgres is healthy, and call again, a durable handler with the same key.
     """
 
 
 class MalformedMessage(ActorhubError):
-    """Arguments, payload or address do not fit the handler's types; the text names the field. No handler ran."""
+    """An argument, an entity id, a key or a token is not valid. No handler ran. The text names the field.
+
+    If `possibly_executed` is `True`, a handler ran: its result, its state or one of its steps is not valid, and the run
+    was rolled back. Fix the call or the handler. If both look right, caller and runner have different versions.
+    """
 
 
 class UnknownEntityType(ActorhubError):
-    """No live runner hosts an entity type of that name. No handler ran."""
+    """No live runner hosts an entity type of this name. No handler ran.
+
+    Check the name, or start a runner whose hub registers the type.
+    """
 
 
 class UnknownHandler(ActorhubError):
-    """The entity type has no handler of that name. No handler ran."""
+    """The entity type has no handler of this name on the runner that got the call. No handler ran.
+
+    Check the name. During a deploy, update the runners before the callers.
+    """
 
 
 class DuplicateKey(ActorhubError):
-    """The idempotency key was used before with another payload. No handler ran for this message."""
+    """The idempotency key was used before, with other arguments. No handler ran for this message.
+
+    The first message with the key is unaffected. Give each message its own key.
+    """
 
 
 class AlreadyProcessing(ActorhubError):
-    """The message is being processed right now, so it can be neither reset nor cancelled."""
+    """The message is running, or just being stored, so it was neither cancelled nor retried.
+
+    Wait for its reply, or try again later.
+    """
 
     possibly_executed = True
 
 
 class MessageCancelled(ActorhubError):
-    """The durable message was cancelled, so it has no reply. Seen by who waits for it; never retried."""
+    """The durable message was cancelled, so it does not run, or not again, and there is no reply.
+
+    Later messages with its key get this error, too. To run it after all, send it again with another key.
+    """
 
 
 class UnknownMessage(ActorhubError):
-    """No durable message of that id is stored: it never was, or its retention is over. Seen by who asks for it."""
+    """No durable message with this id is stored: it never was, or its retention has ended.
+
+    Check the id. If replies are fetched late, raise the `retention` of the handler.
+    """
 
 
 class DeferredFailed(ActorhubError):
-    """Somebody let a deferred value fail, with this text. Seen by the run that waits for it; it may catch it."""
+    """Somebody failed a deferred value with `cluster.fail`. The run that waits for the value gets this text.
+
+    The run can catch it and continue without the value.
+    """
 
     possibly_executed = True
 
 
 class MessageTooLarge(ActorhubError):
-    """Arguments or result exceed the message limit in bytes. Too large arguments: no handler ran."""
+    """A message is larger than `max_message_bytes`, or a value of the key-value store is larger than 1 MiB.
+
+    If `possibly_executed` is `False`, the arguments are too large, and no handler ran. If it is `True`, the result or
+    the state is too large, and the run was rolled back. Send less, or store large data elsewhere.
+    """
 
 
 class CallCycle(ActorhubError):
-    """A call came back to an entity that waits for it, or the chain got deeper than allowed. No handler ran.
+    """The call came back to an entity that waits for it, or its chain is longer than `max_call_depth`. It did not run.
+
+    Without this error the entities would wait for each other until their deadlines. Use `tell` instead of a call, or
+    mark the handler that is called back with `@handler(reentrant=True)`.
 
     Args:
-        path: `type/id` of every entity on the chain, the repeated one last.
+        path: The `type/id` of each entity on the chain, the repeated one last.
         message: Replaces the text made from `path`.
     """
 
@@ -133,19 +194,22 @@ class CallCycle(ActorhubError):
         self, path: tuple[str, ...] = (), message: str | None = None, *, possibly_executed: bool | None = None
     ) -> None:
         super().__init__(
-            message or f"call cycle: {' -> '.join(path)}: mark the handler @handler(reentrant=True) to allow it",
+            message or f"call cycle: {' -> '.join(path)}: use tell, or mark the handler @handler(reentrant=True)",
             possibly_executed=possibly_executed,
         )
         self.path = tuple(path)
 
 
 class HandlerFailed(ActorhubError):
-    """User code raised something that is not an `EntityError`; state is as it was before.
+    """The handler raised an exception that is not an `EntityError`, or returned a value of the wrong type.
+
+    The handler ran, and its changes were rolled back. A durable message was run as often as its `Retry` allows and is a
+    dead letter now. Fix the handler, then run the message again with `cluster.retry` or `actorhub retry`.
 
     Args:
-        type: Qualified name of the exception's class.
-        message: Its text.
-        traceback: The formatted traceback on the runner.
+        type: Qualified name of the exception class.
+        message: Text of the exception.
+        traceback: Formatted traceback from the runner.
     """
 
     possibly_executed = True
@@ -167,10 +231,14 @@ SingletonErrorReason = Literal[
 
 
 class SingletonError(ActorhubError):
-    """A singleton's state or leadership failed.
+    """A singleton could not load or save its state, or could not keep its leadership.
+
+    Its `run` gets this error with the reason `state_persist_failed` if `save()` failed. Its callers get it with the
+    reason `state_load_failed` if its state cannot be loaded. Both usually pass when Postgres is healthy again.
+    `actorhub singletons` shows the last error of each singleton.
 
     Args:
-        reason: Which part failed; `state_load_failed` and `state_persist_failed` are worth retrying.
+        reason: What failed. If it is `state_load_failed` or `state_persist_failed`, trying again can help.
         message: Details.
     """
 
@@ -184,7 +252,7 @@ class SingletonError(ActorhubError):
 
     @property
     def retryable(self) -> bool:
-        """Whether trying again may help."""
+        """Whether trying again can help."""
         return self.reason in ("state_load_failed", "state_persist_failed")
 
 
@@ -193,11 +261,11 @@ _RESERVED_FIELDS: Final = frozenset(dir(ActorhubError)) - {"message"}
 
 @dataclass_transform(kw_only_default=True)
 class EntityError(ActorhubError):
-    """Base of typed domain errors: raised in a handler, caught by the caller, fields included.
+    """Base class of your own errors: a handler raises one, and the caller catches it with all its fields.
 
-    Annotate the fields in the subclass and raise it with keywords: `raise OutOfStock(sku="tea", left=0)`.
-    It is a reply: the state change of the handler is rolled back, and it is retried only where a durable handler's
-    `Retry(on=...)` names it.
+    Annotate the fields in the subclass, and raise it with keywords: `raise OutOfStock(sku="tea", left=0)`.
+    An `EntityError` is a reply. The changes of the handler are rolled back, and the handler is not run again, unless it
+    is durable and its `Retry(on=...)` names the class.
     """
 
     possibly_executed = True
@@ -206,7 +274,7 @@ class EntityError(ActorhubError):
         super().__init_subclass__(**kwargs)
         for name in inspect.get_annotations(cls):
             if name in _RESERVED_FIELDS or name.startswith("_"):
-                raise TypeError(f"{cls.__name__}.{name}: an EntityError field cannot have that name: choose another")
+                raise TypeError(f"{cls.__name__}.{name}: a field of an EntityError cannot have this name: rename it")
         dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
 
     def __str__(self) -> str:
@@ -217,6 +285,6 @@ class EntityError(ActorhubError):
 
 
 def field_names(cls: type[EntityError]) -> tuple[str, ...]:
-    """Return the names of the fields that a domain error class declares, inherited ones first."""
+    """Return the names of the fields of a domain error class, inherited ones first."""
     untyped: Any = cls
     return tuple(field.name for field in dataclasses.fields(untyped)) if dataclasses.is_dataclass(untyped) else ()

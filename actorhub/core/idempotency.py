@@ -1,4 +1,4 @@
-"""Idempotency keys of durable messages: which one a call has, and the hashes by which the store knows it again."""
+"""Idempotency keys of durable messages: how a call gets its key, and the hashes under which the store keeps it."""
 
 import dataclasses
 import hashlib
@@ -25,8 +25,8 @@ _encode_in_order: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 def key_hash(entity_type: str, entity_id: str, handler: str, key: str) -> bytes:
     """Return the 16 bytes that stand for one key of one handler of one entity.
 
-    A storage format, frozen by a test: blake2b over the four texts in UTF-8, each after its length as four big-endian
-    bytes, so that no two addresses run together.
+    A storage format, frozen by a test: blake2b over the four texts in UTF-8, each preceded by its length in four
+    big-endian bytes, so that no two combinations yield the same input.
     """
     digest = hashlib.blake2b(digest_size=HASH_BYTES)
     for part in (entity_type, entity_id, handler, key):
@@ -37,24 +37,24 @@ def key_hash(entity_type: str, entity_id: str, handler: str, key: str) -> bytes:
 
 
 def payload_hash(arguments: tuple[Any, ...]) -> bytes:
-    """Return 16 bytes that are the same in every process for the same arguments, and differ for others.
+    """Return 16 bytes that are equal in every process for equal arguments, and different for different ones.
 
-    The order in which sets and dicts were filled does not count. A storage format, frozen by a test.
-    Complexity: linear, at the encoder's speed; sets whose elements Python cannot sort, and dicts whose keys are no
-    strings, make it a microsecond or so per element of the payload.
+    The order in which sets and dicts were filled does not matter. A storage format, frozen by a test.
+    Complexity: linear, at the speed of the encoder. If a set has elements that Python cannot sort, or a dict has keys
+    that are not strings, hashing takes about a microsecond per element of the payload.
 
     Args:
-        arguments: All of the handler's arguments, by position. Frozensets in a set have no order: such a set may hash
-            otherwise in another process.
+        arguments: All arguments of the handler, by position. Frozensets inside a set cannot be sorted: such a set may
+            have another hash in another process.
 
     Raises:
-        MalformedMessage: msgspec cannot encode them.
+        MalformedMessage: msgspec cannot encode the arguments.
     """
     try:
         try:
             data = _encode_in_order(arguments)
         except TypeError:
-            # The encoder sorts by Python's `<`, and only string keys: no dict[int, ...], no set of an enum's members.
+            # The encoder sorts with Python's `<`, and only string keys. It fails for dict[int, ...] and sets of enums.
             data = _encode(_in_order(arguments))
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
         raise MalformedMessage(f"the arguments of a call with a key: {exc}") from exc
@@ -62,27 +62,28 @@ def payload_hash(arguments: tuple[Any, ...]) -> bytes:
 
 
 def check_key(key: object) -> str:
-    """Return `key` if it may be an idempotency key.
+    """Return `key` if it is a valid idempotency key.
 
     Raises:
-        MalformedMessage: it is not a string, empty, longer than 1024 bytes in UTF-8, or holds control characters.
+        MalformedMessage: The key is not a string, is empty, is longer than 1024 bytes in UTF-8, or contains control
+            characters.
     """
     if not isinstance(key, str):
         raise MalformedMessage(f"key must be a string, not {type(key).__name__}: {key!r:.80}")
     if not key:
-        raise MalformedMessage("key must not be empty: leave it out, or give one that names this message alone")
+        raise MalformedMessage("key must not be empty: omit it, or use one that identifies this message")
     if _CONTROL.search(key):
-        raise MalformedMessage(f"key {key[:80]!r} holds a control character: remove it")
+        raise MalformedMessage(f"key {key[:80]!r} contains a control character: remove it")
     if len(key) * 4 > MAX_KEY_BYTES and (size := len(key.encode())) > MAX_KEY_BYTES:
-        raise MalformedMessage(f"key {key[:40]!r}… has {size} bytes, the limit is {MAX_KEY_BYTES}: shorten or hash it")
+        raise MalformedMessage(f"key {key[:40]!r}… has {size} bytes; the limit is {MAX_KEY_BYTES}: shorten or hash it")
     return key
 
 
 def primary_key_of(arguments: Sequence[Any]) -> str | None:
-    """Return the key that the arguments bring along: the result of the first method `primary_key()` among them.
+    """Return the key in the arguments: the result of `primary_key()` of the first argument that has this method.
 
     Raises:
-        MalformedMessage: names the argument's type: its method raised, or returned something that cannot be a key.
+        MalformedMessage: The method raised, or its result is not a valid key. The text names the argument's type.
     """
     for argument in arguments:
         try:
@@ -101,7 +102,7 @@ def primary_key_of(arguments: Sequence[Any]) -> str | None:
 
 
 def _in_order(value: object) -> object:
-    """Return what `value` holds, with sets and dicts as lists that are sorted by their elements' encoding."""
+    """Return the content of `value`, with each set and dict as a list, sorted by the encoding of its elements."""
     match value:
         case set() | frozenset():
             return sorted(_encode(_in_order(item)) for item in cast("Iterable[object]", value))
@@ -117,7 +118,7 @@ def _in_order(value: object) -> object:
 
 
 def _field_names(value: object) -> Sequence[str] | None:
-    """Return the names of the fields that msgspec encodes, if `value` is an object with fields."""
+    """Return the names of the fields that msgspec encodes, or `None` if `value` has no fields."""
     if isinstance(value, msgspec.Struct):
         return value.__struct_fields__
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

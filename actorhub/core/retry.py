@@ -1,4 +1,4 @@
-"""How often, and how long apart, a durable message is run again after its handler crashed."""
+"""Retry policies: how many times a durable message is run, and how long the pauses between runs are."""
 
 import math
 from datetime import timedelta
@@ -10,20 +10,22 @@ from actorhub.core.errors import EntityError
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs of a durable message: how many, how far apart, and after which domain errors.
+    """When a durable message is run again after a failed run, and how often.
 
-    A handler that raises an exception which is no `EntityError`, one that exceeds its timeout, and one whose runner
-    dies are run again; an `EntityError` is a reply, and only those in `on` are run again.
+    A message is run again if its handler raises an exception other than an `EntityError`, exceeds its timeout, or loses
+    its runner. An `EntityError` is a reply and ends the message, unless its class is in `on`.
 
     Args:
-        attempts: Runs at most, the first included; then the message becomes a dead letter.
+        attempts: The most runs, including the first. After the last one the message becomes a dead letter.
         initial: Pause after the first failed run.
-        maximum: Longest pause.
-        multiplier: What each further pause is longer by. Every pause is spread between half of itself and the whole.
-        on: Domain errors that are retried, too. The last one is the reply, and the message becomes a dead letter.
+        maximum: The longest pause.
+        multiplier: Each pause is this many times as long as the one before, up to `maximum`. Jitter then shortens it by
+            up to one half.
+        on: Domain errors after which the message is run again, too. If the last run ends with one, callers get that
+            error, and the message becomes a dead letter.
 
     Raises:
-        ValueError: a value makes no sense; says which.
+        ValueError: A value is out of range. The text names it.
     """
 
     attempts: int = 5
@@ -41,7 +43,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError(f"multiplier={self.multiplier} must be a number of at least 1")
 
     def pause(self, failed: int, chance: float) -> float:
-        """Return the seconds to wait after the `failed`-th failed run; `chance` in [0, 1) spreads them."""
+        """Return the seconds to wait after failed run number `failed`. `chance`, in [0, 1), is the jitter."""
         initial, longest = self.initial.total_seconds(), self.maximum.total_seconds()
         try:
             grown = initial and initial * self.multiplier ** (failed - 1)
@@ -51,4 +53,4 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 DEFAULT_RETRY: Final = Retry()
-"""What a durable handler does that says nothing else."""
+"""The policy of a durable handler that sets no `retry`."""

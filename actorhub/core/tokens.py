@@ -1,4 +1,4 @@
-"""Tokens of deferred values: text that names one, and that only the cluster can make."""
+"""Tokens of deferred values. A token is text that identifies one value and that only the cluster can make."""
 
 import base64
 import hashlib
@@ -11,18 +11,18 @@ from actorhub.core.errors import MalformedMessage
 
 _MAC_BYTES: Final = 16
 _LONGEST: Final = 4096
-"""Characters; a token of the longest names has fewer."""
+"""In characters. Even a token with the longest names is shorter."""
 
 
 class Deferral(msgspec.Struct, frozen=True, array_like=True):
-    """What a token names. A wire format: append fields with defaults only."""
+    """What a token identifies. A wire format: only append fields, with defaults."""
 
     entity_type: str
     entity_id: str
     message_id: int
-    """The durable message whose run waits; 0 for a singleton's `run`."""
+    """The durable message whose run waits, or 0 for the `run` of a singleton."""
     generation: int
-    """Of a singleton's `run`: how often it was saved before."""
+    """For the `run` of a singleton: the number of saves before."""
     name: str
 
 
@@ -31,26 +31,28 @@ _decode: Final = msgspec.msgpack.Decoder(Deferral).decode
 
 
 def token_hash(deferral: Deferral, secret: bytes) -> bytes:
-    """Return the 16 bytes that stand for a deferred value, which nobody without the secret can compute."""
+    """Return the 16 bytes that stand for a deferred value. Without the secret they cannot be computed."""
     return _hash(_encode(deferral), secret)
 
 
 def make_token(deferral: Deferral, secret: bytes) -> str:
-    """Return the token: URL-safe text, the same for the same deferred value."""
+    """Return the token of a deferred value: URL-safe text, always the same for the same value."""
     data = _encode(deferral)
     return base64.urlsafe_b64encode(data + _hash(data, secret)).decode().rstrip("=")
 
 
 def read_token(token: str, secret: bytes) -> tuple[Deferral, bytes]:
-    """Return what a token names, and its hash.
+    """Return what a token identifies, and its hash.
 
     Raises:
-        MalformedMessage: this cluster did not make it.
+        MalformedMessage: This cluster did not make the token.
     """
     try:
         return _read(token, secret)
     except (ValueError, msgspec.MsgspecError) as exc:
-        raise MalformedMessage("this is no token of a deferred value of this cluster") from exc
+        raise MalformedMessage(
+            "not a token of this cluster: use the `token` of a deferred value, whole and unchanged"
+        ) from exc
 
 
 def _read(token: str, secret: bytes) -> tuple[Deferral, bytes]:
@@ -58,7 +60,7 @@ def _read(token: str, secret: bytes) -> tuple[Deferral, bytes]:
         raise ValueError("longer than any token")
     raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
     data, found = raw[:-_MAC_BYTES], raw[-_MAC_BYTES:]
-    # Over the bytes as they came: a later release may name more than this one reads.
+    # The hash covers the bytes as received, because a later release may put more into a token than this one reads.
     if not hmac.compare_digest(found, _hash(data, secret)):
         raise ValueError("not signed with this secret")
     return _decode(data), found

@@ -26,8 +26,8 @@ def _one_error(finished: Finished, code: int, *texts: str) -> None:
 @pytest.mark.parametrize(
     ("flags", "texts"),
     [
-        (("--weight", "heavy"), ("weight is wrong: 'heavy' (from flag --weight)", "0.001 to 1000")),
-        (("--workers", "0"), ("workers is wrong: '0' (from flag --workers)", "1 to 1024")),
+        (("--weight", "heavy"), ("weight = 'heavy' (from flag --weight) is not valid", "0.001 to 1000")),
+        (("--workers", "0"), ("workers = '0' (from flag --workers) is not valid", "1 to 1024")),
         (("--database", "mysql://x:secret@y/z"), ("mysql://x:***@y/z", "postgresql://user:password@host")),
         (("--listen", "0.0.0.0:0"), ("0.0.0.0:0 (from flag --listen)", "--insecure")),
         (("--tls-cert", "c.pem"), ("mutual TLS needs tls_cert, tls_key and tls_ca",)),

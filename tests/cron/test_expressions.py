@@ -1,4 +1,4 @@
-"""Instants of cron expressions: when clocks change, to the second, and which expressions make no sense."""
+"""Fire times of cron expressions: when clocks change, to the second, and which expressions are refused."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from tests.cron.times import DAY, NOON, WHOLE_HOUR_ZONES, expressions, stamp, ti
 
 
 def upcoming(expression: str, zone: str, start: str, count: int) -> list[str]:
-    """Return the next instants after a local time, as local times with their offset."""
+    """Return the next fire times after a local time, as local times with their offset."""
     found = islice(CronExpression(expression, zone).following(stamp(start, zone)), count)
     return [datetime.fromtimestamp(at, ZoneInfo(zone)).isoformat(timespec="minutes") for at in found]
 
@@ -43,7 +43,7 @@ AUTUMN = {
 def test_a_time_that_does_not_exist_runs_at_the_first_minute_after_the_gap(
     zone: str, start: str, expected: list[str]
 ) -> None:
-    """On the day when clocks go forward 02:30 runs at 03:00, and from the next day on at 02:30 again."""
+    """On the day when clocks go forward, 02:30 runs at 03:00; from the next day on it runs at 02:30 again."""
     following = upcoming("30 2 * * *", zone, start, 3)
     assert following[:2] == expected
     assert following[2][11:16] == "02:30"
@@ -58,7 +58,7 @@ def test_a_time_that_does_not_exist_runs_at_the_first_minute_after_the_gap(
     ],
 )
 def test_all_times_in_a_gap_run_once_after_it(expression: str, zone: str, expected: list[str]) -> None:
-    """What was left out runs once, even if the first minute after the gap is a time of the schedule itself."""
+    """Skipped times run once, even if the first minute after the gap is a fire time itself."""
     assert upcoming(expression, zone, SPRING[zone], 2) == expected
 
 
@@ -71,12 +71,12 @@ def test_all_times_in_a_gap_run_once_after_it(expression: str, zone: str, expect
     ],
 )
 def test_a_time_that_comes_twice_runs_the_first_time_only(expression: str, zone: str, expected: list[str]) -> None:
-    """On the day when clocks go back a time of day runs once."""
+    """On the day when clocks go back, a time of day runs once."""
     assert upcoming(expression, zone, AUTUMN[zone], 2) == expected
 
 
 def test_no_time_of_day_runs_in_the_second_of_two_equal_hours() -> None:
-    """Whoever asks within the second hour gets what comes after it, never an instant that lies in the past."""
+    """Asked within the second hour, the expression names a time after it, never one that lies in the past."""
     expression = CronExpression("50 2 * * *", "Europe/Berlin")
     inside = stamp("2026-10-25T02:45", "Europe/Berlin", again=True)
     assert expression.after(inside) == stamp("2026-10-26T02:50", "Europe/Berlin")
@@ -89,13 +89,13 @@ def test_no_time_of_day_runs_in_the_second_of_two_equal_hours() -> None:
 def test_schedules_within_the_hour_keep_their_pace_when_clocks_change(
     expression: str, minutes: int, zone: str, days: dict[str, str]
 ) -> None:
-    """They follow the clock on the wall, which changes by a whole hour, so nothing is left out or repeated."""
+    """They follow the clock on the wall, which changes by a whole hour, so no run is skipped or repeated."""
     found = list(islice(CronExpression(expression, zone).following(stamp(days[zone], zone)), 400))
     assert {second - first for first, second in pairwise(found)} == {60 * minutes}
 
 
 def test_a_half_hour_change_keeps_what_runs_every_half_hour_and_more_often() -> None:
-    """On Lord Howe Island only schedules of full hours come half an hour later or earlier than an hour apart."""
+    """On Lord Howe Island only the gap between full hours becomes half an hour longer or shorter."""
     zone = "Australia/Lord_Howe"
     for expression, minutes in (("*/30 * * * *", 30), ("*/5 * * * *", 5), ("30 * * * * *", 1)):
         for days in (SPRING, AUTUMN):
@@ -121,20 +121,20 @@ def test_a_half_hour_change_keeps_what_runs_every_half_hour_and_more_often() -> 
 def test_full_hours_are_found_after_a_half_hour_change(
     expression: str, day: dict[str, str], expected: list[str]
 ) -> None:
-    """Steps of whole hours would lead past them for the rest of the day."""
+    """Steps of whole hours would miss them for the rest of the day."""
     zone = "Australia/Lord_Howe"
     assert upcoming(expression, zone, day[zone], 2) == expected
 
 
 def test_six_fields_follow_the_clock_on_the_wall() -> None:
-    """A time with seconds does not run on the day when it does not exist, and runs twice where it comes twice."""
+    """A time with seconds does not run on a day without that time, and runs twice on a day that has it twice."""
     fields, zone = "0 30 2 * * *", "Europe/Berlin"
     assert upcoming(fields, zone, SPRING[zone], 1) == ["2026-03-30T02:30+02:00"]
     assert upcoming(fields, zone, AUTUMN[zone], 2) == ["2026-10-25T02:30+02:00", "2026-10-25T02:30+01:00"]
 
 
 def test_a_day_that_does_not_begin_at_midnight_loses_no_time_of_day() -> None:
-    """In Cairo 00:00 does not exist on that day: five fields run at 01:00, six do not run, wherever one looks from."""
+    """In Cairo 00:00 does not exist on that day: five fields run at 01:00, six do not run, whatever the start is."""
     zone = "Africa/Cairo"
     assert upcoming("0 0 * * *", zone, "2026-04-23T12:00", 1) == ["2026-04-24T01:00+03:00"]
     for start in ("2026-04-20T12:00", "2026-04-23T23:59"):
@@ -151,13 +151,13 @@ def test_a_day_that_does_not_begin_at_midnight_loses_no_time_of_day() -> None:
     ],
 )
 def test_the_first_of_six_fields_is_seconds(expression: str, expected: list[str]) -> None:
-    """Schedules may be as fine as a second."""
+    """With six fields a schedule can fire every second."""
     found = islice(CronExpression(expression).following(NOON), 3)
     assert [datetime.fromtimestamp(at, UTC).time().isoformat() for at in found] == expected
 
 
 def test_every_second_is_every_second() -> None:
-    """No second of an hour is left out, nor is one of the hour that comes twice."""
+    """No second is missing, not even in an hour that occurs twice."""
     start = stamp("2026-10-25T02:00", "Europe/Berlin")
     found = list(islice(CronExpression("* * * * * *", "Europe/Berlin").following(start), 2 * 3600))
     assert found == [start + second for second in range(1, 2 * 3600 + 1)]
@@ -175,7 +175,7 @@ def test_every_second_is_every_second() -> None:
     ],
 )
 def test_every_second_of_two_days_is_judged_as_by_hand(expression: str, matches: Callable[[datetime], bool]) -> None:
-    """All seconds whose UTC time matches the fields are instants, and no others are."""
+    """A second is a fire time if, and only if, its UTC time matches the fields."""
     start = stamp("2026-11-27T00:00")
     seconds = (datetime.fromtimestamp(start + second, UTC) for second in range(1, 2 * 86400 + 1))
     expected = [at.timestamp() for at in seconds if matches(at)]
@@ -201,22 +201,22 @@ def test_every_second_of_two_days_is_judged_as_by_hand(expression: str, matches:
     ],
 )
 def test_aliases_names_and_rare_days_are_understood(expression: str, expected: str) -> None:
-    """Each is the instant that a person with a calendar would name."""
+    """Each result is the time that a person with a calendar would name."""
     assert CronExpression(expression).after(NOON) == stamp(expected)
 
 
 @pytest.mark.parametrize(
     ("expression", "text"),
     [
-        ("61 * * * *", r"'61 \* \* \* \*': minute '61' must be of 0-59; write five fields such as '\*/5 8-18 "),
-        ("61 * * * * *", r"second '61' must be of 0-59"),
-        ("0 24 * * *", r"hour '24' must be of 0-23"),
-        ("0 0 32 * *", r"day-of-month '32' must be of 1-31"),
-        ("0 0 30 2 *", r"day-of-month '30' must be of 1-31, as far as one of its months has that day"),
-        ("0 0 31 APR,JUN *", r"day-of-month '31' must be"),
-        ("0 0 1 13 *", r"month '13' must be of 1-12 or JAN-DEC"),
-        ("0 0 * * MOX", r"day-of-week 'MOX' must be of 0-7 or SUN-SAT"),
-        ("*/0 * * * *", r"minute '\*/0' must be"),
+        ("61 * * * *", r"'61 \* \* \* \*': minute '61' is not within 0-59; write five fields such as '\*/5 8-18 "),
+        ("61 * * * * *", r"second '61' is not within 0-59"),
+        ("0 24 * * *", r"hour '24' is not within 0-23"),
+        ("0 0 32 * *", r"day-of-month '32' is not within 1-31"),
+        ("0 0 30 2 *", r"day-of-month '30' is not within 1-31 \(a day that one of the months has\)"),
+        ("0 0 31 APR,JUN *", r"day-of-month '31' is not"),
+        ("0 0 1 13 *", r"month '13' is not within 1-12 or JAN-DEC"),
+        ("0 0 * * MOX", r"day-of-week 'MOX' is not within 0-7 or SUN-SAT"),
+        ("*/0 * * * *", r"minute '\*/0' is not"),
         ("* * * *", r"has 4 fields: write five fields such as .* or one of @hourly @daily"),
         ("* * * * * * *", r"has 7 fields"),
         ("", r"has 0 fields"),
@@ -224,7 +224,7 @@ def test_aliases_names_and_rare_days_are_understood(expression: str, expected: s
         ("* * */20 * 1L", r"matches no time within 50 years"),
     ],
 )
-def test_an_expression_that_makes_no_sense_is_refused_by_its_field(expression: str, text: str) -> None:
+def test_a_malformed_expression_is_refused_by_its_field(expression: str, text: str) -> None:
     """The error names the field, what is wrong with it, and an example."""
     with pytest.raises(ValueError, match=text):
         CronExpression(expression)
@@ -239,14 +239,14 @@ def test_an_expression_that_never_matches_in_its_zone_is_refused() -> None:
 
 @pytest.mark.parametrize("zone", ["Mars/Olympus", "Europe", "", "../UTC", "/etc/passwd", "a\0b", "\udc80", "CEST+1"])
 def test_an_unknown_time_zone_is_refused_by_name(zone: str) -> None:
-    """The error says what was written and how a zone is written."""
+    """The error quotes the name and says what a valid one looks like."""
     with pytest.raises(ValueError, match=r"timezone='.*' is unknown: write an IANA name such as 'Europe/Berlin'"):
         CronExpression("* * * * *", zone)
 
 
 @given(expression=st.text("0123456789*/,-#LW MONFEB@\t", max_size=30) | st.text(max_size=30))
 def test_any_text_is_an_expression_or_a_value_error(expression: str) -> None:
-    """No text makes the parser fail in another way."""
+    """No text makes the parser fail in any other way."""
     try:
         parsed = CronExpression(expression)
     except ValueError:
@@ -255,18 +255,18 @@ def test_any_text_is_an_expression_or_a_value_error(expression: str) -> None:
 
 
 @given(expression=expressions(), start=times())
-def test_instants_are_whole_seconds_that_strictly_increase(expression: CronExpression, start: float) -> None:
-    """Whatever clocks do, an instant is later than the one before."""
+def test_fire_times_are_whole_seconds_that_strictly_increase(expression: CronExpression, start: float) -> None:
+    """Whatever clocks do, each fire time is later than the one before."""
     found = [start, *islice(expression.following(start), 30)]
     assert all(first < second for first, second in pairwise(found))
     assert all(at.is_integer() for at in found[1:])
 
 
 @given(expression=expressions(), start=times(), share=st.floats(0, 1, exclude_max=True))
-def test_the_next_instant_does_not_depend_on_where_one_looks_from(
+def test_the_next_fire_time_does_not_depend_on_the_start(
     expression: CronExpression, start: float, share: float
 ) -> None:
-    """From any time before an instant, and after the one before it, that instant is the next."""
+    """From any time between two fire times, the second one is the next."""
     for before, after in pairwise(islice(expression.following(start), 20)):
         assert expression.after(before) == after
         assert expression.after(before + share * (after - before - 0.001)) == after
@@ -275,7 +275,7 @@ def test_the_next_instant_does_not_depend_on_where_one_looks_from(
 
 @given(expression=expressions(), start=times())
 def test_before_and_after_undo_each_other(expression: CronExpression, start: float) -> None:
-    """The last instant before a time is earlier than it, and the next one after that is not."""
+    """The last fire time before a moment is earlier than it, and the one after that is not."""
     before = expression.before(start)
     assert before is not None
     assert before < start
@@ -288,10 +288,10 @@ def test_before_and_after_undo_each_other(expression: CronExpression, start: flo
 
 @given(expression=expressions(WHOLE_HOUR_ZONES), start=times())
 @example(CronExpression("30 2 * * *", "Europe/Berlin"), stamp("2026-03-28T12:00"))
-def test_where_clocks_change_by_whole_hours_instants_are_those_of_cronsim(
+def test_where_clocks_change_by_whole_hours_fire_times_are_those_of_cronsim(
     expression: CronExpression, start: float
 ) -> None:
-    """Only the steps differ from cronsim, not the instants."""
+    """Only the steps differ from cronsim, not the results."""
     zone = UTC if expression.timezone == "UTC" else ZoneInfo(expression.timezone)
     begin = expression.after(start) or start
     simulated = CronSim(expression.expression, datetime.fromtimestamp(begin, zone))

@@ -27,8 +27,8 @@ def schedule(expression: str, row: ScheduleRow | None = None) -> CronSchedule:
 
 
 @given(expressions(), times(), st.integers(1, 5))
-def test_a_schedule_has_every_instant_that_it_plans(expression: CronExpression, since: float, count: int) -> None:
-    """However it came to it: what was stored under an expression is known as its own again."""
+def test_a_schedule_has_every_fire_time_that_it_plans(expression: CronExpression, since: float, count: int) -> None:
+    """A fire time that was stored under an expression is recognised as one of that expression."""
     fresh = schedule("0 0 1 1 *")
     fresh.options = CronOptions(expression=expression.expression, timezone=expression.timezone, name="tick")
     fresh.row = ScheduleRow(
@@ -39,8 +39,8 @@ def test_a_schedule_has_every_instant_that_it_plans(expression: CronExpression, 
         timezone=expression.timezone,
         created_at=since,
     )
-    for instant in islice(expression.following(since), count):
-        assert fresh.has(instant)
+    for fire_time in islice(expression.following(since), count):
+        assert fresh.has(fire_time)
 
 
 def test_an_edit_that_meets_another_expression_in_the_code_is_kept() -> None:
@@ -79,7 +79,7 @@ def test_a_pause_that_meets_another_expression_in_the_code_does_not_bring_the_ol
     assert ours.wakes_at(NOON + HOUR) is None
 
 
-def test_a_schedule_whose_instants_are_over_rests() -> None:
+def test_a_schedule_without_further_fire_times_rests() -> None:
     """It asks for nothing more until somebody changes it."""
     ours = schedule("0 * * * *")
     planned = ours.planned(NOON)

@@ -19,9 +19,9 @@ from actorhub.core.cron import (
     Skipped,
     delivery_delay,
     expected_interval,
-    instant_key,
+    fire_time_key,
     is_overdue,
-    parse_instant_key,
+    parse_fire_time_key,
     plan,
 )
 from tests.cron.times import DAY, HOUR, NOON, TIMES, WEEK, expressions, stamp, times
@@ -41,39 +41,39 @@ def planned(
 
 
 @pytest.mark.parametrize("from_previous", [False, True])
-def test_a_new_schedule_starts_with_the_first_instant_to_come(*, from_previous: bool) -> None:
-    """There is nothing to make up for."""
+def test_a_new_schedule_starts_with_the_next_fire_time(*, from_previous: bool) -> None:
+    """A new schedule has missed nothing."""
     assert planned(None, NOON, from_previous=from_previous) == Plan(next_at=NOON + 1800)
 
 
 @pytest.mark.parametrize("from_previous", [False, True])
-def test_in_time_nothing_is_skipped(*, from_previous: bool) -> None:
-    """From instant to instant a schedule goes on with the next one."""
+def test_nothing_is_skipped_on_time(*, from_previous: bool) -> None:
+    """While nothing is late, a schedule goes from one fire time to the next."""
     assert planned(NOON, NOON + 3, from_previous=from_previous) == Plan(next_at=NOON + 1800)
 
 
-def test_what_passed_in_the_meantime_is_missed() -> None:
-    """Instants up to now are reported, the first one to come is next."""
+def test_fire_times_that_passed_are_missed() -> None:
+    """Fire times up to now are reported as missed, and the plan is the first one after now."""
     skipped = Skipped(reason="missed", count=2, first=NOON + 1800, last=NOON + HOUR, is_more=False)
     assert planned(NOON, NOON + HOUR) == Plan(next_at=NOON + HOUR + 1800, skipped=(skipped,))
 
 
-def test_a_week_of_downtime_is_one_report_and_no_burst() -> None:
-    """After a week the next instant is the one to come, and 336 are reported as missed."""
+def test_a_week_of_downtime_is_one_report_without_a_burst() -> None:
+    """After a week the plan is the first fire time after now, and 336 are reported as missed."""
     skipped = Skipped(reason="missed", count=336, first=NOON + 1800, last=NOON + WEEK, is_more=False)
     assert planned(NOON, NOON + WEEK + 5) == Plan(next_at=NOON + WEEK + 1800, skipped=(skipped,))
 
 
-def test_a_week_of_downtime_is_made_up_for_as_far_as_it_is_not_too_old() -> None:
-    """From the previous instant on, those older than a day are reported, and the oldest younger one is next."""
+def test_a_week_of_downtime_is_made_up_for_except_what_is_too_old() -> None:
+    """Fire times older than a day are reported, and the plan is the oldest of the others."""
     skipped = Skipped(reason="too old", count=287, first=NOON + 1800, last=NOON + 6 * DAY - 1800, is_more=False)
     first = planned(NOON, NOON + WEEK, from_previous=True)
     assert first == Plan(next_at=NOON + 6 * DAY, skipped=(skipped,))
     assert planned(first.next_at, NOON + WEEK, from_previous=True) == Plan(next_at=NOON + 6 * DAY + 1800)
 
 
-def test_an_instant_of_exactly_the_greatest_age_is_not_too_old() -> None:
-    """Older than a day is more than a day."""
+def test_a_fire_time_of_exactly_the_greatest_age_is_not_too_old() -> None:
+    """Only what is older than a day is too old."""
     assert planned(NOON - 1800, NOON + DAY, from_previous=True) == Plan(next_at=NOON)
     late = planned(NOON - 1800, NOON + DAY + 0.001, from_previous=True)
     assert late.next_at == NOON + 1800
@@ -81,19 +81,19 @@ def test_an_instant_of_exactly_the_greatest_age_is_not_too_old() -> None:
 
 
 @pytest.mark.parametrize("from_previous", [False, True])
-def test_a_clock_that_steps_back_repeats_no_instant(*, from_previous: bool) -> None:
-    """An hour back, the next instant is still the one after the previous."""
+def test_a_clock_that_steps_back_repeats_no_fire_time(*, from_previous: bool) -> None:
+    """After the clock steps back an hour, the plan is still the fire time after the previous one."""
     assert planned(NOON, NOON - HOUR, from_previous=from_previous) == Plan(next_at=NOON + 1800)
 
 
 def test_a_clock_that_steps_forward_by_an_hour_misses_what_it_steps_over() -> None:
-    """Stepping forward is like downtime: reported, or made up for."""
+    """A step forward is like downtime: fire times are reported, or made up for."""
     assert [skip.count for skip in planned(NOON, NOON + 2 + HOUR).skipped] == [2]
     assert planned(NOON, NOON + 2 + HOUR, from_previous=True) == Plan(next_at=NOON + 1800)
 
 
-def test_counting_stops_where_it_would_take_long() -> None:
-    """Of many instants the first thousand are counted, and the last one is known all the same."""
+def test_counting_stops_at_a_limit() -> None:
+    """Only the first thousand skipped fire times are counted, but the last one is always known."""
     seconds = CronExpression("* * * * * *")
     result = planned(NOON, NOON + WEEK + 0.5, expression=seconds)
     skipped = Skipped(reason="missed", count=MAX_COUNTED, first=NOON + 1, last=NOON + WEEK, is_more=True)
@@ -109,7 +109,7 @@ def test_counting_stops_where_it_would_take_long() -> None:
     ["* * * * * *", "0,59 0,59 0,23 * * *", "59 59 23 * * *", "30 2 * * *", "0 0 * * MON#5", "0 0 29 2 *"],
 )
 def test_planning_is_fast_however_long_the_downtime_was(expression: str, zone: str, *, from_previous: bool) -> None:
-    """A week and ten years take milliseconds of computing, the shortest of three tries below 50."""
+    """Planning after a week and after ten years takes less than 50 ms of CPU time in the best of three tries."""
     parsed = CronExpression(expression, zone)
     for downtime in (WEEK, 3652 * DAY):
         taken: list[float] = []
@@ -124,10 +124,10 @@ def test_planning_is_fast_however_long_the_downtime_was(expression: str, zone: s
 
 @given(expression=expressions(), walk=st.lists(st.floats(-3 * HOUR, 12 * HOUR), max_size=12), start=times())
 @pytest.mark.parametrize("from_previous", [False, True])
-def test_over_any_walk_of_the_clock_each_instant_comes_at_most_once(
+def test_over_any_walk_of_the_clock_each_fire_time_comes_at_most_once(
     expression: CronExpression, walk: list[float], start: float, *, from_previous: bool
 ) -> None:
-    """What is planned strictly increases, and together with what is reported it leaves no instant out."""
+    """Planned fire times strictly increase, and each one is either planned or reported as skipped."""
     first = previous = expression.after(start)
     now, seen = start, 1
     for step in walk:
@@ -149,8 +149,8 @@ def test_over_any_walk_of_the_clock_each_instant_comes_at_most_once(
     assert list(islice(expression.following(first - 1), seen))[-1] == previous
 
 
-def test_a_breaker_opens_after_enough_failures_in_a_row_until_it_cooled_down() -> None:
-    """Then one instant is tried; another failure opens it again, a success closes it."""
+def test_a_breaker_opens_after_enough_failures_in_a_row_until_it_has_cooled_down() -> None:
+    """Then one fire time is tried: another failure opens the breaker again, a success closes it."""
     breaker = Breaker(failures=3, cooldown=timedelta(minutes=1))
     assert not breaker.is_open(0, None, NOON)
     assert not breaker.is_open(2, NOON, NOON + 1)
@@ -199,21 +199,21 @@ def test_a_delivery_delay_is_the_same_in_every_release() -> None:
     assert delivery_delay("other", NOON, 60) != delivery_delay("sweep", NOON, 60)
 
 
-@given(schedule=st.text(st.characters(codec="utf-8")), instant=TIMES.map(round), jitter=st.floats(1e-6, 1e9))
-def test_a_delivery_delay_is_shorter_than_the_jitter(schedule: str, instant: int, jitter: float) -> None:
-    """It lies in [0, jitter), and is nothing without jitter."""
-    assert 0 <= delivery_delay(schedule, instant, jitter) < jitter
-    assert delivery_delay(schedule, instant, 0) == 0
+@given(schedule=st.text(st.characters(codec="utf-8")), fire_time=TIMES.map(round), jitter=st.floats(1e-6, 1e9))
+def test_a_delivery_delay_is_shorter_than_the_jitter(schedule: str, fire_time: int, jitter: float) -> None:
+    """The delay lies in [0, jitter), and is zero without jitter."""
+    assert 0 <= delivery_delay(schedule, fire_time, jitter) < jitter
+    assert delivery_delay(schedule, fire_time, 0) == 0
 
 
 def test_delivery_delays_are_spread_evenly() -> None:
-    """A thousand instants fill each tenth of the jitter about equally."""
+    """The delays of a thousand fire times fill each tenth of the jitter about equally."""
     tenths = [int(delivery_delay("sweep", NOON + 60 * minute, 10)) for minute in range(1000)]
     assert all(60 < tenths.count(tenth) < 140 for tenth in range(10))
 
 
 def test_the_expected_interval_is_the_one_that_follows() -> None:
-    """It differs from instant to instant where the schedule does, and where clocks change."""
+    """The interval varies if the expression is uneven, and where clocks change."""
     office = CronExpression("0 9-17 * * *")
     assert expected_interval(office, stamp("2026-11-27T16:00")) == HOUR
     assert expected_interval(office, stamp("2026-11-27T17:00")) == 16 * HOUR
@@ -222,33 +222,33 @@ def test_the_expected_interval_is_the_one_that_follows() -> None:
 
 
 def test_a_schedule_is_overdue_when_nothing_ran_for_twice_its_interval() -> None:
-    """One instant may be late; when the second one has come too, something is wrong."""
+    """One fire time may be late, but once the next one has passed too, the schedule is overdue."""
     assert not is_overdue(HALF_HOURS, NOON, 0, NOON + HOUR)
     assert is_overdue(HALF_HOURS, NOON, 0, NOON + HOUR + 1)
 
 
 def test_a_schedule_that_never_ran_is_judged_from_its_creation() -> None:
-    """Its first instant is overdue one interval after it, even if it came a second after the creation."""
+    """Its first fire time is overdue one interval later, even if it came a second after the creation."""
     for created in (NOON, NOON + 1799):
         assert not is_overdue(HALF_HOURS, None, created, NOON + HOUR)
         assert is_overdue(HALF_HOURS, None, created, NOON + HOUR + 1)
 
 
-def test_an_instant_key_is_the_same_in_every_release() -> None:
-    """It is stored: another one would run an instant again after an upgrade."""
+def test_the_key_of_a_fire_time_is_the_same_in_every_release() -> None:
+    """The key is stored: a different one would run a fire time again after an upgrade."""
     at = stamp("2026-11-27T12:30")
-    assert instant_key("sweep", at, 0) == "cron:sweep@2026-11-27T12:30:00Z#0"
-    assert instant_key("sweep", at, 12) == "cron:sweep@2026-11-27T12:30:00Z#12"
+    assert fire_time_key("sweep", at, 0) == "cron:sweep@2026-11-27T12:30:00Z#0"
+    assert fire_time_key("sweep", at, 12) == "cron:sweep@2026-11-27T12:30:00Z#12"
 
 
 @given(
-    schedule=st.text(min_size=1), instant=TIMES.map(lambda at: float(round(at))), revision=st.integers(0, 10**18 - 1)
+    schedule=st.text(min_size=1), fire_time=TIMES.map(lambda at: float(round(at))), revision=st.integers(0, 10**18 - 1)
 )
 @example("a@2026-01-01T00:00:00Z#1", NOON, 7)
 @example("a\nb", NOON, 7)
-def test_an_instant_key_is_read_back(schedule: str, instant: float, revision: int) -> None:
-    """Schedule, instant and revision come out as they went in."""
-    assert parse_instant_key(instant_key(schedule, instant, revision)) == (schedule, instant, revision)
+def test_the_key_of_a_fire_time_is_read_back(schedule: str, fire_time: float, revision: int) -> None:
+    """Schedule, fire time and revision come out as they went in."""
+    assert parse_fire_time_key(fire_time_key(schedule, fire_time, revision)) == (schedule, fire_time, revision)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +267,6 @@ def test_an_instant_key_is_read_back(schedule: str, instant: float, revision: in
         "cron:sweep@٢٠٢٦-11-27T12:30:00Z#1",
     ],
 )
-def test_a_key_that_is_no_instants_is_told_apart(key: str) -> None:
-    """Keys that users choose are not taken for instants."""
-    assert parse_instant_key(key) is None
+def test_keys_of_users_are_not_taken_for_keys_of_fire_times(key: str) -> None:
+    """A key that a user chose does not parse as the key of a fire time."""
+    assert parse_fire_time_key(key) is None

@@ -68,10 +68,10 @@ def _key(orders: Orders) -> str | None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"retry": Retry()}, r"retry=\.\.\. is for stored messages: add durable=True, or remove retry"),
+        ({"retry": Retry()}, r"retry=\.\.\. is for durable handlers: add durable=True, or remove retry"),
         (
             {"retention": timedelta(days=1)},
-            r"retention=\.\.\. is for stored messages: add durable=True, or remove retention",
+            r"retention=\.\.\. is for durable handlers: add durable=True, or remove retention",
         ),
         (
             {"durable": True, "readonly": True},
@@ -79,7 +79,7 @@ def _key(orders: Orders) -> str | None:
         ),
         (
             {"durable": True, "reentrant": True},
-            r"a durable handler commits on its own, so .* another one's turn: remove durable or reentrant",
+            r"a durable handler has a commit of its own, so .* within another handler: remove durable or reentrant",
         ),
         ({"durable": True, "retention": timedelta(0)}, r"retention=0:00:00 must be more than zero, and at most 36500"),
         ({"durable": True, "retention": timedelta(seconds=-1)}, r"retention=-1 day, 23:59:59 must be more than zero"),

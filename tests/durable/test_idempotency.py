@@ -163,11 +163,11 @@ def test_a_legal_key_is_taken_as_it_is(key: str) -> None:
         (None, r"key must be a string, not NoneType"),
         (b"o-1", r"key must be a string, not bytes: b'o-1'"),
         ("", r"key must not be empty"),
-        ("o\n1", r"key 'o\\n1' holds a control character"),
-        ("o\x00", r"key 'o\\x00' holds a control character"),
-        ("\ud800", r"key '\\ud800' holds a control character"),
-        ("x" * 1025, r"key 'x{40}'… has 1025 bytes, the limit is 1024"),
-        ("\N{SNOWMAN}" * 342, r"has 1026 bytes, the limit is 1024"),
+        ("o\n1", r"key 'o\\n1' contains a control character"),
+        ("o\x00", r"key 'o\\x00' contains a control character"),
+        ("\ud800", r"key '\\ud800' contains a control character"),
+        ("x" * 1025, r"key 'x{40}'… has 1025 bytes; the limit is 1024"),
+        ("\N{SNOWMAN}" * 342, r"has 1026 bytes; the limit is 1024"),
     ],
 )
 def test_a_key_that_cannot_be_stored_is_refused_by_name(key: object, text: str) -> None:
@@ -200,7 +200,7 @@ def test_the_first_argument_with_a_primary_key_gives_the_key() -> None:
     ("argument", "text"),
     [
         (Order(""), r"Order\.primary_key\(\): key must not be empty"),
-        (Order("o\t1"), r"Order\.primary_key\(\): key 'o\\t1' holds a control character"),
+        (Order("o\t1"), r"Order\.primary_key\(\): key 'o\\t1' contains a control character"),
         (Numbered(7), r"Numbered\.primary_key\(\): key must be a string, not int: 7"),
         (Raising(), r"Raising\.primary_key\(\) raised LookupError: no such order"),
     ],

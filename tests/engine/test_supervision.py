@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from actorhub.core.backoff import Backoff
-from actorhub.engine.supervision import Supervisor
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import MailboxFull, PersistenceError, ShuttingDown
+from actorhub.engine.supervision import Supervisor
 from tests.ownership.cluster import VirtualClock, VirtualLoop
 
 

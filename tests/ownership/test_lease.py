@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
+from actorhub.engine.ownership.lease import Watchdog
 
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.core.errors import ConfigurationError, PersistenceError
-from actorhub.engine.ownership.lease import Watchdog
 from actorhub.engine.ownership.plan import wishes
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.memory.session import MemoryLockSession

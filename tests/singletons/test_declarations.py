@@ -200,7 +200,7 @@ def _cron_on_an_entity() -> None:
         async def tick(self, at: datetime) -> None: ...
 
 
-def _cron_without_instant() -> None:
+def _cron_without_fire_time() -> None:
     class Wrong(Singleton):
         @cron("@daily")
         async def tick(self) -> None: ...
@@ -294,7 +294,7 @@ def _negative_jitter() -> None:
 
 
 async def tick(self: object, at: datetime) -> None:
-    """Run at an instant."""
+    """Run at a fire time."""
 
 
 _tick = tick
@@ -320,16 +320,16 @@ _tick = tick
         (_no_time, r"state_ttl=0:00:00 must be more than zero"),
         (_concurrency, r"concurrency"),
         (_cron_on_an_entity, r"Wrong\.tick: @cron is for methods of a Singleton"),
-        (_cron_without_instant, r"Wrong\.tick: .*`async def tick\(self, at: datetime\)`"),
+        (_cron_without_fire_time, r"Wrong\.tick: .*`async def tick\(self, at: datetime\)`"),
         (_cron_with_text, r"Wrong\.tick: .*`async def tick\(self, at: datetime\)`"),
         (_cron_with_two, r"Wrong\.tick: .*`async def tick\(self, at: datetime\)`"),
         (_cron_stream, r"Wrong\.tick: .*`async def tick\(self, at: datetime\)`"),
         (_cron_sync, r"Wrong\.tick is not async"),
         (_cron_private, r"Wrong\._tick: @cron on a private method"),
-        (_cron_readonly, r"Wrong\.tick: @handler\(readonly, reentrant, retry\) do not go with @cron"),
-        (_cron_reentrant, r"Wrong\.tick: @handler\(readonly, reentrant, retry\) do not go with @cron"),
-        (_cron_two_retries, r"Wrong\.tick: @handler\(readonly, reentrant, retry\) do not go with @cron"),
-        (_cron_two_overlaps, r"Wrong\.tick: all @cron of one method have the same overlap and retry"),
+        (_cron_readonly, r"Wrong\.tick: @handler\(readonly, reentrant, retry\) cannot be combined with @cron"),
+        (_cron_reentrant, r"Wrong\.tick: @handler\(readonly, reentrant, retry\) cannot be combined with @cron"),
+        (_cron_two_retries, r"Wrong\.tick: @handler\(readonly, reentrant, retry\) cannot be combined with @cron"),
+        (_cron_two_overlaps, r"Wrong\.tick: all @cron of one method must have the same overlap and retry"),
         (_four_fields, r"tick: @cron: .*'\* \* \* \*'"),
         (_bad_minute, r"tick: @cron: .*minute"),
         (_bad_zone, r"tick: @cron: .*'Mars/Olympus'"),

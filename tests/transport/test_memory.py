@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actorhub.conformance.transport_pair import Pair, Recorder, RecordingAcceptor, hello, numbers, reply
 from actorhub.conformance.transport import TransportSuite
+from actorhub.conformance.transport_pair import Pair, Recorder, RecordingAcceptor, hello, numbers, reply
 from actorhub.core.envelope import Hello
 from actorhub.core.errors import RunnerUnavailable
 from actorhub.transport.memory import MemoryNetwork, MemoryTransport

@@ -1,4 +1,4 @@
-"""Settings: one table, read from flags or keywords, the environment, `actorhub.toml` and defaults, in that order."""
+"""Settings: one table, read from flags and keywords, the environment, `actorhub.toml` and defaults, in that order."""
 
 from actorhub.core.config.load import Origin, load_settings
 from actorhub.core.config.settings import SETTINGS, Setting, Settings

@@ -1,4 +1,4 @@
-"""Reading settings: flags or keywords beat the environment, which beats `actorhub.toml`, which beats defaults."""
+"""Reading settings: flags and keywords override the environment, which overrides `actorhub.toml`, then defaults."""
 
 import difflib
 import tomllib
@@ -12,7 +12,7 @@ from actorhub.core.config.settings import SETTINGS, Setting, Settings
 from actorhub.core.errors import ConfigurationError
 
 Origin = Literal["flag", "hub.connect", "hub.runner"]
-"""Who gave the overrides; error messages name it."""
+"""Where the overrides come from. Error messages name it."""
 
 CONFIG_FILE: Final = "actorhub.toml"
 CONFIG_VARIABLE: Final = "ACTORHUB_CONFIG"
@@ -25,18 +25,18 @@ def load_settings(
     *,
     origin: Origin = "hub.connect",
 ) -> Settings:
-    """Return the settings that hold for this process, each one checked.
+    """Read and check the settings of this process.
 
     Args:
-        overrides: Flags or keywords by setting name, as text or typed; `None` and `()` mean "not given".
-        environ: The environment; an empty variable counts as not set.
-        toml_path: The file to read. Without it: what ACTORHUB_CONFIG names, else `actorhub.toml` in the current
-            directory if there is one.
-        origin: Who gave `overrides`.
+        overrides: Flags or keywords by setting name, as text or typed values. `None` and `()` mean "not given".
+        environ: The environment. An empty variable counts as not set.
+        toml_path: The file to read. By default it is the file that ACTORHUB_CONFIG names, or else `actorhub.toml` in
+            the current directory if it exists.
+        origin: Where `overrides` come from.
 
     Raises:
-        ConfigurationError: A value is wrong, a name is unknown, or values contradict each other; the text names the
-            setting, where it came from, and what is allowed.
+        ConfigurationError: A value is not valid, a name is unknown, or two values contradict each other. The text
+            names the setting, where its value comes from, and what is allowed.
     """
     file, content = _read_file(environ, toml_path)
     for unknown in content.keys() - SETTINGS.keys():
@@ -83,7 +83,7 @@ def _parse(setting: Setting, value: object, source: str) -> object:
     except (ValueError, OverflowError):
         # Not chained: the parser's own error may quote a secret that the text below masks.
         raise ConfigurationError(
-            f"{setting.name} is wrong: {setting.shown(value)} (from {source}); allowed is {setting.allowed}"
+            f"{setting.name} = {setting.shown(value)} (from {source}) is not valid: use {setting.allowed}"
         ) from None
 
 
@@ -93,17 +93,17 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
     if 0 < len(missing) < len(tls):
         given = ", ".join(f"{name} (from {source})" for name, source in tls.items() if source)
         raise ConfigurationError(
-            f"mutual TLS needs tls_cert, tls_key and tls_ca: {given} given, but not {' and '.join(missing)}"
+            f"mutual TLS needs tls_cert, tls_key and tls_ca; set: {given}; missing: {', '.join(missing)}"
         )
     listen = f"listen = {settings.listen} (from {sources.get('listen', 'the default')})"
     if not settings.listen.is_loopback and not settings.has_mutual_tls and not settings.insecure:
         raise ConfigurationError(
-            f"{listen} is reachable from other machines without mutual TLS: give tls_cert, tls_key and tls_ca, "
-            "listen at a loopback address such as 127.0.0.1:7700, or accept the risk with insecure (--insecure)"
+            f"{listen} is reachable from other machines without mutual TLS: set tls_cert, tls_key and tls_ca, "
+            "listen on a loopback address such as 127.0.0.1:7700, or accept the risk with insecure (--insecure)"
         )
     if settings.listen.is_wildcard and settings.advertise is None:
         raise ConfigurationError(
-            f"{listen} stands for all addresses: say with advertise (--advertise HOST:PORT) which one peers should use"
+            f"{listen} stands for all addresses: set advertise (--advertise HOST:PORT) to the one that peers should use"
         )
 
 
@@ -116,4 +116,4 @@ def _override_source(origin: Origin, name: str) -> str:
 
 def _suggestion(name: str) -> str:
     close = difflib.get_close_matches(name.replace("-", "_"), SETTINGS, n=1)
-    return f": did you mean {close[0]!r}?" if close else f": allowed are {', '.join(SETTINGS)}"
+    return f": did you mean {close[0]!r}?" if close else f": use one of {', '.join(SETTINGS)}"

@@ -1,4 +1,4 @@
-"""The table of all settings: type, default, allowed values and help stand once, at the field."""
+"""The table of all settings. Type, default, allowed values and help of a setting stand once, at its field."""
 
 import typing
 from collections.abc import Callable, Mapping
@@ -18,24 +18,24 @@ _NAME_RULE: Final = "a lower-case letter, then up to 30 lower-case letters, digi
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """How one setting is read and explained; the command line, the environment and the file all use it."""
+    """How one setting is read and explained. The command line, the environment and the file all use it."""
 
     parse: Callable[[object], object]
-    """Returns the typed value of text or of a typed value, or raises `ValueError`."""
+    """Takes text or a typed value and returns the typed value, or raises `ValueError`."""
     allowed: str
-    """What may be given, for error messages."""
+    """What an error message tells the user to use."""
     help: str
     """One line for `--help`, with the unit."""
     metavar: str = "TEXT"
-    """Placeholder in `--help`; empty for a switch that takes no value."""
+    """Placeholder in `--help`, empty for a switch that takes no value."""
     flag: str = ""
     """Command-line flag, such as `--max-resident`."""
     secret: bool = False
-    """Whether its value must never be shown."""
+    """Whether the value must never be shown."""
     name: str = ""
-    """Name in `Settings`, in keywords and in `actorhub.toml`."""
+    """Name in `Settings`, as a keyword and in `actorhub.toml`."""
     default: object = None
-    """Typed value where nobody says anything."""
+    """Typed value that holds when no source sets one."""
 
     @property
     def env(self) -> str:
@@ -43,7 +43,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         return f"ACTORHUB_{self.name.upper()}"
 
     def shown(self, value: object) -> str:
-        """Return `value` as it may appear in messages and logs: secrets masked, length bounded."""
+        """Return `value` for messages and logs, with secrets masked and its length bounded."""
         if self.secret:
             return "***"
         text = value if isinstance(value, str) else str(value)
@@ -65,14 +65,14 @@ def _path(text: str) -> Setting:
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that can be set, checked and typed; `repr` shows no secrets."""
+    """All settings of a process, checked and typed. `repr` masks secrets."""
 
     database_url: Annotated[
         str | None,
         Setting(
             parse=values.parse_database_url,
             allowed="a URL such as postgresql://user:password@host:5432/database",
-            help="Postgres to use; without it, an embedded one under ./.actorhub.",
+            help="URL of the Postgres database. Default: an embedded Postgres under ./.actorhub.",
             metavar="URL",
             flag="--database",
         ),
@@ -81,8 +81,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         HostPort,
         Setting(
             parse=values.parse_host_port,
-            allowed="HOST:PORT, such as 127.0.0.1:7700 or [::1]:7700; port 0 picks a free one",
-            help="Where this runner's gRPC server listens.",
+            allowed="HOST:PORT, such as 127.0.0.1:7700 or [::1]:7700; port 0 picks a free port",
+            help="Address on which this runner's gRPC server listens.",
             metavar="HOST:PORT",
         ),
     ] = HostPort("127.0.0.1", 7700)
@@ -90,8 +90,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         HostPort | None,
         Setting(
             parse=values.parse_target,
-            allowed="HOST:PORT that other machines can connect to: not port 0, not 0.0.0.0 or [::]",
-            help="Address that peers and clients use for this runner; by default the one it listens at.",
+            allowed="a HOST:PORT that other machines can connect to, not port 0, 0.0.0.0 or [::]",
+            help="Address at which peers and clients reach this runner. Default: the listen address.",
             metavar="HOST:PORT",
         ),
     ] = None
@@ -101,7 +101,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(
             parse=values.parse_weight,
             allowed="a number from 0.001 to 1000",
-            help="Share of the shards relative to other runners.",
+            help="This runner's share of the shards, relative to the other runners.",
             metavar="W",
         ),
     ] = 1.0
@@ -110,7 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(
             parse=values.parse_names,
             allowed=f"one or more different names, separated by commas, each {_NAME_RULE}",
-            help="Shard groups that this runner hosts; by default those of the declared entities.",
+            help="Shard groups that this runner hosts. Default: the groups of the declared entities.",
             metavar="A,B",
         ),
     ] = ()
@@ -118,8 +118,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         HostPort | None,
         Setting(
             parse=values.parse_host_port,
-            allowed="HOST:PORT, such as 127.0.0.1:8080; port 0 picks a free one",
-            help="Where probes, metrics and a page are served; off by default. Further workers take the next ports.",
+            allowed="HOST:PORT, such as 127.0.0.1:8080; port 0 picks a free port",
+            help="Address for probes, metrics and a status page. Default: off. Further workers use the next ports.",
             metavar="HOST:PORT",
         ),
     ] = None
@@ -128,7 +128,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(
             parse=values.parse_name,
             allowed=_NAME_RULE,
-            help="Name of the cluster; also the database schema. Clusters with different names never meet.",
+            help="Name of the cluster and of its database schema. Clusters with different names are independent.",
             metavar="NAME",
         ),
     ] = "actorhub"
@@ -136,8 +136,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         HostPort,
         Setting(
             parse=values.parse_target,
-            allowed="HOST:PORT of any runner, such as 127.0.0.1:7700",
-            help="Runner that the administration commands ask.",
+            allowed="the HOST:PORT of any runner, such as 127.0.0.1:7700",
+            help="Runner to which the administration commands connect.",
             metavar="HOST:PORT",
         ),
     ] = HostPort("127.0.0.1", 7700)
@@ -145,20 +145,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[HostPort, ...],
         Setting(
             parse=values.parse_targets,
-            allowed="one or more HOST:PORT of runners, separated by commas",
+            allowed="the HOST:PORT of one or more runners, separated by commas",
             help="Runners through which a client without a database reaches the cluster.",
             metavar="HOST:PORT[,…]",
         ),
     ] = ()
-    tls_cert: Annotated[Path | None, _path("PEM file with this process's certificate (mutual TLS).")] = None
+    tls_cert: Annotated[Path | None, _path("PEM file with the certificate of this process, for mutual TLS.")] = None
     tls_key: Annotated[Path | None, _path("PEM file with the private key of that certificate.")] = None
-    tls_ca: Annotated[Path | None, _path("PEM file with the authority that signs the peers' certificates.")] = None
+    tls_ca: Annotated[Path | None, _path("PEM file with the authority that signs the certificates of peers.")] = None
     token: Annotated[
         str | None,
         Setting(
             parse=values.parse_text,
             allowed="printable text",
-            help="Secret that clients and administration commands must show.",
+            help="Secret that clients and administration commands must present.",
             secret=True,
         ),
     ] = None
@@ -167,29 +167,32 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(
             parse=values.parse_flag,
             allowed="true or false",
-            help="Allow listening beyond loopback without mutual TLS.",
+            help="Allow listening on other than loopback addresses without mutual TLS.",
             metavar="",
         ),
     ] = False
-    shards_per_group: Annotated[int, _whole(1, 1_000_000, "Shards in each group; equal in the whole cluster.")] = 300
+    shards_per_group: Annotated[int, _whole(1, 1_000_000, "Shards in each group, the same on every runner.")] = 300
     max_resident: Annotated[int, _whole(1, 100_000_000, "Most entities in memory at once, per runner.")] = 100_000
-    max_message_bytes: Annotated[int, _whole(1024, 1 << 30, "Largest message, in bytes.")] = 4 << 20
+    max_message_bytes: Annotated[int, _whole(1024, 1 << 30, "Largest message or state, in bytes.")] = 4 << 20
     max_entity_id_bytes: Annotated[int, _whole(1, 1000, "Longest entity id, in bytes of UTF-8.")] = 255
     max_call_depth: Annotated[int, _whole(1, 10_000, "Longest chain of calls from entity to entity.")] = 32
     grace: Annotated[
         timedelta,
-        _duration(timedelta(), timedelta(days=1), "from 0s to 1d", "Time that a shutdown waits for running handlers."),
+        _duration(timedelta(), timedelta(days=1), "from 0s to 1d", "How long a shutdown waits for running handlers."),
     ] = timedelta(seconds=15)
     retention: Annotated[
         timedelta,
         _duration(
-            timedelta(seconds=1), timedelta(days=3650), "from 1s to 3650d", "How long processed messages are kept."
+            timedelta(seconds=1),
+            timedelta(days=3650),
+            "from 1s to 3650d",
+            "How long replies and keys of durable messages are kept.",
         ),
     ] = timedelta(days=1)
     log_format: Annotated[
         LogFormat,
         Setting(
-            parse=values.one_of("text", "json"), allowed="text or json", help="Form of log lines.", metavar="FORMAT"
+            parse=values.one_of("text", "json"), allowed="text or json", help="Format of log lines.", metavar="FORMAT"
         ),
     ] = "text"
     log_level: Annotated[
@@ -197,14 +200,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Setting(
             parse=values.one_of("debug", "info", "warning", "error", "critical"),
             allowed="debug, info, warning, error or critical",
-            help="Least severity that is logged.",
+            help="Lowest severity that is logged.",
             metavar="LEVEL",
         ),
     ] = "info"
 
     @property
     def has_mutual_tls(self) -> bool:
-        """Whether certificate, key and authority are all given."""
+        """Whether certificate, key and authority are all set."""
         return None not in (self.tls_cert, self.tls_key, self.tls_ca)
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Values of settings: each parser takes text or an already typed value, and raises `ValueError` for anything else."""
+"""Parsers of setting values. Each takes text or a typed value, and raises `ValueError` for anything else."""
 
 import ipaddress
 import math
@@ -22,18 +22,18 @@ _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
 
 class HostPort(msgspec.Struct, frozen=True):
-    """Where something listens or is reached, written `host:port`, an IPv6 host in brackets."""
+    """A network address, written `host:port`, with an IPv6 host in brackets."""
 
     host: str
     port: int
-    """0 to 65535; 0 lets the system choose when listening."""
+    """0 to 65535. For a listener, 0 lets the operating system choose."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Return the address that `text` names.
 
         Raises:
-            ValueError: It is not `HOST:PORT`.
+            ValueError: `text` is not `HOST:PORT`.
         """
         host, _, port = text.rpartition(":")
         bracketed = host.startswith("[") and host.endswith("]")
@@ -48,7 +48,7 @@ class HostPort(msgspec.Struct, frozen=True):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can reach it; of host names, only `localhost` is taken to be so."""
+        """Whether only this machine can reach the address. Of host names, only `localhost` counts."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -56,7 +56,7 @@ class HostPort(msgspec.Struct, frozen=True):
 
     @property
     def is_wildcard(self) -> bool:
-        """Whether it stands for all addresses of the machine, so that nobody can connect to it as written."""
+        """Whether it stands for all addresses of the machine, so that no peer can connect to it."""
         return self.host in ("0.0.0.0", "::")  # noqa: S104 - recognised here, never bound
 
     def __str__(self) -> str:
@@ -64,19 +64,19 @@ class HostPort(msgspec.Struct, frozen=True):
 
 
 def mask_secrets(text: str) -> str:
-    """Return `text` with the passwords of database URLs and of `password=` parameters replaced by `***`."""
+    """Return `text` with passwords in database URLs and in `password=` parameters replaced by `***`."""
     return _PASSWORD_PARAMETER.sub(r"\1***", _USER_PASSWORD.sub(r"\1\2:***@", text))
 
 
 def parse_text(value: object) -> str:
-    """Return non-empty text without control characters or spaces around it."""
+    """Return non-empty, printable text, without surrounding spaces."""
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise ValueError("text")
     return value.strip()
 
 
 def parse_name(value: object) -> str:
-    """Return a name that may reach an SQL identifier."""
+    """Return a name that may become part of an SQL identifier."""
     if not isinstance(value, str) or not NAME_PATTERN.fullmatch(value):
         raise ValueError("name")
     return value
@@ -91,7 +91,7 @@ def parse_names(value: object) -> tuple[str, ...]:
 
 
 def parse_host_port(value: object) -> HostPort:
-    """Return an address to listen at; port 0 is allowed."""
+    """Return an address to listen on. Port 0 is allowed."""
     if isinstance(value, HostPort):
         value = str(value)
     if not isinstance(value, str):
@@ -100,7 +100,7 @@ def parse_host_port(value: object) -> HostPort:
 
 
 def parse_target(value: object) -> HostPort:
-    """Return an address that can be connected to."""
+    """Return an address to connect to."""
     target = parse_host_port(value)
     if target.port == 0 or target.is_wildcard:
         raise ValueError("target")
@@ -108,7 +108,7 @@ def parse_target(value: object) -> HostPort:
 
 
 def parse_targets(value: object) -> tuple[HostPort, ...]:
-    """Return one or more addresses that can be connected to."""
+    """Return one or more addresses to connect to."""
     targets = tuple(parse_target(item) for item in ([value] if isinstance(value, HostPort) else _items(value)))
     if not targets:
         raise ValueError("targets")
@@ -116,7 +116,7 @@ def parse_targets(value: object) -> tuple[HostPort, ...]:
 
 
 def parse_database_url(value: object) -> str:
-    """Return a Postgres URL; only its syntax is checked."""
+    """Return a Postgres URL. Only its syntax is checked."""
     text = parse_text(value)
     url = urlsplit(text)
     if url.scheme not in ("postgres", "postgresql") or not text.startswith(f"{url.scheme}://"):
@@ -127,7 +127,7 @@ def parse_database_url(value: object) -> str:
 
 
 def parse_path(value: object) -> Path:
-    """Return a path; whether it exists is not checked."""
+    """Return a path, which need not exist."""
     return value if isinstance(value, Path) else Path(parse_text(value)).expanduser()
 
 
@@ -179,7 +179,7 @@ def duration(minimum: timedelta, maximum: timedelta) -> Callable[[object], timed
 
 
 def one_of(*allowed: str) -> Callable[[object], str]:
-    """Return a parser of the given words, in any case."""
+    """Return a parser of the given words, in upper or lower case."""
 
     def parse(value: object) -> str:
         text = value.strip().lower() if isinstance(value, str) else ""

@@ -3,7 +3,7 @@
 import logging
 from typing import Final
 
-from actorhub.core.cron import parse_instant_key
+from actorhub.core.cron import parse_fire_time_key
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.settlement import Settlement
@@ -60,4 +60,4 @@ class Loading:
 
 def _is_unscheduled(spec: HandlerSpec, row: PendingMessage) -> bool:
     """Whether the message is a fire time's, and the handler no longer has a schedule."""
-    return spec.singleton and not spec.crons and row.key is not None and parse_instant_key(row.key) is not None
+    return spec.singleton and not spec.crons and row.key is not None and parse_fire_time_key(row.key) is not None

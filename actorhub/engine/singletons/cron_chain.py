@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from actorhub.core.clock import Clock
-from actorhub.core.cron import Plan, instant_key, parse_instant_key
+from actorhub.core.cron import Plan, fire_time_key, parse_fire_time_key
 from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
 from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.model.durable_message import DurableMessage
@@ -141,7 +141,7 @@ class Schedules:
 
     async def run(self, message: DurableMessage, call: Callable[[], Awaitable[Any]]) -> Any:
         """Call the method for the instant of a message, unless it is not to be run; `call` is what a person sent."""
-        parsed = parse_instant_key(message.key) if message.key else None
+        parsed = parse_fire_time_key(message.key) if message.key else None
         if parsed is None:
             return await self._tracked(self._schedules[str(message.spec.cron)], message, None, call)
         name, instant, revision = parsed
@@ -162,7 +162,7 @@ class Schedules:
         await self._keep(schedule)
 
     async def _store_instant(self, schedule: CronSchedule, at: float) -> None:
-        key, time = instant_key(schedule.name, at, schedule.row.revision), datetime.fromtimestamp(at, UTC)
+        key, time = fire_time_key(schedule.name, at, schedule.row.revision), datetime.fromtimestamp(at, UTC)
         try:
             await self._tell(schedule.handler, time, key=key, deliver_at=schedule.due(at))
         except DuplicateKey as error:
