@@ -3,10 +3,11 @@
 import asyncio
 from typing import Final, TypeVar
 
+from actorhub.cluster import part_of
 from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec, check_size
 from actorhub.core.errors import ConfigurationError, MalformedMessage
-from actorhub.engine.model.cell import DEAD, Cell
+from actorhub.engine.model.records import DEAD, Cell
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.runner import Runner
 from actorhub.entity import Declared
@@ -112,7 +113,7 @@ async def _passivated(memory: MemoryCluster, spec: EntitySpec, entity_id: str) -
 
 def _resident(memory: MemoryCluster, spec: EntitySpec, entity_id: str) -> tuple[Runner, Cell] | None:
     for cluster in memory.runners:
-        runner = cluster.part
+        runner = part_of(cluster)
         assert isinstance(runner, Runner)
         hosted = runner.host.types.get(spec.name)
         if hosted is not None and (cell := hosted.cells.get(entity_id)) is not None:

@@ -8,9 +8,8 @@ import msgspec
 import pytest
 
 from actorhub import Cluster, Entity, Hub, NotConnected, current
-from actorhub.cluster import part_of
-from actorhub.engine.runner import Runner
 from tests.support.gates import gates
+from tests.support.parts import runner_of
 
 tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
 
@@ -90,11 +89,10 @@ async def test_a_handler_knows_where_it_runs(runner: Cluster, cluster: Cluster) 
     """Type, id, shard, runner, incarnation, epoch and deadline are those of the run."""
     facts = await cluster.client(Mirror).options(timeout=timedelta(seconds=9))("a").facts()
     assert runner.runner is not None
-    assert isinstance(part_of(runner), Runner)
     shard = cluster.shard_of(Mirror, "a")
     assert (facts.entity_type, facts.entity_id, facts.shard) == ("mirror", "a", str(shard))
     assert (facts.runner, facts.incarnation) == (runner.runner.address, runner.runner.incarnation)
-    assert facts.epoch == part_of(runner).ownership.owned[shard]
+    assert facts.epoch == runner_of(runner).ownership.owned[shard]
     assert facts.is_leader
     assert facts.message_id == 0
     assert facts.deadline is not None

@@ -185,7 +185,7 @@ async def test_an_instant_runs_again_after_its_runner_lost_its_locks(stage: Stag
         await _two(memory)
         await comes(memory, _noon)
         await gates["tick"].came()
-        memory.store.terminate_sessions(_leader(memory, stage).part.node.incarnation)
+        memory.store.terminate_sessions(part_of(_leader(memory, stage)).node.incarnation)
         await gates["tick"].came(2)
         gates["tick"].open()
         await ran(memory, _noon)

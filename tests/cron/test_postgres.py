@@ -9,12 +9,11 @@ import asyncpg
 import pytest
 
 from actorhub import Cluster, Hub
-from actorhub.cluster import part_of
 from actorhub.core.clock import SystemClock
 from actorhub.cron import cron
-from actorhub.engine.runner import Runner
 from actorhub.storage.singleton_ports import ScheduleEdit, ScheduleRow
 from tests.cron.diary import Diary, Stage
+from tests.support.parts import runner_of
 from tests.support.postgres_server import PostgresServer
 
 _clock = SystemClock()
@@ -104,8 +103,7 @@ async def test_an_every_second_schedule_survives_restarts_of_the_database(
 async def test_schedules_are_edited_while_they_run(stage: Stage, postgres_url: str) -> None:
     """Paused it rests, set it has its new instants, reset it goes back; the revision grows each time."""
     async with _runner(stage.declare("* * * * * *"), postgres_url) as runner:
-        assert isinstance(part_of(runner), Runner)
-        store = part_of(runner).storage.singletons
+        store = runner_of(runner).storage.singletons
 
         async def edit(change: ScheduleEdit) -> None:
             assert await store.edit_schedule("diary", "tick", change) is not None

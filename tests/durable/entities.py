@@ -8,9 +8,6 @@ from typing import Any
 import msgspec
 
 from actorhub import Cluster, Entity, EntityError, Hub, Retry, current, handler
-from actorhub.cluster import part_of
-from actorhub.engine.host import Host
-from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster
 from tests.support.gates import gates
 
@@ -286,9 +283,3 @@ def owner(memory: MemoryCluster, cluster: Cluster, entity: type[Entity[Any]], en
     found = memory.owner_of(cluster.shard_of(entity, entity_id))
     assert found is not None
     return found
-
-
-def host_of(runner: Cluster) -> Host:
-    """Return what a runner hosts, with its counts."""
-    assert isinstance(part_of(runner), Runner)
-    return part_of(runner).host

@@ -7,11 +7,12 @@ import pytest
 
 from actorhub import Cluster, Entity, Hub, handler
 from actorhub.core.config import Settings
-from actorhub.engine.durable.intake import DeliveryStatistics
+from actorhub.engine.durable.delivery import DeliveryStatistics
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster, until
-from tests.durable.entities import Log, Narrow, Sender, host_of, hub
+from tests.durable.entities import Log, Narrow, Sender, hub
 from tests.support.gates import gates, outcomes, soon
+from tests.support.parts import host_of
 
 __all__ = ["hub"]
 
@@ -81,9 +82,9 @@ async def test_a_blocked_mailbox_is_not_polled_for(memory: MemoryCluster, cluste
     for number in range(20):
         await cluster.tell(narrow.put(number))
     await asyncio.sleep(0.1)
-    before = delivery(memory.runners[0]).looks
+    before = delivery(memory.runners[0]).scans
     await asyncio.sleep(0.6)
-    assert delivery(memory.runners[0]).looks - before <= 4
+    assert delivery(memory.runners[0]).scans - before <= 4
     gates["n"].open()
     await until(lambda: not waiting(memory))
 
@@ -98,7 +99,7 @@ async def test_many_ids_run_in_few_places() -> None:
         telling = soon(outcomes(*(client.tell(log(f"e{number % 400}").add(str(number))) for number in range(1200))))
         async with asyncio.timeout(30):
             while not telling.done() or waiting(memory):
-                most = max(most, host_of(runner).resident)
+                most = max(most, host_of(runner).residents.count)
                 await asyncio.sleep(0.001)
         assert most <= 40
         await until(lambda: delivery(runner).in_memory == 0)
@@ -156,9 +157,9 @@ async def test_no_place_is_not_polled_for() -> None:
         for number in range(20):
             await client.tell(log(f"e{number}").add("x"))
         await asyncio.sleep(0.1)
-        before = delivery(runner).looks
+        before = delivery(runner).scans
         await asyncio.sleep(1)
-        assert delivery(runner).looks - before <= 12
+        assert delivery(runner).scans - before <= 12
         assert delivery(runner).in_memory <= 10
         for number in range(20):
             gates[f"h{number}"].open()
@@ -195,9 +196,9 @@ async def test_an_idle_cluster_does_not_look(memory: MemoryCluster, runner: Clus
     log = client.client(Log)("a")
     assert await log.add("one") == 1
     await asyncio.sleep(0.05)
-    before = delivery(runner).looks
+    before = delivery(runner).scans
     await asyncio.sleep(1.5)
-    assert delivery(runner).looks - before <= 1
+    assert delivery(runner).scans - before <= 1
 
 
 async def test_ordinary_calls_cause_no_looks(memory: MemoryCluster, runner: Cluster, client: Cluster) -> None:
@@ -205,13 +206,13 @@ async def test_ordinary_calls_cause_no_looks(memory: MemoryCluster, runner: Clus
     log = client.client(Log)
     await log("a").add("one")
     await asyncio.sleep(0.05)
-    before = delivery(runner).looks
+    before = delivery(runner).scans
     for number in range(200):
         await log(f"e{number % 20}").add("x")
         await client.tell(log(f"e{number % 20}").add("x"))
     await client.client(Sender)("s").send("a", "x")
     await until(lambda: not waiting(memory))
-    assert delivery(runner).looks - before <= 2
+    assert delivery(runner).scans - before <= 2
 
 
 async def test_poll_storage_finds_what_nobody_told_of(memory: MemoryCluster, client: Cluster) -> None:
@@ -292,4 +293,4 @@ async def test_each_sender_s_order_holds_under_pressure(end: str) -> None:
                 assert [value for value in found if value // 1000 == sender] == expected
         for runner in memory.runners:
             await until(lambda runner=runner: delivery(runner).in_memory == 0)  # type: ignore[misc]
-            assert host_of(runner).durable_entities == 0
+            assert host_of(runner).delivery.memory.entities == 0

@@ -8,8 +8,9 @@ import pytest
 from actorhub import ActorhubError, AlreadyProcessing, Cluster, HandlerFailed, UnknownMessage
 from actorhub.storage.message_ports import MessageState
 from actorhub.testing import MemoryCluster, until
-from tests.durable.entities import Busy, Log, Poisoned, Slow, host_of, hub, owner, read
+from tests.durable.entities import Busy, Log, Poisoned, Slow, hub, owner, read
 from tests.support.gates import failure, gates, soon
+from tests.support.parts import host_of
 
 __all__ = ["hub"]
 
@@ -31,7 +32,7 @@ async def test_a_message_that_always_crashes_becomes_a_dead_letter(memory: Memor
         assert isinstance(error, HandlerFailed)
         assert error.type == "ValueError"
         assert "no luck" in error.message
-        assert "durable_entities.py" in error.traceback
+        assert "entities.py" in error.traceback
     assert gates["a"].log == ["run 1", "run 2", "run 3"]
     row = memory.store.messages.find(told)
     assert row is not None

@@ -10,8 +10,9 @@ from actorhub import Cluster, MessageCancelled
 from actorhub.core.clock import SystemClock
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster
-from tests.durable.entities import Log, Sender, host_of, hub, read
+from tests.durable.entities import Log, Sender, hub, read
 from tests.support.gates import failure, gates, soon
+from tests.support.parts import host_of
 
 __all__ = ["hub"]
 

@@ -125,7 +125,7 @@ async def test_an_idle_entity_is_passivated_and_comes_back(runner: Cluster, clus
     """It leaves memory after its idle time, its hook runs, and the next message gets a fresh instance."""
     short = cluster.client(Short)("a")
     assert [await short.call(), await short.call()] == [1, 2]
-    await until(lambda: host(runner).resident == 0)
+    await until(lambda: host(runner).residents.count == 0)
     assert alive["a"] == 0
     assert await short.call() == 1
     assert attempts["short"] == 2
@@ -136,7 +136,7 @@ async def test_a_busy_entity_is_not_passivated(runner: Cluster, cluster: Cluster
     held = soon(cluster.client(Short)("a").hold())
     await gates["a"].came()
     await asyncio.sleep(0.25)
-    assert host(runner).resident == 1
+    assert host(runner).residents.count == 1
     gates["a"].open()
     assert await held == 1
     assert await cluster.client(Short)("a").call() == 2
@@ -148,7 +148,7 @@ async def test_keep_alive_keeps_an_idle_entity_until_it_is_released(runner: Clus
     await short.keep(True)
     await asyncio.sleep(0.3)
     assert await short.keep(False) == 2
-    await until(lambda: host(runner).resident == 0)
+    await until(lambda: host(runner).residents.count == 0)
 
 
 async def test_a_message_during_deactivation_gets_a_fresh_activation(runner: Cluster, cluster: Cluster) -> None:
@@ -179,7 +179,7 @@ async def test_a_hook_that_fails_at_the_end_does_not_keep_the_entity(runner: Clu
     """Whatever on_deactivate raises, the entity leaves and comes back."""
     short = runner.client(Short)(name)
     await short.call()
-    await until(lambda: host(runner).resident == 0)
+    await until(lambda: host(runner).residents.count == 0)
     assert await short.call() == 1
 
 
@@ -259,7 +259,7 @@ async def test_the_least_recently_used_make_room(memory: MemoryCluster) -> None:
         assert await simple(name).call() == 1
     assert await simple("a").call() == 2
     assert await simple("d").call() == 1
-    assert host(runner).resident == 3
+    assert host(runner).residents.count == 3
     assert await simple("a").call() == 3
     assert await simple("c").call() == 2
     assert await simple("b").call() == 1
@@ -290,7 +290,7 @@ async def test_more_entities_than_the_cap_are_all_served(memory: MemoryCluster) 
             await outcomes(*(runner.client(Preparing)(str(n)).read() for n in range(start, start + 40)))
             == [{"opened": 1}] * 40
         )
-        assert host(runner).resident <= 50
+        assert host(runner).residents.count <= 50
 
 
 async def test_a_runner_that_is_forced_out_cancels_what_runs(

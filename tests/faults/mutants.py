@@ -14,15 +14,15 @@ from actorhub.context import Current
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.engine.durable import settlement
-from actorhub.engine.durable.attempts import Starts
+from actorhub.engine.durable.attempts import Attempts
 from actorhub.engine.durable.backlog import Backlog
-from actorhub.engine.durable.intake import Delivery
-from actorhub.engine.durable.schedule import ServerClock
+from actorhub.engine.durable.intake import Intake
+from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.host import Host
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import Cell, HostedShard, Message
 from actorhub.engine.runs import completion
-from actorhub.engine.runs.commits import RunCommits
+from actorhub.engine.runs.completion import Completion
 from actorhub.storage.memory.message_table import MessageTable
 from actorhub.storage.message_ports import CancelResult, Outcome, PendingMessage, Readiness, RunStart, StoredReply
 from actorhub.storage.postgres import PostgresStorage, schema
@@ -56,26 +56,26 @@ def apply(name: str, patch: Patch = setattr) -> None:
 
 @mutant("keys are ignored")
 def _(patch: Patch) -> None:
-    store = Delivery._store_message
+    store = Intake._store_message
 
-    def broken(self: Delivery, message: DurableMessage, attempts: int) -> None:
-        if message.durable is not None:
-            message.durable = msgspec.structs.replace(message.durable, key=None, payload_hash=b"")
+    def broken(self: Intake, message: DurableMessage, attempts: int) -> None:
+        if message.delivery is not None:
+            message.delivery = msgspec.structs.replace(message.delivery, key=None, payload_hash=b"")
         store(self, message, attempts)
 
-    patch(Delivery, "_store_message", broken)
+    patch(Intake, "_store_message", broken)
 
 
 @mutant("a repeated call is taken for a new one")
 def _(patch: Patch) -> None:
-    store = Delivery._store_message
+    store = Intake._store_message
 
-    def broken(self: Delivery, message: DurableMessage, attempts: int) -> None:
-        if message.durable is not None:
-            message.durable = msgspec.structs.replace(message.durable, is_repeated=False)
+    def broken(self: Intake, message: DurableMessage, attempts: int) -> None:
+        if message.delivery is not None:
+            message.delivery = msgspec.structs.replace(message.delivery, is_repeated=False)
         store(self, message, attempts)
 
-    patch(Delivery, "_store_message", broken)
+    patch(Intake, "_store_message", broken)
 
 
 @mutant("shards are released before they are drained")
@@ -83,7 +83,7 @@ def _(patch: Patch) -> None:
     drain = Host.drain
 
     async def broken(self: Host, shard_id: ShardId, grace: float) -> None:
-        _ = self.delivery._supervisor.spawn(drain(self, shard_id, grace), "drain when it is too late")
+        _ = self.delivery.intake._supervisor.spawn(drain(self, shard_id, grace), "drain when it is too late")
 
     patch(Host, "drain", broken)
 
@@ -93,24 +93,24 @@ def _(patch: Patch) -> None:
     def broken(self: Backlog, shard: HostedShard) -> None:
         """Look for nothing."""
 
-    patch(Backlog, "wish", broken)
-    patch(Backlog, "look", broken)
+    patch(Backlog, "mark", broken)
+    patch(Backlog, "scan", broken)
 
 
 @mutant("runs are counted after they end")
 def _(patch: Patch) -> None:
-    store = Delivery._store_message
+    store = Intake._store_message
 
-    def store_uncounted(self: Delivery, message: DurableMessage, attempts: int) -> None:
+    def store_uncounted(self: Intake, message: DurableMessage, attempts: int) -> None:
         store(self, message, 0)
 
-    def start_uncounted(self: Starts, message: DurableMessage) -> None:
+    def start_uncounted(self: Attempts, message: DurableMessage) -> None:
         message.attempts += 1
         self.counted(message)
 
-    patch(Delivery, "_store_message", store_uncounted)
-    patch(Starts, "start", start_uncounted)
-    patch(RunCommits, "_next", lambda *_: None)
+    patch(Intake, "_store_message", store_uncounted)
+    patch(Attempts, "start", start_uncounted)
+    patch(completion, "next_to_count", lambda *_: None)
 
 
 @mutant("what a handler tells leaves at once")
@@ -187,14 +187,14 @@ def _(patch: Patch) -> None:
 
 @mutant("replies leave before their commit")
 def _(patch: Patch) -> None:
-    commit = RunCommits.commit
+    commit = Completion._commit_run
 
-    def broken(self: RunCommits, message: Message, cell: Cell, data: bytes | None, body: bytes) -> None:
+    def broken(self: Completion, message: Message, cell: Cell, data: bytes | None, body: bytes) -> None:
         if isinstance(message, DurableMessage):
-            message.runs.answer(message.waiters, message.message_id, StoredReply(Outcome.VALUE, body))  # type: ignore[attr-defined]
+            message.events.answer(message.waiters, message.message_id, StoredReply(Outcome.VALUE, body))  # type: ignore[attr-defined]
         commit(self, message, cell, data, body)
 
-    patch(RunCommits, "commit", broken)
+    patch(Completion, "_commit_run", broken)
 
 
 @mutant("cancellations are forgotten")

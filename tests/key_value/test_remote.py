@@ -25,11 +25,11 @@ from actorhub.core.envelope import KEY_VALUE
 from actorhub.core.key_value import MAX_VALUE_BYTES
 from actorhub.engine.anycast.ask import ask_any
 from actorhub.engine.model.spec import operation_spec
-from actorhub.engine.runner import Runner
 from actorhub.storage.key_value_ports import KeyValues
 from actorhub.testing import MemoryCluster
 from actorhub.testing.cluster import until
 from tests.support.gates import failure, outcomes, soon
+from tests.support.parts import client_of
 
 hub = Hub()
 
@@ -57,13 +57,8 @@ async def memory(clock: JumpingClock) -> AsyncIterator[MemoryCluster]:
         yield made
 
 
-def part(client: Cluster) -> Caller:
-    assert isinstance(part_of(client), Caller)
-    return part_of(client)
-
-
 def store(client: Cluster) -> KeyValues:
-    return part(client).key_values
+    return client_of(client).key_values
 
 
 def pending(client: Cluster) -> int:
@@ -182,10 +177,11 @@ async def test_a_runner_that_may_own_nothing_serves(memory: MemoryCluster, clock
     """What it says of the store does not depend on its ownership of shards."""
     client = await linked(memory, 1)
     (runner,) = memory.runners
-    assert isinstance(part_of(runner), Runner)
     memory.store.freeze_sessions(part_of(runner).node.incarnation)
     clock.jumped += 3
-    assert not part_of(runner).inbound.may_reply()
+    inbound = part_of(runner).node.inbound
+    assert inbound is not None
+    assert not inbound.may_reply()
     await client.kv.set("a", 1)
     assert await client.kv.get("a") == 1
 

@@ -8,11 +8,11 @@ import grpc.aio
 import pytest
 
 from actorhub import Cluster, Hub
-from actorhub.cluster import part_of
 from actorhub.transport.grpc._pb.admin_v1_pb2_grpc import AdminStub
 from actorhub.transport.grpc._pb.client_v1_pb2_grpc import GatewayStub
 from tests.ops import durable_shop
 from tests.support import shop
+from tests.support.parts import runner_of
 
 
 class Port:
@@ -49,7 +49,7 @@ class Ports:
         """Open two runners that share the shards evenly."""
         first, second = await self.open(), await self.open()
         async with asyncio.timeout(20):
-            while {len(part_of(port.cluster).ownership.owned) for port in (first, second)} != {150}:  # type: ignore[union-attr]
+            while {len(runner_of(port.cluster).ownership.owned) for port in (first, second)} != {150}:
                 await asyncio.sleep(0.02)
         return first, second
 

@@ -18,6 +18,7 @@ from actorhub.ops.observer import BOUNDS
 from actorhub.ops.prometheus import Exposition
 from actorhub.ops.reading import read
 from actorhub.testing import MemoryCluster
+from tests.support.parts import host_of
 
 CONTRACT = {
     "actorhub_entities",
@@ -246,8 +247,7 @@ async def test_without_an_observer_nothing_is_timed() -> None:
     async with MemoryCluster(hub) as memory:
         cluster = await memory.start_runner()
         await cluster.client(Stalls)("a").look()
-        assert isinstance(part_of(cluster), Runner)
-        assert part_of(cluster).host.scheduler.observer is None
+        assert host_of(cluster).scheduler.observer is None
         values = _values(cluster)
         assert values["actorhub_runs_total", _labels()] == 1
         assert not any(name == "actorhub_message_latency_seconds_count" for name, _ in values)

@@ -10,7 +10,6 @@ import grpc.aio
 import msgspec
 import pytest
 
-from actorhub.cluster import part_of
 from actorhub.core.cron import CronExpression
 from actorhub.engine.runner import Runner
 from actorhub.storage.singleton_ports import Leadership
@@ -19,6 +18,7 @@ from actorhub.transport.grpc._pb import client_v1_pb2 as client_pb
 from tests.ops import clerks
 from tests.ops.clerks import Clerk, Requests
 from tests.ops.conftest import Port, Ports
+from tests.support.parts import runner_of
 
 UNLED, LEADING, STALE = pb.SINGLETON_STATE_UNLED, pb.SINGLETON_STATE_LEADING, pb.SINGLETON_STATE_STALE
 NEW_YEAR, JULY = "tick", "tick-2"
@@ -79,8 +79,7 @@ async def _refused(question: object, status: grpc.StatusCode, text: str) -> None
 
 
 def _runner(port: Port) -> Runner:
-    assert isinstance(part_of(port.cluster), Runner)
-    return part_of(port.cluster)
+    return runner_of(port.cluster)
 
 
 async def test_a_singleton_is_shown_with_its_leader_and_schedules_by_every_runner(clerk_ports: Ports) -> None:

@@ -286,8 +286,9 @@ async def test_a_failing_span_processor_harms_no_call(memory: MemoryCluster, mon
     _configure(monkeypatch, provider)
     runner = await memory.start_runner()
     assert await runner.client(Desk)("ada").where() is None
-    assert isinstance(part_of(runner).node.tracing, Tracing)
-    assert part_of(runner).node.tracing.failures == 2
+    tracing = part_of(runner).node.tracing
+    assert isinstance(tracing, Tracing)
+    assert tracing.failures == 2
 
 
 async def test_new_traces_are_bounded_and_calls_inside_of_one_are_not(

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
 from actorhub.core.clock import Clock, SystemClock
+from actorhub.engine.model.lease import Lease
 from actorhub.engine.ownership.loop import Ownership
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.memory import MemoryStorage, MemoryStore
@@ -173,6 +174,7 @@ class Node:
             clock=cluster.clock,
             info=info,
             shards_per_group=SHARDS,
+            lease=Lease(cluster.clock),
             host=self.host,
             supervisor=self.supervisor,
             handover_grace=handover_grace,

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import pytest
-from actorhub.engine.ownership.lease import Watchdog
 
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.engine.ownership.plan import wishes
+from actorhub.engine.ownership.session import Watchdog
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.memory.session import MemoryLockSession
 from actorhub.storage.ports import LEASE

@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import msgspec
 
 from actorhub import Cluster, Singleton, current, handler
-from actorhub.cluster import part_of
-from actorhub.engine.runner import Runner
-from actorhub.engine.singletons.leader import Led
+from actorhub.engine.singletons.leader import SingletonLeader
 from actorhub.storage.singleton_ports import SingletonRow
 from actorhub.testing import MemoryCluster, until
 from tests.support.gates import gates
+from tests.support.parts import host_of
 
 Act = Callable[["Diary"], Awaitable[None]]
 
@@ -133,10 +132,9 @@ def pause(seconds: float) -> Act:
     return act
 
 
-def led(runner: Cluster, name: str = "diary") -> Led | None:
+def led(runner: Cluster, name: str = "diary") -> SingletonLeader | None:
     """Return the runner's leadership of a singleton."""
-    assert isinstance(part_of(runner), Runner)
-    return next((one for one in part_of(runner).host.singletons.leaders if one.spec.name == name), None)
+    return next((one for one in host_of(runner).singletons.leaders if one.spec.name == name), None)
 
 
 def is_leading(runner: Cluster, name: str = "diary") -> bool:

@@ -47,8 +47,8 @@ def test_everything_is_in_the_declaration() -> None:
     spec = Whole.__declaration__.spec
     assert (spec.name, spec.singleton_id, spec.shard_group, spec.mailbox_capacity) == ("whole", "whole", "other", 7)
     assert spec.state_ttl == 30 * 86400
-    assert spec.body is not None
-    assert spec.body.interleaved
+    assert spec.main_loop is not None
+    assert spec.main_loop.interleaved
     for hook in (spec.on_activate, spec.on_become_leader, spec.on_lose_leadership, spec.on_deactivate):
         assert hook is not None
     assert set(spec.handlers) == {"sweep", "nightly", "process", "status"}
@@ -74,7 +74,7 @@ def test_what_a_class_does_not_override_is_no_hook() -> None:
     spec = BareOne.__declaration__.spec
     assert spec.name == "bare_one"
     assert spec.state is None
-    hooks = (spec.on_activate, spec.on_become_leader, spec.on_lose_leadership, spec.on_deactivate, spec.body)
+    hooks = (spec.on_activate, spec.on_become_leader, spec.on_lose_leadership, spec.on_deactivate, spec.main_loop)
     assert hooks == (None,) * 5
 
 
@@ -91,8 +91,8 @@ def test_an_inherited_hook_and_schedule_count() -> None:
         """Nothing of its own."""
 
     spec = Derived.__declaration__.spec
-    assert spec.body is not None
-    assert spec.body.entity_type == "derived"
+    assert spec.main_loop is not None
+    assert spec.main_loop.entity_type == "derived"
     assert list(spec.crons) == ["tick"]
 
 

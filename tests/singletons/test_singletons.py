@@ -7,12 +7,11 @@ from contextvars import ContextVar
 import pytest
 
 from actorhub import Cluster, ConfigurationError, Entity, HandlerFailed, Hub, MailboxFull, Singleton, current
-from actorhub.cluster import part_of
 from actorhub.core.config import Settings
-from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
 from tests.singletons.diary import Diary, at_gate, for_ever, is_leading, leaders, leads, story
 from tests.support.gates import failure, gates, outcomes, soon
+from tests.support.parts import host_of
 
 made: list[str] = []
 
@@ -224,8 +223,7 @@ async def test_the_same_program_without_singletons_leads_none(memory: MemoryClus
     bare = Hub()
     bare.register(Entry)
     runner = await memory.start_runner(hub=bare)
-    assert isinstance(part_of(runner), Runner)
-    assert not part_of(runner).host.singletons.has_any
+    assert not host_of(runner).singletons.has_any
     assert (await runner.health())[0].singletons == []
 
 

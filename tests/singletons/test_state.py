@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from actorhub import Cluster, Hub, Singleton, SingletonError, cron, current
+from actorhub.cluster import part_of
 from actorhub.core.backoff import Backoff
 from actorhub.core.config import Settings
 from actorhub.engine.singletons import leader, registry
@@ -424,7 +425,7 @@ async def test_fifty_singletons_over_three_runners(seed: int) -> None:
                     await memory.stop(chance.choice(memory.runners))
                     await memory.start_runner()
                 case _:
-                    incarnation = chance.choice(memory.runners).part.node.incarnation
+                    incarnation = part_of(chance.choice(memory.runners)).node.incarnation
                     memory.store.terminate_sessions(incarnation)
             for one in calls:
                 await one

@@ -8,9 +8,6 @@ from typing import Any, TypeAlias
 import msgspec
 
 from actorhub import Cluster, Entity, EntityError, Hub, Retry, Singleton, current, handler
-from actorhub.cluster import part_of
-from actorhub.engine.host import Host
-from actorhub.engine.runner import Runner
 from actorhub.storage.checkpoint_ports import BODY, Saved, Scope
 from actorhub.testing import MemoryCluster
 from tests.support.gates import gates
@@ -135,12 +132,6 @@ def owner(memory: MemoryCluster, cluster: Cluster, entity: type[Any] = Clerk, en
     found = memory.owner_of(cluster.shard_of(entity, entity_id))
     assert found is not None
     return found
-
-
-def host_of(runner: Cluster) -> Host:
-    """Return what a runner hosts."""
-    assert isinstance(part_of(runner), Runner)
-    return part_of(runner).host
 
 
 def take_by_force(memory: MemoryCluster, cluster: Cluster, entity: type[Any] = Clerk, entity_id: str = "a") -> None:

@@ -21,7 +21,6 @@ from tests.steps.entities import (
     Declined,
     Receipt,
     doing,
-    host_of,
     hub,
     note,
     owner,
@@ -29,6 +28,7 @@ from tests.steps.entities import (
     tell_note,
 )
 from tests.support.gates import failure, gates, outcomes, soon
+from tests.support.parts import host_of, runner_of
 
 __all__ = ["hub"]
 
@@ -264,9 +264,9 @@ async def test_a_wait_hardly_looks_into_the_store(
     memory: MemoryCluster, runner: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice when it begins, and then once per interval: what it is not told of it finds then."""
-    monkeypatch.setattr(engine, "_LOOK", 0.2)
+    monkeypatch.setattr(engine, "_SCAN", 0.2)
     looks: list[float] = []
-    store = host_of(runner).storage.checkpoints
+    store = runner_of(runner).storage.checkpoints
     look = store.completions
 
     async def counted(hashes: Sequence[bytes]) -> Mapping[bytes, Completion]:
@@ -290,7 +290,7 @@ async def test_a_wait_outlasts_a_store_that_is_away(
     memory: MemoryCluster, runner: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A look that fails is noted and made again; it fails neither the wait nor the run."""
-    monkeypatch.setattr(engine, "_LOOK", 0.05)
+    monkeypatch.setattr(engine, "_SCAN", 0.05)
     doing["a"] = waits_for(int)
     asked = soon(runner.client(Clerk)("a").work())
     made = await token()

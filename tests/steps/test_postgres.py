@@ -9,10 +9,10 @@ import asyncpg
 import pytest
 
 from actorhub import Cluster, HandlerFailed, MessageTooLarge, PersistenceError, current
-from actorhub.cluster import part_of
 from actorhub.testing import until
 from tests.steps.entities import Anything, Boss, Clerk, Declined, doing, hub, note, noted, tell_note
 from tests.support.gates import failure, gates, outcomes, soon
+from tests.support.parts import runner_of
 
 __all__ = ["hub"]
 
@@ -310,8 +310,7 @@ async def test_steps_are_forgotten_with_their_message(
             return
         assert isinstance(reply, Declined if end == "refused" else HandlerFailed)
         assert await left(sql) == [".", "one"]
-        storage = part_of(cluster).storage
-        assert storage is not None
+        storage = runner_of(cluster).storage
         assert await storage.checkpoints.remove_orphans(-1.0, 10) == (2 if end == "refused" else 0)
         if end == "dead":
             note("well")

@@ -15,7 +15,6 @@ from tests.steps.entities import (
     Clerk,
     body_saved,
     doing,
-    host_of,
     hub,
     note,
     owner,
@@ -23,6 +22,7 @@ from tests.steps.entities import (
     tell_note,
 )
 from tests.support.gates import failure, gates, soon
+from tests.support.parts import host_of, runner_of
 
 __all__ = ["hub"]
 
@@ -248,7 +248,7 @@ async def test_a_save_without_a_change_that_is_repeated_keeps_tokens_right(
     memory: MemoryCluster, runner: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store may have begun two generations for one save: the next leader must make the same token."""
-    store = host_of(runner).messages
+    store = runner_of(runner).storage.messages
     commit = store.commit_with_checkpoints
     lost: list[str] = []
 
@@ -298,7 +298,7 @@ async def test_a_save_that_is_cancelled_while_it_is_stored_counts(memory: Memory
     await until(lambda: gates["trace"].log == ["end"])
     states = await runner.singleton(Boss).states()
     assert [text for text in states if "again" in text] == [f"{ticks} again" for ticks in range(1, 13)]
-    assert host_of(runner).results.statistics().refused_commits == 0
+    assert host_of(runner).completion.statistics().refused_commits == 0
 
 
 @pytest.mark.parametrize("grace", [10])

@@ -8,7 +8,7 @@ import pytest
 
 from actorhub import Cluster, HandlerFailed, current
 from actorhub.core.clock import SystemClock
-from actorhub.engine.durable.schedule import ServerClock
+from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.runs import checkpoints
 from actorhub.storage.memory import MemoryStore
 from actorhub.testing import MemoryCluster, until

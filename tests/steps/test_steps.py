@@ -20,7 +20,6 @@ from tests.steps.entities import (
     Clerk,
     Declined,
     doing,
-    host_of,
     hub,
     note,
     noted,
@@ -30,6 +29,7 @@ from tests.steps.entities import (
     tell_note,
 )
 from tests.support.gates import failure, gates, outcomes, soon
+from tests.support.parts import host_of
 
 __all__ = ["hub"]
 
@@ -381,7 +381,7 @@ async def test_a_timeout_while_a_result_is_stored_is_a_failed_run_that_made_prog
 
     def cut_short() -> None:
         host = host_of(runner)
-        (message,) = [m for shard in host.shards.values() for m in shard.messages.values() if m.spec.name == "work"]
+        (message,) = [m for m in host.delivery.memory if m.spec.name == "work"]
         host.scheduler.abandon(message, MalformedMessage("cut short", possibly_executed=True))
 
     async def work(_: Clerk) -> int:

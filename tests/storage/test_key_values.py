@@ -14,6 +14,7 @@ from actorhub.storage.memory.key_values import MemoryKeyValues
 from actorhub.storage.postgres.key_values import PostgresKeyValues
 from actorhub.testing import MemoryCluster
 from tests.storage.conftest import PostgresWorld
+from tests.support.parts import client_of
 
 
 class TestMemoryKeyValues(KeyValueSuite, ExpirySuite):
@@ -73,10 +74,9 @@ class TestRemoteKeyValues(KeyValueSuite):
 
 
 async def _client_store(cluster: MemoryCluster) -> KeyValues:
-    part = (await cluster.client()).part
-    assert isinstance(part, Caller)
+    client = await cluster.client()
     await cluster.settled()
-    return part.key_values
+    return client_of(client).key_values
 
 
 async def test_an_unreachable_memory_store_writes_nothing() -> None:

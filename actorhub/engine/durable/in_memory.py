@@ -43,7 +43,7 @@ class InMemory:
         self._backlog = backlog
         self._schedule = schedule
         self._tables: dict[HostedShard, ShardTable] = {}
-        self._entities = 0
+        self.entities = 0
         """How many residents have durable messages in memory."""
         self._most_entities = max(1, owner.limits.max_resident * _DURABLE_SHARE // 100)
 
@@ -80,7 +80,7 @@ class InMemory:
 
     def cell_killed(self, cell: Cell) -> None:
         """A resident entity was forced out: none of its messages is at it."""
-        self._entities -= cell.durable_count > 0
+        self.entities -= cell.durable_count > 0
         cell.durable_count = 0
 
     def add(self, message: DurableMessage) -> None:
@@ -106,7 +106,7 @@ class InMemory:
             cell.has_backlog = True
             return False
         message.place = Place.MAILBOX
-        self._entities += cell.durable_count == 0
+        self.entities += cell.durable_count == 0
         cell.durable_count += 1
         self._scheduler.enqueue(cell, message)
         return True
@@ -170,7 +170,7 @@ class InMemory:
         waiting.extend(callers)
 
     def _has_room(self, hosted_type: HostedType) -> bool:
-        if hosted_type.spec.singleton_id is None and self._entities >= self._most_entities:
+        if hosted_type.spec.singleton_id is None and self.entities >= self._most_entities:
             return False
         return self._residents.has_room(hosted_type)
 
@@ -209,7 +209,7 @@ class InMemory:
             self._scheduler.ended(message)
         cell.durable_count -= 1
         if cell.durable_count == 0:
-            self._entities -= 1
+            self.entities -= 1
             self._backlog.place_freed()
             if cell.has_backlog:
                 self._backlog.drained(cell)

@@ -108,8 +108,11 @@ class Intake:
             message.place = Place.SPILLING
         elif message.phase == RUNNING:
             attempts = 1
+        self._store_message(message, attempts)
+
+    def _store_message(self, message: DurableMessage, attempts: int) -> None:
         message.attempts = attempts
-        row = new_row(message, shard.id, epoch=shard.epoch, attempts=attempts)
+        row = new_row(message, message.shard.id, epoch=message.shard.epoch, attempts=attempts)
         self._store.store(row, self._incarnation).add_done_callback(
             partial(self._stored, message), context=self._context
         )

@@ -128,10 +128,10 @@ def _epochs(chronicle: Chronicle) -> Iterator[str]:
 
 def _steps(chronicle: Chronicle) -> Iterator[str]:
     """Each part of each number is committed once, in order, without a gap."""
-    rows = sorted((row for row in chronicle.done if part_of(row) != LEAD), key=lambda row: row.seq)
+    rows = sorted((row for row in chronicle.done if row.part != LEAD), key=lambda row: row.seq)
     for place, row in enumerate(rows):
         expected = place // len(PARTS) + 1, PARTS[place % len(PARTS)]
-        if (row.number, part_of(row)) != expected:
+        if (row.number, row.part) != expected:
             yield f"{row} came where {expected} was to come"
             return
     complete = len(rows) // len(PARTS)
