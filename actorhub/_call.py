@@ -62,8 +62,9 @@ class Call(Message):
         self._trace: Any = None
         """What the tracing of calls remembers of it."""
         self.args = args
-        self._future: asyncio.Future[bytes]
-        self._steps: Generator[Any, Any, Any]
+        self._future: asyncio.Future[bytes] | None = None
+        """Its outcome, once it was sent."""
+        self._steps: Generator[Any, Any, Any] | None = None
         """Its steps when a task runs it as a coroutine; `await` makes its own."""
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -89,13 +90,13 @@ class Call(Message):
 
     def send(self, value: Any) -> Any:
         """Run one step, as a task does."""
-        if not hasattr(self, "_steps"):
+        if self._steps is None:
             self._steps = self.__await__()
         return self._steps.send(value)
 
     def throw(self, *error: Any) -> Any:
         """Raise `error` where it waits, as a task does; before its start, nothing was or will be sent."""
-        if not hasattr(self, "_steps"):
+        if self._steps is None:
             self._used = True
             self._steps = _not_started()
         return self._steps.throw(*error)
@@ -103,7 +104,7 @@ class Call(Message):
     def close(self) -> None:
         """End it; before its start, nothing was or will be sent."""
         self._used = True
-        if hasattr(self, "_steps"):
+        if self._steps is not None:
             self._steps.close()
 
     def __del__(self) -> None:
@@ -229,11 +230,13 @@ class Call(Message):
     def completed(self, body: bytes) -> None:
         """Wake the caller."""
         future = self._future
+        assert future is not None
         if not future.done():
             future.set_result(body)
 
     def failed(self, error: ActorhubError) -> None:
         """Wake the caller with the error; one that waits no longer does not hear of it."""
+        assert self._future is not None
         if not self._future.done():
             self._future.set_exception(error)
         elif self.kind == TELL:

@@ -107,7 +107,7 @@ class _Proxy:
 
     __slots__ = ("_id", "_target")
 
-    _handlers: ClassVar[Mapping[str, HandlerSpec]]
+    _handlers: ClassVar[Mapping[str, HandlerSpec]] = {}
 
     def __init__(self, target: Target, entity_id: str) -> None:
         self._target = target
