@@ -24,17 +24,11 @@ from actorhub.engine.model.records import ACTIVE, CLOSING, DEAD, DONE, NEW, SENT
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.activation import Activations
 from actorhub.engine.runs.carriers import Carriers
-from actorhub.engine.runs.checkpoints import Checkpoints
-from actorhub.engine.runs.commits import Commits
-from actorhub.engine.runs.completion import Completion, CompletionStatistics
-from actorhub.engine.runs.deferred import Deferrals
-from actorhub.engine.runs.hooks import Hooks
+from actorhub.engine.runs.completion import CompletionStatistics
+from actorhub.engine.runs.parts import RunParts
 from actorhub.engine.runs.residency import Residency, Residents
-from actorhub.engine.runs.saving import Saving
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.services import RunServices, services
-from actorhub.engine.runs.streams import Streams
-from actorhub.engine.runs.waits import DurableWaits
 from actorhub.engine.singletons.leader import LeaderServices
 from actorhub.engine.singletons.registry import Singletons
 from actorhub.engine.supervision import Supervisor
@@ -96,59 +90,27 @@ class Host:
         self._clock = around.clock
         self._reroute = around.reroute
         self._mistrust = around.mistrust
-        self.server = server = ServerClock(around.clock)
-        limit = around.limits.max_message_bytes
-        storage, supervisor = around.storage, around.supervisor
-
+        self.server = ServerClock(around.clock)
         self.scheduler = Scheduler(carry=self._carry, idle=self._idle, route=around.route)
-        commits = Commits(
-            storage=storage,
-            supervisor=supervisor,
+        self._runs = RunParts(
+            storage=around.storage,
+            supervisor=around.supervisor,
             incarnation=around.incarnation,
             sharding=around.sharding,
-            retention=around.limits.retention,
+            limits=around.limits,
+            scheduler=self.scheduler,
+            distrust=self._distrust,
+            not_owned=self._take_back,
         )
-        self.completion = Completion(
-            scheduler=self.scheduler, commits=commits, max_message_bytes=limit, distrust=self._distrust
-        )
-        saving = Saving(
-            scheduler=self.scheduler, commits=commits, completion=self.completion, checkpoints=storage.checkpoints
-        )
-        checkpoints = Checkpoints(store=storage.checkpoints, saving=saving, max_message_bytes=limit)
-        waits = DurableWaits(
-            checkpoints=checkpoints, saving=saving, scheduler=self.scheduler, messages=storage.messages
-        )
-        self.deferrals = Deferrals(storage.checkpoints, waits)
-        hooks = Hooks(scheduler=self.scheduler, completion=self.completion, saving=saving)
-        self.singletons = Singletons(
-            LeaderServices(
-                address=around.address,
-                incarnation=around.incarnation,
-                shards=self.shards,
-                store=storage.singletons,
-                checkpoints=checkpoints,
-                messages=storage.messages,
-                server=server,
-                clock=around.clock,
-                supervisor=supervisor,
-                scheduler=self.scheduler,
-                hooks=hooks,
-                open=self._open_singleton,
-                accept=self.take_durable,
-                mistrust=around.mistrust,
-                new_id=around.new_id,
-            ),
-            types=around.types.values(),
-            sharding=around.sharding,
-            completion=self.completion,
-            saving=saving,
-        )
+        self.completion = self._runs.completion
+        self.deferrals = self._runs.deferrals
+        self.singletons = self._make_singletons(around)
         self.activations = Activations(
             scheduler=self.scheduler,
-            hooks=hooks,
+            hooks=self._runs.hooks,
             leaders=self.singletons,
-            storage=storage,
-            supervisor=supervisor,
+            storage=around.storage,
+            supervisor=around.supervisor,
             clock=around.clock,
             gone=self._gone,
         )
@@ -156,49 +118,69 @@ class Host:
         self.residents = Residents(
             most=around.limits.max_resident, activations=self.activations, residency=self.residency
         )
-        owner = Owner(
-            incarnation=around.incarnation,
-            types=around.types,
-            shards=self.shards,
-            lease=around.lease,
-            limits=around.limits,
-            store=storage.messages,
-            server=server,
-            clock=around.clock,
-            scheduler=self.scheduler,
-            supervisor=supervisor,
-            reroute=around.reroute,
-            mistrust=around.mistrust,
-        )
-        self.delivery = Delivery(owner, self.residents)
+        self.delivery = self._make_delivery(around)
         self.carriers = Carriers(
             loop=asyncio.get_running_loop(),
             clock=around.clock,
             lease=around.lease,
             scheduler=self.scheduler,
             completion=self.completion,
-            streams=Streams(
-                scheduler=self.scheduler,
-                completion=self.completion,
-                saving=saving,
-                supervisor=supervisor,
-                max_message_bytes=limit,
-                not_owned=self._take_back,
-            ),
+            streams=self._runs.streams,
             gate=self.delivery.attempts,
             not_owned=self._take_back,
         )
-        self.scheduler.context.run(
-            services.set,
-            RunServices(
-                saving=saving,
-                checkpoints=checkpoints,
-                waits=waits,
-                deferrals=self.deferrals,
-                save_main_loop=self.singletons.save,
-                run_scheduled=self.singletons.run_scheduled,
-            ),
+        run_services = RunServices(
+            saving=self._runs.saving,
+            checkpoints=self._runs.checkpoints,
+            waits=self._runs.waits,
+            deferrals=self.deferrals,
+            save_main_loop=self.singletons.save,
+            run_scheduled=self.singletons.run_scheduled,
         )
+        self.scheduler.context.run(services.set, run_services)
+
+    def _make_singletons(self, around: Surroundings) -> Singletons:
+        leader_services = LeaderServices(
+            address=around.address,
+            incarnation=around.incarnation,
+            shards=self.shards,
+            store=around.storage.singletons,
+            checkpoints=self._runs.checkpoints,
+            messages=around.storage.messages,
+            server=self.server,
+            clock=around.clock,
+            supervisor=around.supervisor,
+            scheduler=self.scheduler,
+            hooks=self._runs.hooks,
+            open=self._open_singleton,
+            accept=self.take_durable,
+            mistrust=around.mistrust,
+            new_id=around.new_id,
+        )
+        return Singletons(
+            leader_services,
+            types=around.types.values(),
+            sharding=around.sharding,
+            completion=self.completion,
+            saving=self._runs.saving,
+        )
+
+    def _make_delivery(self, around: Surroundings) -> Delivery:
+        owner = Owner(
+            incarnation=around.incarnation,
+            types=around.types,
+            shards=self.shards,
+            lease=around.lease,
+            limits=around.limits,
+            store=around.storage.messages,
+            server=self.server,
+            clock=around.clock,
+            scheduler=self.scheduler,
+            supervisor=around.supervisor,
+            reroute=around.reroute,
+            mistrust=around.mistrust,
+        )
+        return Delivery(owner, self.residents)
 
     def submit(self, message: Message, shard: HostedShard) -> None:
         """Queue `message` for its entity, activating it first if it is not resident."""

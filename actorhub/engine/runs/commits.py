@@ -55,8 +55,8 @@ class Commits:
     def run_alone(self, cell: Cell, run: RunCommit, transaction: RunTransaction | None) -> "Future[bool]":
         """Commit a run in a transaction of its own, the handler's where it has one.
 
-        Runs with checkpoints or with the user's own SQL are rare beside plain ones: they share no group commit, and take
-        a connection of a small pool for about two milliseconds each.
+        Runs with checkpoints or with the user's own SQL are rare beside plain ones: they share no group commit, and
+        take a connection of a small pool for about two milliseconds each.
         """
         if not cell.can_commit:
             return _refused(cell)
@@ -71,6 +71,7 @@ class Commits:
         message: Message,
         cell: Cell,
         data: bytes | None,
+        *,
         body: bytes = b"",
         next_one: DurableMessage | None = None,
     ) -> RunCommit:

@@ -1,8 +1,8 @@
 """How runs end: commit what changed, then reply; or roll back, then reply with the error.
 
-A reply leaves only after the commit that it belongs to (invariant E). A failed *commit* is not a failed *run*: where the
-store refused one because of owner, version or connection, it may know better than this process what is committed, so the
-activation is built anew, and a durable message runs again at whoever owns the shard then.
+A reply leaves only after the commit that it belongs to (invariant E). A failed *commit* is not a failed *run*: where
+the store refused one because of owner, version or connection, it may know better than this process what is committed,
+so the activation is built anew, and a durable message runs again at whoever owns the shard then.
 """
 
 import asyncio
@@ -185,8 +185,8 @@ class Completion:
         if message.is_nested:
             _own_turn(message, cell)
         try:
-            # A nested run (`reentrant`) commits nothing by itself: what it changed becomes part of the commit of the run
-            # around it, or is undone with that. Two commits would show a half-done state.
+            # A nested run (`reentrant`) commits nothing by itself: what it changed becomes part of the commit of the
+            # run around it, or is undone with that. Two commits would show a half-done state.
             data = None if message.is_nested or cell.record is None else self.changed_state(cell)
         except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             self.raised(message, exc)
@@ -205,15 +205,14 @@ class Completion:
         else:
             message.phase = COMMITTING
             self._store.state(cell, message.epoch, data).add_done_callback(
-                partial(self._state_settled, message, cell, data, body), context=self._scheduler.context
+                partial(self._state_settled, message, cell, _Ending(data, body, None)), context=self._scheduler.context
             )
 
-    def _state_settled(
-        self, message: Message, cell: Cell, data: bytes, body: bytes, outcome: "asyncio.Future[None]"
-    ) -> None:
-        error = self.state_committed(cell, data, outcome)
+    def _state_settled(self, message: Message, cell: Cell, ending: _Ending, outcome: "asyncio.Future[None]") -> None:
+        assert ending.data is not None
+        error = self.state_committed(cell, ending.data, outcome)
         if error is None:
-            self._done(message, body)
+            self._done(message, ending.body)
         else:
             self._not_done(message, error)
 
@@ -224,7 +223,7 @@ class Completion:
         try:
             if message.progress is not None:
                 message.progress.check_quiet(message.what)
-            run = self._store.commit_of(message, cell, data, body, ending.next_one)
+            run = self._store.commit_of(message, cell, data, body=body, next_one=ending.next_one)
         except (ActorhubError, RuntimeError) as error:
             message.phase = RUNNING
             self.raised(message, error)

@@ -32,10 +32,10 @@ class Observer(Protocol):
 class CallTracing(Protocol):
     """Told of the calls of this process. Its methods must neither block nor raise."""
 
-    def call_started(self, message: Message) -> Any:  # noqa: ANN401 - only its own `call_ended` looks at it
+    def call_started(self, message: Message) -> Any:
         """A call is about to leave: add to its headers, and return what `call_ended` needs; `None`: nothing."""
         ...
 
-    def call_ended(self, call: Any, error: BaseException | None) -> None:  # noqa: ANN401 - from `call_started`
+    def call_ended(self, call: Any, error: BaseException | None) -> None:
         """The call ended: with the error, perhaps its caller's cancellation; or well, or nobody waits for its end."""
         ...

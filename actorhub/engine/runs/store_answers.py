@@ -18,8 +18,8 @@ def store_error(outcome: "Future[Any]") -> ActorhubError | None:
 async def settled(future: "Future[Any]") -> bool:
     """Wait for a commit through cancellations, and return whether there was one.
 
-    Whoever is cancelled in the middle of a commit must still learn its outcome: the commit goes on, and what is known of
-    the entity's state depends on it.
+    Whoever is cancelled in the middle of a commit must still learn its outcome: the commit goes on, and what is known
+    of the entity's state depends on it.
     """
     cancelled = False
     while not future.done():

@@ -27,16 +27,12 @@ _log: Final = logging.getLogger("actorhub.cron")
 _EARLIEST: Final = 0.001
 
 
-class Teller(Protocol):
-    """Stores an instant's message, once per key."""
+class ScheduleEvents(Protocol):
+    """Who leads the singleton: stores the messages of its fire times, and is told of executions."""
 
-    def __call__(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> Awaitable[None]:
-        """Return once it is stored."""
+    async def tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
+        """Store the message of a fire time, once per key; return once it is stored."""
         ...
-
-
-class Executions(Protocol):
-    """What is told of executions."""
 
     def began(self, what: str) -> None:
         """Something of the singleton runs."""
@@ -64,8 +60,7 @@ class Schedules:
         checkpoints: Checkpoints,
         clock: Clock,
         server: ServerClock,
-        tell: Teller,
-        executions: Executions,
+        leader: ScheduleEvents,
     ) -> None:
         self._declared = {
             str(cron.name): (handler, cron) for handler in spec.handlers.values() for cron in handler.crons
@@ -76,8 +71,7 @@ class Schedules:
         self._checkpoints = checkpoints
         self._clock = clock
         self._server = server
-        self._tell = tell
-        self._executions = executions
+        self._leader = leader
         self._schedules: dict[str, CronSchedule] = {}
         self._must_load = False
 
@@ -164,7 +158,7 @@ class Schedules:
     async def _store_instant(self, schedule: CronSchedule, at: float) -> None:
         key, time = fire_time_key(schedule.name, at, schedule.row.revision), datetime.fromtimestamp(at, UTC)
         try:
-            await self._tell(schedule.handler, time, key=key, deliver_at=schedule.due(at))
+            await self._leader.tell(schedule.handler, time, key=key, deliver_at=schedule.due(at))
         except DuplicateKey as error:
             _log.error(
                 "%s.%s: an instant is left to who used its key: %s", schedule.row.singleton, schedule.name, error
@@ -201,7 +195,7 @@ class Schedules:
             return True
         if reason:
             schedule.skip(reason, instant)
-            self._executions.counted()
+            self._leader.counted()
         return False
 
     async def _tracked(
@@ -209,9 +203,9 @@ class Schedules:
     ) -> Any:
         began = self._clock.monotonic()
         schedule.began(instant, message.message_id, self._server.now())
-        self._executions.began(schedule.name)
+        self._leader.began(schedule.name)
         if not isinstance(message.events, CountedRuns):
-            message.events = CountedRuns(message.events, schedule, instant, self._executions.counted)
+            message.events = CountedRuns(message.events, schedule, instant, self._leader.counted)
         error: BaseException | None = None
         try:
             return await call()
@@ -221,7 +215,7 @@ class Schedules:
         finally:
             seconds = self._clock.monotonic() - began
             schedule.ended(seconds, self._server.now())
-            self._executions.ended(seconds, error)
+            self._leader.ended(seconds, error)
 
     async def _is_held_up(self, schedule: CronSchedule, instant: float) -> bool:
         """Whether an earlier instant of a schedule whose runs may not overlap began here and waits for its next run."""

@@ -165,8 +165,7 @@ class SingletonLeader:
             checkpoints=services.checkpoints,
             clock=clock,
             server=services.server,
-            tell=self._tell,
-            executions=self,
+            leader=self,
         )
         self.registered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once the store knows who leads; cancelled if that will never be."""
@@ -495,7 +494,8 @@ class SingletonLeader:
         if heartbeat:
             self._heartbeat_at, self._sign_at = now, self._noted_at
 
-    async def _tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
+    async def tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
+        """Store the message of a fire time, once per key; return once it is stored."""
         when = Durable(key=key, deliver_at=deliver_at, payload_hash=payload_hash((at,)))
         number = self._services.new_id()
         told = FireTimeTell(spec, self.leadership.entity_id, message_id=number, at=at, when=when)

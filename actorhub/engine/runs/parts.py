@@ -1,0 +1,64 @@
+"""The parts that carry out runs, put together."""
+
+from collections.abc import Callable
+
+from actorhub.core.errors import ActorhubError
+from actorhub.engine.model.limits import Limits
+from actorhub.engine.model.records import Cell, Message
+from actorhub.engine.model.sharding import Sharding
+from actorhub.engine.runs.checkpoints import Checkpoints
+from actorhub.engine.runs.commits import Commits
+from actorhub.engine.runs.completion import Completion
+from actorhub.engine.runs.deferred import Deferrals
+from actorhub.engine.runs.hooks import Hooks
+from actorhub.engine.runs.saving import Saving
+from actorhub.engine.runs.scheduler import Scheduler
+from actorhub.engine.runs.streams import Streams
+from actorhub.engine.runs.waits import DurableWaits
+from actorhub.engine.supervision import Supervisor
+from actorhub.storage.ports import Storage
+
+
+class RunParts:
+    """Makes the parts bottom-up: turns, commits, replies, and what goes on in the middle of a run."""
+
+    def __init__(
+        self,
+        *,
+        storage: Storage,
+        supervisor: Supervisor,
+        incarnation: str,
+        sharding: Sharding,
+        limits: Limits,
+        scheduler: Scheduler,
+        distrust: Callable[[Cell, ActorhubError], None],
+        not_owned: Callable[[Message], None],
+    ) -> None:
+        """Prepare; the callbacks are those of `Completion` and `Streams`."""
+        self.scheduler = scheduler
+        commits = Commits(
+            storage=storage,
+            supervisor=supervisor,
+            incarnation=incarnation,
+            sharding=sharding,
+            retention=limits.retention,
+        )
+        size = limits.max_message_bytes
+        self.completion = Completion(scheduler=scheduler, commits=commits, max_message_bytes=size, distrust=distrust)
+        self.saving = Saving(
+            scheduler=scheduler, commits=commits, completion=self.completion, checkpoints=storage.checkpoints
+        )
+        self.streams = Streams(
+            scheduler=scheduler,
+            completion=self.completion,
+            saving=self.saving,
+            supervisor=supervisor,
+            max_message_bytes=size,
+            not_owned=not_owned,
+        )
+        self.checkpoints = Checkpoints(store=storage.checkpoints, saving=self.saving, max_message_bytes=size)
+        self.waits = DurableWaits(
+            checkpoints=self.checkpoints, saving=self.saving, scheduler=scheduler, messages=storage.messages
+        )
+        self.deferrals = Deferrals(storage.checkpoints, self.waits)
+        self.hooks = Hooks(scheduler=scheduler, completion=self.completion, saving=self.saving)
