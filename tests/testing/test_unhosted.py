@@ -290,7 +290,7 @@ async def ask_for_items() -> None:
     [
         (
             transaction,
-            r"needing: current\(\).transaction\(\) needs a cluster, and nobody hosts this entity: test it on",
+            r"needing: current\(\).transaction\(\) needs a cluster, and nobody hosts .*: test it with a runner on",
         ),
         (deferred, r"needing: current\(\).deferred\(\) needs a cluster, .*: test it with MemoryCluster"),
         (sleep, r"current\(\).sleep\(\) needs a cluster"),
