@@ -3,6 +3,7 @@
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -248,6 +249,10 @@ class Current:
         self._cell.kept = enabled
 
 
+stand_in: ContextVar[Current | None] = ContextVar("actorhub_stand_in", default=None)
+"""What `current()` returns where no cluster runs a handler: set by `actorhub.testing.unhosted`."""
+
+
 def current() -> Current:
     """Return the context of the handler that runs here.
 
@@ -256,6 +261,8 @@ def current() -> Current:
     """
     message = running.get()
     if message is None or message.cell is None:
+        if (here := stand_in.get()) is not None:
+            return here
         raise NotConnected("current() works inside handlers only")
     return Current(message, message.cell)
 

@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import importlib
+import inspect
 import os
 import re
 import shlex
@@ -102,10 +103,11 @@ async def test_fragments_run_one_after_the_other(document: Path, tmp_path: Path)
 
 @each_document
 async def test_tests_in_the_documents_pass(document: Path, tmp_path: Path) -> None:
-    """Each `async def test_…` in a document passes."""
+    """Each `async def test_…` in a document passes; those that take fixtures are run by tests/testing/test_guide.py."""
     with imported(document, tmp_path) as scope:
         for name in [name for name in scope if name.startswith("test_")]:
-            await scope[name]()
+            if not inspect.signature(scope[name]).parameters:
+                await scope[name]()
 
 
 async def test_a_state_changes_its_type_as_the_guide_says(tmp_path: Path) -> None:

@@ -102,9 +102,11 @@ def fresh_gates() -> None:
 
 @pytest.fixture
 async def memory() -> AsyncIterator[MemoryCluster]:
-    """An empty cluster."""
+    """An empty cluster, whose handlers all get through their gates when the test is over."""
     async with MemoryCluster(hub) as made:
         yield made
+        for gate in gates.values():
+            gate.open.set()
 
 
 def is_resident(memory: MemoryCluster, entity: type[Entity[Ledger]], entity_id: str) -> bool:

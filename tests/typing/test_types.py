@@ -12,11 +12,19 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CASES = ("right.py", "wrong.py.txt", "signature.py.txt")
+RIGHT = ("right.py", "right_tests.py")
+WRONG = {"wrong.py.txt": 30, "wrong_tests.py.txt": 15}
+"""Programs with mistakes, and how many each has at least."""
+CASES = (*RIGHT, *WRONG, "signature.py.txt")
 """Programs with mistakes do not end in `.py`, so that the project's own checks pass them by."""
 
 Report = dict[tuple[str, int], str]
 """Messages by file name and line."""
+
+
+def _saved(case: str) -> str:
+    """Return the name that a case has where it is checked."""
+    return case.removesuffix(".txt")
 
 
 def _mypy(directory: Path) -> Report:
@@ -66,7 +74,7 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """What one checker says of all cases; each runs once."""
     directory = tmp_path_factory.mktemp(request.param)
     for case in CASES:
-        shutil.copyfile(HERE / case, directory / case.removesuffix(".txt"))
+        shutil.copyfile(HERE / case, directory / _saved(case))
     return _mypy(directory) if request.param == "mypy" else _pyright(directory)
 
 
@@ -75,22 +83,25 @@ def _lines(case: str, marker: str) -> dict[int, str]:
     return {number: line.partition(marker)[2] for number, line in enumerate(lines, 1) if marker in line}
 
 
-def test_everything_that_users_may_write_is_accepted(report: Report) -> None:
+@pytest.mark.parametrize("case", RIGHT)
+def test_everything_that_users_may_write_is_accepted(report: Report, case: str) -> None:
     """The right program has no errors, and each value has the type that is written there."""
-    assert {place: text for place, text in report.items() if place[0] == "right.py"} == {}
+    assert {place: text for place, text in report.items() if place[0] == case} == {}
 
 
-def test_every_mistake_is_reported(report: Report) -> None:
+@pytest.mark.parametrize("case", WRONG)
+def test_every_mistake_is_reported(report: Report, case: str) -> None:
     """Each line with a mistake is reported by both checkers."""
-    expected = _lines("wrong.py.txt", "# expect: ")
-    assert len(expected) > 30
-    assert {line: what for line, what in expected.items() if ("wrong.py", line) not in report} == {}
+    expected = _lines(case, "# expect: ")
+    assert len(expected) > WRONG[case]
+    assert {line: what for line, what in expected.items() if (_saved(case), line) not in report} == {}
 
 
-def test_nothing_but_the_mistakes_is_reported(report: Report) -> None:
+@pytest.mark.parametrize("case", WRONG)
+def test_nothing_but_the_mistakes_is_reported(report: Report, case: str) -> None:
     """No line without a mistake is reported."""
-    expected = _lines("wrong.py.txt", "# expect: ")
-    assert {p: text for p, text in report.items() if p[0] == "wrong.py" and p[1] not in expected} == {}
+    expected = _lines(case, "# expect: ")
+    assert {p: text for p, text in report.items() if p[0] == _saved(case) and p[1] not in expected} == {}
 
 
 def test_the_handler_decorator_keeps_the_signature(report: Report) -> None:
