@@ -1,7 +1,7 @@
 """Removes a temporary Postgres whose owner is gone. Run as a script, by its path and with the server's directory.
 
 Its standard input is a pipe from the owner: it ends when the owner does, however that comes about. An owner that has
-removed the server itself says so first, whatever it says. Until then nothing is imported, so that waiting costs next to nothing.
+removed the server itself writes something first. Until then nothing is imported, so that waiting costs next to nothing.
 """
 
 import sys
