@@ -78,6 +78,10 @@ class Caller:
         self.send(ask(number))
         return await reply
 
+    def accept(self, link: Link) -> LinkEvents:
+        self.send = link.send
+        return self
+
     def received(self, envelopes: Sequence[Envelope]) -> None:
         for envelope in envelopes:
             assert isinstance(envelope, Reply)
@@ -102,7 +106,7 @@ class Echo:
         pass
 
 
-class EchoDoor:
+class EchoAcceptor:
     def accept(self, link: Link) -> LinkEvents:
         return Echo(link.send)
 
@@ -127,7 +131,7 @@ async def serve_ping(_: object, context: ServerStream) -> None:
 async def serve(mode: str) -> None:
     if mode == "link":
         transport = GrpcTransport(Hello(PROTOCOL_VERSION, "bench", "", "server"), listen="127.0.0.1:0")
-        print(await transport.listen(EchoDoor()), flush=True)
+        print(await transport.listen(EchoAcceptor()), flush=True)
         await asyncio.Event().wait()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     add_stream_service(server, serve_ping if mode == "ping" else serve_raw)
@@ -165,7 +169,7 @@ async def round_trips(once: Callable[[], Awaitable[object]]) -> dict[str, float]
 async def call_link(address: str, asks: int) -> dict[str, float]:
     transport = GrpcTransport(Hello(PROTOCOL_VERSION, "bench", "", "client"))
     caller = Caller()
-    caller.send = (await transport.connect(address, caller, deadline=10)).send
+    await transport.connect(address, caller, deadline=10)
     found = await measure(caller, asks)
     await transport.aclose(1)
     return found

@@ -4,173 +4,31 @@ Subclass `TransportSuite` in a test module and give it a fixture `world` that ma
 """
 
 import asyncio
-import contextvars
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Protocol
+import contextlib
 
 import pytest
 
+from actorhub.conformance.transport_pair import (
+    PATIENCE_SECONDS,
+    SMALL,
+    Failing,
+    Pair,
+    Recorder,
+    RecordingAcceptor,
+    TransportWorld,
+    both,
+    caller,
+    failing,
+    hello,
+    numbers,
+    reply,
+    request,
+)
 from actorhub.core.codec import decode_error
-from actorhub.core.envelope import PROTOCOL_VERSION, TELL, Envelope, Failure, Hello, Leaving, Reply, Request
-from actorhub.core.errors import ActorhubError, ConfigurationError, MessageTooLarge, RunnerUnavailable, ShuttingDown
+from actorhub.core.envelope import PROTOCOL_VERSION, Envelope, Failure, Leaving, Reply
+from actorhub.core.errors import ConfigurationError, MessageTooLarge, RunnerUnavailable, ShuttingDown
 from actorhub.transport.outbox import LinkLimits
-from actorhub.transport.ports import Link, LinkEvents, Transport
-from actorhub.transport.statistics import TransportStatistics
-
-PATIENCE_SECONDS = 10.0
-"""How long a test waits for something that must happen."""
-
-SMALL = LinkLimits(max_message_bytes=64 << 10, frame_bytes=16 << 10, max_queued_bytes=256 << 10)
-
-_caller: contextvars.ContextVar[str] = contextvars.ContextVar("_caller", default="nobody")
-
-
-class MeasuredTransport(Transport, Protocol):
-    """A transport that counts."""
-
-    def statistics(self) -> TransportStatistics:
-        """Return the counts so far."""
-        ...
-
-
-class TransportWorld(Protocol):
-    """Makes the transports of one test, which can reach each other, and closes them after it."""
-
-    @property
-    def dead_address(self) -> str:
-        """An address at which nobody listens."""
-        ...
-
-    def listener(self, hello: Hello, limits: LinkLimits | None = None, address: str | None = None) -> MeasuredTransport:
-        """Return a transport that can listen, at an address of the world's choice where none is given."""
-        ...
-
-    def client(self, hello: Hello, limits: LinkLimits | None = None) -> MeasuredTransport:
-        """Return a transport that only connects."""
-        ...
-
-
-class Recorder:
-    """A link's user that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.envelopes: list[Envelope] = []
-        self.frames: list[int] = []
-        """How many envelopes each frame held."""
-        self.closings: list[tuple[str, list[Envelope]]] = []
-        self.callers: set[str] = set()
-        self.after_closed = 0
-        self._changed = asyncio.Event()
-
-    def received(self, envelopes: Sequence[Envelope]) -> None:
-        """Keep a frame."""
-        self.after_closed += bool(self.closings)
-        self.callers.add(_caller.get())
-        self.envelopes.extend(envelopes)
-        self.frames.append(len(envelopes))
-        self._changed.set()
-
-    def closed(self, reason: str, unsent: Sequence[Envelope]) -> None:
-        """Keep the end."""
-        self.callers.add(_caller.get())
-        self.closings.append((reason, list(unsent)))
-        self._changed.set()
-
-    @property
-    def unsent(self) -> list[Envelope]:
-        """What the one `closed` reported."""
-        [(_, unsent)] = self.closings
-        return unsent
-
-    async def until(self, happened: Callable[[], bool]) -> None:
-        """Wait until `happened`, or fail."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            while not happened():
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def until_received(self, count: int) -> None:
-        """Wait for that many envelopes in all."""
-        await self.until(lambda: len(self.envelopes) >= count)
-
-    async def until_closed(self) -> None:
-        """Wait for the end."""
-        await self.until(lambda: bool(self.closings))
-
-
-class Failing(Recorder):
-    """A link's user that breaks its promise not to raise."""
-
-    def received(self, envelopes: Sequence[Envelope]) -> None:
-        """Raise."""
-        raise ValueError(f"a bug in received() of {len(envelopes)}")
-
-
-class Door:
-    """An acceptor that lets everyone in, unless told otherwise, and keeps the links with their recorders."""
-
-    def __init__(self, *, first: Sequence[Envelope] = (), refusal: ActorhubError | None = None) -> None:
-        self.links: list[Link] = []
-        self.recorders: list[Recorder] = []
-        self.make_recorder: Callable[[], Recorder] = Recorder
-        self._first = first
-        self._refusal = refusal
-
-    def accept(self, link: Link) -> LinkEvents:
-        """Take the link."""
-        if self._refusal is not None:
-            raise self._refusal
-        for envelope in self._first:
-            link.send(envelope)
-        self.links.append(link)
-        self.recorders.append(self.make_recorder())
-        return self.recorders[-1]
-
-
-def hello(incarnation: str, *, namespace: str = "suite", protocol: int = PROTOCOL_VERSION) -> Hello:
-    """Return what a process says of itself before it knows its address."""
-    return Hello(protocol, namespace, "", incarnation)
-
-
-def reply(number: int, size: int = 0) -> Reply:
-    """Return an envelope that carries `number`."""
-    return Reply(number, 0, bytes(size))
-
-
-def request(number: int, size: int = 0) -> Request:
-    """Return a request that carries `number`."""
-    return Request(number, TELL, "orders", "ada", "process", bytes(size), 0)
-
-
-def numbers(envelopes: Sequence[Envelope]) -> list[int]:
-    """Return what the envelopes carry, in order."""
-    return [envelope.id for envelope in envelopes if isinstance(envelope, Reply | Request | Failure)]
-
-
-async def both(one: Coroutine[object, object, None], other: Coroutine[object, object, None]) -> None:
-    """Wait for two things at once."""
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(one)
-        tasks.create_task(other)
-
-
-class Pair:
-    """Two linked transports."""
-
-    def __init__(self, world: TransportWorld, limits: LinkLimits | None = None, door: Door | None = None) -> None:
-        self.accepting = world.listener(hello("accepting"), limits)
-        self.connecting = world.client(hello("connecting"), limits)
-        self.door = door or Door()
-        self.near = Recorder()
-
-    async def link(self) -> Link:
-        """Connect, and return the connecting end."""
-        self.address = await self.accepting.listen(self.door)
-        return await self.connecting.connect(self.address, self.near, deadline=PATIENCE_SECONDS)
-
-    def far(self) -> tuple[Link, Recorder]:
-        """Return the accepting end of the newest link and its recorder; it was accepted before `connect` returned."""
-        return self.door.links[-1], self.door.recorders[-1]
+from actorhub.transport.ports import Link, LinkEvents
 
 
 class TransportSuite:
@@ -358,13 +216,69 @@ class TransportSuite:
         assert world.dead_address in str(caught.value)
         assert not caught.value.possibly_executed
 
+    async def test_each_end_is_asked_once_and_before_it_is_told_anything(self, world: TransportWorld) -> None:
+        """Both acceptors get the very link of their end, know its peer, and have heard nothing yet."""
+        heard: list[tuple[str, int]] = []
+
+        class Asked(Recorder):
+            def accept(self, link: Link) -> LinkEvents:
+                heard.append((link.peer.incarnation, len(self.envelopes)))
+                return super().accept(link)
+
+        first = [Leaving("first")]
+        pair = Pair(world, near=Asked(first=first))
+        pair.acceptor.make_recorder = lambda: Asked(first=first)
+        link = await pair.link()
+        assert pair.near.links == [link]
+        await pair.near.until_received(1)
+        await pair.far()[1].until_received(1)
+        assert sorted(heard) == [("accepting", 0), ("connecting", 0)]
+
     async def test_a_refused_link_fails_with_the_acceptors_text(self, world: TransportWorld) -> None:
-        """The acceptor's error reaches the one who connects; no link comes to be."""
-        pair = Pair(world, door=Door(refusal=ShuttingDown("this runner drains: connect elsewhere")))
+        """The accepting end's error reaches the one who connects, whose own acceptor is not asked."""
+        pair = Pair(world, acceptor=RecordingAcceptor(refusal=ShuttingDown("this runner drains: connect elsewhere")))
         with pytest.raises(RunnerUnavailable, match="this runner drains: connect elsewhere"):
             await pair.link()
+        assert pair.near.links == []
         assert pair.near.closings == []
         assert pair.accepting.statistics().links_refused == 1
+
+    async def test_a_connecting_end_may_refuse_its_own_link(self, world: TransportWorld) -> None:
+        """Its `connect` fails with its acceptor's text, nothing is delivered, and the peer's end is closed."""
+        refusal = ShuttingDown("this client has had enough")
+        pair = Pair(world, near=Recorder(first=[Leaving("unsent")], refusal=refusal))
+        with pytest.raises(RunnerUnavailable, match="this client has had enough") as caught:
+            await pair.link()
+        assert caught.value.__cause__ is refusal
+        assert not caught.value.possibly_executed
+        [link] = pair.near.links
+        link.send(reply(1))
+        assert not link.is_open
+        _, recorder = pair.far()
+        await recorder.until_closed()
+        assert recorder.envelopes == []
+        await pair.connecting.aclose(1)
+        assert (pair.near.envelopes, pair.near.closings) == ([], [])
+        assert pair.connecting.statistics().links_opened == 0
+
+    @pytest.mark.parametrize("end", ["connecting", "accepting"])
+    async def test_a_link_that_is_closed_while_it_is_accepted_ends_once(self, world: TransportWorld, end: str) -> None:
+        """Whoever closes it inside `accept` still listens, and is told so from the event loop's next turn."""
+
+        class Closing(Recorder):
+            def accept(self, link: Link) -> LinkEvents:
+                link.close("closed at once")
+                assert self.closings == []
+                return super().accept(link)
+
+        pair = Pair(world, near=Closing() if end == "connecting" else None)
+        if end == "accepting":
+            pair.acceptor.make_recorder = Closing
+        with contextlib.suppress(RunnerUnavailable):
+            await pair.link()
+        recorder = pair.near if end == "connecting" else pair.far()[1]
+        await recorder.until_closed()
+        assert recorder.closings == [("closed at once", [])]
 
     async def test_another_namespace_is_refused(self, world: TransportWorld) -> None:
         """Clusters that share a network do not talk to each other by accident."""
@@ -373,7 +287,7 @@ class TransportSuite:
         stranger = world.client(hello("stranger", namespace="other"))
         with pytest.raises(RunnerUnavailable, match="namespace 'other' meets 'suite'"):
             await stranger.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
-        assert len(pair.door.links) == 1
+        assert len(pair.acceptor.links) == 1
 
     async def test_another_protocol_version_is_refused(self, world: TransportWorld) -> None:
         """A release that speaks another protocol is told so."""
@@ -382,7 +296,7 @@ class TransportSuite:
         stranger = world.client(hello("stranger", protocol=PROTOCOL_VERSION + 1))
         with pytest.raises(RunnerUnavailable, match="run the same release"):
             await stranger.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
-        assert len(pair.door.links) == 1
+        assert len(pair.acceptor.links) == 1
 
     async def test_an_address_in_use_is_a_configuration_error(self, world: TransportWorld) -> None:
         """The second one to listen is told which address, and what to do."""
@@ -390,16 +304,20 @@ class TransportSuite:
         await pair.link()
         second = world.listener(hello("second"), address=pair.address)
         with pytest.raises(ConfigurationError, match=r"cannot listen on .*choose another --listen") as caught:
-            await second.listen(Door())
+            await second.listen(RecordingAcceptor())
         assert pair.address in str(caught.value)
 
-    async def test_what_the_acceptor_sends_first_arrives_first(self, world: TransportWorld) -> None:
-        """Envelopes sent inside `accept` arrive, and only once `connect` has returned."""
-        pair = Pair(world, door=Door(first=[Leaving("first"), Leaving("second")]))
-        await pair.link()
+    async def test_what_an_acceptor_sends_first_arrives_first(self, world: TransportWorld) -> None:
+        """Envelopes sent inside `accept` arrive at the other end, and only once `connect` has returned."""
+        first: list[Envelope] = [Leaving("first"), Leaving("second")]
+        pair = Pair(world, acceptor=RecordingAcceptor(first=first), near=Recorder(first=first))
+        link = await pair.link()
+        link.send(Leaving("third"))
         assert pair.near.envelopes == []
-        await pair.near.until_received(2)
-        assert pair.near.envelopes == [Leaving("first"), Leaving("second")]
+        _, recorder = pair.far()
+        await both(pair.near.until_received(2), recorder.until_received(3))
+        assert pair.near.envelopes == first
+        assert recorder.envelopes == [*first, Leaving("third")]
 
     @pytest.mark.parametrize("end", ["connecting", "accepting"])
     async def test_aclose_flushes_what_is_queued(self, world: TransportWorld, end: str) -> None:
@@ -431,6 +349,17 @@ class TransportSuite:
         with pytest.raises(RunnerUnavailable):
             await pair.connecting.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
 
+    async def test_a_transport_that_closes_ends_its_attempts_to_connect(self, world: TransportWorld) -> None:
+        """A `connect` that is under way fails instead of leaving a link that nobody closes."""
+        pair = Pair(world)
+        await pair.listen()
+        async with asyncio.TaskGroup() as tasks:
+            attempt = tasks.create_task(failing(pair.connecting.connect(pair.address, pair.near, deadline=10)))
+            await asyncio.sleep(0)
+            await pair.connecting.aclose(1)
+        assert "closing its links" in attempt.result()
+        assert pair.near.links == []
+
     async def test_drain_waits_for_the_network(self, world: TransportWorld) -> None:
         """After it nothing is queued; on a closed link it returns at once."""
         pair = Pair(world, SMALL)
@@ -457,8 +386,8 @@ class TransportSuite:
         assert numbers(pair.near.unsent) == list(range(200))
 
     async def test_a_callers_context_reaches_no_receiver(self, world: TransportWorld) -> None:
-        """Context variables of whoever connects, listens or sends are not seen by either end's events."""
-        token = _caller.set("the first caller")
+        """Context variables of whoever connects, listens or sends reach neither an acceptor nor a link's events."""
+        token = caller.set("the first caller")
         try:
             pair = Pair(world)
             link = await pair.link()
@@ -469,7 +398,7 @@ class TransportSuite:
             link.close("done")
             await both(recorder.until_closed(), pair.near.until_closed())
         finally:
-            _caller.reset(token)
+            caller.reset(token)
         assert recorder.callers == pair.near.callers == {"nobody"}
 
     async def test_a_failing_user_loses_its_own_link_only(
@@ -479,7 +408,7 @@ class TransportSuite:
         pair = Pair(world)
         healthy = await pair.link()
         _, recorder = pair.far()
-        pair.door.make_recorder = Failing
+        pair.acceptor.make_recorder = Failing
         sick = await pair.connecting.connect(pair.address, broken := Recorder(), deadline=PATIENCE_SECONDS)
         sick.send(reply(1))
         await broken.until_closed()

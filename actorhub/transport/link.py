@@ -7,9 +7,11 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Final, TypeVarTuple
 
+from typing_extensions import override
+
 from actorhub.core.envelope import Envelope, Hello
 from actorhub.transport.outbox import LinkLimits, Outbox
-from actorhub.transport.ports import LinkEvents
+from actorhub.transport.ports import Acceptor, Link, LinkEvents
 from actorhub.transport.statistics import Counters
 
 CLOSED_BY_PEER: Final = "the peer closed the link"
@@ -19,10 +21,12 @@ _Ts = TypeVarTuple("_Ts")
 _log: Final = logging.getLogger(__name__)
 
 
-class QueuedLink(abc.ABC):
+class QueuedLink(Link, abc.ABC):
     """A link whose `send` queues; a subclass moves the frames.
 
     It is open until `_break`; `closed` is reported from the loop's next turn, never from inside a call of the user's.
+    Between the two the user may still send: it has not been told yet, and must learn of each envelope that did not
+    leave. So `_break` stops the queue, `_late` takes what comes after it, and `_report_closed` reports both in order.
     """
 
     def __init__(self, peer: Hello, limits: LinkLimits, counters: Counters) -> None:
@@ -44,22 +48,22 @@ class QueuedLink(abc.ABC):
         self._reported: asyncio.Future[None] = self._loop.create_future()
 
     @property
+    @override
     def peer(self) -> Hello:
-        """Who is at the other end."""
         return self._peer
 
     @property
+    @override
     def queued_bytes(self) -> int:
-        """Estimated bytes of envelopes that were not handed to the network yet."""
         return self._outbox.queued_bytes
 
     @property
+    @override
     def is_open(self) -> bool:
-        """Whether `send` still takes envelopes."""
         return self._open
 
+    @override
     def send(self, envelope: Envelope) -> None:
-        """Queue an envelope; after the link broke it becomes one of the unsent, or nothing once these were reported."""
         if not self._open:
             if not self._reported.done():
                 self._late.append(envelope)
@@ -72,12 +76,12 @@ class QueuedLink(abc.ABC):
         if outbox.queued_bytes > self._max_queued_bytes:
             self._break(f"more than {self._max_queued_bytes} bytes wait for a peer that does not take them")
 
+    @override
     def close(self, reason: str) -> None:
-        """Break the link now; what is queued is reported as unsent."""
         self._break(reason)
 
+    @override
     async def drain(self) -> None:
-        """Wait until everything queued so far was handed to the network, or the link closed."""
         target = self._outbox.taken + len(self._outbox)
         if self._broken.done() or self._written >= target:
             return
@@ -88,10 +92,21 @@ class QueuedLink(abc.ABC):
     async def wait_reported(self) -> None:
         """Wait until the user was told that the link is gone."""
         if not self._reported.done():
+            # Not awaited itself: cancelling the waiter would cancel the future that others wait for, too.
             await asyncio.wait((self._reported,))
 
-    def _listen(self, events: LinkEvents) -> None:
-        self._events = events
+    def offer_to(self, acceptor: Acceptor) -> None:
+        """Ask `acceptor`, for the only time, who listens. No envelope is delivered before that.
+
+        Raises:
+            ActorhubError: the acceptor refuses the link, which is closed then, with nobody to tell.
+        """
+        try:
+            # An empty context: an acceptor must not see the context variables of whoever happens to connect.
+            self._events = Context().run(acceptor.accept, self)
+        except BaseException:
+            self._break("refused")
+            raise
         self._counters.links_opened += 1
 
     @abc.abstractmethod
@@ -110,9 +125,11 @@ class QueuedLink(abc.ABC):
             self._soon(self._report_closed)
 
     def _report_closed(self) -> None:
+        # First, so that what `closed` itself sends on this link is dropped: nobody would ever be told of it.
         self._reported.set_result(None)
         self._finish_drains(None)
-        unsent = self._outbox.remove_all() + self._late
+        # Our Hello is not the user's: the accepting end queues it before it asks who listens.
+        unsent = [each for each in (*self._outbox.remove_all(), *self._late) if type(each) is not Hello]
         self._late = []
         if self._events is None:
             return
@@ -123,7 +140,11 @@ class QueuedLink(abc.ABC):
             _log.exception("a link's user failed in closed()")
 
     def _deliver(self, envelopes: Sequence[Envelope]) -> None:
-        """Hand one frame's envelopes to the user, unless the link broke."""
+        """Hand one frame's envelopes to the user, unless the link broke.
+
+        Frames go on arriving until the reader is cancelled. After `_break` they are dropped: whoever called `close`
+        expects silence, and a frame that failed in `received` must not be followed by the next as if none was missing.
+        """
         if self._broken.done() or self._events is None:
             return
         try:
@@ -135,12 +156,18 @@ class QueuedLink(abc.ABC):
     def _take_frame(self) -> bytes:
         frame = self._outbox.take_frame()
         if self._outbox.bounced:
+            # Requests that can never leave are answered here, in a turn of their own: the user may send or close in
+            # `received`, and the frame that was just taken is with nobody yet.
             bounced, self._outbox.bounced = self._outbox.bounced, []
             self._soon(self._deliver, bounced)
         return frame
 
     def _frame_written(self) -> None:
-        """Note that all that was taken is with the network."""
+        """Note that all that was taken is with the network.
+
+        Only now, not when a frame is taken: between the two it is in neither the queue nor the network, and a `drain`
+        that returned then would let `aclose` end the stream before the frame is written.
+        """
         self._written = self._outbox.taken
         if self._drains:
             self._finish_drains(self._written)

@@ -6,14 +6,15 @@ same run.
 
 import asyncio
 from collections import deque
-from contextvars import Context
+
+from typing_extensions import override
 
 from actorhub.core.envelope import Hello, decode_frame, encode_frame
 from actorhub.core.errors import ActorhubError, ConfigurationError, MalformedMessage, RunnerUnavailable
 from actorhub.transport.handshake import check_hello
 from actorhub.transport.link import CLOSED_BY_PEER, QueuedLink
 from actorhub.transport.outbox import LinkLimits
-from actorhub.transport.ports import Acceptor, LinkEvents
+from actorhub.transport.ports import Acceptor, Transport
 from actorhub.transport.statistics import Counters, TransportStatistics
 
 
@@ -55,7 +56,7 @@ class MemoryNetwork:
             self.release(source, target)
 
     def drop(self, name: str) -> None:
-        """Let a process vanish: its links break at both ends, and nobody listens at its address any more."""
+        """Let a process vanish: its links break at both ends, and nobody listens at its address."""
         self.listeners.pop(name, None)
         self._sever({link for link in self.links if name in {link.source, link.target}}, f"{name} is gone")
 
@@ -96,11 +97,10 @@ class MemoryLink(QueuedLink):
         """Frames between the two ends; None is the end of the link, behind its last frame."""
         self._other: MemoryLink | None = None
 
-    def join(self, other: "MemoryLink", events: LinkEvents) -> None:
-        """Begin to move frames to `other` and to deliver what comes to `events`."""
+    def join(self, other: "MemoryLink") -> None:
+        """Begin to move frames to `other`; what was sent before, and the end if this end broke already, comes first."""
         self._other = other
         self._network.links[self] = None
-        self._listen(events)
         self._idle = True
         if self._broken.done():
             self._carry(None)
@@ -126,6 +126,7 @@ class MemoryLink(QueuedLink):
         await self.drain()
         self._break("closed")
 
+    @override
     def _wake(self) -> None:
         self._soon(self._flush)
 
@@ -177,13 +178,14 @@ class MemoryLink(QueuedLink):
         self._counters.received(len(envelopes), len(item))
         self._deliver(envelopes)
 
+    @override
     def _break(self, reason: str) -> None:
         if not self._broken.done():
             self._carry(None)
         super()._break(reason)
 
 
-class MemoryTransport:
+class MemoryTransport(Transport):
     """One process's links in memory. Made inside a running event loop; ended by `aclose`."""
 
     def __init__(self, network: MemoryNetwork, hello: Hello, *, limits: LinkLimits | None = None) -> None:
@@ -197,20 +199,16 @@ class MemoryTransport:
         self._closing = False
 
     @property
+    @override
     def hello(self) -> Hello:
-        """What this process says of itself when a link opens."""
         return self._hello
 
+    @override
     def statistics(self) -> TransportStatistics:
-        """Return the counts over all links so far."""
         return self.counters.snapshot()
 
+    @override
     async def listen(self, acceptor: Acceptor) -> str:
-        """Start taking links; return the address.
-
-        Raises:
-            ConfigurationError: this process has no address, or another one listens there.
-        """
         if not self._hello.address or self._closing:
             raise ConfigurationError("this transport has nowhere to listen: give its Hello an address")
         if self.name in self.network.listeners:
@@ -218,14 +216,9 @@ class MemoryTransport:
         self.network.listeners[self.name] = (self, acceptor)
         return self.name
 
-    async def connect(self, address: str, events: LinkEvents, *, deadline: float) -> MemoryLink:
-        """Open a link to the process at `address`; its first envelope is delivered after this returned.
-
-        Raises:
-            RunnerUnavailable: nobody answers there, in time, or the peer refuses (its text is in the message).
-        """
-        if self._closing:
-            raise RunnerUnavailable("this process is closing its links")
+    @override
+    async def connect(self, address: str, acceptor: Acceptor, *, deadline: float) -> MemoryLink:
+        self._check_open()
         there, back = self.network.route(self.name, address), self.network.route(address, self.name)
         try:
             async with asyncio.timeout(deadline):
@@ -234,39 +227,45 @@ class MemoryTransport:
                 await back.passable.wait()
         except TimeoutError as exc:
             raise RunnerUnavailable(f"the runner at {address} did not answer within {deadline:g} s") from exc
+        self._check_open()
         found = self.network.listeners.get(address)
         if found is None or there.cut or back.cut:
             raise RunnerUnavailable(f"the runner at {address} cannot be reached")
-        peer, acceptor = found
-        # An empty context: the accepting process must not see the connecting caller's.
-        return Context().run(peer.meet, self, acceptor, events)
+        peer, their_acceptor = found
+        theirs = peer.meet(self, their_acceptor)
+        ours = MemoryLink(peer.hello, self, address)
+        self.keep(ours)
+        try:
+            ours.offer_to(acceptor)
+        except ActorhubError as exc:
+            raise RunnerUnavailable(f"this process refused its link to the runner at {address}: {exc}") from exc
+        finally:
+            # Even if our acceptor refused: theirs has accepted, and is told that the link is gone.
+            ours.join(theirs)
+            theirs.join(ours)
+        return ours
 
-    def meet(self, caller: "MemoryTransport", acceptor: Acceptor, events: LinkEvents) -> MemoryLink:
-        """Take a link from `caller` and return its end of it.
+    def meet(self, caller: "MemoryTransport", acceptor: Acceptor) -> MemoryLink:
+        """Return this process's end of a link from `caller`, which is to be joined with the other end.
 
         Raises:
-            RunnerUnavailable: it is refused.
+            RunnerUnavailable: the link is refused.
         """
         try:
-            theirs = check_hello(decode_frame(encode_frame([caller.hello])), self._hello)
-            link = MemoryLink(theirs, self, caller.name)
-            accepted = acceptor.accept(link)
+            link = MemoryLink(check_hello(decode_frame(encode_frame([caller.hello])), self._hello), self, caller.name)
+            link.offer_to(acceptor)
         except ActorhubError as exc:
             self.counters.links_refused += 1
             raise RunnerUnavailable(f"the runner at {self.name} refused the link: {exc}") from exc
-        far_end = MemoryLink(self._hello, caller, self.name)
-        caller.keep(far_end)
         self.keep(link)
-        far_end.join(link, events)
-        link.join(far_end, accepted)
-        return far_end
+        return link
 
     def keep(self, link: MemoryLink) -> None:
         """Remember a link until it is closed, for `aclose`."""
         self._links = {known: None for known in self._links if known.is_open} | {link: None}
 
+    @override
     async def aclose(self, grace: float) -> None:
-        """Stop listening and close every link after flushing what is queued, within `grace` seconds."""
         self._closing = True
         if self.network.listeners.get(self.name, (None,))[0] is self:
             del self.network.listeners[self.name]
@@ -278,3 +277,7 @@ class MemoryTransport:
                 link.close("closed; its queue could not be flushed in time")
         for link in self._links:
             await link.wait_reported()
+
+    def _check_open(self) -> None:
+        if self._closing:
+            raise RunnerUnavailable("this process is closing its links")

@@ -57,13 +57,19 @@ class Link(Protocol):
 
 
 class Acceptor(Protocol):
-    """Decides about incoming links."""
+    """Decides about new links, those that this process opens and those that its peers open alike."""
 
     def accept(self, link: Link) -> LinkEvents:
-        """Return who listens to the new link; called after its `Hello` arrived and before ours is sent.
+        """Return who listens to the new link.
+
+        Called once per link, synchronously on the event loop, in an empty context, when the peer's `Hello` has arrived
+        and before any other envelope is delivered. What it sends over the link is the first that the peer receives.
+        The accepting end is asked before its own `Hello` leaves: a link that is established is one that serves.
 
         Raises:
-            ActorhubError: the link is refused; the peer's `connect` fails with this text.
+            ActorhubError: the link is refused and closed, and its `closed` is not called, since nobody listens. At the
+                accepting end the peer's `connect` fails with this text. At the connecting end our own `connect` raises
+                `RunnerUnavailable` with this text, and the peer, which has accepted, learns that the link is gone.
         """
         ...
 
@@ -88,16 +94,18 @@ class Transport(Protocol):
         """
         ...
 
-    async def connect(self, address: str, events: LinkEvents, *, deadline: float) -> Link:
-        """Open a link to the process at `address`; returns after its `Hello` arrived.
+    async def connect(self, address: str, acceptor: Acceptor, *, deadline: float) -> Link:
+        """Open a link to the process at `address`; its first envelope is delivered after this has returned.
+
+        Cancellation leaves nothing behind: either `acceptor` was not asked, or this returns the link.
 
         Args:
             address: `host:port`.
-            events: Who listens to the link.
+            acceptor: Asked who listens to the link once the peer's `Hello` has arrived, and not if this fails earlier.
             deadline: Seconds that it may take.
 
         Raises:
-            RunnerUnavailable: nobody answers there, in time, or the peer refuses (its text is in the message).
+            RunnerUnavailable: nobody answers there in time, the peer refuses, or `acceptor` does. The text says which.
         """
         ...
 

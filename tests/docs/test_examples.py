@@ -22,7 +22,7 @@ import msgspec
 import pytest
 
 from actorhub import Hub
-from actorhub.conformance.transport_suite import Door, Recorder, hello
+from actorhub.conformance.transport_pair import Recorder, RecordingAcceptor, hello
 from actorhub.storage.postgres.schema import migrate
 from actorhub.testing import MemoryCluster
 from actorhub.transport.grpc import GrpcTransport, TlsFiles
@@ -222,7 +222,7 @@ async def test_the_openssl_commands_make_certificates_that_runners_accept(tmp_pa
     accepting = GrpcTransport(hello("accepting"), listen="127.0.0.1:0", tls=tls)
     connecting = GrpcTransport(hello("connecting"), tls=tls)
     try:
-        address = await accepting.listen(Door())
+        address = await accepting.listen(RecordingAcceptor())
         link = await connecting.connect(address, Recorder(), deadline=10)
         assert link.peer.incarnation == accepting.hello.incarnation
     finally:

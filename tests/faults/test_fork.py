@@ -4,17 +4,17 @@ import asyncio
 from collections import Counter
 from pathlib import Path
 
-from actorhub.conformance.transport_suite import hello
+from actorhub.conformance.transport_pair import hello
 from actorhub.core.envelope import Cancel
 from actorhub.storage.postgres.programs import run_as, server_account
 from actorhub.transport.grpc import GrpcTransport
-from tests.transport.grpc_peer import EchoDoor, _Silent
+from tests.transport.grpc_peer import EchoAcceptor, _Silent
 
 
 async def test_the_postgres_programs_run_while_grpc_does() -> None:
     """A program that runs as another user starts every time, however busy gRPC's threads are."""
     listening = GrpcTransport(hello("a"), listen="127.0.0.1:0")
-    address = await listening.listen(EchoDoor())
+    address = await listening.listen(EchoAcceptor())
     dialling = GrpcTransport(hello("b"))
     links = [await dialling.connect(address, _Silent(), deadline=5) for _ in range(4)]
     account = server_account(Path("/nonexistent"))

@@ -4,7 +4,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
-from actorhub.conformance.transport_suite import hello
+from actorhub.conformance.transport_pair import hello
 from actorhub.core.envelope import Envelope
 from actorhub.transport.grpc import GrpcTransport
 from actorhub.transport.ports import Link, LinkEvents
@@ -24,7 +24,7 @@ class Echo:
         print(f"closed {len(unsent)} {reason}", flush=True)
 
 
-class EchoDoor:
+class EchoAcceptor:
     """Gives each link an echo."""
 
     def accept(self, link: Link) -> LinkEvents:
@@ -38,12 +38,15 @@ async def main(dial: str | None) -> None:
         link = await transport.connect(dial, _Silent(), deadline=10)
         print(link.peer.address, flush=True)
         await waiting
-    print(await transport.listen(EchoDoor()), flush=True)
+    print(await transport.listen(EchoAcceptor()), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await transport.aclose(1)
 
 
 class _Silent:
+    def accept(self, link: Link) -> LinkEvents:
+        return self
+
     def received(self, envelopes: Sequence[Envelope]) -> None:
         pass
 

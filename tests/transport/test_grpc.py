@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from actorhub.conformance.transport_suite import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
+from actorhub.conformance.transport_pair import Pair, Recorder, RecordingAcceptor, hello, numbers, reply
+from actorhub.conformance.transport_suite import TransportSuite
 from actorhub.core.errors import ConfigurationError, RunnerUnavailable
 from actorhub.transport.grpc import GrpcTransport
 from actorhub.transport.ports import Transport
@@ -63,7 +64,7 @@ async def test_names_and_ipv6_addresses_can_be_listened_at_and_dialled(world: Gr
     """The returned address names the host as it was given, with the port that is bound."""
     listener = world.listener(hello("accepting"), address=f"{host}:0")
     try:
-        address = await listener.listen(Door())
+        address = await listener.listen(RecordingAcceptor())
     except ConfigurationError:
         pytest.skip(f"this machine has no {host}")
     assert address.startswith(f"{host}:")
@@ -77,7 +78,7 @@ async def test_an_advertised_port_0_becomes_the_bound_port(world: GrpcWorld) -> 
     identity = hello("accepting")
     identity = type(identity)(identity.protocol, identity.namespace, "runner.example:0", identity.incarnation)
     listener = world.listener(identity)
-    address = await listener.listen(Door())
+    address = await listener.listen(RecordingAcceptor())
     assert listener.hello.address == "runner.example:" + address.rpartition(":")[2]
 
 
@@ -93,21 +94,21 @@ async def test_nonsense_addresses_are_refused(world: GrpcWorld, address: str) ->
 async def test_a_name_that_does_not_resolve_is_a_configuration_error(world: GrpcWorld) -> None:
     """The name is in the error."""
     with pytest.raises(ConfigurationError, match=r"no-such-host\.invalid"):
-        await world.listener(hello("accepting"), address="no-such-host.invalid:0").listen(Door())
+        await world.listener(hello("accepting"), address="no-such-host.invalid:0").listen(RecordingAcceptor())
 
 
 async def test_listening_beyond_loopback_needs_tls_or_insecure(world: GrpcWorld) -> None:
     """The error names the settings that lift the refusal."""
     with pytest.raises(ConfigurationError, match="--insecure"):
-        await world.listener(hello("accepting"), address="0.0.0.0:0").listen(Door())
+        await world.listener(hello("accepting"), address="0.0.0.0:0").listen(RecordingAcceptor())
     with pytest.raises(ConfigurationError, match="--advertise"):
-        await world.listener(hello("accepting"), address="0.0.0.0:0", insecure=True).listen(Door())
+        await world.listener(hello("accepting"), address="0.0.0.0:0", insecure=True).listen(RecordingAcceptor())
 
 
 async def test_a_port_that_another_socket_holds_is_a_configuration_error(world: GrpcWorld, silent_address: str) -> None:
     """Also where the other process is not one of ours."""
     with pytest.raises(ConfigurationError, match=r"cannot listen on .*another process uses the port"):
-        await world.listener(hello("accepting"), address=silent_address).listen(Door())
+        await world.listener(hello("accepting"), address=silent_address).listen(RecordingAcceptor())
 
 
 async def test_many_links_open_and_close_side_by_side(world: GrpcWorld) -> None:
@@ -120,11 +121,11 @@ async def test_many_links_open_and_close_side_by_side(world: GrpcWorld) -> None:
     )
     for number, link in enumerate(links):
         link.send(reply(number))
-    for one in pair.door.recorders[1:]:
+    for one in pair.acceptor.recorders[1:]:
         await one.until_received(1)
-    assert sorted(numbers(one.envelopes)[0] for one in pair.door.recorders[1:]) == list(range(20))
+    assert sorted(numbers(one.envelopes)[0] for one in pair.acceptor.recorders[1:]) == list(range(20))
     await pair.connecting.aclose(5)
-    for one in [*recorders, *pair.door.recorders]:
+    for one in [*recorders, *pair.acceptor.recorders]:
         await one.until_closed()
         assert len(one.closings) == 1
     assert pair.connecting.statistics().links_closed == 21

@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from actorhub.conformance.transport_suite import PATIENCE_SECONDS, Door, Recorder, hello, numbers, reply
+from actorhub.conformance.transport_pair import PATIENCE_SECONDS, Recorder, RecordingAcceptor, hello, numbers, reply
 from actorhub.core.envelope import decode_frame
 from actorhub.transport.grpc import service
 from actorhub.transport.grpc.streams import (
@@ -50,15 +50,15 @@ async def read_to_the_end(stream: ClientStream) -> tuple[list[int], grpc.StatusC
         return found, await stream.code(), await stream.details()
 
 
-async def stuck(door: Door) -> Recorder:
+async def stuck(acceptor: RecordingAcceptor) -> Recorder:
     """Wait until a frame is under way and another waits behind it; return the link's recorder."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while not door.links:
+        while not acceptor.links:
             await asyncio.sleep(0.001)
-        [link] = door.links
+        [link] = acceptor.links
         while not 0 < link.queued_bytes < 2 * LARGE:
             await asyncio.sleep(0.001)
-    return door.recorders[0]
+    return acceptor.recorders[0]
 
 
 @pytest.mark.parametrize("ending", ["garbage", "close", "overflow"])
@@ -66,25 +66,25 @@ async def stuck(door: Door) -> Recorder:
 async def test_a_peer_behind_with_reading_still_gets_its_end(world: GrpcWorld, ending: str, with_hello: bool) -> None:
     """The status stands behind the frame that is under way, the link's first or another, however the link ends."""
     large = [reply(1, LARGE), reply(2, LARGE)]
-    door = Door(first=large if with_hello else ())
-    address = await world.listener(hello("accepting"), LIMITS).listen(door)
+    acceptor = RecordingAcceptor(first=large if with_hello else ())
+    address = await world.listener(hello("accepting"), LIMITS).listen(acceptor)
     async with silent_reader(address) as stream:
         if not with_hello:
             await read_message(stream)
             for envelope in large:
-                door.links[0].send(envelope)
-        recorder = await stuck(door)
+                acceptor.links[0].send(envelope)
+        recorder = await stuck(acceptor)
         match ending:
             case "garbage":
                 expected = grpc.StatusCode.INVALID_ARGUMENT, "malformed frame"
                 await stream.write(pack_frame(b"garbage"))
             case "close":
                 expected = grpc.StatusCode.ABORTED, "enough of it"
-                door.links[0].close("enough of it")
+                acceptor.links[0].close("enough of it")
             case _:
                 expected = grpc.StatusCode.OK, ""
                 for number in range(3, 7):
-                    door.links[0].send(reply(number, LARGE))
+                    acceptor.links[0].send(reply(number, LARGE))
         await recorder.until_closed()
         found, code, details = await read_to_the_end(stream)
     assert (found, code) == ([1], expected[0])
@@ -98,10 +98,10 @@ async def test_a_peer_that_never_reads_holds_no_handler(
     """The accepting end lets go after its time; the peer's status waits for it in the stream."""
     monkeypatch.setattr(service, "STATUS_SECONDS", 0.2)
     monkeypatch.setattr(service, "WARNING_SECONDS", 0.0)
-    door = Door(first=[reply(1, LARGE), reply(2, LARGE)])
+    acceptor = RecordingAcceptor(first=[reply(1, LARGE), reply(2, LARGE)])
     listener = world.listener(hello("accepting"))
-    async with silent_reader(await listener.listen(door)) as stream:
-        recorder = await stuck(door)
+    async with silent_reader(await listener.listen(acceptor)) as stream:
+        recorder = await stuck(acceptor)
         await stream.write(pack_frame(b"garbage"))
         await recorder.until_closed()
         async with asyncio.timeout(PATIENCE_SECONDS):
@@ -114,10 +114,10 @@ async def test_a_peer_that_never_reads_holds_no_handler(
 
 async def test_a_peer_that_never_reads_does_not_hold_up_the_end_of_the_transport(world: GrpcWorld) -> None:
     """It closes within its grace, and whoever reads on then finds the end."""
-    door = Door(first=[reply(1, LARGE), reply(2, LARGE)])
+    acceptor = RecordingAcceptor(first=[reply(1, LARGE), reply(2, LARGE)])
     listener = world.listener(hello("accepting"))
-    async with silent_reader(await listener.listen(door)) as stream:
-        recorder = await stuck(door)
+    async with silent_reader(await listener.listen(acceptor)) as stream:
+        recorder = await stuck(acceptor)
         await stream.write(pack_frame(b"garbage"))
         await recorder.until_closed()
         begin = asyncio.get_running_loop().time()

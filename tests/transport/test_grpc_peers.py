@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from actorhub.conformance.transport_suite import Door, Recorder, hello, numbers, reply
+from actorhub.conformance.transport_pair import Recorder, RecordingAcceptor, hello, numbers, reply
 from tests.transport import grpc_peer
 from tests.transport.grpc_world import GrpcWorld
 
@@ -63,11 +63,11 @@ async def test_a_lost_client_is_noticed_by_the_one_who_accepted(
     world: GrpcWorld, stop: signal.Signals, limit: float
 ) -> None:
     """The accepting end has keepalive of its own."""
-    door = Door()
-    address = await world.listener(hello("accepting")).listen(door)
+    acceptor = RecordingAcceptor()
+    address = await world.listener(hello("accepting")).listen(acceptor)
     async with peer_process(address) as (pid, line):
         assert line == address
-        [recorder] = door.recorders
+        [recorder] = acceptor.recorders
         os.kill(pid, stop)
         begin = asyncio.get_running_loop().time()
         await recorder.until_closed()
@@ -93,16 +93,16 @@ async def test_what_a_frozen_runner_does_not_take_is_unsent(world: GrpcWorld) ->
 
 async def test_a_frozen_client_does_not_hold_up_the_end_of_the_accepting_transport(world: GrpcWorld) -> None:
     """With a full queue for a peer that takes nothing it closes within its grace and the keepalive time-out."""
-    door = Door()
+    acceptor = RecordingAcceptor()
     listener = world.listener(hello("accepting"))
-    address = await listener.listen(door)
+    address = await listener.listen(acceptor)
     async with peer_process(address) as (pid, _):
         os.kill(pid, signal.SIGSTOP)
         for number in range(500):
-            door.links[0].send(reply(number, 100_000))
+            acceptor.links[0].send(reply(number, 100_000))
         await asyncio.sleep(0)
         begin = asyncio.get_running_loop().time()
         await listener.aclose(0.5)
         assert asyncio.get_running_loop().time() - begin < 0.5 + 4
-        assert len(door.recorders[0].closings) == 1
-        assert len(door.recorders[0].unsent) == 500 - (listener.statistics().envelopes_sent - 1)
+        assert len(acceptor.recorders[0].closings) == 1
+        assert len(acceptor.recorders[0].unsent) == 500 - (listener.statistics().envelopes_sent - 1)

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from actorhub.conformance.transport_suite import Door, Recorder, hello, numbers, reply, request
+from actorhub.conformance.transport_pair import Recorder, RecordingAcceptor, hello, numbers, reply, request
 from actorhub.core.envelope import Chunk, Credit, Envelope, Request, decode_frame, encode_frame
 from actorhub.core.errors import ConfigurationError, MalformedMessage, RunnerUnavailable
 from actorhub.transport.grpc import GrpcTransport, TlsFiles, service
@@ -21,31 +21,33 @@ from tests.transport.grpc_world import GrpcWorld
 async def test_processes_with_certificates_of_one_authority_link(world: GrpcWorld, tmp_path: Path) -> None:
     """Both ends show a certificate, and data flows."""
     authority = Authority(tmp_path / "ours")
-    door = Door()
-    address = await world.listener(hello("accepting"), tls=authority.issue("runner")).listen(door)
+    acceptor = RecordingAcceptor()
+    address = await world.listener(hello("accepting"), tls=authority.issue("runner")).listen(acceptor)
     link = await world.client(hello("connecting"), tls=authority.issue("client")).connect(
         address, Recorder(), deadline=10
     )
     link.send(reply(1))
-    await door.recorders[0].until_received(1)
+    await acceptor.recorders[0].until_received(1)
 
 
 async def test_a_stranger_without_the_right_certificate_gets_no_link(world: GrpcWorld, tmp_path: Path) -> None:
     """Neither in plain text, nor with a certificate of another authority, at either end."""
     ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")
     foreign = theirs.issue("client")
-    door = Door()
-    address = await world.listener(hello("accepting"), tls=ours.issue("runner")).listen(door)
+    acceptor = RecordingAcceptor()
+    address = await world.listener(hello("accepting"), tls=ours.issue("runner")).listen(acceptor)
     for tls in (None, foreign, TlsFiles(foreign.cert, foreign.key, ours.ca)):
         with pytest.raises(RunnerUnavailable):
             await world.client(hello("stranger"), tls=tls).connect(address, Recorder(), deadline=5)
-    assert door.links == []
+    assert acceptor.links == []
 
 
 async def test_a_runner_whose_certificate_names_another_host_is_not_trusted(world: GrpcWorld, tmp_path: Path) -> None:
     """The dialled host must be in the certificate."""
     authority = Authority(tmp_path / "ours")
-    address = await world.listener(hello("accepting"), tls=authority.issue("runner", host="10.1.2.3")).listen(Door())
+    address = await world.listener(hello("accepting"), tls=authority.issue("runner", host="10.1.2.3")).listen(
+        RecordingAcceptor()
+    )
     with pytest.raises(RunnerUnavailable):
         await world.client(hello("connecting"), tls=authority.issue("client")).connect(address, Recorder(), deadline=5)
 
@@ -57,20 +59,20 @@ async def test_unusable_tls_files_are_a_configuration_error(world: GrpcWorld, tm
         GrpcTransport(hello("accepting"), tls=TlsFiles(files.cert, tmp_path / "missing.pem", files.ca))
     files.key.write_text("not a key")
     with pytest.raises(ConfigurationError, match="certificate and its key"):
-        await world.listener(hello("accepting"), tls=files).listen(Door())
+        await world.listener(hello("accepting"), tls=files).listen(RecordingAcceptor())
 
 
 async def test_the_token_must_be_shown(world: GrpcWorld) -> None:
     """With it a link opens; without it, or with another, the error names the setting and no secret."""
-    door = Door()
+    acceptor = RecordingAcceptor()
     listener = world.listener(hello("accepting"), token="correct-horse")
-    address = await listener.listen(door)
+    address = await listener.listen(acceptor)
     await world.client(hello("friend"), token="correct-horse").connect(address, Recorder(), deadline=5)
     for token in (None, "battery-staple"):
         with pytest.raises(RunnerUnavailable, match="token is missing or wrong") as caught:
             await world.client(hello("stranger"), token=token).connect(address, Recorder(), deadline=5)
         assert "correct-horse" not in str(caught.value)
-    assert len(door.links) == 1
+    assert len(acceptor.links) == 1
     assert listener.statistics().links_refused == 2
 
 
@@ -112,15 +114,15 @@ async def test_a_wrong_stream_ends_with_a_status_that_says_why(
     world: GrpcWorld, messages: list[bytes], code: grpc.StatusCode, text: str
 ) -> None:
     """Whoever speaks wrongly learns what was wrong; the link of a neighbour goes on."""
-    door = Door()
+    acceptor = RecordingAcceptor()
     listener = world.listener(hello("accepting"))
-    address = await listener.listen(door)
+    address = await listener.listen(acceptor)
     neighbour = await world.client(hello("neighbour")).connect(address, Recorder(), deadline=5)
     async with grpc.aio.insecure_channel(address) as channel:
         found, details = await speak(channel, messages)
     assert (found, text in details) == (code, True), details
     neighbour.send(reply(7))
-    await door.recorders[0].until_received(1)
+    await acceptor.recorders[0].until_received(1)
 
 
 async def test_a_peer_that_does_not_introduce_itself_is_let_go(
@@ -128,7 +130,7 @@ async def test_a_peer_that_does_not_introduce_itself_is_let_go(
 ) -> None:
     """An open stream without a Hello ends after its time."""
     monkeypatch.setattr(service, "HELLO_SECONDS", 0.2)
-    address = await world.listener(hello("accepting")).listen(Door())
+    address = await world.listener(hello("accepting")).listen(RecordingAcceptor())
     async with grpc.aio.insecure_channel(address) as channel:
         call = open_stream(channel, None)
         async with asyncio.timeout(5):
@@ -141,7 +143,7 @@ async def test_malformed_frames_are_logged_at_a_bounded_rate(
 ) -> None:
     """Fifty broken streams are fifty counts and a line or two, not fifty lines."""
     listener = world.listener(hello("accepting"))
-    address = await listener.listen(Door())
+    address = await listener.listen(RecordingAcceptor())
     async with grpc.aio.insecure_channel(address) as channel:
         for _ in range(50):
             await speak(channel, [pack_hello(hello("x")), b"\xff"])
@@ -190,11 +192,11 @@ def resident_bytes() -> int:
 async def fuzz(world: GrpcWorld, frames: int, seed: int) -> None:
     """Send `frames` mutated frames, each behind a valid Hello, while a well-behaved link works on beside them."""
     chance = random.Random(seed)
-    door = Door()
+    acceptor = RecordingAcceptor()
     listener = world.listener(hello("accepting"))
-    address = await listener.listen(door)
+    address = await listener.listen(acceptor)
     neighbour = await world.client(hello("neighbour")).connect(address, Recorder(), deadline=5)
-    heard = door.recorders[0]
+    heard = acceptor.recorders[0]
     opening = pack_hello(hello("fuzzer"))
     expected = resident = 0
     async with grpc.aio.insecure_channel(address) as channel:
@@ -205,11 +207,11 @@ async def fuzz(world: GrpcWorld, frames: int, seed: int) -> None:
                 for message in messages:
                     tasks.create_task(speak(channel, [opening, message]))
             neighbour.send(reply(number))
-            door.links, strangers = door.links[:1], door.recorders[1:]
+            acceptor.links, strangers = acceptor.links[:1], acceptor.recorders[1:]
             for stranger in strangers:
                 await stranger.until_closed()
                 expected -= sum(isinstance(envelope, Request) for envelope in stranger.envelopes)
-            door.recorders = [heard]
+            acceptor.recorders = [heard]
             if number == min(frames // 5, 5_000) // 50 * 50:
                 resident = resident_bytes()
     assert expected == 0

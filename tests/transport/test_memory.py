@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actorhub.conformance.transport_suite import Door, Pair, Recorder, TransportSuite, hello, numbers, reply
+from actorhub.conformance.transport_pair import Pair, Recorder, RecordingAcceptor, hello, numbers, reply
+from actorhub.conformance.transport_suite import TransportSuite
 from actorhub.core.envelope import Hello
 from actorhub.core.errors import RunnerUnavailable
 from actorhub.transport.memory import MemoryNetwork, MemoryTransport
@@ -125,4 +126,4 @@ async def test_a_dropped_process_is_gone_for_its_peers(world: MemoryWorld) -> No
     with pytest.raises(RunnerUnavailable):
         await pair.connecting.connect(pair.address, Recorder(), deadline=1)
     again = world.listener(hello("again"), address=pair.address)
-    assert await again.listen(Door()) == pair.address
+    assert await again.listen(RecordingAcceptor()) == pair.address

@@ -44,10 +44,10 @@ class Peer:
 
     __slots__ = ("_events", "is_leaving", "link", "pending", "runner", "serving")
 
-    def __init__(self, events: PeerEvents) -> None:
+    def __init__(self, link: Link, events: PeerEvents) -> None:
         self._events = events
-        self.link: Link
-        self.runner: RunnerAddress
+        self.link = link
+        self.runner = RunnerAddress(link.peer.address, link.peer.incarnation)
         """Address is empty for a client."""
         self.pending: dict[int, Message] = {}
         """Our calls that the peer has not answered, by request id."""
@@ -69,12 +69,6 @@ class Peer:
         """
         if len(self.pending) >= MAX_IN_FLIGHT or self.link.queued_bytes > MAX_QUEUED_BYTES:
             raise MailboxFull(f"{len(self.pending)} calls are in flight to {self.runner}: wait for some of them")
-
-    def established(self, link: Link) -> None:
-        """Take the link that this peer is at the other end of."""
-        self.link = link
-        self.runner = RunnerAddress(link.peer.address, link.peer.incarnation)
-        self._events.linked(self)
 
     def received(self, envelopes: Sequence[Envelope]) -> None:
         """Pass a frame on."""
@@ -114,9 +108,9 @@ class Peers:
         return self.linked.get(runner.incarnation)
 
     def accept(self, link: Link) -> LinkEvents:
-        """Take a link that the other side opened."""
-        peer = Peer(self._events)
-        peer.established(link)
+        """Take a link, whoever of the two opened it."""
+        peer = Peer(link, self._events)
+        self._events.linked(peer)
         return peer
 
     def add(self, peer: Peer) -> None:
@@ -150,16 +144,13 @@ class Peers:
         delay = _FIRST_DELAY
         try:
             while address in self._wanted and not self._is_linked(address):
-                peer = Peer(self._events)
                 try:
-                    link = await self._transport.connect(address, peer, deadline=_CONNECT_DEADLINE)
+                    await self._transport.connect(address, self, deadline=_CONNECT_DEADLINE)
                 except RunnerUnavailable as error:
                     _log.debug("no link to %s: %s", address, error)
                     self.refused(address, error)
                     await asyncio.sleep(delay * (0.5 + self._clock.random() / 2))
                     delay = min(_LONGEST_DELAY, delay * 2)
-                else:
-                    peer.established(link)
         finally:
             if self._connecting.get(address) is asyncio.current_task():
                 del self._connecting[address]

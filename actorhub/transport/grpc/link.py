@@ -5,13 +5,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
 
 import grpc
+from typing_extensions import override
 
 from actorhub.core.envelope import Envelope, Hello, decode_frame
 from actorhub.core.errors import MalformedMessage
 from actorhub.transport.grpc.streams import STREAM_ERRORS, Stream, explain, pack_frame, read_message, unpack_frame
 from actorhub.transport.link import CLOSED_BY_PEER, QueuedLink
 from actorhub.transport.outbox import LinkLimits
-from actorhub.transport.ports import LinkEvents
 from actorhub.transport.statistics import Counters
 
 
@@ -36,11 +36,11 @@ class GrpcLink(QueuedLink):
 
         Args:
             peer: Who is at the other end.
-            stream: The stream; nobody else may use it any more.
+            stream: The stream, for this link alone.
             limits: The link's bounds.
             counters: Where its frames are counted.
             first: What came with the peer's `Hello`.
-            half_close: The connecting end's way to say that it writes no more.
+            half_close: How the connecting end says that it writes no more.
         """
         super().__init__(peer, limits, counters)
         self._stream = stream
@@ -55,15 +55,20 @@ class GrpcLink(QueuedLink):
         """Why the link broke; empty while it is open."""
         return self._broken.result() if self._broken.done() else ""
 
+    @override
     def close(self, reason: str) -> None:
-        """Break the link now; what is queued is reported as unsent."""
         if self._open:
             self.status = grpc.StatusCode.ABORTED
         super().close(reason)
 
-    async def pump(self, events: LinkEvents) -> None:
-        """Move frames until the link breaks. Cancellation breaks it."""
-        self._listen(events)
+    async def pump(self) -> None:
+        """Move frames until the link breaks. Cancellation breaks it.
+
+        A link ends in one of four ways: `close`, a failed read, a failed write, or the cancellation of this task, which
+        is how gRPC tells the accepting end that its peer is gone. Each resolves `_broken`, the first one with its
+        reason; this task alone waits for it and ends reader and writer. A frame that is under way then was taken from
+        the queue, so its envelopes are not reported as unsent: whether they arrived is unknown.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
                 # An empty context: what the connecting caller had in its own must not reach the receivers of frames.
@@ -82,11 +87,15 @@ class GrpcLink(QueuedLink):
         self._open = False
         await self.drain()
         if self._half_close is not None and not self._broken.done():
+            # `drain` means that gRPC has the frames, not that they are on the wire. Cancelling a call drops what the
+            # connection has not written yet. So the connecting end says that it writes no more, and waits until the
+            # accepting end, which has read everything by then, ends the stream. The accepting end needs no such wait:
+            # its status stands behind its frames.
             await self._half_close()
-            # Cancelling a call drops what the connection has not written yet: wait for the peer to end the stream.
             await asyncio.wait((self._broken,))
         self._break("closed")
 
+    @override
     def _wake(self) -> None:
         if self._wakeup is not None and not self._wakeup.done():
             self._wakeup.set_result(None)
@@ -95,6 +104,8 @@ class GrpcLink(QueuedLink):
         try:
             while not self._broken.done():
                 if not self._outbox:
+                    # No `await` between the check and this: an envelope that is sent from now on finds `_idle` set, and
+                    # wakes this task.
                     self._idle = True
                     self._wakeup = self._loop.create_future()
                     await self._wakeup
@@ -118,6 +129,9 @@ class GrpcLink(QueuedLink):
                 self._deliver(envelopes)
             self._break(CLOSED_BY_PEER)
         except (*STREAM_ERRORS, asyncio.InvalidStateError) as exc:
+            # A peer that shuts its server down first sends GOAWAY, which lets open streams go on: what it still had
+            # queued arrives, and the end of the stream after it. A connection that is cut, or whose keepalive ping
+            # goes unanswered, fails the read at once.
             self._break(explain(exc))
         except MalformedMessage as exc:
             self._counters.frames_malformed += 1

@@ -23,7 +23,7 @@ from actorhub.transport.grpc.streams import (
 )
 from actorhub.transport.handshake import check_hello
 from actorhub.transport.outbox import LinkLimits
-from actorhub.transport.ports import Acceptor, LinkEvents
+from actorhub.transport.ports import Acceptor
 from actorhub.transport.statistics import Counters
 
 HELLO_SECONDS: Final = 5.0
@@ -106,17 +106,17 @@ class LinkService:
             self._counters.links_refused += 1
             self._warn("refused a link with %s: %s", context.peer(), refused.text)
             status, reason = refused.code, refused.text
-        except Exception:  # noqa: BLE001 - RPC server: without a status the peer would wait for ever
+        except Exception:  # noqa: BLE001 - RPC server: without a status the peer would wait without end
             _log.exception("a link with %s failed", context.peer())
             status, reason = grpc.StatusCode.INTERNAL, "internal error: see the log of this process"
         if status is not grpc.StatusCode.OK:
             await self._answer(context, status, reason)
 
     async def _carry(self, context: ServerStream) -> tuple[grpc.StatusCode, str]:
-        link, events = await self._open(context)
+        link = await self._open(context)
         self.links.add(link)
         try:
-            await link.pump(events)
+            await link.pump()
         finally:
             self.links.discard(link)
         if link.status is not grpc.StatusCode.OK:
@@ -129,19 +129,21 @@ class LinkService:
             async with asyncio.timeout(STATUS_SECONDS):
                 await context.abort(status, reason)
         except TimeoutError:
-            # gRPC's servers cannot reset a stream. The peer finds the status when it reads on; until then gRPC waits.
+            # A status stands behind the frame that is under way, and gRPC's servers cannot reset a stream. A peer that
+            # reads nothing would hold this handler as long as it likes. So the handler ends, gRPC keeps the status, and
+            # the peer finds it when it reads on.
             self._warn("%s has not taken its status within %g s: %s", context.peer(), STATUS_SECONDS, reason)
         except grpc.aio.InternalError as exc:
             self._warn("%s was gone before its status: %s", context.peer(), exc)
 
-    async def _open(self, context: ServerStream) -> tuple[GrpcLink, LinkEvents]:
+    async def _open(self, context: ServerStream) -> GrpcLink:
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 first = await read_first_frame(context)
             peer = check_hello(first, self._hello)
             # Not with the first frame, and without a time-out: while a batch with the metadata is under way, or once
             # its wait was cancelled, gRPC sends them again with the status. The C core refuses that, and the peer would
-            # wait for its status for ever.
+            # wait for its status until its own deadline, or without end.
             await context.send_initial_metadata(())
         except TimeoutError as exc:
             text = f"no Hello arrived within {HELLO_SECONDS:g} s"
@@ -154,11 +156,16 @@ class LinkService:
         except ConfigurationError as exc:
             raise _Refused(grpc.StatusCode.FAILED_PRECONDITION, str(exc)) from exc
         link = GrpcLink(peer, context, limits=self._limits, counters=self._counters, first=first[1:])
+        # Queued before the acceptor is asked, so that our Hello leads whatever the acceptor sends. It leaves only when
+        # the link is pumped, which a refused one never is: the peer's `connect` returns when our Hello has arrived, and
+        # a link that is established must be one that serves. A runner that is still starting refuses, and its peers
+        # try again.
         link.send(self._hello)
         try:
-            return link, self._acceptor.accept(link)
+            link.offer_to(self._acceptor)
         except ActorhubError as exc:
             raise _Refused(grpc.StatusCode.PERMISSION_DENIED, str(exc)) from exc
+        return link
 
     def _warn(self, message: str, *args: object) -> None:
         now = asyncio.get_running_loop().time()

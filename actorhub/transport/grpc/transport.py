@@ -8,9 +8,10 @@ from typing import NoReturn, TypeAlias
 import grpc
 import grpc.aio
 import msgspec
+from typing_extensions import override
 
-from actorhub.core.envelope import Envelope, Hello
-from actorhub.core.errors import ConfigurationError, MalformedMessage, RunnerUnavailable
+from actorhub.core.envelope import Hello
+from actorhub.core.errors import ActorhubError, ConfigurationError, MalformedMessage, RunnerUnavailable
 from actorhub.transport.grpc.addresses import is_loopback, is_wildcard, join_address, numeric_host, split_address
 from actorhub.transport.grpc.link import GrpcLink
 from actorhub.transport.grpc.options import (
@@ -22,10 +23,10 @@ from actorhub.transport.grpc.options import (
     server_options,
 )
 from actorhub.transport.grpc.service import LinkService, TokenCheck, make_server
-from actorhub.transport.grpc.streams import ClientStream, explain, open_stream, pack_hello, read_first_frame
+from actorhub.transport.grpc.streams import explain, open_stream, pack_hello, read_first_frame
 from actorhub.transport.handshake import check_hello
 from actorhub.transport.outbox import LinkLimits
-from actorhub.transport.ports import Acceptor, LinkEvents
+from actorhub.transport.ports import Acceptor, Transport
 from actorhub.transport.statistics import Counters, TransportStatistics
 from actorhub.transport.tasks import OwnedTasks
 
@@ -33,7 +34,7 @@ AddService: TypeAlias = Callable[[grpc.aio.Server], None]
 """Registers a further gRPC service on the server before it starts."""
 
 
-class GrpcTransport:
+class GrpcTransport(Transport):
     """A process's links over gRPC. Made inside a running event loop; ended by `aclose`."""
 
     def __init__(
@@ -78,20 +79,16 @@ class GrpcTransport:
         self._closing = False
 
     @property
+    @override
     def hello(self) -> Hello:
-        """What this process says of itself when a link opens."""
         return self._hello
 
+    @override
     def statistics(self) -> TransportStatistics:
-        """Return the counts over all links so far."""
         return self._counters.snapshot()
 
+    @override
     async def listen(self, acceptor: Acceptor) -> str:
-        """Start taking links; return the address that is really bound.
-
-        Raises:
-            ConfigurationError: the address cannot be bound (in use, not ours, not allowed).
-        """
         if self._listen is None or self._server is not None or self._closing:
             raise ConfigurationError("this transport has nowhere to listen, or listens already: give it one address")
         host, port = self._listen
@@ -117,29 +114,28 @@ class GrpcTransport:
             tasks.create_task(server.start(), context=Context())
         return address
 
-    async def connect(self, address: str, events: LinkEvents, *, deadline: float) -> GrpcLink:
-        """Open a link to the process at `address`; its first envelope is delivered after this returned.
-
-        Cancellation leaves nothing behind.
-
-        Raises:
-            RunnerUnavailable: nobody answers there, in time, or the peer refuses (its text is in the message).
-        """
+    @override
+    async def connect(self, address: str, acceptor: Acceptor, *, deadline: float) -> GrpcLink:
         channel = self._channel(address)
         try:
-            stream, peer, rest = await self._greet(channel, address, deadline)
+            link = await self._greet(channel, address, deadline)
+            # From here to the end there is no `await`: neither `aclose` nor a cancellation can come between the
+            # acceptor's yes and the task that carries the link.
+            self._check_open()
+            try:
+                link.offer_to(acceptor)
+            except ActorhubError as exc:
+                raise RunnerUnavailable(f"this process refused its link to the runner at {address}: {exc}") from exc
         except BaseException:
+            # Closing the channel ends the stream, if there is one: the peer learns that the link is gone.
             await channel.close(None)
             raise
-        link = GrpcLink(
-            peer, stream, limits=self._limits, counters=self._counters, first=rest, half_close=stream.done_writing
-        )
         self._outgoing.add(link)
-        self._tasks.start(self._carry(link, events, channel), f"actorhub-link-{address}")
+        self._tasks.start(self._carry(link, channel), f"actorhub-link-{address}")
         return link
 
+    @override
     async def aclose(self, grace: float) -> None:
-        """Stop listening and close every link after flushing what is queued, within `grace` seconds."""
         self._closing = True
         links = [*self._outgoing, *(self._incoming.links if self._incoming else ())]
         try:
@@ -181,9 +177,12 @@ class GrpcTransport:
             raise ConfigurationError(f"cannot listen on {shown}, only on port {bound}: choose another --listen")
         return bound
 
-    def _channel(self, address: str) -> grpc.aio.Channel:
+    def _check_open(self) -> None:
         if self._closing:
             raise RunnerUnavailable("this process is closing its links")
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        self._check_open()
         try:
             split_address(address)
         except ConfigurationError as exc:
@@ -194,15 +193,21 @@ class GrpcTransport:
             return grpc.aio.insecure_channel(target, options=options)
         return grpc.aio.secure_channel(target, self._channel_credentials, options=options)
 
-    async def _greet(
-        self, channel: grpc.aio.Channel, address: str, deadline: float
-    ) -> tuple[ClientStream, Hello, list[Envelope]]:
+    async def _greet(self, channel: grpc.aio.Channel, address: str, deadline: float) -> GrpcLink:
+        """Exchange Hellos; return a link that moves nothing yet.
+
+        Raises:
+            RunnerUnavailable: nobody answers in time, the peer refuses, or it is not one that we can talk to.
+        """
         try:
             async with asyncio.timeout(deadline):
                 stream = open_stream(channel, self._token)
                 await stream.write(pack_hello(self._hello))
                 first = await read_first_frame(stream)
-            return stream, check_hello(first, self._hello), first[1:]
+            peer, half_close = check_hello(first, self._hello), stream.done_writing
+            return GrpcLink(
+                peer, stream, limits=self._limits, counters=self._counters, first=first[1:], half_close=half_close
+            )
         except TimeoutError as exc:
             raise RunnerUnavailable(f"the runner at {address} did not answer within {deadline:g} s") from exc
         except grpc.aio.AioRpcError as exc:
@@ -210,9 +215,9 @@ class GrpcTransport:
         except (MalformedMessage, ConfigurationError) as exc:
             raise RunnerUnavailable(f"the runner at {address} does not fit: {exc}") from exc
 
-    async def _carry(self, link: GrpcLink, events: LinkEvents, channel: grpc.aio.Channel) -> None:
+    async def _carry(self, link: GrpcLink, channel: grpc.aio.Channel) -> None:
         try:
-            await link.pump(events)
+            await link.pump()
         finally:
             self._outgoing.discard(link)
             await channel.close(None)
