@@ -19,13 +19,14 @@ from actorhub.transport.statistics import Counters, TransportStatistics
 
 
 class Route:
-    """The way from one process to another."""
+    """The way from one process to another, and what is wrong with it."""
 
     def __init__(self) -> None:
         self.cut = False
         self.loses_next = False
         self.delay_seconds = 0.0
         self.passable = asyncio.Event()
+        """Cleared while frames are held back."""
         self.passable.set()
 
 
@@ -116,7 +117,7 @@ class MemoryLink(QueuedLink):
         self._break(reason)
 
     def resume(self) -> None:
-        """Deliver what was held back."""
+        """Deliver what was held back, from the loop's next turn."""
         for _ in self._under_way:
             self._soon(self._arrive)
 
@@ -156,6 +157,8 @@ class MemoryLink(QueuedLink):
             self._soon(self._arrive)
 
     def _arrive(self) -> None:
+        # Which frame was meant does not matter, the oldest one arrives: a delay that was shortened while frames were
+        # under way must not let a later frame overtake an earlier one.
         if self._other is None or not self._under_way or not self._route.passable.is_set():
             return
         item = self._under_way.popleft()
@@ -181,6 +184,7 @@ class MemoryLink(QueuedLink):
     @override
     def _break(self, reason: str) -> None:
         if not self._broken.done():
+            # The end travels behind the frames that were handed over, so that these arrive first.
             self._carry(None)
         super()._break(reason)
 

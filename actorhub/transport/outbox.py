@@ -29,7 +29,7 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True):
     frame_bytes: int = 1 << 20
     """Estimated size at which a frame is full; an envelope that is larger travels alone."""
     max_queued_bytes: int = 256 << 20
-    """Estimated size of the queue at which the link breaks: its peer takes nothing any more."""
+    """Estimated size of the queue at which the link breaks, because its peer has stopped taking anything."""
 
     @property
     def max_frame_bytes(self) -> int:
