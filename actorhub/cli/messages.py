@@ -8,7 +8,7 @@ import msgspec
 
 from actorhub.cli.commands import Failed
 from actorhub.cli.filters import MessageId, filter_of, filter_options, is_empty, state_option
-from actorhub.cli.following import Follower, follow
+from actorhub.cli.follow import Follower, follow
 from actorhub.cli.message_rows import message_record, message_row, message_text
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.output import json_option, show_rows

@@ -158,7 +158,7 @@ async def test_dead_letters_are_shown_retried_and_purged(processes: Processes) -
     await prompt.out("call", "accounts", "ada", "mend")
     mixed = await prompt.run("retry", ada, "77")
     assert (mixed.code, mixed.out) == (1, "1 message runs again\n")
-    assert "message 77 does not: no durable message had this id" in mixed.err
+    assert "message 77 does not: no durable message has this id" in mixed.err
     assert await prompt.out("reply", ada) == '"tea"'
     await prompt.refused("dead-letters", ada, code=1, text=f"message {ada} is no dead letter but done")
     await prompt.out("call", "accounts", "bob", "mend")

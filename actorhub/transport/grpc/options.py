@@ -59,8 +59,8 @@ def server_options(max_frame_bytes: int) -> ChannelOptions:
 def channel_options(max_frame_bytes: int) -> ChannelOptions:
     """Return the connecting end's settings: each channel has a connection of its own and never a proxy.
 
-    `min_reconnect_backoff_ms` stays at its default: it also limits how long one attempt may take, TLS handshake included,
-    and a small value would make slow connections impossible. Whoever connects sets a deadline instead.
+    `min_reconnect_backoff_ms` stays at its default: it also limits how long one attempt may take, TLS handshake
+    included, and a small value would make slow connections impossible. Whoever connects sets a deadline instead.
     """
     return [
         *link_options(max_frame_bytes),
