@@ -30,9 +30,9 @@ from actorhub.transport.grpc.addresses import is_loopback, join_address, numeric
 _log: Final = logging.getLogger("actorhub.http")
 
 _CLOSING: Final = 2.0
-"""Seconds that requests under way have when the server ends."""
+"""Seconds that requests have to finish when the server ends."""
 _REQUESTS: Final = 256
-"""Connections and requests at once; further ones are answered with 503."""
+"""Connections and requests at a time; further ones are answered with 503."""
 _HEADERS: Final = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
@@ -92,11 +92,11 @@ class _Answers:
         self._exposition = Exposition(self._reading)
 
     async def livez(self, _: Request) -> Response:
-        """The event loop answers, or else nobody does."""
+        """Whether the event loop answers."""
         return PlainTextResponse("ok\n", headers=_HEADERS)
 
     async def readyz(self, _: Request) -> Response:
-        """Whether this runner takes work, with the reason if not."""
+        """Whether this runner takes work, and if not, why."""
         reason = obstacle(self._door)
         return PlainTextResponse(f"{reason or 'ok'}\n", 503 if reason else 200, _HEADERS)
 
@@ -147,12 +147,12 @@ async def _listening(settings: Settings, at: HostPort, *, has_tls: bool) -> sock
     numeric = await numeric_host(at.host)
     if not (has_tls or settings.insecure or is_loopback(numeric)):
         raise ConfigurationError(
-            f"http = {at} without TLS lets anyone on the network look: set ACTORHUB_TLS_CERT, _KEY and _CA, "
+            f"http = {at} without TLS lets anyone on the network look in: set ACTORHUB_TLS_CERT, _KEY and _CA, "
             "listen on 127.0.0.1, or say --insecure"
         )
     listening = socket.socket(socket.AF_INET6 if ":" in numeric else socket.AF_INET)
     try:
-        # The port of a runner that just ended can be used at once; one that is in use still cannot.
+        # The port of a runner that has just ended can be used at once. One that is in use still cannot.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((numeric, at.port))
         listening.listen()
@@ -160,6 +160,6 @@ async def _listening(settings: Settings, at: HostPort, *, has_tls: bool) -> sock
         listening.close()
         raise ConfigurationError(
             f"cannot serve http = {at}: {exc.strerror or exc}: another process uses the port, or the address is not "
-            "this host's: choose another --http"
+            "one of this host: choose another --http"
         ) from exc
     return listening

@@ -56,7 +56,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     singletons: Sequence[SingletonHealth]
     tallies: Sequence[Tally]
     live_runners: int
-    """Runners that were heard of lately and are not leaving."""
+    """Runners that sent a heartbeat recently and are not leaving."""
     lock_age: float | None
     """Seconds since the last acknowledged heartbeat of the lock session was sent; `None`: there is no session."""
     queue_age: float
@@ -64,9 +64,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     failed_tells: int
     """Tells that were accepted, and ended in an error that nobody waited for or never left."""
     standstills: int
-    """How often the event loop stood still for more than a second."""
+    """Times that the event loop was blocked for more than a second."""
     traces_not_begun: int
-    """Calls and runs outside of any trace for which none was begun, because of the bound."""
+    """Calls and runs outside any trace for which none was begun, because of the limit."""
     failed_spans: int
 
 

@@ -158,7 +158,7 @@ def _singleton(row: SingletonRow, state: pb.SingletonState.ValueType) -> pb.Sing
         last_error_at=execution.last_error_at,
         state_errors=execution.state_errors,
         state_error=execution.state_error[:_LONGEST_TEXT],
-        body=execution.body,
+        main_loop=execution.body,
         state_ttl=row.state_ttl,
     )
 

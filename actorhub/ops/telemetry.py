@@ -31,7 +31,7 @@ def call_tracing(clock: Clock, version: str, runner: str) -> Tracing | None:
     """Return what makes the spans of a process; `None` if OpenTelemetry's traces are not configured.
 
     Args:
-        clock: For the bound on new traces.
+        clock: For the limit on new traces.
         version: Of this library.
         runner: The process's address; empty for a client.
     """

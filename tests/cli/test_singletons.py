@@ -70,7 +70,7 @@ async def test_singletons_are_listed_with_their_leader_and_what_they_did(process
     (clerk,) = await prompt.rows("singletons")
     assert (clerk["singleton"], clerk["state"], clerk["epoch"]) == ("clerk", "leading", 1)
     assert TIME.fullmatch(str(clerk["since"]))
-    assert (clerk["last_error"], clerk["state_errors"], clerk["body"], clerk["state_ttl"]) == (None, 0, None, None)
+    assert (clerk["last_error"], clerk["state_errors"], clerk["main_loop"], clerk["state_ttl"]) == (None, 0, None, None)
     schedules = msgspec.convert(clerk["schedules"], list[Row])
     assert [schedule["name"] for schedule in schedules] == ["tick", "tick-2"]
     table = await prompt.out("singletons")
