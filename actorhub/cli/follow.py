@@ -89,12 +89,13 @@ class Follower:
                 ended = await self._found(stub, metadata, message_id)
                 if ended is not None:
                     found[message_id] = ended
-        changed = [message for _, message in sorted(found.items()) if self._is_news(message)]
+        changed = [message for _, message in sorted(found.items()) if self._note(message)]
         self._watched = {number for number, message in found.items() if message.state in _OPEN}
         self._seen = {n: seen for n, seen in self._seen.items() if n > floor or n in self._watched}
         return [message for message in changed if not self._states or message.state in self._states]
 
-    def _is_news(self, message: pb.Message) -> bool:
+    def _note(self, message: pb.Message) -> bool:
+        """Remember the message as it is now; return whether that is new."""
         fingerprint = (message.state, message.attempts, message.deliver_at, message.finished_at)
         known = self._seen.get(message.message_id)
         self._seen[message.message_id] = fingerprint

@@ -15,7 +15,6 @@ from actorhub.cli.signals import on_stop_signals
 from actorhub.cluster import Cluster
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import Settings, mask_secrets
-from actorhub.engine.runner import Runner
 from actorhub.hub import Hub
 
 T = TypeVar("T")
@@ -122,10 +121,10 @@ def database_shown(settings: Settings) -> str:
 
 async def _first_shards(cluster: Cluster, stop: Stop) -> int:
     """Wait until the other runners have handed over a first share. A runner of small weight may get none."""
-    assert isinstance(cluster.part, Runner)
     clock = SystemClock()
     deadline = clock.monotonic() + _FIRST_SHARD
-    owned = cluster.part.ownership.owned
-    while not owned and not stop.is_asked and clock.monotonic() < deadline:  # noqa: ASYNC110 - ownership has no event
+    while True:
+        (health,) = await cluster.health()
+        if health.shards_owned or stop.is_asked or clock.monotonic() >= deadline:
+            return health.shards_owned
         await asyncio.sleep(_POLL_SECONDS)
-    return len(owned)

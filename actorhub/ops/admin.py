@@ -25,10 +25,10 @@ _LONGEST_PAGE: Final = 5_000
 
 
 class Admin:
-    """The service of the runner behind a door."""
+    """The service of the runner behind an acceptor."""
 
-    def __init__(self, door: Door, peers: PeerAdmins, specs: Mapping[str, EntitySpec]) -> None:
-        self._door = door
+    def __init__(self, acceptor: Door, peers: PeerAdmins, specs: Mapping[str, EntitySpec]) -> None:
+        self._acceptor = acceptor
         self._peers = peers
         self._specs = specs
 
@@ -83,7 +83,7 @@ class Admin:
     @rpc
     async def Health(self, request: pb.HealthRequest) -> pb.HealthReply:
         """Return whether this runner takes work."""
-        health = health_report(self._door)
+        health = health_report(self._acceptor)
         return pb.HealthReply(
             serving=health.serving,
             reason=health.reason,
@@ -146,7 +146,7 @@ class Admin:
         return pb.RunScheduleNowReply(message_id=await self._singletons().run_now(request.singleton, request.name))
 
     def _runner(self) -> LocalRunner:
-        return local_runner(self._door, self._specs)
+        return local_runner(self._acceptor, self._specs)
 
     def _view(self) -> ClusterView:
         return ClusterView(self._runner(), self._peers)
@@ -179,6 +179,6 @@ def _entities_reply(entities: list[pb.Entity], silent: list[str], *, is_last: bo
     return pb.ListEntitiesReply(entities=entities, next_page_token=token, silent_runners=silent)
 
 
-def add_admin(door: Door, peers: PeerAdmins, specs: Mapping[str, EntitySpec], server: grpc.aio.Server) -> None:
-    """Make `server` answer for the runner behind `door`."""
-    pb_grpc.add_AdminServicer_to_server(cast("pb_grpc.AdminServicer", Admin(door, peers, specs)), server)
+def add_admin(acceptor: Door, peers: PeerAdmins, specs: Mapping[str, EntitySpec], server: grpc.aio.Server) -> None:
+    """Make `server` answer for the runner behind `acceptor`."""
+    pb_grpc.add_AdminServicer_to_server(cast("pb_grpc.AdminServicer", Admin(acceptor, peers, specs)), server)

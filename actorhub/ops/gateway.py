@@ -32,8 +32,8 @@ class Gateway:
     Every error of a call is part of the reply; a gRPC status other than OK means that the gateway itself failed.
     """
 
-    def __init__(self, door: Door, specs: Mapping[str, EntitySpec]) -> None:
-        self._door = door
+    def __init__(self, acceptor: Door, specs: Mapping[str, EntitySpec]) -> None:
+        self._acceptor = acceptor
         self._specs = specs
 
     @failing_rpc(pb.CallReply)
@@ -92,7 +92,7 @@ class Gateway:
                 raise MalformedMessage("give the deferred value a value or a failure")
 
     def _runner(self) -> LocalRunner:
-        return local_runner(self._door, self._specs)
+        return local_runner(self._acceptor, self._specs)
 
     def _handler(self, request: pb.CallRequest) -> tuple[LocalRunner, HandlerSpec]:
         runner = self._runner()
@@ -168,6 +168,6 @@ def _decoded(encoding: pb.Encoding.ValueType, body: bytes) -> object:
     return _VALUE.decode_json(body) if encoding == pb.ENCODING_JSON else _VALUE.decode(body)
 
 
-def add_gateway(door: Door, specs: Mapping[str, EntitySpec], server: grpc.aio.Server) -> None:
-    """Make `server` take calls for the runner behind `door`."""
-    pb_grpc.add_GatewayServicer_to_server(cast("pb_grpc.GatewayServicer", Gateway(door, specs)), server)
+def add_gateway(acceptor: Door, specs: Mapping[str, EntitySpec], server: grpc.aio.Server) -> None:
+    """Make `server` take calls for the runner behind `acceptor`."""
+    pb_grpc.add_GatewayServicer_to_server(cast("pb_grpc.GatewayServicer", Gateway(acceptor, specs)), server)

@@ -21,15 +21,15 @@ _POLL_SECONDS: Final = 0.1
 _Status = health_pb2.HealthCheckResponse
 
 
-def obstacle(door: Door) -> str:
-    """Return why the runner behind `door` does not take work, in a sentence; empty when it does."""
-    return health_report(door).reason
+def obstacle(acceptor: Door) -> str:
+    """Return why the runner behind `acceptor` does not take work, in a sentence; empty when it does."""
+    return health_report(acceptor).reason
 
 
-def health_report(door: Door) -> RunnerHealth:
-    """Return how the runner behind `door` is: what `/healthz` shows. Programs read it, so fields are only added."""
-    if door.runner is not None:
-        return door.runner.health()
+def health_report(acceptor: Door) -> RunnerHealth:
+    """Return how the runner behind `acceptor` is: what `/healthz` shows. Programs read it, so fields are only added."""
+    if acceptor.runner is not None:
+        return acceptor.runner.health()
     return RunnerHealth(
         serving=False,
         reason="it is starting",
@@ -44,8 +44,8 @@ def health_report(door: Door) -> RunnerHealth:
 class Health:
     """`grpc.health.v1`, computed for each question, so that nothing has to be kept up to date."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, acceptor: Door) -> None:
+        self._acceptor = acceptor
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Rpc) -> health_pb2.HealthCheckResponse:
         """Return the status now."""
@@ -60,6 +60,7 @@ class Health:
         last = None
         while True:
             status = self._status(request.service)
+            # Polled, since not every change has an event: a lease runs out, and a singleton goes stale, by time alone.
             if status != last:
                 await context.write(status)
                 last = status
@@ -72,10 +73,10 @@ class Health:
     def _status(self, service: str) -> health_pb2.HealthCheckResponse:
         if service not in SERVICES:
             return _Status(status=_Status.SERVICE_UNKNOWN)
-        return _Status(status=_Status.NOT_SERVING if obstacle(self._door) else _Status.SERVING)
+        return _Status(status=_Status.NOT_SERVING if obstacle(self._acceptor) else _Status.SERVING)
 
 
-def add_health(door: Door, server: grpc.aio.Server) -> None:
-    """Make `server` answer for the health of the runner behind `door`."""
+def add_health(acceptor: Door, server: grpc.aio.Server) -> None:
+    """Make `server` answer for the health of the runner behind `acceptor`."""
     add = cast("Callable[[Health, grpc.aio.Server], None]", health_pb2_grpc.add_HealthServicer_to_server)
-    add(Health(door), server)
+    add(Health(acceptor), server)

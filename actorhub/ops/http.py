@@ -43,14 +43,14 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 @asynccontextmanager
-async def serve_http(settings: Settings, at: HostPort, door: Door, clock: Clock) -> AsyncGenerator[str, None]:
+async def serve_http(settings: Settings, at: HostPort, acceptor: Door, clock: Clock) -> AsyncGenerator[str, None]:
     """Serve during the block; yield the address that is really bound.
 
     Raises:
         ConfigurationError: the address cannot be bound, or may not be without TLS; or a TLS file cannot be read.
     """
     config = uvicorn.Config(
-        _app(door),
+        _app(acceptor),
         http="h11",
         ws="none",
         lifespan="off",
@@ -67,11 +67,14 @@ async def serve_http(settings: Settings, at: HostPort, door: Door, clock: Clock)
         address = join_address(at.host, listening.getsockname()[1])
         server = _Server(config)
         supervisor = Supervisor(clock)
+        # A copy of the socket for each run: uvicorn closes what it is given, and the loop may have to start it again.
         serving = supervisor.loop("http", lambda: server.serve([listening.dup()]))
         _log.info("HTTP at %s://%s", "http" if config.ssl is None else "https", address)
         try:
             yield address
         finally:
+            # Uvicorn finishes the requests that it has, within its own limit. What is left then is cancelled, so that a
+            # probe that holds its connection cannot hold up the end of the process.
             server.should_exit = True
             await asyncio.wait((serving,), timeout=_CLOSING)
             await supervisor.aclose(1.0)
@@ -87,8 +90,8 @@ class _Server(uvicorn.Server):
 class _Answers:
     """What each path answers."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, acceptor: Door) -> None:
+        self._acceptor = acceptor
         self._exposition = Exposition(self._reading)
 
     async def livez(self, _: Request) -> Response:
@@ -97,12 +100,12 @@ class _Answers:
 
     async def readyz(self, _: Request) -> Response:
         """Whether this runner takes work, and if not, why."""
-        reason = obstacle(self._door)
+        reason = obstacle(self._acceptor)
         return PlainTextResponse(f"{reason or 'ok'}\n", 503 if reason else 200, _HEADERS)
 
     async def healthz(self, _: Request) -> Response:
         """How this runner is."""
-        return Response(_encode(health_report(self._door)), headers=_HEADERS, media_type="application/json")
+        return Response(_encode(health_report(self._acceptor)), headers=_HEADERS, media_type="application/json")
 
     async def metrics(self, _: Request) -> Response:
         """The metrics as they are now."""
@@ -110,15 +113,15 @@ class _Answers:
 
     async def page(self, _: Request) -> Response:
         """The page."""
-        return HTMLResponse(page(health_report(self._door), self._reading()), headers=_HEADERS)
+        return HTMLResponse(page(health_report(self._acceptor), self._reading()), headers=_HEADERS)
 
     def _reading(self) -> Reading | None:
-        runner = self._door.runner
+        runner = self._acceptor.runner
         return None if runner is None else read(runner)
 
 
-def _app(door: Door) -> Starlette:
-    answers = _Answers(door)
+def _app(acceptor: Door) -> Starlette:
+    answers = _Answers(acceptor)
     return Starlette(
         routes=[
             Route("/livez", answers.livez),

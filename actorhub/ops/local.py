@@ -202,15 +202,15 @@ class LocalRunner:
         )
 
 
-def local_runner(door: Door, specs: Mapping[str, EntitySpec]) -> LocalRunner:
-    """Return the runner behind `door`.
+def local_runner(acceptor: Door, specs: Mapping[str, EntitySpec]) -> LocalRunner:
+    """Return the runner behind `acceptor`.
 
     Raises:
         NotServing: it is still being made.
     """
-    if door.runner is None:
+    if acceptor.runner is None:
         raise NotServing("this runner is starting: ask again, or ask another one")
-    return LocalRunner(door.runner, specs)
+    return LocalRunner(acceptor.runner, specs)
 
 
 def _smallest(

@@ -77,7 +77,7 @@ class Tracing:
             return None
         current = trace.get_current_span()
         if current is trace.INVALID_SPAN or not current.get_span_context().is_valid:
-            if not self.may_begin(self._monotonic()):
+            if not self.try_begin(self._monotonic()):
                 message.observed = False
                 return None
         elif not current.get_span_context().trace_flags.sampled:
@@ -100,7 +100,7 @@ class Tracing:
             parent = self._propagator.extract(message.headers, self._nothing)
         of_caller = trace.get_current_span(parent).get_span_context()
         if not of_caller.is_valid:
-            if not self.may_begin(now):
+            if not self.try_begin(now):
                 return None
         elif not of_caller.trace_flags.sampled:
             context.run(otel.attach, parent)
@@ -113,8 +113,8 @@ class Tracing:
         """End a run's span."""
         self._ended(span, error)
 
-    def may_begin(self, now: float) -> bool:
-        """Count a new trace; `False` if there have been enough in this second."""
+    def try_begin(self, now: float) -> bool:
+        """Count a new trace, unless there have been enough in this second; return whether it may begin."""
         if self._left == 0 or now >= self._window_ends:
             if now < self._window_ends:
                 self.not_begun += 1

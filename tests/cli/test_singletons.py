@@ -116,7 +116,7 @@ async def test_a_deferred_value_is_completed_or_failed_once(processes: Processes
         message_id = await prompt.out("tell", "requests", name, "approved")
         token = await _token(prompt, name)
         assert await prompt.out(command[0], token, *command[1:]) == "the deferred value has its outcome"
-        await prompt.refused("fail", token, "too late", code=1, text="has another outcome already")
+        await prompt.refused("fail", token, "too late", code=1, text="already has another outcome")
         await prompt.out("call", "requests", name, "finish")
         assert await prompt.out("reply", message_id) == expected
     message_id = await prompt.out("tell", "requests", "eve", "approved")
