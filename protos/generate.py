@@ -42,7 +42,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def main() -> int:
-    """Bring the code up to date, or with --check say which files are not and return 1."""
+    """Bring the code up to date, or with --check name the files that are not, and return 1 if there are any."""
     with tempfile.TemporaryDirectory() as directory:
         generate(Path(directory))
         wanted, found = contents(Path(directory)), contents(ROOT)

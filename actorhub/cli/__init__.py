@@ -9,10 +9,10 @@ from actorhub.hub import VERSION
 
 COMMANDS: Final = (
     Command("serve", "actorhub.cli.serve:serve", "Run a hub's entities as part of the cluster."),
-    Command("shards", "actorhub.cli.tables:shards", "List the shards: who owns them, and what is in them."),
+    Command("shards", "actorhub.cli.tables:shards", "List the shards, their owners, and what is in them."),
     Command("runners", "actorhub.cli.tables:runners", "List the runners of the cluster."),
     Command("entities", "actorhub.cli.tables:entities", "List the entities that are in memory."),
-    Command("singletons", "actorhub.cli.singletons:singletons", "List the singletons: who leads each."),
+    Command("singletons", "actorhub.cli.singletons:singletons", "List the singletons and their leaders."),
     Command(
         "schedules",
         "actorhub.cli.singletons:schedules",
@@ -26,11 +26,11 @@ COMMANDS: Final = (
     Command(
         "retry",
         "actorhub.cli.repairs:retry",
-        "Make dead letters, or messages that wait for their next attempt, run again.",
+        "Retry dead letters, or messages that are waiting for their next attempt.",
     ),
     Command("purge", "actorhub.cli.repairs:purge", "Delete dead letters for good."),
-    Command("cancel", "actorhub.cli.repairs:cancel", "End a message that does not run."),
-    Command("complete", "actorhub.cli.deferred:complete", "Give the deferred value of TOKEN its value."),
+    Command("cancel", "actorhub.cli.repairs:cancel", "Cancel a message that is not running."),
+    Command("complete", "actorhub.cli.deferred:complete", "Complete the deferred value of TOKEN."),
     Command("fail", "actorhub.cli.deferred:fail", "Fail the deferred value of TOKEN."),
     Command("migrate", "actorhub.cli.migrate:migrate", "Bring the database schema up to date."),
 )
@@ -40,8 +40,8 @@ COMMANDS: Final = (
     cls=Commands,
     commands_table=COMMANDS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    epilog="Settings come from flags, then ACTORHUB_… environment variables, then actorhub.toml.",
+    epilog="Flags take precedence over ACTORHUB_… environment variables, and these over actorhub.toml.",
 )
 @click.version_option(VERSION, package_name="actorhub", message="actorhub %(version)s")
 def main() -> None:
-    """Virtual actors on Postgres: every id is one live, typed, asyncio object."""
+    """Virtual actors on Postgres: every id is one live, typed asyncio object."""

@@ -8,7 +8,7 @@ import click
 import grpc.aio
 import msgspec
 
-from actorhub.cli.commands import Failed
+from actorhub.cli.commands import CommandFailed
 from actorhub.cli.filters import Duration, MessageId, Moment
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.remote import CONNECTION_SETTINGS, ask
@@ -18,11 +18,14 @@ from actorhub.transport.grpc._pb import client_v1_pb2 as pb
 from actorhub.transport.grpc._pb import client_v1_pb2_grpc as pb_grpc
 
 _BEYOND_TIMEOUT: Final = 5.0
-"""Seconds that the gateway has to tell that the call's own time is over."""
+"""Seconds that the gateway has, beyond the call's own, to report that the call has timed out."""
 
 _json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print a failure as one JSON object.")
 _key_option: Final = click.option(
-    "--key", default="", metavar="KEY", help="Idempotency key: equal ones of one durable handler are one message."
+    "--key",
+    default="",
+    metavar="KEY",
+    help="Idempotency key: calls of one durable handler of one entity with equal keys are one message.",
 )
 _timeout_option: Final = click.option(
     "--timeout",
@@ -30,7 +33,7 @@ _timeout_option: Final = click.option(
     show_default=True,
     type=click.FloatRange(0.001, 4_000_000),
     metavar="SECONDS",
-    help="How long to wait; of a stream, for its first item.",
+    help="How long to wait; for a stream, until its first item.",
 )
 
 
@@ -47,8 +50,8 @@ _timeout_option: Final = click.option(
 def call(stream: bool, as_json: bool, **given: object) -> None:
     """Call HANDLER of the entity ID of TYPE and print its result as JSON.
 
-    JSON is the argument itself where the handler has one parameter, an object by parameter name where it has several;
-    `-` reads it from standard input. An error is printed to standard error, and the exit code is 1.
+    JSON is the argument itself if the handler has one parameter, and an object by parameter name if it has several; `-`
+    reads it from standard input. An error is printed to standard error, and the exit code is 1.
     """
     request, timeout = _request(given)
 
@@ -73,18 +76,20 @@ def call(stream: bool, as_json: bool, **given: object) -> None:
 @click.argument("handler")
 @click.argument("arguments", metavar="[JSON]", default="")
 @_key_option
-@click.option("--at", "deliver_at", type=Moment(), metavar="TIME", help="Run it then; ISO 8601 with its time zone.")
-@click.option("--in", "delay", type=Duration(), metavar="DURATION", help="Run it after so long, such as 90s or 2h.")
+@click.option(
+    "--at", "deliver_at", type=Moment(), metavar="TIME", help="Run it at this time: ISO 8601 with a time zone."
+)
+@click.option("--in", "delay", type=Duration(), metavar="DURATION", help="Run it after this long, such as 90s or 2h.")
 @_timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print the id, or a failure, as one JSON object.")
 @setting_options(*CONNECTION_SETTINGS)
 def tell(deliver_at: datetime | None, delay: timedelta | None, as_json: bool, **given: object) -> None:
-    """Send a message to HANDLER of the entity ID of TYPE and print its id; nothing waits for the handler.
+    """Send a message to HANDLER of the entity ID of TYPE and print its id, without waiting for the handler.
 
-    A message to a durable handler is stored before the id is printed; only such messages can have a key or a time.
+    A message to a durable handler is stored before its id is printed. Only such messages can have a key or a time.
     """
     if deliver_at is not None and delay is not None:
-        raise click.UsageError("--at and --in both say when: leave one of them out")
+        raise click.UsageError("--at and --in both say when: give one of them")
     request, timeout = _request(given)
     if deliver_at is not None:
         request.deliver_at_ms = max(1, round(deliver_at.timestamp() * 1000))
@@ -109,12 +114,12 @@ def tell(deliver_at: datetime | None, delay: timedelta | None, as_json: bool, **
     show_default=True,
     type=click.FloatRange(0.001, 4_000_000),
     metavar="SECONDS",
-    help="How long to wait for its end.",
+    help="How long to wait.",
 )
 @_json_option
 @setting_options(*CONNECTION_SETTINGS)
 def reply(message_id: int, timeout: float, as_json: bool, **flags: object) -> None:
-    """Wait until the durable message ID has ended and print its result as JSON; a failure as `call` does."""
+    """Wait until the durable message ID has ended and print its result as JSON, or its error as `call` does."""
     request = pb.ReplyRequest(message_id=message_id, timeout_ms=max(1, int(timeout * 1000)), encoding=pb.ENCODING_JSON)
 
     async def question(channel: grpc.aio.Channel, metadata: Metadata) -> pb.CallReply:
@@ -127,7 +132,7 @@ def reply(message_id: int, timeout: float, as_json: bool, **flags: object) -> No
 
 
 def _request(given: dict[str, object]) -> tuple[pb.CallRequest, float]:
-    """Return the request, and the seconds after which the RPC is given up."""
+    """Return the request, and the time limit of the RPC in seconds."""
     timeout = float(str(given["timeout"]))
     arguments = str(given["arguments"])
     request = pb.CallRequest(
@@ -154,10 +159,10 @@ def _printed(reply: pb.CallReply) -> pb.Failure | None:
 
 
 def show_failure(failure: pb.Failure, *, as_json: bool) -> NoReturn:
-    """End the command with what the gateway says went wrong, in a line or as a JSON object.
+    """End the command with what the gateway says went wrong, as one line or as a JSON object.
 
     Raises:
-        Failed: always, unless it is printed as JSON; then `SystemExit`.
+        CommandFailed: always, unless it is printed as JSON; then `SystemExit`.
     """
     if as_json:
         record = {
@@ -173,4 +178,4 @@ def show_failure(failure: pb.Failure, *, as_json: bool) -> NoReturn:
     fields = msgspec.json.decode(failure.fields_json or "{}", type=dict[str, object])
     raised = f"{fields['type']}: " if "type" in fields else ""
     ran = "" if failure.is_domain_error or not failure.possibly_executed else " (the handler may have run)"
-    raise Failed(f"{failure.kind}: {raised}{failure.message}{ran}")
+    raise CommandFailed(f"{failure.kind}: {raised}{failure.message}{ran}")

@@ -20,20 +20,20 @@ class Command(msgspec.Struct, frozen=True):
 
 
 class WrongSettings(click.ClickException):
-    """A flag, variable or file says something that is not allowed: a mistake in use."""
+    """A flag, variable or file has a value that is not allowed: wrong usage."""
 
     exit_code = 2
 
 
-class Failed(click.ClickException):
-    """The command could not do what it was told; one line says why."""
+class CommandFailed(click.ClickException):
+    """The command could not do what it was asked to do; one line says why."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 class Commands(click.Group):
-    """A group that knows its commands' names without importing them, and ends their errors in one line."""
+    """A group that knows its commands' names without importing them, and reports their errors in one line."""
 
     def __init__(self, *, commands_table: Sequence[Command], **options: Any) -> None:
         super().__init__(**options)
@@ -58,13 +58,13 @@ class Commands(click.Group):
             formatter.write_dl([(command.name, command.help) for command in self._table.values()])
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command; what it raises on purpose becomes one line."""
+        """Run the command; an error of actorhub becomes one line."""
         try:
             return super().invoke(ctx)
         except ActorhubError as error:
-            raise Failed(str(error)) from error
+            raise CommandFailed(str(error)) from error
 
 
 def wrong_settings(error: ConfigurationError) -> WrongSettings:
-    """Return what ends the command for settings that cannot hold."""
+    """Return what ends the command because its settings are wrong."""
     return WrongSettings(" ".join(str(error).split()))

@@ -8,7 +8,7 @@ import grpc.aio
 import msgspec
 
 from actorhub.cli.calls import show_failure
-from actorhub.cli.commands import Failed
+from actorhub.cli.commands import CommandFailed
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.remote import ANSWER_SECONDS, CONNECTION_SETTINGS, ask
 from actorhub.ops.channels import Metadata
@@ -26,10 +26,10 @@ _json_option: Final = click.option(
 @_json_option
 @setting_options(*CONNECTION_SETTINGS)
 def complete(deferred: str, value: str, as_json: bool, **flags: object) -> None:
-    """Give the deferred value of TOKEN its value, for whoever waits for it.
+    """Complete the deferred value of TOKEN, for whoever is waiting for it.
 
-    JSON is the value itself; without it, null; `-` reads it from standard input. The first outcome counts: where there
-    is another one already, the exit code is 1.
+    JSON is the value, null if it is left out; `-` reads it from standard input. Only the first outcome counts: if there
+    already is another one, the exit code is 1.
     """
     text = sys.stdin.read() if value == "-" else value
     _complete(
@@ -43,9 +43,9 @@ def complete(deferred: str, value: str, as_json: bool, **flags: object) -> None:
 @_json_option
 @setting_options(*CONNECTION_SETTINGS)
 def fail(deferred: str, reason: str, as_json: bool, **flags: object) -> None:
-    """Fail the deferred value of TOKEN: whoever waits for it gets an error with the text REASON.
+    """Fail the deferred value of TOKEN: whoever is waiting for it gets an error with the text REASON.
 
-    The first outcome counts: where there is another one already, the exit code is 1.
+    Only the first outcome counts: if there already is another one, the exit code is 1.
     """
     _complete(pb.CompleteRequest(token=deferred, failure=reason), flags, as_json=as_json)
 
@@ -58,5 +58,5 @@ def _complete(request: pb.CompleteRequest, flags: dict[str, object], *, as_json:
     if reply.WhichOneof("outcome") == "failure":
         show_failure(reply.failure, as_json=as_json)
     if not reply.completed:
-        raise Failed("the deferred value has another outcome already: this one does not count")
+        raise CommandFailed("the deferred value already has another outcome, which stays")
     click.echo(msgspec.json.encode({"completed": True}) if as_json else "the deferred value has its outcome")

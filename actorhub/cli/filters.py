@@ -53,7 +53,7 @@ class Duration(click.ParamType[timedelta]):
         try:
             return self._parse(value)
         except ValueError:
-            self.fail(f"{str(value)[:40]!r} is no duration: write one such as 500ms, 15s, 5m, 2h or 1d", param, ctx)
+            self.fail(f"{str(value)[:40]!r} is not a duration: use 500ms, 15s, 5m, 2h or 1d", param, ctx)
 
 
 class Moment(click.ParamType[datetime]):
@@ -66,16 +66,14 @@ class Moment(click.ParamType[datetime]):
         try:
             moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
             if moment.tzinfo is None:
-                raise click.BadParameter(
-                    f"{value} has no time zone: append one, such as Z for UTC or +01:00", ctx, param
-                )
+                raise click.BadParameter(f"{value} has no time zone: add one, such as Z for UTC or +01:00", ctx, param)
             return moment.astimezone(UTC)
         except (ValueError, OverflowError):
-            self.fail(f"{str(value)[:40]!r} is no time: write one such as 2027-01-31T09:00:00+01:00", param, ctx)
+            self.fail(f"{str(value)[:40]!r} is not a time: use ISO 8601, such as 2027-01-31T09:00:00+01:00", param, ctx)
 
 
 def filter_options(function: F) -> F:
-    """Give a command the options from which `filter_of` makes a filter; all that are given must fit."""
+    """Give a command the options from which `filter_of` makes a filter; a message must match all that are given."""
     for option in reversed(_OPTIONS):
         function = option(function)
     return function
@@ -94,7 +92,7 @@ def filter_of(given: dict[str, Any]) -> pb.MessageFilter:
 
 
 def is_empty(wanted: pb.MessageFilter) -> bool:
-    """Whether a filter lets everything through."""
+    """Whether a filter matches every message."""
     return wanted == pb.MessageFilter()
 
 
@@ -103,9 +101,9 @@ state_option: Final = click.option(
 )
 _OPTIONS: Final = (
     click.option("--type", "entity_type", default="", metavar="NAME", help="Only messages to this entity type."),
-    click.option("--id", "entity_id", default="", metavar="ID", help="Only messages to entities of this id."),
+    click.option("--id", "entity_id", default="", metavar="ID", help="Only messages to entities with this id."),
     click.option("--handler", default="", metavar="NAME", help="Only messages to this handler."),
-    click.option("--shard", default="", metavar="GROUP:N", help="Only messages of this shard."),
+    click.option("--shard", default="", metavar="GROUP:N", help="Only messages in this shard."),
     click.option("--key", default="", metavar="KEY", help="Only messages with this idempotency key."),
     click.option(
         "--older-than", type=Duration(), metavar="DURATION", help="Only messages created at least that long ago."

@@ -24,7 +24,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """One JSON object per record and line; a handler's say which entity it belongs to, in `fields`."""
+    """One JSON object per record and line; a record of a handler has fields that say which entity it is about."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {

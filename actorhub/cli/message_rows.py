@@ -17,7 +17,7 @@ _SHORT_JSON: Final = 100
 
 
 def state_name(message: pb.Message) -> str:
-    """Return where a message stands, in one word."""
+    """Return a message's state in one word."""
     return _STATE_NAMES.get(message.state, "unknown")
 
 
@@ -41,7 +41,7 @@ def message_row(message: pb.Message) -> Row:
 
 
 def message_record(message: pb.Message) -> Row:
-    """Return all that is known of a message as a JSON object; what JSON cannot hold is `null`."""
+    """Return all that is known about a message as a JSON object; what JSON cannot hold is `null`."""
     arguments = message.arguments_json
     return {
         **message_row(message),
@@ -62,7 +62,7 @@ def message_record(message: pb.Message) -> Row:
 
 
 def message_text(message: pb.Message) -> str:
-    """Return all that is known of a message, for people."""
+    """Return all that is known about a message, for people."""
     row = message_row(message)
     facts: dict[str, object] = {
         "message": row.pop("message_id"),
@@ -122,7 +122,7 @@ def _reply_text(reply: pb.MessageReply) -> str:
 
 def _json_text(text: str, size: int) -> str:
     if not text:
-        return f"{size} bytes that are too many, or of no form that JSON has: ask the admin service for them"
+        return f"{size} bytes, too many to show or not representable as JSON: the admin service has them"
     return text if len(text) <= _SHORT_JSON else msgspec.json.format(text, indent=2)
 
 

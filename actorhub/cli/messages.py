@@ -6,9 +6,9 @@ import click
 import grpc.aio
 import msgspec
 
-from actorhub.cli.commands import Failed
+from actorhub.cli.commands import CommandFailed
 from actorhub.cli.filters import MessageId, filter_of, filter_options, is_empty, state_option
-from actorhub.cli.following import Follower, follow
+from actorhub.cli.follow import Follower, follow
 from actorhub.cli.message_rows import message_record, message_row, message_text
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.output import json_option, show_rows
@@ -34,16 +34,16 @@ _limit_option: Final = click.option(
 @click.option("--follow", "is_followed", is_flag=True, help="Print messages as they come and change, until Ctrl-C.")
 @json_option
 def messages(message_id: int | None, limit: int, is_followed: bool, as_json: bool, **given: Any) -> None:
-    """List durable messages, by id; with ID show one in detail, with --follow print them as they come.
+    """List durable messages, by id. With ID show one in detail, with --follow print them as they come.
 
-    Those that ended are listed until their retention is over. --follow begins with the ones that have not ended, of
-    which it watches as many as --limit says; with --json it prints one JSON object per line.
+    Messages that have ended are listed until their retention is over. --follow begins with those that have not, and
+    watches as many of them as --limit says; with --json it prints one JSON object per line.
     """
     wanted = filter_of(given)
     settings = load(given)
     if message_id is not None:
         if is_followed or not is_empty(wanted):
-            raise click.UsageError("an ID names one message: leave the other options out")
+            raise click.UsageError("an ID names one message: leave out the other options")
         _show_one(settings, message_id, as_json=as_json, only_dead=False)
     elif is_followed:
         follow(settings, Follower(wanted, limit), as_json=as_json)
@@ -58,16 +58,16 @@ def messages(message_id: int | None, limit: int, is_followed: bool, as_json: boo
 @_limit_option
 @json_option
 def dead_letters(message_id: int | None, limit: int, as_json: bool, **given: Any) -> None:
-    """List messages that failed for good, by id; with ID show one in detail, with its errors and tracebacks.
+    """List messages that failed for good, by id. With ID show one in detail, with its errors and tracebacks.
 
-    `actorhub retry` makes them run again, `actorhub purge` deletes them.
+    `actorhub retry` runs them again, `actorhub purge` deletes them.
     """
     wanted = filter_of(given)
     settings = load(given)
     if message_id is None:
         _show_list(settings, wanted, limit, as_json=as_json, only_dead=True)
     elif not is_empty(wanted):
-        raise click.UsageError("an ID names one message: leave the other options out")
+        raise click.UsageError("an ID names one message: leave out the other options")
     else:
         _show_one(settings, message_id, as_json=as_json, only_dead=True)
 
@@ -91,7 +91,10 @@ def _show_list(
     leave_out = ("shard", "expires_at", "state", "deliver_at") if only_dead else ("shard", "expires_at", "error")
     show_rows([message_row(message) for message in found], as_json=as_json, leave_out=leave_out)
     if more:
-        click.echo(f"there are more than these {limit}: raise --limit, or choose by --type, --id or others", err=True)
+        click.echo(
+            f"there are more than these {limit}: raise --limit, or narrow the list with --type, --id and other filters",
+            err=True,
+        )
 
 
 def _show_one(settings: Settings, message_id: int, *, as_json: bool, only_dead: bool) -> None:
@@ -102,7 +105,9 @@ def _show_one(settings: Settings, message_id: int, *, as_json: bool, only_dead: 
     message = ask(settings, question)
     if only_dead and message.state != pb.MESSAGE_STATE_DEAD:
         state = message_row(message)["state"]
-        raise Failed(f"message {message_id} is no dead letter but {state}: see `actorhub messages {message_id}`")
+        raise CommandFailed(
+            f"message {message_id} is not a dead letter: it is {state}: see `actorhub messages {message_id}`"
+        )
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(message_record(message)), indent=2))
     else:

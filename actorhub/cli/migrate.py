@@ -15,16 +15,16 @@ from actorhub.storage.postgres.schema import migration_sql
 
 @click.command
 @setting_options("database_url", "namespace")
-@click.option("--print-sql", is_flag=True, help="Print the SQL that makes the schema from nothing; change nothing.")
+@click.option("--print-sql", is_flag=True, help="Print the SQL that creates the schema, and change nothing.")
 def migrate(print_sql: bool, **flags: object) -> None:
-    """Bring the database schema up to date. Runners do it by themselves where their user may."""
+    """Bring the database schema up to date. Runners do this themselves if their database user may."""
     settings = load(flags)
     if print_sql:
         click.echo(migration_sql(settings.namespace), nl=False)
         return
     applied = asyncio.run(_migrate(settings))
-    done = {0: "is up to date", 1: "is up to date now: 1 migration applied"}
-    what = done.get(applied, f"is up to date now: {applied} migrations applied")
+    done = {0: "is up to date", 1: "is now up to date: 1 migration applied"}
+    what = done.get(applied, f"is now up to date: {applied} migrations applied")
     click.echo(f"schema {settings.namespace} of {database_shown(settings)} {what}")
 
 

@@ -15,7 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def setting_options(*names: str) -> Callable[[F], F]:
-    """Return a decorator that gives a command the options of these settings; none has a default of its own."""
+    """Return a decorator that gives a command the options of these settings, which have no defaults of their own."""
 
     def decorate(function: F) -> F:
         for name in reversed(names):
@@ -26,10 +26,10 @@ def setting_options(*names: str) -> Callable[[F], F]:
 
 
 def load(given: Mapping[str, object]) -> Settings:
-    """Return the settings that hold with these flags.
+    """Return the settings, as given by these flags, the environment and the file.
 
     Raises:
-        WrongSettings: they cannot hold; ends the command with exit code 2.
+        WrongSettings: a value is not allowed; ends the command with exit code 2.
     """
     try:
         return load_settings(given, os.environ, origin="flag")

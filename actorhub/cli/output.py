@@ -46,7 +46,7 @@ def iso_time(seconds: float) -> str:
 
 
 def harmless(text: str) -> str:
-    """Return `text` with what a terminal could take for a command made visible; lines and tabs stay."""
+    """Return `text` with control characters made visible, which a terminal could obey; newlines and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -25,10 +25,14 @@ def load_hub(reference: str) -> Hub:
     if isinstance(found, Hub):
         return found
     hubs = [f"{name}:{known}" for known, value in vars(module).items() if isinstance(value, Hub)]
-    remedy = f"it has {', '.join(hubs)}" if hubs else f"write `{attribute} = Hub()` there and register the entities"
+    remedy = f"has {', '.join(hubs)}" if hubs else ""
+    write = f"write `{attribute} = Hub()` there and register the entities"
     if found is None:
-        raise ConfigurationError(f"{reference}: module {name} has no {attribute!r}: {remedy}")
-    raise ConfigurationError(f"{reference} is not a Hub but {type(found).__name__}: {remedy}")
+        raise ConfigurationError(
+            f"{reference}: module {name} has no {attribute!r}: {f'it {remedy}' if hubs else write}"
+        )
+    what = f"{reference} is a {type(found).__name__}, not a Hub"
+    raise ConfigurationError(f"{what}: {f'its module {remedy}' if hubs else write}")
 
 
 def _import(name: str) -> ModuleType:
@@ -41,7 +45,7 @@ def _import(name: str) -> ModuleType:
         if exc.name is not None and (name == exc.name or name.startswith(f"{exc.name}.")):
             raise ConfigurationError(
                 f"there is no module {exc.name!r} in {here} or among the installed packages: "
-                "run the command where the module is, or set PYTHONPATH"
+                "run the command in the directory of the module, or set PYTHONPATH"
             ) from exc
         raise _failed(name, exc) from exc
     except (Exception, SystemExit) as exc:

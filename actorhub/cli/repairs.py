@@ -1,4 +1,4 @@
-"""`actorhub retry`, `purge` and `cancel`: what a person does to messages that failed or are not wanted any more."""
+"""`actorhub retry`, `purge` and `cancel`: what people do with messages that have failed or are no longer wanted."""
 
 import sys
 from typing import Any, Final
@@ -7,7 +7,7 @@ import click
 import grpc.aio
 import msgspec
 
-from actorhub.cli.commands import Failed
+from actorhub.cli.commands import CommandFailed
 from actorhub.cli.filters import MessageId, filter_of, filter_options, is_empty
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.remote import ANSWER_SECONDS, CONNECTION_SETTINGS, ask
@@ -25,22 +25,22 @@ _json_option: Final = click.option("--json", "as_json", is_flag=True, help="Prin
 
 @click.command
 @click.argument("message_ids", metavar="[ID]...", type=MessageId(), nargs=-1)
-@click.option("--all", "is_all", is_flag=True, help="All dead letters, or those that the filters let through.")
+@click.option("--all", "is_all", is_flag=True, help="All dead letters, or those that match the filters.")
 @setting_options(*CONNECTION_SETTINGS)
 @filter_options
 @_json_option
 def retry(message_ids: tuple[int, ...], is_all: bool, as_json: bool, **given: Any) -> None:
-    """Make dead letters, or messages that wait for their next attempt, run again at once.
+    """Retry dead letters, or messages that are waiting for their next attempt, at once.
 
-    Attempts are counted anew. A message that was told for later runs at once, too.
+    Their attempts are counted from 1 again. A message that was told for later also runs at once.
 
-    The exit code is 1 if one of the IDs does not run again; the others do.
+    The exit code is 1 if one of the IDs cannot be retried; the others are.
     """
     wanted = filter_of(given)
     if is_all == bool(message_ids):
-        raise click.UsageError("say which messages: either one or more IDs, or --all")
+        raise click.UsageError("say which messages: give either one or more IDs, or --all")
     if message_ids and not is_empty(wanted):
-        raise click.UsageError("filters choose among all dead letters: say --all, or leave them out")
+        raise click.UsageError("filters choose among all dead letters: say --all, or leave out the filters")
     settings = load(given)
     if is_all:
         reply = _retry(settings, [pb.RetryRequest(filter=wanted)])
@@ -51,9 +51,9 @@ def retry(message_ids: tuple[int, ...], is_all: bool, as_json: bool, **given: An
         refused = [{"message_id": str(each.message_id), "reason": each.reason} for each in reply.refused]
         click.echo(msgspec.json.encode({"retried": reply.retried, "refused": refused}))
     else:
-        click.echo(f"{_count(reply.retried, 'message')} run{'s' if reply.retried == 1 else ''} again")
+        click.echo(f"{_count(reply.retried, 'message')} retried")
         for each in reply.refused:
-            click.echo(f"message {each.message_id} does not: {each.reason}", err=True)
+            click.echo(f"message {each.message_id} is not retried: {each.reason}", err=True)
     if reply.refused:
         raise SystemExit(1)
 
@@ -61,18 +61,18 @@ def retry(message_ids: tuple[int, ...], is_all: bool, as_json: bool, **given: An
 @click.command
 @setting_options(*CONNECTION_SETTINGS)
 @filter_options
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
 @_json_option
 def purge(yes: bool, as_json: bool, **given: Any) -> None:
-    """Delete dead letters for good: those that the filters let through, or all.
+    """Delete dead letters for good: those that match the filters, or all.
 
-    It says how many there are, and asks. Their keys are free again: a message with the same key is a new one.
+    Says how many there are and asks first. Afterwards their keys are free: a message with the same key is a new one.
     """
     wanted = filter_of(given)
     settings = load(given)
     if not yes:
         if not sys.stdin.isatty():
-            raise click.UsageError("there is no terminal to ask at: say --yes to delete without being asked")
+            raise click.UsageError("there is no terminal to ask: say --yes to delete without confirmation")
         count = _purge(settings, pb.PurgeRequest(filter=wanted, only_count=True))
         if count:
             click.confirm(f"delete {_count(count, 'dead letter')} for good?", abort=True, err=True)
@@ -88,9 +88,9 @@ def purge(yes: bool, as_json: bool, **given: Any) -> None:
 @setting_options(*CONNECTION_SETTINGS)
 @_json_option
 def cancel(message_id: int, as_json: bool, **flags: object) -> None:
-    """End a message that does not run: pending, scheduled, or a dead letter.
+    """Cancel a message that is not running: one that is pending, scheduled, or a dead letter.
 
-    It will not run any more, and who waits for its reply hears that it was cancelled.
+    It will not run, and whoever is waiting for its reply learns that it was cancelled.
     """
 
     async def question(channel: grpc.aio.Channel, metadata: Metadata) -> pb.CancelMessageReply:
@@ -100,7 +100,7 @@ def cancel(message_id: int, as_json: bool, **flags: object) -> None:
     reply = ask(load(flags), question)
     if not reply.cancelled:
         state = pb.MessageState.Name(reply.state).removeprefix("MESSAGE_STATE_").lower()
-        raise Failed(f"message {message_id} was not cancelled: it is {state}")
+        raise CommandFailed(f"message {message_id} was not cancelled: it is {state}")
     if as_json:
         click.echo(msgspec.json.encode({"message_id": str(message_id), "cancelled": True}))
     else:

@@ -12,10 +12,9 @@ import click
 import msgspec
 
 from actorhub.cli.signals import on_stop_signals
-from actorhub.cluster import Cluster, part_of
+from actorhub.cluster import Cluster
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import Settings, mask_secrets
-from actorhub.engine.runner import Runner
 from actorhub.hub import Hub
 
 T = TypeVar("T")
@@ -24,7 +23,7 @@ _log: Final = logging.getLogger("actorhub.serve")
 
 _FIRST_SHARD: Final = 10.0
 """Seconds that a runner waits for its first shard before it says that it is ready without one."""
-_LOOK: Final = 0.02
+_POLL_SECONDS: Final = 0.02
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -35,7 +34,11 @@ class Ready(msgspec.Struct, frozen=True):
 
 
 class Stop:
-    """The wish that the current task ends: it cancels a start that is under way, and is awaited after that."""
+    """A request that the current task ends: it cancels a start that is under way, and is awaited afterwards.
+
+    A start must be cancelled: it may be waiting for a database. A runner that has started must not be: it has shards to
+    hand over. `is_started` tells which of the two it is.
+    """
 
     def __init__(self) -> None:
         self._task = asyncio.current_task()
@@ -44,18 +47,18 @@ class Stop:
 
     @property
     def is_asked(self) -> bool:
-        """Whether somebody asked."""
+        """Whether it was made."""
         return self._asked.is_set()
 
     def ask(self) -> None:
-        """Wish it; the second time does nothing."""
+        """Make it; the second time does nothing."""
         if not self._asked.is_set():
             self._asked.set()
             if not self.is_started and self._task is not None:
                 self._task.cancel()
 
     async def wait(self) -> None:
-        """Return once somebody asked."""
+        """Return once it was made."""
         await self._asked.wait()
 
 
@@ -74,7 +77,7 @@ def run_one(hub: Hub, settings: Settings) -> int:
 
 def run_loop(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` on uvloop where it is installed, else on asyncio's own loop."""
-    # gRPC's C core writes its own unstructured lines to standard error; what they say comes as an exception too.
+    # gRPC's C core writes unstructured lines of its own to standard error; what they say arrives as an exception too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     factory = None
     if importlib.util.find_spec("uvloop") is not None:
@@ -88,8 +91,8 @@ async def serve(hub: Hub, settings: Settings, say: Callable[[Ready], None], stop
 
     Args:
         hub: What to host.
-        settings: How.
-        say: Told once the runner owns shards and takes calls.
+        settings: How to host it.
+        say: Called once the runner owns shards and takes calls.
         stop: Made in this task.
 
     Raises:
@@ -117,12 +120,11 @@ def database_shown(settings: Settings) -> str:
 
 
 async def _first_shards(cluster: Cluster, stop: Stop) -> int:
-    """Wait for a first share: the others hand it over. A runner of small weight may have to do without."""
-    runner = part_of(cluster)
-    assert isinstance(runner, Runner)
+    """Wait until the other runners have handed over a first share. A runner of small weight may get none."""
     clock = SystemClock()
     deadline = clock.monotonic() + _FIRST_SHARD
-    owned = runner.ownership.owned
-    while not owned and not stop.is_asked and clock.monotonic() < deadline:  # noqa: ASYNC110 - ownership has no event
-        await asyncio.sleep(_LOOK)
-    return len(owned)
+    while True:
+        (health,) = await cluster.health()
+        if health.shards_owned or stop.is_asked or clock.monotonic() >= deadline:
+            return health.shards_owned
+        await asyncio.sleep(_POLL_SECONDS)

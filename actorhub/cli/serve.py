@@ -24,8 +24,8 @@ _LAST_PORT: Final = 65_535
 def serve(ctx: click.Context, /, reference: str, **flags: object) -> None:
     """Run a hub's entities as part of the cluster.
 
-    MODULE:HUB names a Hub in a module, such as shop:hub in shop.py. The command prints one line when it owns shards and
-    takes calls. SIGTERM or Ctrl-C hands the shards over and ends it; a second one ends it at once.
+    MODULE:HUB names a Hub in a module, such as shop:hub in shop.py. The command prints one line when its runner owns
+    shards and takes calls. SIGTERM or Ctrl-C hands the shards over and ends it; a second one ends it at once.
     """
     settings = load(flags)
     _check_http_ports(settings)
@@ -39,7 +39,7 @@ def _check_http_ports(settings: Settings) -> None:
     if settings.http is not None and settings.http.port and settings.http.port + settings.workers - 1 > _LAST_PORT:
         raise wrong_settings(
             ConfigurationError(
-                f"http = {settings.http}: {settings.workers} workers take a port each, from that one on, and there are "
-                f"none beyond {_LAST_PORT}: choose a lower one"
+                f"http = {settings.http}: {settings.workers} workers take a port each, from this one on, and the last "
+                f"port is {_LAST_PORT}: choose a lower one"
             )
         )

@@ -21,7 +21,7 @@ def on_stop_signals(asked: Callable[[], None], at_once: Callable[[], None] = lam
     def receive(number: signal.Signals) -> None:
         received.append(number)
         if len(received) == 1:
-            _log.info("%s: leaving the cluster; once more ends this process at once", number.name)
+            _log.info("%s: leaving the cluster; a second one ends this process at once", number.name)
             asked()
             return
         _log.warning("%s again: ending at once", number.name)

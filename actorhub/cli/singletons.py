@@ -1,4 +1,4 @@
-"""`actorhub singletons` and `schedules`: what there is, how it is, and changing schedules while they run."""
+"""`actorhub singletons` and `schedules`: how singletons and their schedules are, and changing schedules."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
@@ -24,7 +24,7 @@ _STATES: Final = {
 }
 _SINGLETON_DETAILS: Final = (
     *("entity_id", "shard", "incarnation", "heartbeat_at", "last_error_at"),
-    *("state_errors", "state_error", "body", "state_ttl", "schedules"),
+    *("state_errors", "state_error", "main_loop", "state_ttl", "schedules"),
 )
 _SCHEDULE_DETAILS: Final = (
     *("paused", "edited", "declared", "last_started_at", "last_duration"),
@@ -38,10 +38,10 @@ _json_option: Final = click.option("--json", "as_json", is_flag=True, help="Prin
 @setting_options(*CONNECTION_SETTINGS)
 @json_option
 def singletons(as_json: bool, **flags: object) -> None:
-    """List the singletons: who leads each, and what it did last.
+    """List the singletons and their leaders, and what each did last.
 
-    `stale` means that a leader has not shown for more than a minute that the singleton is alive. With --json there is
-    more, such as errors of the state, and the schedules.
+    `stale` means that a singleton has shown no sign of life for more than a minute, although it has a leader. --json
+    shows more, such as errors of the state, and the schedules.
     """
 
     async def question(channel: grpc.aio.Channel, metadata: Metadata) -> list[Row]:
@@ -56,8 +56,8 @@ def singletons(as_json: bool, **flags: object) -> None:
 def schedules() -> None:
     """List, pause, resume, run and change the schedules of singletons.
 
-    A schedule is named by two words, SINGLETON NAME, or by one, SINGLETON.NAME. What is changed holds at once, and for
-    every leader to come.
+    A schedule is named by two words, SINGLETON NAME, or by one, SINGLETON.NAME. Changes take effect at once and stay in
+    effect, whoever leads the singleton.
     """
 
 
@@ -68,7 +68,8 @@ def schedules() -> None:
 def list_schedules(singleton: str, as_json: bool, **flags: object) -> None:
     """List the schedules, and when each ran last and runs next.
 
-    With SINGLETON only its own. With --json there is more, such as what the code says, and why instants were skipped.
+    With SINGLETON, list only those of one singleton. --json shows more, such as what is declared in the code, and why
+    fire times were skipped.
     """
 
     async def question(channel: grpc.aio.Channel, metadata: Metadata) -> list[Row]:
@@ -80,7 +81,7 @@ def list_schedules(singleton: str, as_json: bool, **flags: object) -> None:
 
 
 def _schedule_arguments(function: F) -> F:
-    """Give a command what names a schedule, as two words or as one, and how to reach a runner."""
+    """Give a command the arguments that name a schedule, as two words or one, and the options to reach a runner."""
     for part in (
         _json_option,
         setting_options(*CONNECTION_SETTINGS),
@@ -94,9 +95,9 @@ def _schedule_arguments(function: F) -> F:
 @schedules.command
 @_schedule_arguments
 def pause(singleton: str, name: str, as_json: bool, **flags: object) -> None:
-    """Pause a schedule: no instant runs until it is resumed.
+    """Pause a schedule: it does not fire until it is resumed.
 
-    A run that has begun goes on.
+    A run that has begun continues.
     """
     _edit(_named(singleton, name, paused=True), as_json=as_json, flags=flags)
 
@@ -104,20 +105,21 @@ def pause(singleton: str, name: str, as_json: bool, **flags: object) -> None:
 @schedules.command
 @_schedule_arguments
 def resume(singleton: str, name: str, as_json: bool, **flags: object) -> None:
-    """Resume a schedule: it goes on with its next instant."""
+    """Resume a schedule: it continues with its next fire time."""
     _edit(_named(singleton, name, paused=False), as_json=as_json, flags=flags)
 
 
 @schedules.command(name="set")
 @_schedule_arguments
-@click.option("--expression", metavar="CRON", help="Five fields, six with seconds first, or @hourly and its likes.")
-@click.option("--timezone", metavar="ZONE", help="In which the expression is read, such as Europe/Berlin.")
+@click.option("--expression", metavar="CRON", help="Five fields, six with seconds first, or @hourly and the like.")
+@click.option("--timezone", metavar="ZONE", help="Time zone of the expression, such as Europe/Berlin.")
 def set_times(
     singleton: str, name: str, *, expression: str | None, timezone: str | None, as_json: bool, **flags: object
 ) -> None:
     """Set when a schedule runs; what is left out stays as it is.
 
-    It holds until the code gives the schedule another expression or time zone, or until `actorhub schedules reset`.
+    The change stays in effect until the code declares another expression or time zone, or until `actorhub schedules
+    reset`.
     """
     if expression is None and timezone is None:
         raise click.UsageError("say what to set: --expression, --timezone or both")
@@ -128,7 +130,7 @@ def set_times(
 @schedules.command
 @_schedule_arguments
 def reset(singleton: str, name: str, as_json: bool, **flags: object) -> None:
-    """Let a schedule run again when the code says."""
+    """Reset a schedule to the times that are declared in the code."""
     _edit(_named(singleton, name, reset=pb.ScheduleReset()), as_json=as_json, flags=flags)
 
 
@@ -137,8 +139,7 @@ def reset(singleton: str, name: str, as_json: bool, **flags: object) -> None:
 def run_now(singleton: str, name: str, as_json: bool, **flags: object) -> None:
     """Run a schedule's method once, now, and print the message's id.
 
-    Its argument is this moment; whether the schedule is paused makes no difference. `actorhub reply ID` waits for its
-    end.
+    Its argument is the present time. Paused schedules can be run, too. `actorhub reply ID` waits until it has ended.
     """
     named = _named(singleton, name)
     request = pb.RunScheduleNowRequest(singleton=named.singleton, name=named.name)
@@ -158,13 +159,13 @@ def _named(singleton: str, name: str, **change: Any) -> pb.EditScheduleRequest:
         singleton, _, name = singleton.partition(".")
         if not name:
             raise click.UsageError(
-                "name the schedule, as SINGLETON NAME or SINGLETON.NAME: see `actorhub schedules list`"
+                "name the schedule as SINGLETON NAME or SINGLETON.NAME: see `actorhub schedules list`"
             )
     return pb.EditScheduleRequest(singleton=singleton, name=name, **change)
 
 
 def _edit(request: pb.EditScheduleRequest, *, as_json: bool, flags: dict[str, object]) -> None:
-    """Change a schedule, and tell how it is now."""
+    """Change a schedule, and print what it is now."""
 
     async def question(channel: grpc.aio.Channel, metadata: Metadata) -> pb.Schedule:
         return await pb_grpc.AdminStub(channel).EditSchedule(request, timeout=ANSWER_SECONDS, metadata=metadata)
@@ -197,7 +198,7 @@ def _singleton_row(singleton: pb.Singleton) -> Row:
         "last_error_at": _time(singleton, "last_error_at"),
         "state_errors": singleton.state_errors,
         "state_error": singleton.state_error or None,
-        "body": singleton.body or None,
+        "main_loop": singleton.main_loop or None,
         "state_ttl": _seconds(singleton, "state_ttl"),
         "schedules": [_schedule_row(schedule) for schedule in singleton.schedules],
     }

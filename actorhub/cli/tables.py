@@ -1,4 +1,4 @@
-"""`actorhub shards`, `runners` and `entities`: what the cluster says of itself, as tables or as JSON."""
+"""`actorhub shards`, `runners` and `entities`: what the cluster says about itself, as tables or as JSON."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -21,7 +21,7 @@ _PAGE: Final = 5_000
 @click.option("--group", default="", metavar="NAME", help="Only the shards of this group.")
 @json_option
 def shards(group: str, as_json: bool, **flags: object) -> None:
-    """List the shards: who owns them, and what is in them."""
+    """List the shards, their owners, and what is in them."""
 
     async def question(channel: grpc.aio.Channel, metadata: Metadata) -> tuple[list[Row], set[str]]:
         stub, token, silent = pb_grpc.AdminStub(channel), "", set[str]()
@@ -36,7 +36,7 @@ def shards(group: str, as_json: bool, **flags: object) -> None:
 
     rows, silent = ask(load(flags), question)
     show_rows(rows, as_json=as_json, leave_out=("incarnation",))
-    _warn_of(silent, "resident and queued numbers of its shards are missing")
+    _warn_of(silent, "the numbers of entities and messages in its shards are missing")
 
 
 @click.command
@@ -81,7 +81,9 @@ def entities(entity_type: str, shard: str, limit: int, as_json: bool, **flags: o
     show_rows(rows, as_json=as_json, leave_out=("incarnation",))
     _warn_of(silent, "its entities are missing")
     if more:
-        click.echo(f"there are more than these {limit}: raise --limit, or choose by --type or --shard", err=True)
+        click.echo(
+            f"there are more than these {limit}: raise --limit, or narrow the list with --type or --shard", err=True
+        )
 
 
 def _shard_row(shard: pb.Shard) -> Row:

@@ -1,7 +1,7 @@
 """One worker process of `actorhub serve --workers N`: `python -m actorhub.cli.worker MODULE:HUB FD`.
 
-FD is a socket to the parent: the worker writes one line there when it is ready, and leaves when the parent is gone.
-Its settings come by the environment, so that none can be read in the process list.
+FD is a socket to the parent: the worker writes one line to it when it is ready, and leaves when the parent is gone.
+Its settings come from the environment, so that none shows in the list of processes.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Final
 import click
 import msgspec
 
-from actorhub.cli.commands import Failed
+from actorhub.cli.commands import CommandFailed
 from actorhub.cli.logs import set_up_logging
 from actorhub.cli.options import load
 from actorhub.cli.program import load_hub
@@ -35,7 +35,7 @@ def main(reference: str, parent: socket.socket) -> int:
         error.show()
         return error.exit_code
     except ActorhubError as error:
-        Failed(str(error)).show()
+        CommandFailed(str(error)).show()
         return 1
 
 
@@ -43,16 +43,16 @@ async def _serve(hub: Hub, settings: Settings, parent: socket.socket) -> int:
     stop = Stop()
     parent.setblocking(False)
 
-    def heard() -> None:
-        """The parent never writes: what can be read is its end."""
+    def parent_gone() -> None:
+        """The parent never writes: the socket becomes readable when the parent has ended, however it ended."""
         asyncio.get_running_loop().remove_reader(parent)
         stop.ask()
 
     def say(ready: Ready) -> None:
-        with contextlib.suppress(ConnectionError):  # a parent that is gone is heard of by `heard`
+        with contextlib.suppress(ConnectionError):  # `parent_gone` reports a parent that is gone
             parent.send(_encode(ready) + b"\n")
 
-    asyncio.get_running_loop().add_reader(parent, heard)
+    asyncio.get_running_loop().add_reader(parent, parent_gone)
     return await serve(hub, settings, say, stop)
 
 

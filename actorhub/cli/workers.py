@@ -28,7 +28,7 @@ _log: Final = logging.getLogger("actorhub.workers")
 
 _BACKOFF: Final = Backoff(0.5, 30.0)
 _BEYOND_GRACE: Final = 10.0
-"""Seconds that a worker has beyond its grace time before it is killed."""
+"""Seconds beyond its grace time after which a worker is killed."""
 
 _decode: Final = msgspec.json.Decoder(Ready).decode
 
@@ -38,15 +38,15 @@ def run_workers(reference: str, settings: Settings, flags: Mapping[str, object])
 
     Args:
         reference: MODULE:HUB.
-        settings: What holds for the first worker; the others listen at free ports of the same host, and serve HTTP at
-            the ports after its own.
+        settings: Those of the first worker; the others listen at free ports of the same host, and serve HTTP at the
+            ports after its own.
         flags: What was given on the command line, by setting.
     """
     return asyncio.run(Workers(reference, settings, flags).run())
 
 
 class Workers:
-    """The processes, by number; the first is at the address that the settings name."""
+    """The processes by number; the first listens at the address that the settings name."""
 
     def __init__(self, reference: str, settings: Settings, flags: Mapping[str, object]) -> None:
         self._reference = reference
@@ -56,7 +56,7 @@ class Workers:
         self._stopping = asyncio.Event()
         self._processes: dict[int, Process] = {}
         self._links: dict[int, asyncio.StreamWriter] = {}
-        """One socket to each worker: it leaves when its parent's end closes."""
+        """One socket to each worker, which leaves when this end closes."""
         self._ready: dict[int, Ready] = {}
         self._announced = False
         self._database_url = settings.database_url
@@ -67,7 +67,7 @@ class Workers:
         async with AsyncExitStack() as stack:
             if self._database_url is None:
                 self._database_url = await _embedded(stack)
-            # Alone at first: what is wrong with the program or the settings is said once, not once per worker.
+            # Alone at first: a mistake in the program or the settings is then reported once, not once per worker.
             first = await self._started(0)
             if first is not None and 0 not in self._ready:
                 code = await first.wait()
@@ -93,14 +93,16 @@ class Workers:
                 return
             failures = failures + 1 if self._clock.monotonic() - started <= _BACKOFF.maximum else 1
             delay = _BACKOFF.delay(failures, self._clock.random())
-            _log.warning("worker %d (pid %d) %s; it starts again in %.1f s", number, process.pid, _ended(code), delay)
+            _log.warning(
+                "worker %d (pid %d) %s and is started again in %.1f s", number, process.pid, _ended(code), delay
+            )
             process = None
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):
                     await self._stopping.wait()
 
     async def _started(self, number: int) -> Process | None:
-        """Start a worker and wait until it is ready or ended; `None` if all are to stop."""
+        """Start a worker and wait until it is ready or has ended; `None` if all are to stop."""
         if self._stopping.is_set():
             return None
         ours, theirs = socket.socketpair()
@@ -114,6 +116,7 @@ class Workers:
             )
         self._processes[number] = process
         if self._stopping.is_set():
+            # `_stop` came while the process was being made, and signalled only those that it found.
             _signal(process, signal.SIGTERM)
         reader, self._links[number] = await asyncio.open_connection(sock=ours)
         line = await reader.readline()
@@ -153,7 +156,7 @@ class Workers:
             _signal(process, signal.SIGKILL)
 
     async def _end_in_time(self) -> None:
-        """Kill what does not end within its grace time."""
+        """Kill the workers that do not end within their grace time."""
         await self._stopping.wait()
         grace = self._settings.grace.total_seconds() + _BEYOND_GRACE
         try:
@@ -161,7 +164,7 @@ class Workers:
                 for process in list(self._processes.values()):
                     await process.wait()
         except TimeoutError:
-            _log.warning("workers that did not end within %.0f s are killed", grace)
+            _log.warning("killing the workers that did not end within %.0f s", grace)
             self._kill()
 
 

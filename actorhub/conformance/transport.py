@@ -285,7 +285,7 @@ class TransportSuite:
         pair = Pair(world)
         await pair.link()
         stranger = world.client(hello("stranger", namespace="other"))
-        with pytest.raises(RunnerUnavailable, match="namespace 'other' meets 'suite'"):
+        with pytest.raises(RunnerUnavailable, match="to namespace 'other', this process to 'suite'"):
             await stranger.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
         assert len(pair.acceptor.links) == 1
 
@@ -382,7 +382,7 @@ class TransportSuite:
         for number in range(200):
             link.send(reply(number, 2_000))
         await pair.near.until_closed()
-        assert "bytes wait for a peer" in pair.near.closings[0][0]
+        assert "bytes are waiting for a peer" in pair.near.closings[0][0]
         assert numbers(pair.near.unsent) == list(range(200))
 
     async def test_a_callers_context_reaches_no_receiver(self, world: TransportWorld) -> None:

@@ -395,6 +395,3 @@ class Runner:
     async def _lend_machine_id(self, peer: Peer) -> None:
         machine_id = await self.storage.lease_machine_id(peer.runner.incarnation, MACHINE_LEASE)
         peer.link.send(Members([], 0, [], machine_id))
-
-
-Door = LinkAcceptor

@@ -8,25 +8,25 @@ from actorhub.core.clock import Clock
 from actorhub.core.config import Settings
 from actorhub.core.errors import ConfigurationError
 from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.runner import Door
+from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops.admin import add_admin
-from actorhub.ops.colleagues import Colleagues
 from actorhub.ops.gateway import add_gateway
 from actorhub.ops.health import add_health
+from actorhub.ops.peer_admins import PeerAdmins
 from actorhub.transport.grpc import AddService
 
 
-def port_services(door: Door, specs: Mapping[str, EntitySpec], settings: Settings) -> Sequence[AddService]:
+def port_services(acceptor: LinkAcceptor, specs: Mapping[str, EntitySpec], settings: Settings) -> Sequence[AddService]:
     """Return the services that share the runner's port."""
     return (
-        partial(add_admin, door, Colleagues(settings), specs),
-        partial(add_gateway, door, specs),
-        partial(add_health, door),
+        partial(add_admin, acceptor, PeerAdmins(settings), specs),
+        partial(add_gateway, acceptor, specs),
+        partial(add_health, acceptor),
     )
 
 
 @asynccontextmanager
-async def http_server(settings: Settings, door: Door, clock: Clock) -> AsyncGenerator[None, None]:
+async def http_server(settings: Settings, acceptor: LinkAcceptor, clock: Clock) -> AsyncGenerator[None, None]:
     """Serve probes, metrics and a page over HTTP during the block, if the settings say where.
 
     Raises:
@@ -41,5 +41,5 @@ async def http_server(settings: Settings, door: Door, clock: Clock) -> AsyncGene
         raise ConfigurationError(
             f"http = {settings.http} needs a package that is not installed ({exc.name}): pip install 'actorhub[ops]'"
         ) from exc
-    async with serve_http(settings, settings.http, door, clock):
+    async with serve_http(settings, settings.http, acceptor, clock):
         yield

@@ -13,7 +13,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 def failure_of(error: ActorhubError) -> pb.Failure:
-    """Return the message that stands for `error`."""
+    """Return the message that represents `error`."""
     is_domain_error = isinstance(error, EntityError)
     names = field_names(type(error)) if isinstance(error, EntityError) else _FIELDS
     fields = {name: getattr(error, name) for name in names if hasattr(error, name)}

@@ -18,7 +18,7 @@ from starlette.routing import Route
 from actorhub.core.clock import Clock
 from actorhub.core.config import HostPort, Settings
 from actorhub.core.errors import ConfigurationError
-from actorhub.engine.runner import Door
+from actorhub.engine.runner import LinkAcceptor
 from actorhub.engine.supervision import Supervisor
 from actorhub.ops.channels import tls_files
 from actorhub.ops.health import health_report, obstacle
@@ -30,9 +30,9 @@ from actorhub.transport.grpc.addresses import is_loopback, join_address, numeric
 _log: Final = logging.getLogger("actorhub.http")
 
 _CLOSING: Final = 2.0
-"""Seconds that requests under way have when the server ends."""
+"""Seconds that requests have to finish when the server ends."""
 _REQUESTS: Final = 256
-"""Connections and requests at once; further ones are answered with 503."""
+"""Connections and requests at a time; further ones are answered with 503."""
 _HEADERS: Final = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
@@ -43,14 +43,16 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 @asynccontextmanager
-async def serve_http(settings: Settings, at: HostPort, door: Door, clock: Clock) -> AsyncGenerator[str, None]:
+async def serve_http(
+    settings: Settings, at: HostPort, acceptor: LinkAcceptor, clock: Clock
+) -> AsyncGenerator[str, None]:
     """Serve during the block; yield the address that is really bound.
 
     Raises:
         ConfigurationError: the address cannot be bound, or may not be without TLS; or a TLS file cannot be read.
     """
     config = uvicorn.Config(
-        _app(door),
+        _app(acceptor),
         http="h11",
         ws="none",
         lifespan="off",
@@ -67,11 +69,14 @@ async def serve_http(settings: Settings, at: HostPort, door: Door, clock: Clock)
         address = join_address(at.host, listening.getsockname()[1])
         server = _Server(config)
         supervisor = Supervisor(clock)
+        # A copy of the socket for each run: uvicorn closes what it is given, and the loop may have to start it again.
         serving = supervisor.loop("http", lambda: server.serve([listening.dup()]))
         _log.info("HTTP at %s://%s", "http" if config.ssl is None else "https", address)
         try:
             yield address
         finally:
+            # Uvicorn finishes the requests that it has, within its own limit. What is left then is cancelled, so that a
+            # probe that holds its connection cannot hold up the end of the process.
             server.should_exit = True
             await asyncio.wait((serving,), timeout=_CLOSING)
             await supervisor.aclose(1.0)
@@ -87,22 +92,22 @@ class _Server(uvicorn.Server):
 class _Answers:
     """What each path answers."""
 
-    def __init__(self, door: Door) -> None:
-        self._door = door
+    def __init__(self, acceptor: LinkAcceptor) -> None:
+        self._acceptor = acceptor
         self._exposition = Exposition(self._reading)
 
     async def livez(self, _: Request) -> Response:
-        """The event loop answers, or else nobody does."""
+        """Whether the event loop answers."""
         return PlainTextResponse("ok\n", headers=_HEADERS)
 
     async def readyz(self, _: Request) -> Response:
-        """Whether this runner takes work, with the reason if not."""
-        reason = obstacle(self._door)
+        """Whether this runner takes work, and if not, why."""
+        reason = obstacle(self._acceptor)
         return PlainTextResponse(f"{reason or 'ok'}\n", 503 if reason else 200, _HEADERS)
 
     async def healthz(self, _: Request) -> Response:
         """How this runner is."""
-        return Response(_encode(health_report(self._door)), headers=_HEADERS, media_type="application/json")
+        return Response(_encode(health_report(self._acceptor)), headers=_HEADERS, media_type="application/json")
 
     async def metrics(self, _: Request) -> Response:
         """The metrics as they are now."""
@@ -110,15 +115,15 @@ class _Answers:
 
     async def page(self, _: Request) -> Response:
         """The page."""
-        return HTMLResponse(page(health_report(self._door), self._reading()), headers=_HEADERS)
+        return HTMLResponse(page(health_report(self._acceptor), self._reading()), headers=_HEADERS)
 
     def _reading(self) -> Reading | None:
-        runner = self._door.runner
+        runner = self._acceptor.runner
         return None if runner is None else read(runner)
 
 
-def _app(door: Door) -> Starlette:
-    answers = _Answers(door)
+def _app(acceptor: LinkAcceptor) -> Starlette:
+    answers = _Answers(acceptor)
     return Starlette(
         routes=[
             Route("/livez", answers.livez),
@@ -147,12 +152,12 @@ async def _listening(settings: Settings, at: HostPort, *, has_tls: bool) -> sock
     numeric = await numeric_host(at.host)
     if not (has_tls or settings.insecure or is_loopback(numeric)):
         raise ConfigurationError(
-            f"http = {at} without TLS lets anyone on the network look: set ACTORHUB_TLS_CERT, _KEY and _CA, "
+            f"http = {at} without TLS lets anyone on the network look in: set ACTORHUB_TLS_CERT, _KEY and _CA, "
             "listen on 127.0.0.1, or say --insecure"
         )
     listening = socket.socket(socket.AF_INET6 if ":" in numeric else socket.AF_INET)
     try:
-        # The port of a runner that just ended can be used at once; one that is in use still cannot.
+        # The port of a runner that has just ended can be used at once. One that is in use still cannot.
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((numeric, at.port))
         listening.listen()
@@ -160,6 +165,6 @@ async def _listening(settings: Settings, at: HostPort, *, has_tls: bool) -> sock
         listening.close()
         raise ConfigurationError(
             f"cannot serve http = {at}: {exc.strerror or exc}: another process uses the port, or the address is not "
-            "this host's: choose another --http"
+            "one of this host: choose another --http"
         ) from exc
     return listening

@@ -44,7 +44,7 @@ def filter_of(wanted: pb.MessageFilter) -> MessageFilter:
     """Return the store's form of a filter, for its first page.
 
     Raises:
-        MalformedMessage: a value is none that can be asked for; says which.
+        MalformedMessage: a field has a value that makes no sense; says which.
     """
     for number in wanted.states:
         if number not in _STATES_BACK:
@@ -79,7 +79,7 @@ def listed_message(row: MessageRow) -> pb.Message:
 
 
 def whole_message(row: MessageRow, specs: Mapping[str, EntitySpec]) -> pb.Message:
-    """Return all that is known of a message; arguments and value as JSON, too."""
+    """Return all that is known about a message, its arguments and value as JSON, too."""
     entity = specs.get(row.entity_type)
     spec = entity.handlers.get(row.handler) if entity is not None else None
     message = _message(row)

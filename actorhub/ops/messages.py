@@ -1,15 +1,13 @@
-"""What operators do with durable messages: list, look, run again, delete, cancel. Any runner does it for all."""
+"""What operators do with durable messages: list, show, retry, purge, cancel. Any runner does it for the cluster."""
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import msgspec
 
 from actorhub.core.errors import ActorhubError, AlreadyProcessing, MalformedMessage, UnknownMessage
-from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.runner import Runner
-from actorhub.ops.health import cluster_of
+from actorhub.ops.local import LocalRunner
 from actorhub.ops.message_rows import filter_of, listed_message, state_number, whole_message
 from actorhub.storage.message_ports import MessageFilter, MessageRow, MessageState
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
@@ -23,57 +21,58 @@ _DEAD: Final = frozenset({MessageState.DEAD})
 _log: Final = logging.getLogger("actorhub.ops")
 
 
-class Messages:
+class MessageAdmin:
     """Answers of one runner for the whole cluster. Every method raises `PersistenceError` when the store fails."""
 
-    def __init__(self, runner: Runner, specs: Mapping[str, EntitySpec]) -> None:
+    def __init__(self, runner: LocalRunner) -> None:
         self._runner = runner
         self._store = runner.storage.messages
-        self._cluster = cluster_of(runner)
-        self._specs = specs
+        self._cluster = runner.cluster
 
-    async def listed(self, request: pb.ListMessagesRequest, *, only_dead: bool = False) -> pb.ListMessagesReply:
-        """Return a page of messages, or of dead letters, by id.
+    async def page(self, request: pb.ListMessagesRequest) -> pb.ListMessagesReply:
+        """Return a page of messages, by id.
 
         Raises:
             MalformedMessage: the filter or the page token makes no sense.
         """
-        wanted = _dead_letters(request.filter) if only_dead else filter_of(request.filter)
-        limit = min(request.page_size or LONGEST_PAGE, LONGEST_PAGE)
-        wanted = msgspec.structs.replace(wanted, after_id=_after(request.page_token), limit=limit + 1)
-        rows = await self._store.messages(wanted)
-        page = [listed_message(await self._with_error(row)) for row in rows[:limit]]
-        token = str(page[-1].message_id) if len(rows) > limit else ""
-        return pb.ListMessagesReply(messages=page, next_page_token=token, now=self._runner.node.clock.time())
+        return await self._page(request, filter_of(request.filter))
 
-    async def whole(self, message_id: int) -> pb.Message:
-        """Return all that is known of a message.
+    async def dead_letters(self, request: pb.ListMessagesRequest) -> pb.ListMessagesReply:
+        """Return a page of dead letters, by id.
+
+        Raises:
+            MalformedMessage: the filter or the page token makes no sense.
+        """
+        return await self._page(request, _dead_letters(request.filter))
+
+    async def message(self, message_id: int) -> pb.Message:
+        """Return all that is known about a message.
 
         Raises:
             UnknownMessage: nothing is known.
         """
-        return whole_message(await self._found(message_id), self._specs)
+        return whole_message(await self._found(message_id), self._runner.specs)
 
     async def retry(self, request: pb.RetryRequest) -> pb.RetryReply:
-        """Make messages run again, named ones or all dead letters that a filter lets through.
+        """Make messages run again: those that are named, or all dead letters that match a filter.
 
         Raises:
-            MalformedMessage: neither or both are given, or too many.
+            MalformedMessage: neither or both are given, or too many ids.
         """
         ids = list(dict.fromkeys(request.message_ids))
         if bool(ids) == request.HasField("filter"):
-            raise MalformedMessage("retry takes message_ids, or a filter for dead letters (an empty one means all)")
+            raise MalformedMessage("retry takes message_ids, or a filter for dead letters (an empty one matches all)")
         if len(ids) > _STEP:
-            raise MalformedMessage(f"retry takes {_STEP} message_ids at once, not {len(ids)}")
+            raise MalformedMessage(f"retry takes at most {_STEP} message_ids at once, not {len(ids)}")
         if ids:
             reply = await self._retry_named(ids)
         else:
             reply = pb.RetryReply(retried=await self._retry_all(_dead_letters(request.filter)))
-        _log.info("retry: %d messages run again", reply.retried)
+        _log.info("%d messages were retried", reply.retried)
         return reply
 
     async def purge(self, request: pb.PurgeRequest) -> int:
-        """Delete the dead letters that the filter lets through, or count them; return how many.
+        """Delete the dead letters that match the filter, or only count them; return how many.
 
         Raises:
             MalformedMessage: the filter makes no sense.
@@ -89,16 +88,18 @@ class Messages:
             count += deleted
             if deleted < _STEP:
                 break
-        _log.info("purge: %d dead letters deleted", count)
+        _log.info("%d dead letters were purged", count)
         return count
 
     async def cancel(self, message_id: int) -> pb.CancelMessageReply:
-        """End a message that does not run.
+        """End a message that is not running.
 
         Raises:
-            UnknownMessage: nothing is known of it.
-            AlreadyProcessing: it runs.
+            UnknownMessage: nothing is known about it.
+            AlreadyProcessing: it is running.
         """
+        # The message may end between these steps. So the first only finds out whether it ever existed, and the state
+        # that is reported is read after the attempt.
         await self._found(message_id)
         cancelled = await self._cluster.cancel(message_id)
         row = await self._store.find(message_id)
@@ -106,6 +107,14 @@ class Messages:
         if cancelled:
             _log.info("message %d was cancelled", message_id)
         return pb.CancelMessageReply(cancelled=cancelled, state=state_number(state))
+
+    async def _page(self, request: pb.ListMessagesRequest, wanted: MessageFilter) -> pb.ListMessagesReply:
+        limit = min(request.page_size or LONGEST_PAGE, LONGEST_PAGE)
+        wanted = msgspec.structs.replace(wanted, after_id=_after(request.page_token), limit=limit + 1)
+        rows = await self._store.messages(wanted)
+        page = [listed_message(await self._with_error(row)) for row in rows[:limit]]
+        token = str(page[-1].message_id) if len(rows) > limit else ""
+        return pb.ListMessagesReply(messages=page, next_page_token=token, now=self._runner.time())
 
     async def _with_error(self, row: MessageRow) -> MessageRow:
         """Return a dead letter with its history, which the store's lists leave out."""
@@ -124,7 +133,11 @@ class Messages:
         return reply
 
     async def _retry_all(self, wanted: MessageFilter) -> int:
-        """Make dead letters run again; nothing of them is in any runner's memory, so the store is told first."""
+        """Make dead letters run again; return how many.
+
+        No runner has a dead letter in memory, so the store is told first and the runners afterwards. In between they
+        may find some of the messages by themselves, which is as good.
+        """
         count = 0
         async for rows in self._pages(wanted):
             count += len(await self._store.retry([row.message_id for row in rows]))
@@ -133,19 +146,19 @@ class Messages:
         return count
 
     async def _retry_one(self, message_id: int) -> str:
-        """Make one message run again; return why it does not, or nothing."""
+        """Make one message run again; return why it does not, or an empty text."""
         try:
             if await self._cluster.reset(message_id):
                 return ""
         except AlreadyProcessing:
-            return "it runs right now"
+            return "it is running"
         except ActorhubError as error:
             return str(error)
         row = await self._store.find(message_id)
         return _NOT_RETRIED[row.state] if row is not None else _UNKNOWN
 
     async def _pages(self, wanted: MessageFilter) -> AsyncIterator[Sequence[MessageRow]]:
-        """Yield what the filter lets through, by id: what comes back while this goes on is not met twice."""
+        """Yield what matches the filter, by id, so that a message that dies again meanwhile is not met twice."""
         after = 0
         while True:
             rows = await self._store.messages(msgspec.structs.replace(wanted, after_id=after, limit=_STEP))
@@ -162,12 +175,12 @@ class Messages:
         return row
 
 
-_UNKNOWN: Final = "no durable message had this id, or it was forgotten after its retention"
+_UNKNOWN: Final = "no durable message has this id, or its retention is over"
 _NOT_RETRIED: Final = {
-    MessageState.PENDING: "it is pending already",
+    MessageState.PENDING: "it is already pending",
     MessageState.SCHEDULED: "it is not due yet",
     MessageState.DONE: "it is done",
-    MessageState.FAILED: "its handler answered with a domain error, which is its reply",
+    MessageState.FAILED: "its handler raised a domain error, which is its reply",
     MessageState.CANCELLED: "it was cancelled",
     MessageState.DEAD: "it became a dead letter again",
 }
@@ -175,7 +188,7 @@ _NOT_RETRIED: Final = {
 
 def _dead_letters(wanted: pb.MessageFilter) -> MessageFilter:
     if wanted.states:
-        raise MalformedMessage("filter.states has no meaning for dead letters: leave it empty")
+        raise MalformedMessage("filter.states makes no sense for dead letters: leave it empty")
     return msgspec.structs.replace(filter_of(wanted), states=_DEAD)
 
 
@@ -183,5 +196,5 @@ def _after(token: str) -> int:
     if not token:
         return 0
     if not (token.isascii() and token.isdigit() and len(token) <= 19 and int(token) < 1 << 63):
-        raise MalformedMessage(f"page_token {token[:100]!r} is not one that this service gave")
+        raise MalformedMessage(f"page_token {token[:100]!r} was not made by this service")
     return int(token)

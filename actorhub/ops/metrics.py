@@ -1,7 +1,7 @@
 """The table of metrics: name, kind, help, labels, and what each is read from. Prometheus and OpenTelemetry share it.
 
 Labels are names that the program declares (entity types, handlers, singletons, schedules), names of this library's
-loops and tasks, and classes of its errors: however many entities there are, there are no more time series.
+loops and tasks, and classes of its errors. So the number of time series does not grow with the number of entities.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,42 +108,44 @@ _CLUSTER: Final = (
         ("singleton",),
         lambda read: (Sample((one.name,), one.state == "leading") for one in read.singletons),
     ),
-    _gauge("runners", "Runners in the cluster's table, silent ones included.", lambda read: read.ownership.registered),
-    _gauge("runners_healthy", "Runners heard of lately that are not leaving.", lambda read: read.live_runners),
+    _gauge("runners", "Runners in the cluster's table, including silent ones.", lambda read: read.ownership.registered),
+    _gauge(
+        "runners_healthy", "Runners that sent a heartbeat recently and are not leaving.", lambda read: read.live_runners
+    ),
     Family("actorhub_shards", "gauge", "Shards of this runner.", ("state",), _shards),
     Family(
         "actorhub_lock_age_seconds",
         "gauge",
-        "Age of the last acknowledged heartbeat of the lock session; beyond 2.5 this runner may act for no shard.",
+        "Age of the last acknowledged heartbeat of the lock session; above 2.5 this runner may not act for any shard.",
         (),
         _lock_age,
     ),
     _gauge(
         "takeover_duration_seconds",
-        "The last takeover: from the wish, or the suspicion that led to it, to the last shard granted.",
+        "The last takeover, from the decision or the suspicion that led to it until the last shard was granted.",
         lambda read: read.ownership.last_takeover_seconds,
     ),
     _counter("takeovers", "Shards taken over.", lambda read: read.ownership.takeovers),
-    _counter("releases", "Shards let go gracefully.", lambda read: read.ownership.releases),
+    _counter("releases", "Shards handed over gracefully.", lambda read: read.ownership.releases),
     _counter("lock_sessions_opened", "Lock sessions opened.", lambda read: read.ownership.sessions_opened),
     _counter(
         "lock_sessions_lost", "Lock sessions lost, and all shards with them.", lambda read: read.ownership.sessions_lost
     ),
-    _counter("lease_expirations", "How often the lease ran out.", lambda read: read.ownership.self_fenced),
+    _counter("lease_expirations", "Times that the lease ran out.", lambda read: read.ownership.self_fenced),
 )
 
 _MESSAGES: Final = (
     Family(
         "actorhub_message_latency_seconds",
         "histogram",
-        "Handler runs, from the first step to the reply, commit included; waiting in the mailbox is not part of it.",
+        "Duration of handler runs from the first step to the reply, including the commit, not the wait in the mailbox.",
         ("entity_type", "handler"),
         lambda read: (Sample(_handler(tally), tally.seconds, tuple(tally.counts)) for tally in read.tallies),
     ),
     Family(
         "actorhub_errors_total",
         "counter",
-        "Messages that failed on this runner, by class of the error; domain errors are EntityError.",
+        "Messages that failed on this runner, by class of the error; domain errors count as EntityError.",
         ("entity_type", "handler", "error"),
         lambda read: (
             Sample((*_handler(tally), name), count)
@@ -154,19 +156,21 @@ _MESSAGES: Final = (
     Family(
         "actorhub_mailbox_depth",
         "gauge",
-        "Messages that wait in mailboxes.",
+        "Messages waiting in mailboxes.",
         ("entity_type",),
         lambda read: (Sample((name,), found.queued) for name, found in read.types.items()),
     ),
     _gauge(
         "queue_age_seconds",
-        "How long the oldest message that is due has waited here: a durable one in memory, or a call without an owner.",
+        "How long the oldest due message has waited here: a durable one in memory, or a call that has no owner.",
         lambda read: read.queue_age,
     ),
-    _gauge("parked_calls", "Calls of this process that wait for an owner.", lambda read: read.router.parked),
+    _gauge("parked_calls", "Calls of this process that are waiting for an owner.", lambda read: read.router.parked),
     _gauge("durable_messages", "Durable messages in memory.", lambda read: read.delivery.in_memory),
     _gauge(
-        "scheduled_messages", "Of those, with a due time within the next minute.", lambda read: read.delivery.scheduled
+        "scheduled_messages",
+        "Durable messages in memory that are due within the next minute.",
+        lambda read: read.delivery.scheduled,
     ),
     _counter("runs", "Handler runs started.", lambda read: read.runs_started),
     _counter(
@@ -177,9 +181,7 @@ _MESSAGES: Final = (
     _counter(
         "dead_letters", "Durable messages given up after their last attempt.", lambda read: read.delivery.dead_letters
     ),
-    _counter(
-        "dropped_tells", "Accepted tells that ended in an error nobody waited for.", lambda read: read.failed_tells
-    ),
+    _counter("dropped_tells", "Accepted tells that ended in an error.", lambda read: read.failed_tells),
     _counter("local_calls", "Calls to entities of this process.", lambda read: read.router.local),
     _counter("remote_calls", "Calls sent to other processes.", lambda read: read.router.remote),
     _counter(
@@ -202,10 +204,10 @@ _STORE: Final = (
         "Commits refused: ownership or version did not hold.",
         lambda read: read.results.refused_commits,
     ),
-    _gauge("storage_waiting", "Requests that the store has not answered.", lambda read: read.storage.waiting),
+    _gauge("storage_waiting", "Requests that the store has not answered yet.", lambda read: read.storage.waiting),
     _counter("storage_refused", "Writes that the store refused.", lambda read: read.storage.refused),
     _counter("storage_failures", "Requests that failed in the store.", lambda read: read.storage.failed),
-    _counter("storage_reconnects", "Connections made anew.", lambda read: read.storage.reconnects),
+    _counter("storage_reconnects", "Connections that were made again.", lambda read: read.storage.reconnects),
     _counter("storage_states", "Entity states written.", lambda read: read.storage.commits),
     _counter("storage_state_groups", "Round trips that wrote them.", lambda read: read.storage.commit_groups),
     _counter("storage_loads", "Entity states read.", lambda read: read.storage.loads),
@@ -216,56 +218,60 @@ _STORE: Final = (
 _PROCESS: Final = (
     _named(
         "loop_restarts",
-        "Loops that died and were started again.",
+        "Loops that failed and were started again.",
         "loop",
         lambda read: read.supervisor.restarts.items(),
     ),
     _named("task_failures", "Tasks that failed.", "task", lambda read: read.supervisor.failures.items()),
     _named(
         "abandoned_waits",
-        "Operations given up at their deadline.",
+        "Operations abandoned at their deadline.",
         "operation",
         lambda read: read.supervisor.abandoned.items(),
     ),
-    _gauge("tasks", "Background tasks alive.", lambda read: read.supervisor.tasks),
-    _counter("standstills", "How often the event loop stood still for over a second.", lambda read: read.standstills),
+    _gauge("tasks", "Background tasks that are alive.", lambda read: read.supervisor.tasks),
+    _counter(
+        "standstills", "Times that the event loop was blocked for more than a second.", lambda read: read.standstills
+    ),
     _counter("links_opened", "Links to other processes opened.", lambda read: read.transport.links_opened),
     _counter("links_closed", "Links closed.", lambda read: read.transport.links_closed),
     _counter("links_refused", "Incoming links refused.", lambda read: read.transport.links_refused),
     _counter("sent_envelopes", "Envelopes sent.", lambda read: read.transport.envelopes_sent),
     _counter("sent_frames", "Frames that held them.", lambda read: read.transport.frames_sent),
-    _counter("sent_bytes", "Bytes of those.", lambda read: read.transport.bytes_sent),
+    _counter("sent_bytes", "Bytes in those frames.", lambda read: read.transport.bytes_sent),
     _counter("received_envelopes", "Envelopes received.", lambda read: read.transport.envelopes_received),
     _counter("received_frames", "Frames that held them.", lambda read: read.transport.frames_received),
-    _counter("received_bytes", "Bytes of those.", lambda read: read.transport.bytes_received),
+    _counter("received_bytes", "Bytes in those frames.", lambda read: read.transport.bytes_received),
     _counter("malformed_frames", "Frames that could not be decoded.", lambda read: read.transport.frames_malformed),
-    _counter("dropped_envelopes", "Envelopes dropped unsent.", lambda read: read.transport.envelopes_dropped),
+    _counter(
+        "dropped_envelopes", "Envelopes dropped without being sent.", lambda read: read.transport.envelopes_dropped
+    ),
     _counter(
         "traces_not_begun",
-        "Calls and runs for which no new trace was begun, because of the bound.",
+        "Calls and runs for which no new trace was begun, because of the limit.",
         lambda read: read.traces_not_begun,
     ),
     _counter("failed_spans", "Spans that could not be made or ended.", lambda read: read.failed_spans),
 )
 
 _SINGLETONS: Final = (
-    _of_singletons("stale", "gauge", "1 if it showed no sign of life for 60 s.", lambda one: one.is_stale),
-    _of_singletons("duration_seconds", "gauge", "Its last execution.", lambda one: one.last_duration),
-    _of_singletons("executions_total", "counter", "Executions, of all leaders.", lambda one: one.executions),
+    _of_singletons("stale", "gauge", "1 if it has shown no sign of life for 60 s.", lambda one: one.is_stale),
+    _of_singletons("duration_seconds", "gauge", "Duration of its last execution.", lambda one: one.last_duration),
+    _of_singletons("executions_total", "counter", "Executions, under all leaders.", lambda one: one.executions),
     _of_singletons(
         "last_execution_timestamp_seconds", "gauge", "When its last execution began.", lambda one: one.last_execution_at
     ),
     _of_singletons("heartbeat_timestamp_seconds", "gauge", "Its last sign of life.", lambda one: one.heartbeat_at),
     _of_singletons(
-        "state_errors_total", "counter", "How often its state could not be loaded, decoded or stored.",
+        "state_errors_total", "counter", "Times that its state could not be loaded, decoded or stored.",
         lambda one: one.state_errors,
     ),
     _of_schedules("runs_total", "counter", "Runs that succeeded.", lambda one: one.runs),
-    _of_schedules("failures_total", "counter", "Instants given up after the last attempt.", lambda one: one.failures),
-    _of_schedules("skipped_total", "counter", "Instants that were not run.", lambda one: one.skipped),
+    _of_schedules("failures_total", "counter", "Fire times given up after the last attempt.", lambda one: one.failures),
+    _of_schedules("skipped_total", "counter", "Fire times that were skipped.", lambda one: one.skipped),
     _of_schedules("overdue", "gauge", "1 if nothing ran for twice its interval.", lambda one: one.status == "overdue"),
-    _of_schedules("next_timestamp_seconds", "gauge", "The instant that it waits for.", lambda one: one.next_at),
+    _of_schedules("next_timestamp_seconds", "gauge", "Its next fire time.", lambda one: one.next_at),
 )  # fmt: skip
 
 FAMILIES: Final = (*_CLUSTER, *_MESSAGES, *_STORE, *_PROCESS, *_SINGLETONS)
-"""Everything that is measured. Names and labels are for dashboards and alerts: they stay."""
+"""Everything that is measured. Dashboards and alerts depend on names and labels, so these stay as they are."""

@@ -1,4 +1,4 @@
-"""What runs take and how they end, counted by handler in plain lists; and their spans, where traces are wanted."""
+"""How long runs take and how they end, counted by handler in plain lists; and their spans, if traces are wanted."""
 
 from bisect import bisect_left
 from collections.abc import Collection
@@ -16,14 +16,14 @@ from actorhub.ops.tracing import Tracing, without_trace
 BOUNDS: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0
 )  # fmt: skip
-"""Upper ends of the latency buckets, in seconds; a last one has no end."""
+"""Upper bounds of the latency buckets, in seconds; beyond them there is one more, without a bound."""
 OTHER: Final = "other"
-"""The label of errors that are none of this library's classes."""
+"""The label of errors that do not belong to this library's classes."""
 
 _OURS: Final = {
     cls: cls.__name__ for cls in ActorhubError.__subclasses__() if cls.__module__ == ActorhubError.__module__
 }
-"""The public classes right below the root: what is derived from one of them counts as that one."""
+"""The public classes directly below the root: what is derived from one of them counts as that one."""
 
 
 class Tally:
@@ -57,9 +57,9 @@ class _Traced(NamedTuple):
 
 
 class RunObserver:
-    """Takes the time of every run; about half a microsecond for each that has no span.
+    """Takes the time of every run, at about half a microsecond for one that has no span.
 
-    A run's time is from its first step to its reply, commit included. Waiting in the mailbox is not part of it.
+    A run's time is from its first step to its reply, including the commit but not the wait in the mailbox.
     """
 
     def __init__(self, clock: Clock, tracing: Tracing | None, base: Context) -> None:
@@ -119,7 +119,7 @@ class RunObserver:
 
 
 def error_label(error: ActorhubError) -> str:
-    """Return the name of the public class that `error` belongs to: there are about twenty, whatever users derive."""
+    """Return the name of the public class that `error` belongs to: one of about twenty, whatever users derive."""
     for cls in type(error).__mro__:
         if (name := _OURS.get(cls)) is not None:
             return name

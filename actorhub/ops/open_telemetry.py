@@ -1,4 +1,4 @@
-"""The table of metrics as OpenTelemetry's instruments, where this program configured a meter provider."""
+"""The table of metrics as OpenTelemetry's instruments, if this program configured a meter provider."""
 
 import threading
 import weakref
@@ -18,16 +18,16 @@ from actorhub.ops.reading import Reading, read
 _FRESH: Final = 0.5
 """Seconds during which one reading serves all instruments."""
 _PATIENCE: Final = 1.0
-"""Seconds that a reader's thread waits for the event loop."""
+"""Seconds that the thread of a metric reader waits for the event loop."""
 _API: Final = "opentelemetry.metrics"
-"""Where the providers come from that stand for none."""
+"""Where the providers come from that mean that none was configured."""
 _ENDS: Final = (*map(str, BOUNDS), "+Inf")
 
 _Callback = Callable[[CallbackOptions], Iterable[Observation]]
 
 
 def meter_provider() -> MeterProvider | None:
-    """Return the provider that this program configured; `None`: it configured none."""
+    """Return the provider that this program configured, if any."""
     provider = metrics.get_meter_provider()
     return None if type(provider).__module__.startswith(_API) else provider
 
@@ -48,7 +48,11 @@ def export_metrics(runner: Runner, provider: MeterProvider) -> None:
 
 
 class _Reader:
-    """Reads the runner in its event loop's thread, whichever thread asks."""
+    """Reads the runner in the thread of its event loop, whichever thread asks.
+
+    A metric reader has a thread of its own. The runner's records change between any two of its bytecodes, so they are
+    read in the event loop, between two of its callbacks.
+    """
 
     def __init__(self, runner: Runner) -> None:
         # Instruments cannot be taken back: they must not keep a closed runner alive.
@@ -59,7 +63,7 @@ class _Reader:
         self._last_at = -_FRESH
 
     def __call__(self) -> Reading | None:
-        """Return a reading of the last half second; `None`: the runner is gone, or its event loop stands still."""
+        """Return a reading of the last half second; `None`: the runner is gone, or its event loop is blocked."""
         if self._monotonic() - self._last_at >= _FRESH:
             runner = self._runner()
             self._last = None if runner is None or runner.node.closed else self._read(runner)
@@ -90,7 +94,7 @@ def _values(family: Family, reader: _Reader) -> _Callback:
 
 
 def _register_histogram(meter: Meter, family: Family, reader: _Reader) -> None:
-    """OpenTelemetry has no observable histogram: count, sum and buckets are counters of their own, as in Prometheus."""
+    """OpenTelemetry has no observable histogram: count, sum and buckets become counters, as in Prometheus."""
 
     def counts(_: CallbackOptions) -> Iterator[Observation]:
         for sample in _samples(family, reader):

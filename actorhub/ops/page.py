@@ -21,7 +21,7 @@ _HEAD: Final = (
 
 
 def page(report: RunnerHealth, reading: Reading | None) -> str:
-    """Return the page; `reading` is `None` before the runner is there."""
+    """Return the page; `reading` is `None` until the runner has been made."""
     links = " · ".join(f'<a href="/{name}">/{name}</a>' for name in _LINKS)
     status = "<p>Serving.</p>" if report.serving else f'<p class="bad">Not serving: {escape(report.reason)}.</p>'
     parts = [_HEAD, status]

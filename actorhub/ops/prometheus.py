@@ -19,13 +19,13 @@ _ENDS: Final = (*map(str, BOUNDS), "+Inf")
 
 
 class Exposition(Collector):
-    """One runner's metrics, and its process's memory, time and files, in a registry of their own."""
+    """One runner's metrics, and memory, time and files of its process, in a registry of their own."""
 
     def __init__(self, read: Callable[[], Reading | None]) -> None:
         """Prepare.
 
         Args:
-            read: Reads the runner; `None` before it is there.
+            read: Reads the runner; returns `None` until it has been made.
         """
         self._read = read
         self._registry = CollectorRegistry()

@@ -1,4 +1,7 @@
-"""Everything that a runner's metrics are made from, read at one moment: nothing is kept up to date per message."""
+"""Everything that a runner's metrics are made from, read at one moment: nothing is kept up to date per message.
+
+Each counter is a plain integer of the part that counts. What metrics read of the engine stands here and nowhere else.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -52,25 +55,25 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     singletons: Sequence[SingletonHealth]
     tallies: Sequence[Tally]
     live_runners: int
-    """Runners that were heard of lately and are not leaving."""
+    """Runners that sent a heartbeat recently and are not leaving."""
     lock_age: float | None
     """Seconds since the last acknowledged heartbeat of the lock session was sent; `None`: there is no session."""
     queue_age: float
-    """Seconds that the oldest message that is due, and waits here, has waited."""
+    """For how many seconds the oldest message that is due has waited here."""
     failed_tells: int
-    """Tells that were accepted and ended in an error that nobody waited for, or never left."""
+    """Tells that were accepted, and ended in an error that nobody waited for or never left."""
     standstills: int
-    """How often the event loop stood still for more than a second."""
+    """Times that the event loop was blocked for more than a second."""
     traces_not_begun: int
-    """Calls and runs outside of any trace for which none was begun, because of the bound."""
+    """Calls and runs outside any trace for which none was begun, because of the limit."""
     failed_spans: int
 
 
 def read(runner: Runner) -> Reading:
     """Read a runner's counters; walks its resident entities once, about 5 ms for 100,000."""
     host, node = runner.host, runner.node
-    observer = host.scheduler.observer
-    tracing = observer.tracing if isinstance(observer, RunObserver) else None
+    observer = host.scheduler.observer if isinstance(host.scheduler.observer, RunObserver) else None
+    tracing = observer.tracing if observer is not None else None
     health = runner.health()
     return Reading(
         is_serving=health.serving,
@@ -87,7 +90,7 @@ def read(runner: Runner) -> Reading:
         transport=node.transport.statistics(),
         supervisor=node.supervisor.statistics(),
         singletons=health.singletons,
-        tallies=list(observer.tallies) if isinstance(observer, RunObserver) else (),
+        tallies=list(observer.tallies) if observer is not None else (),
         live_runners=sum(not member.info.draining for member in runner.ownership.members),
         lock_age=_lock_age(runner),
         queue_age=max(node.router.longest_wait(), _longest_due(runner)),
@@ -109,7 +112,7 @@ def _lock_age(runner: Runner) -> float | None:
 
 
 def _longest_due(runner: Runner) -> float:
-    """Return for how many seconds the durable message in memory that is due longest has been due."""
+    """Return for how many seconds a durable message in memory has been due at most."""
     since = math.inf
     oldest = _NO_ID
     for message in runner.host.delivery.memory:
@@ -119,6 +122,6 @@ def _longest_due(runner: Runner) -> float:
             else:
                 oldest = min(oldest, message.message_id)
     if oldest != _NO_ID:
-        # What was told without a time is due since it was sent, and its id says when that was.
+        # What was told without a time has been due since it was sent, and its id says when that was.
         since = min(since, Snowflake(oldest).parts().timestamp.timestamp())
     return max(0.0, runner.host.server.now() - since) if since != math.inf else 0.0

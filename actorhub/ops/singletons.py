@@ -1,4 +1,4 @@
-"""What operators see of singletons and schedules, and do about schedules. Any runner answers for all."""
+"""What operators see of singletons and schedules, and do with schedules. Any runner answers for the cluster."""
 
 import logging
 from collections import defaultdict
@@ -10,11 +10,10 @@ from actorhub import _call as calls
 from actorhub.core.address import ShardId, ShardOwner
 from actorhub.core.cron import CronExpression
 from actorhub.core.errors import MalformedMessage, UnknownEntityType, UnknownHandler
-from actorhub.engine.model.spec import EntitySpec, HandlerSpec
+from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.ownership.plan import LIVE_WITHIN
-from actorhub.engine.runner import Runner
 from actorhub.engine.singletons.health import SingletonHealth, is_stale
-from actorhub.ops.health import cluster_of
+from actorhub.ops.local import LocalRunner
 from actorhub.storage.singleton_ports import ScheduleEdit, ScheduleRow, SingletonRow
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 
@@ -23,30 +22,31 @@ _log: Final = logging.getLogger("actorhub.ops")
 _LONGEST_TEXT: Final = 2_000
 """Characters of an error."""
 _LONGEST_EXPRESSION: Final = 1_000
-"""Characters; the longest that says something new has about 600."""
+"""Characters. The longest expression in which nothing is redundant has about 600."""
 
 
-class Singletons:
+class SingletonAdmin:
     """Answers of one runner for the whole cluster. Every method raises `PersistenceError` when the store fails."""
 
-    def __init__(self, runner: Runner, specs: Mapping[str, EntitySpec]) -> None:
+    def __init__(self, runner: LocalRunner) -> None:
         self._runner = runner
         self._store = runner.storage.singletons
-        self._cluster = cluster_of(runner)
-        self._specs = specs
+        self._cluster = runner.cluster
+        self._specs = runner.specs
 
-    async def listed(self) -> pb.ListSingletonsReply:
+    async def singletons(self) -> pb.ListSingletonsReply:
         """Return every singleton with its schedules, by name."""
         schedules: defaultdict[str, list[ScheduleRow]] = defaultdict(list)
         for schedule in (await self._store.schedules())[0]:
             schedules[schedule.singleton].append(schedule)
-        # The owners are read last: what they show is not older than what the leaders wrote.
+        # The owners are read last. If a shard moves in between, the row of its former leader meets a new owner, and
+        # `_state` says that nobody leads. In the other order it would show a leader that has lost its shard by now.
         rows, now = await self._store.singletons()
         owners = await self._owners()
         found = {row.singleton: _singleton(row, _state(row, owners, now)) for row in rows}
         for spec in self._specs.values():
             if spec.singleton_id is not None and spec.name not in found:
-                shard = self._runner.node.router.sharding.shard_of(spec, spec.singleton_id)
+                shard = self._runner.shard_of(spec, spec.singleton_id)
                 found[spec.name] = pb.Singleton(singleton=spec.name, entity_id=spec.singleton_id, shard=str(shard))
         for name, singleton in found.items():
             singleton.schedules.extend(map(_schedule, schedules[name]))
@@ -64,19 +64,19 @@ class Singletons:
         return pb.ListSchedulesReply(schedules=map(_schedule, rows), now=now)
 
     async def edit(self, request: pb.EditScheduleRequest) -> pb.Schedule:
-        """Change a schedule, have its leader look, and return the schedule as it is now.
+        """Change a schedule, have its leader read it again, and return the schedule as it is now.
 
         Raises:
             UnknownEntityType: no singleton has that name.
             UnknownHandler: it has no schedule of that name.
-            MalformedMessage: the request says no change, or one that cannot be.
+            MalformedMessage: the request names no change, or one that makes no sense.
         """
         before, _ = await self._found(request.singleton, request.name)
         edit, done = _edit(request, before)
         row = await self._store.edit_schedule(request.singleton, request.name, edit)
         if row is None:
             raise UnknownHandler(
-                f"{request.singleton}.{request.name} was removed this very moment: the code has it not"
+                f"{request.singleton}.{request.name} was removed this very moment: it is not declared in the code"
             )
         _log.info("schedule %s.%s: %s", row.singleton, row.name, done)
         await self._cluster.poll_storage()
@@ -92,7 +92,7 @@ class Singletons:
         _, now = await self._found(singleton, name)
         entity_id, spec = self._method(singleton, name)
         arguments = spec.bind(datetime.fromtimestamp(now, UTC))
-        target = calls.Target(self._runner.node, key=f"now:{self._cluster.snowflake()}")
+        target = self._runner.target(key=f"now:{self._cluster.snowflake()}")
         message_id = await self._cluster.tell(calls.Call(target, spec, entity_id, arguments))
         _log.info("schedule %s.%s: runs now, as message %d", singleton, name, message_id)
         return message_id
@@ -123,7 +123,7 @@ class Singletons:
         return spec.singleton_id, spec.crons[name]
 
     async def _owners(self) -> Mapping[ShardId, ShardOwner]:
-        """Return who owns the shards, of runners that live."""
+        """Return the shards' owners, as far as these are alive."""
         storage = self._runner.storage
         live = {one.info.runner.incarnation for one in await storage.runners() if one.silent_for <= LIVE_WITHIN}
         owners = (row.owner for row in await storage.shards())
@@ -158,7 +158,7 @@ def _singleton(row: SingletonRow, state: pb.SingletonState.ValueType) -> pb.Sing
         last_error_at=execution.last_error_at,
         state_errors=execution.state_errors,
         state_error=execution.state_error[:_LONGEST_TEXT],
-        body=execution.body,
+        main_loop=execution.body,
         state_ttl=row.state_ttl,
     )
 
@@ -187,7 +187,7 @@ def _schedule(row: ScheduleRow) -> pb.Schedule:
 
 
 def singleton_health(health: SingletonHealth) -> pb.SingletonHealth:
-    """Return how a led singleton is."""
+    """Return how a singleton that has a leader is."""
     schedules = [pb.ScheduleHealth(name=schedule.name, status=schedule.status) for schedule in health.schedules]
     return pb.SingletonHealth(
         singleton=health.name, status=health.status, is_stale=health.is_stale, schedules=schedules
@@ -198,7 +198,7 @@ def _edit(request: pb.EditScheduleRequest, before: ScheduleRow) -> tuple[Schedul
     """Return what the store is to change, and the same in words.
 
     Raises:
-        MalformedMessage: it says no change, or expression and time zone do not make a schedule.
+        MalformedMessage: it names no change, or expression and time zone do not make a schedule.
     """
     match request.WhichOneof("change"):
         case "paused":
@@ -220,5 +220,6 @@ def _times(wanted: pb.ScheduleTimes, before: ScheduleRow) -> tuple[ScheduleEdit,
         CronExpression(expression, timezone)
     except ValueError as error:
         raise MalformedMessage(f"schedule {before.singleton}.{before.name}: {error}") from error
-    # Both are written: each was checked together with the other.
+    # Both are written, even if one stays as it is: each was checked together with the other, and somebody else may
+    # change it meanwhile.
     return ScheduleEdit(expression=expression, timezone=timezone), f"set to {expression!r} in {timezone}"

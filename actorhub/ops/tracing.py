@@ -1,7 +1,7 @@
 """Traces: spans of calls and runs, joined by the W3C `traceparent` header that travels, and is stored, with messages.
 
-What belongs to a trace is always traced. For calls outside of any, new traces are begun, but a bounded number per
-second: beyond that no exporter keeps up, and the traces that it gets would have holes.
+What belongs to a trace is always traced. For calls outside any trace, new ones are begun, but only so many per second:
+beyond that no exporter keeps up, and the traces that it gets would have holes.
 """
 
 import asyncio
@@ -35,26 +35,26 @@ T = TypeVar("T")
 _log: Final = logging.getLogger("actorhub.tracing")
 
 NEW_TRACES_PER_SECOND: Final = 1000
-"""Traces that one process begins; calls inside of a trace do not count."""
+"""New traces that one process begins; calls inside a trace do not count."""
 _TRACEPARENT: Final = "traceparent"
 _CANCELLED: Final = "CancelledError"
 
 
 def tracer_provider() -> TracerProvider | None:
-    """Return the provider that this program configured; `None`: it configured none, so nothing is traced."""
+    """Return the provider that this program configured; `None`: there is none, so nothing is traced."""
     provider = trace.get_tracer_provider()
     return None if isinstance(provider, ProxyTracerProvider | NoOpTracerProvider) else provider
 
 
 class Tracing:
-    """Makes the spans of one process. Where a sampler or span processor fails, that is logged, and the call goes on."""
+    """Makes the spans of one process. If a sampler or span processor fails, that is logged, and the call continues."""
 
     def __init__(self, provider: TracerProvider, clock: Clock, *, version: str, runner: str) -> None:
         """Prepare.
 
         Args:
             provider: Where the spans go.
-            clock: For the bound on new traces.
+            clock: For the limit on new traces.
             version: Of this library.
             runner: This process's address; empty for a client.
         """
@@ -66,7 +66,7 @@ class Tracing:
         self._window_ends = 0.0
         self._left = 0
         self.not_begun = 0
-        """Calls and runs outside of any trace for which none was begun, because of the bound."""
+        """Calls and runs outside any trace for which none was begun, because of the limit."""
         self.failures = 0
         """Spans that could not be made or ended."""
 
@@ -77,7 +77,7 @@ class Tracing:
             return None
         current = trace.get_current_span()
         if current is trace.INVALID_SPAN or not current.get_span_context().is_valid:
-            if not self.may_begin(self._monotonic()):
+            if not self.try_begin(self._monotonic()):
                 message.observed = False
                 return None
         elif not current.get_span_context().trace_flags.sampled:
@@ -94,13 +94,13 @@ class Tracing:
         self._ended(call, error)
 
     def run_started(self, message: Message, context: Context, now: float) -> Span | None:
-        """Begin the span of a run that goes on with its caller's trace, if there is one, inside `context`."""
+        """Begin the span of a run inside `context`; it continues its caller's trace, if there is one."""
         parent = self._nothing
         if message.headers is not None and _TRACEPARENT in message.headers:
             parent = self._propagator.extract(message.headers, self._nothing)
         of_caller = trace.get_current_span(parent).get_span_context()
         if not of_caller.is_valid:
-            if not self.may_begin(now):
+            if not self.try_begin(now):
                 return None
         elif not of_caller.trace_flags.sampled:
             context.run(otel.attach, parent)
@@ -113,8 +113,8 @@ class Tracing:
         """End a run's span."""
         self._ended(span, error)
 
-    def may_begin(self, now: float) -> bool:
-        """Count a new trace; `False` if this second had enough of them."""
+    def try_begin(self, now: float) -> bool:
+        """Count a new trace, unless there have been enough in this second; return whether it may begin."""
         if self._left == 0 or now >= self._window_ends:
             if now < self._window_ends:
                 self.not_begun += 1
@@ -167,7 +167,7 @@ def span_name(spec: HandlerSpec) -> str:
 
 
 def without_trace(context: Context) -> None:
-    """Let whatever starts from `context` belong to no trace, such as the one in which the hub was opened."""
+    """Keep what starts from `context` out of any trace, such as the one in which the hub was opened."""
     context.run(otel.attach, otel.Context())
 
 

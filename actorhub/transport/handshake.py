@@ -18,10 +18,12 @@ def check_hello(frame: Sequence[Envelope], ours: Hello) -> Hello:
     hello = frame[0]
     if hello.protocol != ours.protocol:
         raise ConfigurationError(
-            f"protocol version {hello.protocol} meets {ours.protocol}: run the same release of actorhub on both sides"
+            f"the peer speaks protocol version {hello.protocol}, this process {ours.protocol}: "
+            "run the same release of actorhub on both sides"
         )
     if hello.namespace != ours.namespace:
         raise ConfigurationError(
-            f"namespace {hello.namespace!r} meets {ours.namespace!r}: connect to a process of your own namespace"
+            f"the peer belongs to namespace {hello.namespace!r}, this process to {ours.namespace!r}: "
+            "connect to a process of your own namespace"
         )
     return hello

@@ -74,7 +74,7 @@ class QueuedLink(Link, abc.ABC):
             self._idle = False
             self._wake()
         if outbox.queued_bytes > self._max_queued_bytes:
-            self._break(f"more than {self._max_queued_bytes} bytes wait for a peer that does not take them")
+            self._break(f"more than {self._max_queued_bytes} bytes are waiting for a peer that does not take them")
 
     @override
     def close(self, reason: str) -> None:

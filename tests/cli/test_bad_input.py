@@ -68,7 +68,7 @@ async def test_wrong_usage_ends_with_code_2(commands: Processes, command: tuple[
         ("wrong:hub", ("importing wrong failed: SyntaxError:", "wrong.py, line 1")),
         ("leaving:hub", ("importing leaving failed: SystemExit: 3", "leaving.py, line 1")),
         ("fine:hub", ("module fine has no 'hub': it has fine:centre",)),
-        ("fine:Hub", ("fine:Hub is not a Hub but type: it has fine:centre",)),
+        ("fine:Hub", ("fine:Hub is a type, not a Hub: its module has fine:centre",)),
         ("empty:hub", ("module empty has no 'hub': write `hub = Hub()` there",)),
     ],
 )
@@ -146,6 +146,6 @@ async def test_an_admin_address_where_nobody_answers_is_named(commands: Processe
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{closed.getsockname()[1]}"
-    remedy = "name another by --admin HOST:PORT"
+    remedy = "name another with --admin HOST:PORT"
     _one_error(await commands.run("runners", "--admin", address), 1, f"{address} cannot be reached", remedy)
     _one_error(await commands.run("call", "a", "b", "c", ACTORHUB_ADMIN=address), 1, address, remedy)

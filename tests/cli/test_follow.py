@@ -74,15 +74,15 @@ async def test_a_runner_that_is_away_is_asked_until_it_is_back(processes: Proces
     await _until_lines(follower, f"{message_id} scheduled")
     address = prompt.runner.address
     assert await prompt.runner.terminate() == 0
-    await follower.says("does not answer, and is asked again")
+    await follower.says("does not answer and will be asked again")
     await processes.serve("--listen", address, reference=HUB)
     await prompt.out("cancel", message_id)
     await _until_lines(follower, f"{message_id} cancelled")
     assert follower.err.count("does not answer") == 1
 
 
-async def test_it_ends_when_nobody_reads_it_any_more(processes: Processes) -> None:
-    """A closed pipe ends it with code 0 within two looks, without a word, though it has nothing to print."""
+async def test_it_ends_when_its_reader_has_gone(processes: Processes) -> None:
+    """A closed pipe ends it with code 0 within two polls, without a word, though it has nothing to print."""
     prompt = await _started(processes)
     command = (sys.executable, "-m", "actorhub", "messages", "--follow", "--admin", prompt.runner.address)
     message_id = await prompt.out("tell", "accounts", "ada", "book", '{"amount":1}', "--in", "1h")
@@ -109,7 +109,7 @@ async def test_a_limit_bounds_what_is_watched_and_says_so(processes: Processes) 
     told = [await prompt.out("tell", "accounts", "ada", "book", '{"amount":1}', "--in", "1h") for _ in range(3)]
     follower = _follow(prompt, "--limit", "2", "--json")
     await _until_lines(follower, told[0], told[1])
-    await follower.says("there are too many to show each change")
+    await follower.says("there are too many messages to show each change")
     await prompt.out("cancel", told[1])
     await _until_lines(follower, f"{told[1]} cancelled")
     assert follower.err.count("too many") == 1

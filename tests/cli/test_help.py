@@ -74,5 +74,5 @@ async def test_migrate_prints_sql_without_a_database(commands: Processes) -> Non
 
 async def test_migrate_brings_a_database_up_to_date(processes: Processes) -> None:
     """The first run applies what is missing, the second nothing."""
-    assert "is up to date now: " in (await processes.run("migrate")).out
+    assert "is now up to date: " in (await processes.run("migrate")).out
     assert (await processes.run("migrate")).out.rstrip().endswith("is up to date")

@@ -93,7 +93,7 @@ async def test_messages_are_listed_by_filters_and_shown_in_detail(processes: Pro
 
 
 async def test_a_told_time_is_kept_with_its_zone(processes: Processes) -> None:
-    """--at is a moment wherever the command runs, and what is no moment is a usage error."""
+    """--at is a moment wherever the command runs, and what is not a time is a usage error."""
     prompt = await _prompt(processes)
     tell = ("tell", "accounts", "ada", "book", '{"amount":5}')
     message_id = await prompt.out(*tell, "--at", "2090-01-31T09:00:00+05:30")
@@ -102,9 +102,9 @@ async def test_a_told_time_is_kept_with_its_zone(processes: Processes) -> None:
     past = await prompt.out(*tell, "--at", "2020-01-01T00:00:00Z", "--json")
     assert await prompt.out("reply", msgspec.json.decode(past)["message_id"], "--timeout", "10") == "5"
     wrong = {
-        ("--at", "2090-01-31T09:00:00"): "2090-01-31T09:00:00 has no time zone: append one, such as Z for UTC",
-        ("--at", "tomorrow"): "'tomorrow' is no time: write one such as 2027-01-31T09:00:00+01:00",
-        ("--in", "soon"): "'soon' is no duration: write one such as 500ms",
+        ("--at", "2090-01-31T09:00:00"): "2090-01-31T09:00:00 has no time zone: add one, such as Z for UTC",
+        ("--at", "tomorrow"): "'tomorrow' is not a time: use ISO 8601, such as 2027-01-31T09:00:00+01:00",
+        ("--in", "soon"): "'soon' is not a duration: use 500ms",
         ("--in", "5m", "--at", "2090-01-31T09:00:00Z"): "--at and --in both say when",
     }
     for flags, text in wrong.items():
@@ -157,10 +157,10 @@ async def test_dead_letters_are_shown_retried_and_purged(processes: Processes) -
     assert "in fragile" in detail["history"][0]["traceback"]
     await prompt.out("call", "accounts", "ada", "mend")
     mixed = await prompt.run("retry", ada, "77")
-    assert (mixed.code, mixed.out) == (1, "1 message runs again\n")
-    assert "message 77 does not: no durable message had this id" in mixed.err
+    assert (mixed.code, mixed.out) == (1, "1 message retried\n")
+    assert "message 77 is not retried: no durable message has this id" in mixed.err
     assert await prompt.out("reply", ada) == '"tea"'
-    await prompt.refused("dead-letters", ada, code=1, text=f"message {ada} is no dead letter but done")
+    await prompt.refused("dead-letters", ada, code=1, text=f"message {ada} is not a dead letter: it is done")
     await prompt.out("call", "accounts", "bob", "mend")
     assert msgspec.json.decode(await prompt.out("retry", "--all", "--id", "bob", "--json")) == {
         "retried": 1,
@@ -216,7 +216,7 @@ async def _read(terminal: int, end: str) -> str:
 
 
 async def test_wrong_ids_and_options_are_explained(processes: Processes) -> None:
-    """What is no id, an id that nothing has, and options that exclude each other."""
+    """What is not an id, an id that nothing has, and options that exclude each other."""
     prompt = await _prompt(processes)
     no_id = "'x1' is not a message id: give a number such as `actorhub tell` prints"
     for command in ("messages", "dead-letters", "retry", "cancel", "reply"):
@@ -230,7 +230,7 @@ async def test_wrong_ids_and_options_are_explained(processes: Processes) -> None
     await prompt.refused("retry", "77", "--all", code=2, text="either one or more IDs, or --all")
     await prompt.refused("retry", "77", "--type", "x", code=2, text="say --all")
     await prompt.refused("messages", "--shard", "7", code=1, text="write group:number")
-    await prompt.refused("messages", "--older-than", "old", code=2, text="'old' is no duration")
+    await prompt.refused("messages", "--older-than", "old", code=2, text="'old' is not a duration")
 
 
 async def test_ages_are_judged_by_the_store(processes: Processes) -> None:

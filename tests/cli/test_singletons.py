@@ -70,7 +70,7 @@ async def test_singletons_are_listed_with_their_leader_and_what_they_did(process
     (clerk,) = await prompt.rows("singletons")
     assert (clerk["singleton"], clerk["state"], clerk["epoch"]) == ("clerk", "leading", 1)
     assert TIME.fullmatch(str(clerk["since"]))
-    assert (clerk["last_error"], clerk["state_errors"], clerk["body"], clerk["state_ttl"]) == (None, 0, None, None)
+    assert (clerk["last_error"], clerk["state_errors"], clerk["main_loop"], clerk["state_ttl"]) == (None, 0, None, None)
     schedules = msgspec.convert(clerk["schedules"], list[Row])
     assert [schedule["name"] for schedule in schedules] == ["tick", "tick-2"]
     table = await prompt.out("singletons")
@@ -116,7 +116,7 @@ async def test_a_deferred_value_is_completed_or_failed_once(processes: Processes
         message_id = await prompt.out("tell", "requests", name, "approved")
         token = await _token(prompt, name)
         assert await prompt.out(command[0], token, *command[1:]) == "the deferred value has its outcome"
-        await prompt.refused("fail", token, "too late", code=1, text="has another outcome already")
+        await prompt.refused("fail", token, "too late", code=1, text="already has another outcome")
         await prompt.out("call", "requests", name, "finish")
         assert await prompt.out("reply", message_id) == expected
     message_id = await prompt.out("tell", "requests", "eve", "approved")

@@ -46,7 +46,7 @@ async def test_a_crashed_worker_is_started_again(processes: Processes) -> None:
     before = {int(str(row["pid"])) for row in await _runners(processes, parent)}
     victim = next(int(str(r["pid"])) for r in await _runners(processes, parent) if r["address"] != parent.address)
     os.kill(victim, signal.SIGKILL)
-    await parent.says(f"(pid {victim}) was ended by SIGKILL; it starts again in ")
+    await parent.says(f"(pid {victim}) was ended by SIGKILL and is started again in ")
     async with asyncio.timeout(20):
         while len(after := {int(str(row["pid"])) for row in await _runners(processes, parent)} - {victim}) < 2:
             await asyncio.sleep(0.05)

@@ -143,7 +143,7 @@ async def test_named_messages_are_retried_and_the_others_refused_with_reasons(du
     assert reply.retried == 3
     assert [(each.message_id, each.reason) for each in reply.refused] == [
         (done, "it is done"),
-        (5, "no durable message had this id, or it was forgotten after its retention"),
+        (5, "no durable message has this id, or its retention is over"),
     ]
     for message_id in (*dead, waiting):
         message = await _until(second, message_id, DONE)
@@ -214,7 +214,7 @@ async def test_a_message_is_cancelled_unless_it_runs_or_has_ended(durable_ports:
     cancel = second.admin.CancelMessage(pb.CancelMessageRequest(message_id=held))
     await _refused(cancel, grpc.StatusCode.FAILED_PRECONDITION, str(held))
     retry = await second.admin.Retry(pb.RetryRequest(message_ids=[held]))
-    assert [(each.message_id, each.reason) for each in retry.refused] == [(held, "it runs right now")]
+    assert [(each.message_id, each.reason) for each in retry.refused] == [(held, "it is running")]
     await accounts("eve").release()
     await _until(first, held, DONE)
 

@@ -95,7 +95,7 @@ async def test_a_singleton_is_shown_with_its_leader_and_schedules_by_every_runne
         assert (clerk.leader, clerk.epoch) == (leader.address, epoch)
         assert clerk.incarnation == _runner(leader).info.runner.incarnation
         assert clerk.entity_id
-        assert (clerk.executions, clerk.last_execution, clerk.last_error, clerk.body) == (0, "", "", "")
+        assert (clerk.executions, clerk.last_execution, clerk.last_error, clerk.main_loop) == (0, "", "", "")
         assert not clerk.HasField("last_execution_at")
         assert [schedule.name for schedule in clerk.schedules] == [NEW_YEAR, JULY]
     reply = await second.admin.ListSingletons(pb.ListSingletonsRequest())

@@ -315,7 +315,7 @@ async def test_new_traces_are_bounded_and_calls_inside_of_one_are_not(
 def test_each_second_begins_its_number_of_traces() -> None:
     """A new second starts a new count, whatever the last one left."""
     tracing = Tracing(TracerProvider(shutdown_on_exit=False), SystemClock(), version="1", runner="")
-    begun = sum(tracing.may_begin(100.0) for _ in range(NEW_TRACES_PER_SECOND + 5))
+    begun = sum(tracing.try_begin(100.0) for _ in range(NEW_TRACES_PER_SECOND + 5))
     assert (begun, tracing.not_begun) == (NEW_TRACES_PER_SECOND, 5)
-    assert not tracing.may_begin(100.9)
-    assert tracing.may_begin(101.0)
+    assert not tracing.try_begin(100.9)
+    assert tracing.try_begin(101.0)

@@ -156,14 +156,14 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMessages(self, request, context):
-        """Durable messages, pending and ended, until their retention is over; by id.
+        """Durable messages by id: those that have not ended, and those that have, until their retention is over.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMessage(self, request, context):
-        """All that is known of one message; NOT_FOUND where nothing is.
+        """All that is known about one message; NOT_FOUND if nothing is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -177,28 +177,28 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Retry(self, request, context):
-        """Makes dead letters, and messages that wait for their next attempt or their time, run at once, from the first attempt.
+        """Runs dead letters, and messages that wait for their next attempt or their time, at once, beginning with attempt 1.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Purge(self, request, context):
-        """Deletes dead letters for good; their keys are free again.
+        """Deletes dead letters for good; their keys become free.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelMessage(self, request, context):
-        """Ends a message that does not run: pending, scheduled, or a dead letter. FAILED_PRECONDITION while it runs.
+        """Ends a message that is pending, scheduled, or a dead letter. FAILED_PRECONDITION while it is running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListSingletons(self, request, context):
-        """Singletons and how they are, with their schedules; by name.
+        """Singletons with their condition and their schedules, by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -212,14 +212,14 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EditSchedule(self, request, context):
-        """Pauses, resumes, sets or resets a schedule; returns it as it is now. NOT_FOUND where there is none of that name.
+        """Pauses, resumes, sets or resets a schedule; returns it as it is now. NOT_FOUND if there is none of that name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RunScheduleNow(self, request, context):
-        """Runs a schedule's method once, now, whatever its schedule says; paused ones, too.
+        """Runs a schedule's method once, now, whatever the schedule says, even if it is paused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,22 +70,22 @@ class GatewayServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Call(self, request, context):
-        """Runs one handler and returns its result. Cancelling the RPC, or its disconnect, cancels the call.
+        """Runs one handler and returns its result. Cancelling the RPC, or disconnecting, cancels the call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Tell(self, request, context):
-        """Returns as soon as the message is stored, where the handler is durable; else as soon as it is in the entity's
-        mailbox, and it is lost with its runner.
+        """For a durable handler: returns once the message is stored. For any other: returns once the message is in the
+        entity's mailbox, where it is lost if its runner is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Stream(self, request, context):
-        """Runs one streaming handler; a consumer that is slow holds the producer, one that leaves cancels it.
+        """Runs one streaming handler. A slow consumer holds the producer, and one that leaves cancels it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,14 +99,14 @@ class GatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends a durable message that does not run: it will not run any more.
+        """Ends a durable message that is not running: it will not run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Complete(self, request, context):
-        """Gives a deferred value its outcome, for good: the first one counts.
+        """Gives a deferred value its outcome. Only the first one counts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

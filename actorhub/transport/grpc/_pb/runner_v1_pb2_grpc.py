@@ -45,8 +45,8 @@ class RunnerServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Link(self, request_iterator, context):
-        """The first frame in each direction begins with the speaker's Hello. Calls need `authorization: Bearer TOKEN`
-        in their metadata where the cluster has a token.
+        """The first frame in each direction begins with the sender's Hello. If the cluster has a token, calls need
+        `authorization: Bearer TOKEN` in their metadata.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

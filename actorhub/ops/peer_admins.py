@@ -1,4 +1,4 @@
-"""Questions of one runner to the others: all at once, each with a short deadline; silence is an answer too."""
+"""Asking the admin services of other runners: all at once, each within a short time; silence is an answer too."""
 
 import asyncio
 import logging
@@ -8,41 +8,44 @@ from typing import Final, TypeVar
 import grpc.aio
 
 from actorhub.core.config import Settings
-from actorhub.ops.channels import call_metadata, open_channel, status_text
+from actorhub.ops.channels import Metadata, call_metadata, open_channel, status_text
 from actorhub.transport.grpc._pb import admin_v1_pb2_grpc as pb_grpc
 
 T = TypeVar("T")
 
 ANSWER_SECONDS: Final = 1.0
-"""How long a colleague may take."""
+"""How long a runner may take to answer another one."""
 
 _log: Final = logging.getLogger("actorhub.ops")
 
 
-class Colleagues:
-    """Asks the admin services of other runners."""
+class PeerAdmins:
+    """The admin services of the other runners."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     async def ask(
-        self, addresses: Collection[str], question: Callable[[pb_grpc.AdminStub], Awaitable[T]]
+        self, addresses: Collection[str], question: Callable[[pb_grpc.AdminStub, Metadata], Awaitable[T]]
     ) -> dict[str, T | None]:
         """Return each runner's answer by address; `None` where none came in time.
 
         Args:
             addresses: Of other runners.
-            question: Calls one method of the stub it is given.
+            question: Calls one method of the stub that it is given, with the metadata that every call carries.
         """
+        metadata = call_metadata(self._settings)
         async with asyncio.TaskGroup() as tasks:
-            asked = {address: tasks.create_task(self._ask(address, question)) for address in addresses}
+            asked = {address: tasks.create_task(self._ask(address, question, metadata)) for address in addresses}
         return {address: task.result() for address, task in asked.items()}
 
-    async def _ask(self, address: str, question: Callable[[pb_grpc.AdminStub], Awaitable[T]]) -> T | None:
+    async def _ask(
+        self, address: str, question: Callable[[pb_grpc.AdminStub, Metadata], Awaitable[T]], metadata: Metadata
+    ) -> T | None:
         channel = open_channel(address, self._settings)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                return await question(pb_grpc.AdminStub(channel))
+                return await question(pb_grpc.AdminStub(channel), metadata)
         except TimeoutError:
             _log.info("the runner at %s did not answer within %g s", address, ANSWER_SECONDS)
         except grpc.aio.AioRpcError as error:
@@ -50,8 +53,3 @@ class Colleagues:
         finally:
             await channel.close(None)
         return None
-
-    @property
-    def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What every question carries."""
-        return call_metadata(self._settings)

@@ -1,4 +1,4 @@
-"""`actorhub messages --follow`: durable messages as they come and change, by looking once a second."""
+"""`actorhub messages --follow`: durable messages as they come and change, by polling once a second."""
 
 import asyncio
 import os
@@ -21,13 +21,12 @@ from actorhub.ops.channels import Metadata, status_text
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 from actorhub.transport.grpc._pb import admin_v1_pb2_grpc as pb_grpc
 
-_LOOK: Final = 1.0
-"""Seconds between looks."""
+_POLL_SECONDS: Final = 1.0
 _OVERLAP: Final = 10.0
-"""Seconds of ids that each look takes in again: clocks differ, and a message may be stored late."""
+"""Seconds of ids that each poll reads again: clocks differ, and a message may be stored late."""
 _PAGE: Final = 1000
 _PAGES: Final = 20
-"""Pages of new messages that one look takes in; the next one goes on from there."""
+"""Pages of new messages that one poll reads; the next one continues from there."""
 _TIME_SHIFT: Final = 22
 """Where the milliseconds stand in an id."""
 _OPEN: Final = (pb.MESSAGE_STATE_PENDING, pb.MESSAGE_STATE_SCHEDULED)
@@ -37,9 +36,9 @@ _Fingerprint = tuple[int, int, float, float]
 
 
 class Follower:
-    """Knows which messages were told of, and finds those that are new or have changed.
+    """Knows which messages were reported, and finds those that are new or have changed.
 
-    A look costs the newest messages, and the first `limit` that have not ended, whatever else is stored.
+    A poll reads the newest messages and the first `limit` that have not ended, however many others are stored.
     """
 
     def __init__(self, wanted: pb.MessageFilter, limit: int) -> None:
@@ -52,16 +51,16 @@ class Follower:
         self._limit = limit
         self._seen: dict[int, _Fingerprint] = {}
         self._watched: set[int] = set()
-        """Those that had not ended at the last look."""
-        self._behind = 0
-        """The id from which the next look goes on, if the last one could not take in all new messages."""
+        """Those that had not ended at the last poll."""
+        self._next_id = 0
+        """Where the next poll continues, if the last one did not reach the end of the new messages."""
         self.is_complete = True
-        """Whether the last look took in everything."""
+        """Whether the last poll read everything."""
         self.now = 0.0
         """When the last answer was given, by the runner's clock."""
 
-    async def look(self, stub: pb_grpc.AdminStub, metadata: Metadata) -> list[pb.Message]:
-        """Return what is new or has changed since the last look, by id.
+    async def poll(self, stub: pb_grpc.AdminStub, metadata: Metadata) -> list[pb.Message]:
+        """Return what is new or has changed since the last poll, by id.
 
         Raises:
             grpc.aio.AioRpcError: the runner did not answer.
@@ -75,25 +74,28 @@ class Follower:
                 is_all_open = False
                 break
         self.is_complete = is_all_open
-        floor = max(_first_id(self.now - _OVERLAP), self._behind)
-        pages = self._behind = 0
+        floor = max(_first_id(self.now - _OVERLAP), self._next_id)
+        pages = self._next_id = 0
         async for reply in self._pages(stub, metadata, self._wanted, floor):
             found |= {message.message_id: message for message in reply.messages}
             pages += 1
             if pages == _PAGES and reply.next_page_token:
-                self.is_complete, self._behind = False, int(reply.next_page_token)
+                self.is_complete, self._next_id = False, int(reply.next_page_token)
                 break
+        # What was open at the last poll and is in neither answer has ended, and is too old to be among the newest. If
+        # not all open ones were read, that follows only for ids up to the last one that was.
         for message_id in self._watched - found.keys():
             if is_all_open or message_id <= covered:
                 ended = await self._found(stub, metadata, message_id)
                 if ended is not None:
                     found[message_id] = ended
-        changed = [message for _, message in sorted(found.items()) if self._is_news(message)]
+        changed = [message for _, message in sorted(found.items()) if self._note(message)]
         self._watched = {number for number, message in found.items() if message.state in _OPEN}
         self._seen = {n: seen for n, seen in self._seen.items() if n > floor or n in self._watched}
         return [message for message in changed if not self._states or message.state in self._states]
 
-    def _is_news(self, message: pb.Message) -> bool:
+    def _note(self, message: pb.Message) -> bool:
+        """Remember the message as it is now; return whether that is new."""
         fingerprint = (message.state, message.attempts, message.deliver_at, message.finished_at)
         known = self._seen.get(message.message_id)
         self._seen[message.message_id] = fingerprint
@@ -121,31 +123,31 @@ class Follower:
 
 
 def follow(settings: Settings, follower: Follower, *, as_json: bool) -> None:
-    """Print what the follower finds until Ctrl-C or SIGTERM, or until nobody reads it any more.
+    """Print what the follower finds until Ctrl-C or SIGTERM, or until the reader of a pipe has gone.
 
     Raises:
-        Failed: the runner did not answer the first time. Later it is asked again until it does.
+        CommandFailed: the runner did not answer the first time. Later, it is asked again until it does.
     """
 
     async def question(channel: grpc.aio.Channel, metadata: Metadata) -> None:
         _cancel_on_signals()
         stub = pb_grpc.AdminStub(channel)
-        news: Sequence[pb.Message] = await follower.look(stub, metadata)
+        news: Sequence[pb.Message] = await follower.poll(stub, metadata)
         is_silent = is_told = False
         while not _reader_is_gone():
             if not (is_told or follower.is_complete):
-                click.echo("there are too many to show each change: raise --limit, or choose by filters", err=True)
+                click.echo("there are too many messages to show each change: raise --limit, or use filters", err=True)
                 is_told = True
             for message in news:
                 _print(message, follower.now, as_json=as_json)
-            await asyncio.sleep(_LOOK)
+            await asyncio.sleep(_POLL_SECONDS)
             try:
-                news, is_silent = await follower.look(stub, metadata), False
+                news, is_silent = await follower.poll(stub, metadata), False
             except grpc.aio.AioRpcError as error:
                 if error.code() not in _TRANSIENT:
                     raise
                 if not is_silent:
-                    click.echo(f"the runner does not answer, and is asked again: {status_text(error)}", err=True)
+                    click.echo(f"the runner does not answer and will be asked again: {status_text(error)}", err=True)
                 news, is_silent = (), True
 
     try:
@@ -153,7 +155,7 @@ def follow(settings: Settings, follower: Follower, *, as_json: bool) -> None:
     except asyncio.CancelledError:
         return
     except BrokenPipeError:
-        # What is still buffered would fail once more when the interpreter ends.
+        # What is still buffered would fail again when the interpreter flushes it at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -166,7 +168,7 @@ def _cancel_on_signals() -> None:
 
 
 def _reader_is_gone() -> bool:
-    """Whether standard output leads nowhere any more, as a pipe whose reader has ended."""
+    """Whether standard output is a pipe whose reader has ended."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

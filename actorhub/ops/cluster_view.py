@@ -1,4 +1,4 @@
-"""The whole cluster as one runner sees it: the store's rows joined with what each live owner says of itself."""
+"""The whole cluster as one runner sees it: the store's rows joined with what each live owner says about itself."""
 
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
@@ -7,11 +7,11 @@ from typing import Final
 
 import msgspec
 
-from actorhub.core.address import ShardId, ShardOwner, check_entity_id
-from actorhub.core.errors import EntityNotAssigned, UnknownEntityType
-from actorhub.engine.runner import Runner
-from actorhub.ops.colleagues import Colleagues
-from actorhub.ops.local import entity_of, held_shards, resident_entities, runner_numbers
+from actorhub.core.address import ShardId, ShardOwner
+from actorhub.core.errors import EntityNotAssigned
+from actorhub.engine.model.spec import EntitySpec
+from actorhub.ops.local import LocalRunner
+from actorhub.ops.peer_admins import PeerAdmins
 from actorhub.storage.ports import LiveRunner, ShardRow
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 
@@ -34,22 +34,19 @@ class EntityPage(msgspec.Struct, frozen=True):
     is_last: bool
 
 
-class Survey:
+class ClusterView:
     """Answers of one runner for the whole cluster. Every method raises `PersistenceError` when the store fails."""
 
-    def __init__(self, runner: Runner, colleagues: Colleagues) -> None:
+    def __init__(self, runner: LocalRunner, peers: PeerAdmins) -> None:
         self._runner = runner
-        self._colleagues = colleagues
+        self._peers = peers
 
     async def runners(self) -> list[pb.Runner]:
         """Return every registered runner, with its numbers where it answered, by address."""
         live = await self._runner.storage.runners()
         request = pb.ListRunnersRequest(scope=pb.SCOPE_RUNNER)
-        metadata = self._colleagues.metadata
-        answers = await self._colleagues.ask(
-            self._others(live), lambda stub: stub.ListRunners(request, metadata=metadata)
-        )
-        numbers = {self._own: runner_numbers(self._runner)}
+        answers = await self._peers.ask(self._others(live), lambda stub, data: stub.ListRunners(request, metadata=data))
+        numbers = {self._runner.incarnation: self._runner.numbers()}
         for reply in answers.values():
             if reply is not None:
                 numbers |= {runner.incarnation: runner.numbers for runner in reply.runners}
@@ -57,7 +54,12 @@ class Survey:
         return sorted(found, key=lambda runner: (runner.address, runner.silent_seconds))
 
     async def shards(self, *, group: str, after: ShardId | None, limit: int) -> ShardPage:
-        """Return the `limit` shards that follow `after`; an empty group means every one."""
+        """Return the `limit` shards that follow `after`; an empty group means every one.
+
+        The store is read before the owners are asked. A shard that changes hands meanwhile is shown as its new owner
+        says, since what an owner says beats the store. The store's word counts only for owners that did not answer:
+        an owner that did, and does not claim the shard, has let go of it.
+        """
         storage = self._runner.storage
         live, rows = await storage.runners(), {row.shard: row for row in await storage.shards()}
         groups = {name for runner in live for name in runner.info.groups} | {shard.group for shard in rows}
@@ -66,16 +68,13 @@ class Survey:
         request = pb.ListShardsRequest(
             scope=pb.SCOPE_RUNNER, group=group, page_size=limit, page_token=str(after) if after else ""
         )
-        metadata = self._colleagues.metadata
-        answers = await self._colleagues.ask(
-            self._others(live), lambda stub: stub.ListShards(request, metadata=metadata)
-        )
+        answers = await self._peers.ask(self._others(live), lambda stub, data: stub.ListShards(request, metadata=data))
         silent = sorted(address for address, reply in answers.items() if reply is None)
-        claims = [await held_shards(self._runner, page, limit)]
+        claims = [await self._runner.held_shards(page, limit)]
         claims += [list(reply.shards) for reply in answers.values() if reply is not None]
         best = _best(claims)
-        trusted = {r.info.runner.incarnation for r in live if r.info.runner.address in silent}
-        joined = [_joined(shard, best.get(str(shard)), rows.get(shard), trusted) for shard in page]
+        unheard = {r.info.runner.incarnation for r in live if r.info.runner.address in silent}
+        joined = [_joined(shard, best.get(str(shard)), rows.get(shard), unheard) for shard in page]
         return ShardPage(joined, silent, is_last=len(following) <= limit)
 
     async def shard(self, wanted: ShardId) -> pb.Shard:
@@ -105,13 +104,9 @@ class Survey:
             page_size=limit,
             page_token="/".join(after) if after[0] else "",
         )
-        metadata = self._colleagues.metadata
-        answers = await self._colleagues.ask(
-            self._others(live), lambda stub: stub.ListEntities(request, metadata=metadata)
-        )
-        found = await resident_entities(
-            self._runner, entity_type=entity_type, shard=shard, after=after, limit=limit + 1
-        )
+        others = self._others(live)
+        answers = await self._peers.ask(others, lambda stub, data: stub.ListEntities(request, metadata=data))
+        found = await self._runner.resident_entities(entity_type=entity_type, shard=shard, after=after, limit=limit + 1)
         found += [entity for reply in answers.values() if reply is not None for entity in reply.entities]
         more = any(reply is not None and reply.next_page_token for reply in answers.values())
         page = heapq.nsmallest(limit + 1, found, key=lambda entity: (entity.entity_type, entity.entity_id))
@@ -119,46 +114,38 @@ class Survey:
         return EntityPage(page[:limit], silent, is_last=not more and len(page) <= limit)
 
     async def entity(self, entity_type: str, entity_id: str) -> pb.Entity:
-        """Return one entity, resident or not; its owner is asked.
+        """Return one entity, resident or not, by asking its owner.
 
         Raises:
             UnknownEntityType: this runner does not know the type.
-            MalformedMessage: nothing can have that id.
+            MalformedMessage: no entity can have that id.
         """
-        found = self.entity_here(entity_type, entity_id)
+        found = self._runner.resident_entity(entity_type, entity_id)
         if found is not None:
             return found
-        shard = await self.shard(self._shard_of(entity_type, entity_id))
+        self._runner.check_entity_id(entity_id)
+        spec = self._runner.spec(entity_type)
+        shard = await self.shard(self._runner.shard_of(spec, entity_id))
         answered: pb.Entity | None = None
-        if shard.runner and shard.incarnation != self._own:
+        if shard.runner and shard.incarnation != self._runner.incarnation:
             request = pb.GetEntityRequest(scope=pb.SCOPE_RUNNER, entity_type=entity_type, entity_id=entity_id)
-            metadata = self._colleagues.metadata
-            answers = await self._colleagues.ask(
-                [shard.runner], lambda stub: stub.GetEntity(request, metadata=metadata)
-            )
+            answers = await self._peers.ask([shard.runner], lambda stub, data: stub.GetEntity(request, metadata=data))
             answered = answers[shard.runner]
             if answered is not None and answered.activity != pb.ACTIVITY_NOT_RESIDENT:
                 return answered
-        is_known = answered is not None or shard.incarnation in ("", self._own)
-        return await self._not_resident(entity_type, entity_id, shard, is_known=is_known)
-
-    def entity_here(self, entity_type: str, entity_id: str) -> pb.Entity | None:
-        """Return the entity if it is resident on this very runner."""
-        hosted = self._runner.host.types.get(entity_type)
-        cell = hosted.cells.get(entity_id) if hosted is not None else None
-        return entity_of(self._runner, cell) if cell is not None else None
+        is_known = answered is not None or shard.incarnation in ("", self._runner.incarnation)
+        return await self._not_resident(spec, entity_id, shard, is_known=is_known)
 
     async def shards_here(self, *, group: str, after: ShardId | None, limit: int) -> list[pb.Shard]:
         """Return the first `limit` shards after `after` that this very runner owns, acquires or drains."""
-        following = self._following(self._runner.info.groups, group, after)
-        return await held_shards(self._runner, following, limit)
+        return await self._runner.held_shards(self._following(self._runner.groups, group, after), limit)
 
-    async def _not_resident(self, entity_type: str, entity_id: str, shard: pb.Shard, *, is_known: bool) -> pb.Entity:
+    async def _not_resident(self, spec: EntitySpec, entity_id: str, shard: pb.Shard, *, is_known: bool) -> pb.Entity:
         stored = None
-        if self._runner.host.types[entity_type].spec.state is not None:
-            stored = await self._runner.storage.load_state(entity_type, entity_id)
+        if spec.state is not None:
+            stored = await self._runner.storage.load_state(spec.name, entity_id)
         return pb.Entity(
-            entity_type=entity_type,
+            entity_type=spec.name,
             entity_id=entity_id,
             shard=shard.shard,
             runner=shard.runner,
@@ -170,14 +157,6 @@ class Survey:
             state_bytes=len(stored.data) if stored is not None else 0,
         )
 
-    def _shard_of(self, entity_type: str, entity_id: str) -> ShardId:
-        check_entity_id(entity_id, self._runner.node.limits.max_entity_id_bytes)
-        hosted = self._runner.host.types.get(entity_type)
-        if hosted is None:
-            known = ", ".join(sorted(self._runner.host.types)) or "none"
-            raise UnknownEntityType(f"this runner knows no entity type {entity_type[:100]!r}: it knows {known}")
-        return self._runner.node.router.sharding.shard_of(hosted.spec, entity_id)
-
     def _following(self, groups: Iterable[str], group: str, after: ShardId | None) -> Iterator[ShardId]:
         """Return the shards of `groups` that follow `after`, in order; of the one group where it is named."""
         for name in sorted(groups):
@@ -187,15 +166,12 @@ class Survey:
             yield from (ShardId(name, number) for number in range(start, self._runner.shards_per_group))
 
     def _others(self, live: Sequence[LiveRunner]) -> list[str]:
-        return [r.info.runner.address for r in live if r.info.runner.incarnation != self._own]
-
-    @property
-    def _own(self) -> str:
-        return self._runner.info.runner.incarnation
+        own = self._runner.incarnation
+        return [r.info.runner.address for r in live if r.info.runner.incarnation != own]
 
 
 def _best(claims: Sequence[Sequence[pb.Shard]]) -> dict[str, pb.Shard]:
-    """Return the claim that counts for each shard: an owner's before an aspirant's, then the highest epoch."""
+    """Return the claim that counts for each shard: an owner's before an acquirer's, then the highest epoch."""
     best: dict[str, pb.Shard] = {}
     for claim in (claim for each in claims for claim in each):
         known = best.get(claim.shard)
@@ -208,10 +184,10 @@ def _rank(claim: pb.Shard) -> tuple[bool, int]:
     return claim.state in _ACTING, claim.epoch
 
 
-def _joined(shard: ShardId, claim: pb.Shard | None, row: ShardRow | None, trusted: set[str]) -> pb.Shard:
-    """Return the claim, or what the store says of an owner in `trusted` that did not answer, or nobody."""
+def _joined(shard: ShardId, claim: pb.Shard | None, row: ShardRow | None, unheard: set[str]) -> pb.Shard:
+    """Return the claim, or what the store says if the owner is one of `unheard`, or that nobody acts for the shard."""
     owner: ShardOwner | None = row.owner if row is not None else None
-    if owner is not None and owner.runner.incarnation in trusted:
+    if owner is not None and owner.runner.incarnation in unheard:
         stored = pb.Shard(
             shard=str(shard),
             state=pb.SHARD_STATE_OWNED,
