@@ -75,7 +75,7 @@ def test_a_full_millisecond_borrows_from_the_next_while_the_clock_is_behind() ->
 
 
 def test_the_time_part_follows_the_clock_again_once_that_has_caught_up() -> None:
-    """Borrowed milliseconds are not kept for ever."""
+    """The time part of ids stops running ahead once the wall clock has caught up."""
     clock = SettableClock(NOON)
     generator = SnowflakeGenerator(0, clock)
     for _ in range(10_000):
