@@ -1,1 +1,1 @@
-"""One file per question; each prints one JSON document. `python -m benchmarks` runs them all."""
+"""Benchmarks, one file per question. Each prints one JSON document, and `python -m benchmarks` runs all of them."""

@@ -1,4 +1,4 @@
-"""Run benchmarks, each in a fresh process: print a table, and write their JSON."""
+"""Run benchmarks, each in a fresh process. Print a table, and write the JSON documents."""
 
 import argparse
 import json
@@ -15,7 +15,7 @@ from benchmarks._harness import LOOPS, ROOT
 from benchmarks._session import database
 
 PLAIN: Final = ("placement", "stream")
-"""These have options of their own, and need no database."""
+"""These benchmarks have their own options, and need no database."""
 QUICK: Final = {"placement": ("--clusters", "5"), "stream": ("--rounds", "1", "--asks", "30000")}
 
 
@@ -25,7 +25,7 @@ def known() -> list[str]:
 
 
 def run(name: str, options: argparse.Namespace, url: str) -> dict[str, Any] | None:
-    """Return what one benchmark found; `None` when it failed, which it has explained on standard error."""
+    """Return the result of one benchmark, or `None` if it failed. It has explained the failure on standard error."""
     command = [sys.executable, "-m", f"benchmarks.bench_{name}"]
     if name in PLAIN:
         command += QUICK[name] if options.quick else ()
@@ -44,7 +44,7 @@ def run(name: str, options: argparse.Namespace, url: str) -> dict[str, Any] | No
 
 
 def rows(name: str, found: dict[str, Any] | None) -> list[tuple[str, ...]]:
-    """Return the table's rows for one benchmark."""
+    """Return the rows of the table for one benchmark."""
     if found is None:
         return [(name, "", "it failed", "", "", "no")]
     lines: list[tuple[str, ...]] = []
@@ -62,8 +62,10 @@ def rows(name: str, found: dict[str, Any] | None) -> list[tuple[str, ...]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(known())}")
-    parser.add_argument("--quick", action="store_true", help="short samples: proves that they run, little else")
-    parser.add_argument("--output", type=Path, metavar="DIRECTORY", help="where to write NAME.json of each")
+    parser.add_argument("--quick", action="store_true", help="short samples, which only prove that the benchmarks run")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIRECTORY", help="directory for the NAME.json of each benchmark"
+    )
     parser.add_argument("--loop", choices=(*LOOPS, "both"), default="both")
     parser.add_argument("--database", metavar="URL", default=os.environ.get("ACTORHUB_DATABASE_URL"))
     options = parser.parse_args()

@@ -1,6 +1,6 @@
-"""The peer: Effect's cluster on Node, in processes of its own, on the same Postgres in databases of its own.
+"""The peer: Effect's cluster on Node, in its own processes, and in its own databases on the same Postgres.
 
-Its packages, and a Node that they run on, are installed by `npm ci` into `build/`, once. Where that cannot be done, the
+Its packages, and a Node to run them, are installed once, by `npm ci` into `build/`. If that is not possible, the
 benchmarks run without the peer and say why.
 """
 
@@ -27,16 +27,16 @@ _SOURCE: Final = Path(__file__).parent / "peers" / "effect"
 _PACKAGE: Final = ("package.json", "package-lock.json")
 _INSTALL_SECONDS: Final = 300.0
 _ANSWER_SECONDS: Final = 180.0
-"""Longer than any sample takes; a peer that says nothing for so long is killed."""
+"""Longer than any sample takes. A peer that says nothing for this long is killed."""
 
 
 class NoPeer(Exception):
-    """The peer cannot run here; says why."""
+    """The peer cannot run here. The text says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Where its program lies, and the Node that runs it."""
+    """The directory of the program, and the Node that runs it."""
 
     directory: Path
     node: str
@@ -50,7 +50,7 @@ class Program:
 
 
 def installed() -> Program:
-    """Return the program, installed unless it is.
+    """Return the program. Install it if necessary.
 
     Raises:
         NoPeer: npm is missing, or it failed.
@@ -87,7 +87,7 @@ def _install(npm: str, directory: Path) -> None:
 
 
 class EffectProcess:
-    """One process of it, ended by its own id."""
+    """One process of the peer, which is ended by its own id."""
 
     def __init__(self, program: Program, options: dict[str, Any], password: str) -> None:
         self._log = (program.directory / f"{options['role']}.log").open("w")
@@ -110,14 +110,14 @@ class EffectProcess:
         await asyncio.to_thread(self._read)
 
     async def do(self, command: str, **options: object) -> dict[str, Any]:
-        """Send a command, return its answer."""
+        """Send a command, and return the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": command, **options}) + "\n")
         self._process.stdin.flush()
         return await asyncio.to_thread(self._read)
 
     def end(self) -> None:
-        """Kill it and reap it."""
+        """Kill and reap it."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout, self._log):
@@ -140,7 +140,7 @@ class EffectProcess:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What runs of it: a cluster in one process, and a client of a runner in another process."""
+    """The running peer: a cluster in one process, and a client with a runner in another process."""
 
     versions: dict[str, str]
     single: EffectProcess
@@ -180,7 +180,7 @@ async def effect(url: str, namespace: str, *, client: bool = False) -> AsyncGene
 
 
 async def _place(stack: contextlib.AsyncExitStack, url: str, name: str) -> dict[str, Any]:
-    """Make a database: its runners lock shards by numbers, which a cluster in another schema would lock, too."""
+    """Make a database. The peer locks shards by number, so a cluster in another schema would use the same locks."""
     connection = await asyncpg.connect(url)
     stack.push_async_callback(connection.close)
     try:
@@ -212,7 +212,7 @@ def _free_port() -> int:
 async def peer_or_reason(
     url: str, namespace: str, *, wanted: bool, client: bool = False
 ) -> AsyncGenerator[tuple[Effect | None, dict[str, Any]], None]:
-    """Yield the peer, or `None`; and what to say of it in the results."""
+    """Yield the peer or `None`, and what to report about it in the results."""
     if not wanted:
         yield None, {"skipped": "not asked for"}
         return

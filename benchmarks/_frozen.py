@@ -1,4 +1,4 @@
-"""One freeze of a runner for `bench_takeover`: SIGSTOP in the middle of its work, takeover, SIGCONT, what it tries."""
+"""One freeze of a runner for `bench_takeover`: SIGSTOP during its work, the takeover, SIGCONT, and what it tries."""
 
 import asyncio
 import contextlib
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 IN_FLIGHT: Final = 128
 WAITING: Final = 32
-"""Handlers that wait when the runner is frozen and want to change state afterwards."""
+"""Number of handlers that are waiting when the runner is frozen, and change state afterwards."""
 COMPUTING: Final = 0.4
-"""Seconds that a handler computes when the runner is frozen; right afterwards it commits."""
+"""Seconds for which a handler computes when the runner is frozen. It commits right afterwards."""
 AFTER_THAW: Final = 3.0
-"""Seconds in which a thawed runner may try what it likes."""
+"""Seconds for which a thawed runner can try to commit."""
 
 Rows = dict[str, tuple[int, int, bytes]]
 
@@ -30,7 +30,7 @@ Rows = dict[str, tuple[int, int, bytes]]
 async def freeze_once(
     here: "World", victim: RunnerProcess, shards: Sequence[int]
 ) -> tuple[list[float], dict[str, Any]]:
-    """Return the seconds until each shard answered elsewhere, and what became of the thawed runner's commits."""
+    """Return the seconds until each shard answered elsewhere, and the fate of the thawed runner's commits."""
     ids = [here.ids[shard] for shard in shards]
     before = await asyncio.to_thread(victim.ask, "statistics")
     await asyncio.to_thread(victim.ask, "remember")
@@ -72,7 +72,7 @@ def _parts(ids: Sequence[str], callers: int) -> Iterator[Sequence[str]]:
 
 
 def _local(here: "World", shards: Sequence[int]) -> list[str]:
-    """Return ids whose `-late` sisters are in the frozen runner's shards."""
+    """Return ids whose `-late` variants are in shards of the frozen runner."""
     wanted = set(shards)
     names = (f"n{number}" for number in itertools.count())
     found = (name for name in names if here.cluster.shard_of(Counter, f"{name}-late").number in wanted)
@@ -80,7 +80,7 @@ def _local(here: "World", shards: Sequence[int]) -> list[str]:
 
 
 async def _keep_adding(here: "World", ids: Sequence[str]) -> None:
-    """Change states one after another, until cancelled or the runner is gone."""
+    """Change one state after the other, until cancelled or the runner is gone."""
     client = here.cluster.client(Counter)
     with contextlib.suppress(ActorhubError):
         for name in itertools.cycle(ids):

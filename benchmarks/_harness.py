@@ -1,4 +1,4 @@
-"""What every benchmark shares: where it ran, percentiles, event loops, peers in fresh processes, JSON out."""
+"""Code that all benchmarks share: the environment, percentiles, event loops, fresh processes, and the JSON output."""
 
 import asyncio
 import json
@@ -33,12 +33,12 @@ def latencies(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def rss_bytes() -> int:
-    """Return the largest resident size that this process had."""
+    """Return the largest resident size that this process has had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def resident_bytes() -> int:
-    """Return the resident size of this process now; where the system does not say, the largest that it had."""
+    """Return the present resident size of this process, or its largest if the system does not report it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -47,7 +47,7 @@ def resident_bytes() -> int:
 
 
 def run(main: Coroutine[Any, Any, T], loop: str) -> T:
-    """Run `main` on the event loop of that name."""
+    """Run `main` on the event loop with this name."""
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     if loop == "uvloop":
         import uvloop  # noqa: PLC0415 - the `speed` extra may be absent
@@ -59,7 +59,7 @@ def run(main: Coroutine[Any, Any, T], loop: str) -> T:
 
 @contextmanager
 def peer(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Run a Python script in a fresh process; yield it and its first line of output; end it afterwards."""
+    """Run a Python script in a fresh process. Yield the process and its first line of output, and end it afterwards."""
     process = subprocess.Popen(
         [sys.executable, *command],
         stdin=subprocess.PIPE,
@@ -76,7 +76,7 @@ def peer(*command: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def result_of(*command: str) -> dict[str, Any]:
-    """Run a Python script in a fresh process and return the JSON that it prints last."""
+    """Run a Python script in a fresh process, and return the JSON that it prints last."""
     done = subprocess.run(
         [sys.executable, *command],
         check=True,
@@ -89,12 +89,12 @@ def result_of(*command: str) -> dict[str, Any]:
 
 
 def medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the median over `rounds` of each figure in them."""
+    """Return the median of each figure over `rounds`."""
     return {name: round(statistics.median(one[name] for one in rounds), 3) for name in rounds[0]}
 
 
 def report(benchmark: str, results: Mapping[str, object], packages: Sequence[str] = ()) -> None:
-    """Print the one JSON document of a benchmark."""
+    """Print the JSON document of a benchmark."""
     print(
         json.dumps(
             {

@@ -26,7 +26,7 @@ def _holder(url: str, space: int) -> "subprocess.Popen[str]":
 
 
 async def killed_lock_seconds(url: str) -> float:
-    """Kill a process that holds as many locks as a runner; return after how long another session holds them all."""
+    """Kill a process with as many locks as a runner. Return the seconds until another session has all of them."""
     space = secrets.randbelow(2**31)
     holder = _holder(url, space)
     connection = await asyncpg.connect(url)

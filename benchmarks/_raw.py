@@ -1,7 +1,7 @@
-"""The limit of everything that crosses processes: grpc.aio's bidirectional stream with coalescing and nothing else.
+"""The limit of everything that crosses processes: a bidirectional stream of grpc.aio with coalescing and nothing else.
 
-A frame is a msgpack list of `(number, body)`. In the opaque form bodies are bytes that nobody looks into; in the
-typed form they are the payload itself, encoded and decoded at both ends like an entity's arguments and results.
+A frame is a msgpack list of `(number, body)`. In the opaque form, bodies are bytes that are not decoded. In the typed
+form they are the payload itself, encoded and decoded at both ends like the arguments and results of an entity.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ _decode_typed: Final = msgspec.msgpack.Decoder(list[TypedItem]).decode
 
 
 class _Writer:
-    """Writes whatever queued while the last write was under way."""
+    """Writes everything that queued during the last write."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         self._write = write
@@ -74,7 +74,7 @@ async def _ping(_: object, context: ServerStream) -> None:
 
 
 async def _chunks(_: object, context: ServerStream) -> None:
-    """Take `[(streams, count)]`; send `count` chunks of each of the streams, in frames as full as a link's."""
+    """Take `[(streams, count)]`, and send `count` chunks of each stream, in frames as full as those of a link."""
     frame = await read_message(context) or b""
     [(streams, count)] = msgspec.msgpack.decode(frame, type=list[tuple[int, int]])
     each = FRAME_ITEMS // streams
@@ -86,7 +86,7 @@ async def _chunks(_: object, context: ServerStream) -> None:
 
 
 async def serve_raw(stack: AsyncExitStack) -> str:
-    """Serve the raw streams until `stack` ends; return the address."""
+    """Serve the raw streams until `stack` ends. Return the address."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     serving: dict[str, ServeStream] = {"Echo": _echo, "EchoTyped": _echo_typed, "Ping": _ping, "Chunks": _chunks}
     methods = {name: stream_handler(serve) for name, serve in serving.items()}
@@ -116,7 +116,7 @@ class RawAsks:
         self._tasks = [tasks.create_task(self._out.run()), tasks.create_task(self._read())]
 
     def ask(self, _: int) -> "asyncio.Future[bytes | Payload]":
-        """Send the payload, return the future of its echo."""
+        """Send the payload, and return the future of its echo."""
         number = next(self._numbers)
         reply: asyncio.Future[bytes | Payload] = self._loop.create_future()
         self._pending[number] = reply
@@ -135,19 +135,19 @@ class RawAsks:
 
 
 class RawPing:
-    """Bare round trips: a frame there, a frame back, nothing between."""
+    """Bare round trips: one frame there and one frame back."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stream = _open(channel, "Ping")
 
     async def ping(self, _: int) -> None:
-        """Do one."""
+        """Make one round trip."""
         await self._stream.write(_encode([(1, ENCODED)]))
         _decode(await read_message(self._stream) or b"")
 
 
 async def raw_chunks(channel: grpc.aio.Channel, streams: int, count: int) -> None:
-    """Receive `count` chunks on each of `streams` streams, each taken by a consumer of its own."""
+    """Receive `count` chunks on each of `streams` streams, each with its own consumer."""
     call = _open(channel, "Chunks")
     await call.write(_encode([(streams, count)]))
     consumers = [_Consumer() for _ in range(streams)]

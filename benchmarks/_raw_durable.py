@@ -1,10 +1,10 @@
-"""The limits of durable messages: the least that Postgres must do for one, over asyncpg and with nothing else.
+"""The limits of durable messages: the least that Postgres must do for a message, over asyncpg and nothing else.
 
-A durable ask is stored, then its reply is stored and it is done: two commits, one after the other. `insert_only` writes
-the reply into a table of its own, which alone says that the request is done; `delete_on_done` also deletes the request;
-`indexed` does so too, and its requests have the columns, and the index, by which an entity's messages are found again.
-A durable tell is accepted with one commit. Whatever queued while the last commit was under way is one statement from
-arrays, and each kind of statement has a connection of its own.
+A durable ask stores the request and then the reply, in two commits, one after the other. `insert_only` writes the reply
+into a table of its own, and that row alone says that the request is done. `delete_on_done` also deletes the request.
+`indexed` does that, too, and its requests have the columns and the index that are needed to find the messages of an
+entity. A durable tell is accepted with one commit. All requests that queue while the last commit is in progress become
+one statement with arrays, and each kind of statement has its own connection.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _STATEMENTS: Final = {
 
 
 class Grouped:
-    """Writes rows; whatever queued while one group was written is the next."""
+    """Writes rows in groups. The rows that queue while one group is written are the next group."""
 
     def __init__(self, statement: "PreparedStatement") -> None:
         self._statement = statement
@@ -56,7 +56,7 @@ class Grouped:
         self._loop = asyncio.get_running_loop()
 
     def write(self, *row: object) -> "asyncio.Future[None]":
-        """Queue a row; the future is done once it is committed."""
+        """Queue a row. The future is done once the row is committed."""
         done: asyncio.Future[None] = self._loop.create_future()
         self._queue.append((row, done))
         if self._wakeup is not None:
@@ -78,7 +78,7 @@ class Grouped:
 
 @dataclass(frozen=True, slots=True)
 class DurableLimits:
-    """The limits, to be called by a closed loop like a product."""
+    """The limits, for the same closed loop that calls a product."""
 
     numbers: "itertools.count[int]"
     request: Grouped
@@ -114,7 +114,7 @@ class DurableLimits:
 
 @contextlib.asynccontextmanager
 async def durable_limits(url: str, schema: str) -> AsyncGenerator[DurableLimits, None]:
-    """Make the tables in a schema of that name, and the limits on connections of their own."""
+    """Make the tables in a schema with this name, and the limits on their own connections."""
     async with contextlib.AsyncExitStack() as stack:
         first = await _connect(stack, url, schema)
         await first.execute(f"create schema {schema}")
@@ -140,7 +140,7 @@ async def running(writers: Sequence[Grouped]) -> AsyncGenerator[None, None]:
 
 
 async def _connect(stack: contextlib.AsyncExitStack, url: str, schema: str) -> "asyncpg.Connection[asyncpg.Record]":
-    # A plan made while the tables are nearly empty would scan them for ever.
+    # A plan that is made while the tables are nearly empty would keep scanning them.
     settings = {"search_path": schema, "plan_cache_mode": "force_custom_plan"}
     connection = await asyncpg.connect(url, server_settings=settings)
     stack.push_async_callback(connection.close)

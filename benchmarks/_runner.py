@@ -1,7 +1,7 @@
-"""A runner in a process of its own that the benchmarks start, watch, freeze and kill.
+"""A runner in its own process, which the benchmarks start, watch, freeze and kill.
 
-It prints one JSON line when it serves. On standard input it takes the commands of `_answer`, and answers with one JSON
-line each; SIGTERM drains it.
+It prints one JSON line when it serves. On standard input it takes the commands of `_answer`, and it answers each with
+one JSON line. SIGTERM drains it.
 """
 
 import argparse
@@ -34,7 +34,7 @@ WORKLOAD: Final = "benchmarks._workload:hub"
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Run until SIGTERM; then hand over and return."""
+    """Run until SIGTERM, then hand over and return."""
     hub: Hub = pkgutil.resolve_name(options.hub)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -73,7 +73,7 @@ async def _answer(cluster: Cluster) -> None:
             case "commit":
                 _say(await _commit_as_before(part, remembered))
             case "shut":
-                durable.notes.gate.clear()
+                durable.run_log.gate.clear()
                 _say(durable.statistics())
             case "durable":
                 _say(durable.statistics())
@@ -91,7 +91,7 @@ def _statistics(part: Runner) -> dict[str, Any]:
 
 
 async def _commit_as_before(part: Runner, remembered: dict[ShardId, int]) -> dict[str, int]:
-    """Try, past every check of this process, one commit per shard at the epoch that was owned before."""
+    """Bypass every check of this process, and try one commit per shard at the epoch that it owned before."""
     results = {"tried": 0, "fenced": 0, "accepted": 0, "failed": 0}
     data = msgspec.msgpack.encode({"number": -1})
     for shard, epoch in remembered.items():
@@ -115,7 +115,7 @@ def _say(values: dict[str, Any]) -> None:
 
 
 class RunnerProcess:
-    """One such process, ended by its own id."""
+    """One runner process, which is ended by its own id."""
 
     def __init__(
         self, url: str, namespace: str, *, loop: str, shards: int = 300, raw: bool = False, hub: str = WORKLOAD
@@ -138,24 +138,24 @@ class RunnerProcess:
         return self
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Send a command, return its answer."""
+        """Send a command, and return the answer."""
         assert self._process.stdin is not None
         self._process.stdin.write(command + "\n")
         self._process.stdin.flush()
         return self._read()
 
     def signal(self, number: signal.Signals) -> float:
-        """Send a signal; return the time right before it, by `time.perf_counter`."""
+        """Send a signal. Return the time right before it, by `time.perf_counter`."""
         now = time.perf_counter()
         self._process.send_signal(number)
         return now
 
     def wait(self, seconds: float) -> int:
-        """Wait for its end; return the exit code."""
+        """Wait for the end of the process, and return its exit code."""
         return self._process.wait(seconds)
 
     def end(self) -> None:
-        """Kill it, frozen or not, and reap it."""
+        """Kill the process, frozen or not, and reap it."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -174,7 +174,7 @@ class RunnerProcess:
 
 @contextlib.contextmanager
 def runner_process(url: str, namespace: str, *, loop: str, raw: bool = False) -> Iterator[RunnerProcess]:
-    """Run one for a while."""
+    """Run one runner process during the block."""
     process = RunnerProcess(url, namespace, loop=loop, raw=raw)
     try:
         yield process.wait_ready()

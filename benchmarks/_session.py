@@ -1,4 +1,4 @@
-"""What the runs of a benchmark have in common: options, a database, fresh processes, targets, JSON out."""
+"""Code that the runs of a benchmark share: options, a database, fresh processes, targets, and the JSON output."""
 
 import argparse
 import asyncio
@@ -25,10 +25,10 @@ PACKAGES = ("asyncpg", "grpcio", "msgspec", "protobuf", "uvloop")
 def parse(
     text: str | None, *, rounds: int, extend: Callable[[argparse.ArgumentParser], None] | None = None
 ) -> argparse.Namespace:
-    """Return the options; `quick` cuts what takes long and proves only that it runs."""
+    """Return the options. `quick` shortens everything and only proves that the benchmark runs."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, help=f"samples of each side (default {rounds}, quick: 2)")
-    parser.add_argument("--quick", action="store_true", help="short samples: proves that it runs, little else")
+    parser.add_argument("--quick", action="store_true", help="short samples, which only prove that the benchmark runs")
     parser.add_argument("--loop", choices=(*LOOPS, "both"), default="both")
     parser.add_argument("--database", metavar="URL", default=os.environ.get("ACTORHUB_DATABASE_URL"),
                         help="Postgres to use (default: $ACTORHUB_DATABASE_URL, else an embedded one)")  # fmt: skip
@@ -47,7 +47,7 @@ def loops(options: argparse.Namespace) -> Sequence[str]:
 
 @contextlib.contextmanager
 def database(url: str | None) -> Iterator[str]:
-    """Yield the URL of a Postgres: the given one, or an embedded one in a directory of its own."""
+    """Yield the URL of a Postgres: the given one, or an embedded one in its own directory."""
     if url is not None:
         yield url
         return
@@ -62,7 +62,7 @@ def database(url: str | None) -> Iterator[str]:
 
 @contextlib.contextmanager
 def namespace(url: str) -> Iterator[str]:
-    """Yield the name of a schema that nobody has; drop it afterwards, and all whose names begin with it."""
+    """Yield an unused schema name. Afterwards, drop that schema and all whose names begin with it."""
     name = f"bench_{secrets.token_hex(6)}"
     try:
         yield name
@@ -88,14 +88,14 @@ async def _server_version(url: str) -> str:
 
 
 def target(what: str, reached: float, *, at_least: float | None = None, at_most: float | None = None) -> dict[str, Any]:
-    """Return a figure beside what it should be."""
+    """Return a figure together with its target."""
     bound = {"at_least": at_least} if at_least is not None else {"at_most": at_most}
     met = reached >= at_least if at_least is not None else at_most is not None and reached <= at_most
     return {"what": what, "reached": reached, **bound, "met": met}
 
 
 def fresh(module: str, options: argparse.Namespace, loop: str, url: str = "", *more: str) -> dict[str, Any]:
-    """Measure in a fresh process: `module` with the same options, told by `--child` that it is the one."""
+    """Measure in a fresh process: run `module` with the same options and `--child`."""
     command = ["-m", module, *sys.argv[1:], "--child", "yes", "--loop", loop, "--rounds", str(options.rounds), *more]
     if url:
         command += ["--database", url]
@@ -111,7 +111,7 @@ def fresh(module: str, options: argparse.Namespace, loop: str, url: str = "", *m
 def measured(
     name: str, options: argparse.Namespace, measure: Measure, targets: Callable[[dict[str, Any]], list[dict[str, Any]]]
 ) -> None:
-    """Measure in a fresh process per loop and print the document; in that process, print its result."""
+    """Measure in a fresh process per event loop, and print the document. In such a process, print its result."""
     if options.child:
         print(json.dumps(run(measure(options), options.loop)))
         return
@@ -131,10 +131,10 @@ def measured(
 
 
 def with_namespace(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names the schema that the parent made."""
+    """Add the option with the schema that the parent process made."""
     parser.add_argument("--namespace", default="", help=argparse.SUPPRESS)
 
 
 def with_peer(parser: argparse.ArgumentParser) -> None:
-    """Add the option that leaves the peer out."""
+    """Add the option that skips the peer."""
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="do not run Effect's cluster")

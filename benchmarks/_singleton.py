@@ -1,4 +1,4 @@
-"""The singleton that the benchmarks lead, and the orders that its `run` takes in the process of the benchmark."""
+"""The singleton that the benchmarks lead, and the orders for its `run` from the process of the benchmark."""
 
 import asyncio
 import time
@@ -15,37 +15,37 @@ _DATA: Final = b"x" * 100
 
 
 class Leading(msgspec.Struct, frozen=True):
-    """Who answers, and whether its `run` committed something."""
+    """The runner that answers, and whether its `run` has committed something."""
 
     incarnation: str
     works: bool
 
 
 class Cursor(msgspec.Struct):
-    """What the singleton keeps."""
+    """The state of the singleton."""
 
     number: int = 0
 
 
 class Desk:
-    """Where the benchmark leaves orders for the `run` in its own process."""
+    """A queue of orders from the benchmark to the `run` in its own process."""
 
     def __init__(self) -> None:
         self.table = ""
-        """Where steps with SQL write."""
+        """Name of the table for steps with SQL."""
         self._orders: asyncio.Queue[tuple[str, int, asyncio.Future[float]]]
 
     def open(self) -> None:
-        """Begin on the loop that runs."""
+        """Start on the running event loop."""
         self._orders = asyncio.Queue()
 
     @property
     def is_open(self) -> bool:
-        """Whether there is a benchmark in this process."""
+        """Whether this process runs a benchmark."""
         return hasattr(self, "_orders")
 
     async def rate(self, kind: str, count: int) -> float:
-        """Have `count` of a kind done, one after the other; return how many per second."""
+        """Order `count` steps of a kind, one after the other. Return how many are done per second."""
         done: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._orders.put_nowait((kind, count, done))
         return count / await done
@@ -59,7 +59,7 @@ desk: Final = Desk()
 
 
 class Worker(Singleton[Cursor], name="worker"):
-    """Says that it leads by its first step, then does what it is ordered to."""
+    """Shows by its first step that it leads, then carries out orders."""
 
     def __init__(self) -> None:
         self._works = False

@@ -1,6 +1,6 @@
-"""A Postgres whose every flush takes a millisecond longer, like that of a disk that does not lie.
+"""A Postgres whose flushes each take a millisecond longer, like those of a disk that really flushes.
 
-A shim that is preloaded into the server waits before `fsync` and `fdatasync`. It is compiled when it is needed.
+A shim that is preloaded into the server waits before each `fsync` and `fdatasync`. It is compiled when it is needed.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ int fdatasync(int file) { return slow("fdatasync", file); }
 
 
 class NoSlowFlush(Exception):
-    """Flushes cannot be slowed down here; says why."""
+    """Flushes cannot be slowed down here. The text says why."""
 
 
 @contextlib.asynccontextmanager
 async def slow_database() -> AsyncGenerator[str, None]:
-    """Yield the URL of such a server, in a directory of its own.
+    """Yield the URL of such a server, in its own directory.
 
     Raises:
         NoSlowFlush: there is no way to make one here.

@@ -1,4 +1,4 @@
-"""Actorhub with its fence left out, beside which the fence's cost shows."""
+"""actorhub without its fence, to measure the cost of the fence."""
 
 import contextlib
 from collections.abc import AsyncGenerator
@@ -15,7 +15,7 @@ from benchmarks._workload import hub
 
 @contextlib.asynccontextmanager
 async def unfenced(url: str, namespace: str) -> AsyncGenerator[Cluster, None]:
-    """Run a runner like `hub.runner` does, on a storage that checks no fence."""
+    """Run a runner like `hub.runner`, on a storage that does not check the fence."""
     async with contextlib.AsyncExitStack() as stack:
         clock = SystemClock()
         settings = load_settings(

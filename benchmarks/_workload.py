@@ -30,7 +30,7 @@ ENCODED: Final = msgspec.msgpack.encode((PAYLOAD,))
 
 
 class Echo(Entity, name="echo", max_idle=_LONG):
-    """Keeps nothing."""
+    """An entity without state."""
 
     async def echo(self, payload: Payload) -> Payload:
         return payload
@@ -42,7 +42,7 @@ class Count(msgspec.Struct):
 
 
 class Counter(Entity[Count], name="counter", max_idle=_LONG):
-    """Keeps about 100 bytes."""
+    """An entity with a state of about 100 bytes."""
 
     async def add(self, payload: Payload) -> int:
         self.state.number += 1
@@ -66,7 +66,7 @@ class Counter(Entity[Count], name="counter", max_idle=_LONG):
 
 
 class Source(Entity, name="source", max_idle=_LONG):
-    """Streams."""
+    """An entity with a stream."""
 
     async def items(self, count: int) -> AsyncIterator[Payload]:
         for _ in range(count):
@@ -82,7 +82,7 @@ Ask = Callable[[int], Awaitable[object]]
 
 
 async def throughput(ask: Ask, asks: int, in_flight: int) -> float:
-    """Return asks per second of a closed loop of `in_flight` callers; `ask` gets a number that is spread over all."""
+    """Return the asks per second of a closed loop of `in_flight` callers. `ask` gets a running number."""
 
     async def call(caller: int) -> None:
         for step in range(asks // in_flight):
@@ -97,7 +97,7 @@ async def throughput(ask: Ask, asks: int, in_flight: int) -> float:
 
 
 async def timings(ask: Ask, asks: int, in_flight: int) -> list[float]:
-    """Return how long each ask of such a loop took, in seconds."""
+    """Return the duration of each ask of such a loop, in seconds."""
     taken: list[float] = []
     clock = time.perf_counter
 
@@ -115,7 +115,7 @@ async def timings(ask: Ask, asks: int, in_flight: int) -> list[float]:
 
 
 async def interleave(rounds: int, sides: Mapping[str, Callable[[], Awaitable[float]]]) -> dict[str, list[float]]:
-    """Measure each side once to warm up, then in turn (A B A B …), `rounds` times; return all figures but the first."""
+    """Measure the sides in turn (A B A B …), `rounds` times after a warm-up. Return all figures but the warm-up's."""
     found: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds + 1):
         for side, measure in sides.items():
@@ -126,7 +126,7 @@ async def interleave(rounds: int, sides: Mapping[str, Callable[[], Awaitable[flo
 
 
 def compared(samples: Mapping[str, Sequence[float]], unit: str, limit: str = "limit") -> dict[str, Any]:
-    """Return each side's median, and each one's ratio to `limit`: of the medians, and how far it spread by round."""
+    """Return the median of each side, the ratio of its median to `limit`, and the spread of the ratio over rounds."""
     result: dict[str, Any] = {f"{side}_{unit}": round(median(values), 1) for side, values in samples.items()}
     for side, values in samples.items():
         if side != limit:

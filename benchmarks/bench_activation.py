@@ -1,7 +1,7 @@
 """How many entities per second can be activated and asked once?
 
-The limit makes an object, a dictionary entry, a deque and a future per fresh id and answers from one task.
-Each round is a fresh process, since every activation of a round stays resident.
+The limit makes an object, a dictionary entry, a deque and a future for each new id, and answers from one task. Each
+round is a fresh process, because every activation of a round stays resident.
 
     python -m benchmarks.bench_activation [--rounds 5] [--loop asyncio|uvloop|both]
 """

@@ -1,11 +1,11 @@
-"""What does an ask of a durable handler cost beside the least that Postgres must do for it?
+"""What does an ask of a durable handler cost, compared with the least that Postgres must do for it?
 
-The limit stores each request, then its reply, in two commits that are shared by all that queued meanwhile;
-`delete_on_done` is the same where a request that is done is deleted; `indexed` is that with the columns and the index
-by which messages are found again. `actorhub` is a runner in this process, `unfenced` one without its fence,
-`other_process` a client of a runner in another process. The peer is Effect's cluster on the same Postgres: in one
-process, and a client and a runner in two. `flush_1ms` is on a server of its own, whose flushes take a millisecond
-longer.
+The limit stores each request and then its reply, in two commits. Each commit is shared by all requests that queued in
+the meantime. `delete_on_done` is the same, and also deletes a request that is done. `indexed` is that, with the columns
+and the index that are needed to find messages again. `actorhub` is a runner in this process, `unfenced` is one without
+its fence, and `other_process` is a client of a runner in another process. The peer is Effect's cluster on the same
+Postgres, in one process, and as client and runner in two. `flush_1ms` runs on its own server, whose flushes take a
+millisecond longer.
 
     python -m benchmarks.bench_durable_ask [--rounds 5] [--loop asyncio|uvloop|both] [--no-peer]
 """
@@ -30,7 +30,7 @@ from benchmarks._workload import PAYLOAD, Ask, compared, hub, interleave, throug
 
 ENTITIES: Final = 256
 ASKS: Final = {256: 40_000, 64: 24_000, 1: 1_000}
-"""By how many are in flight: of a sample of the limit. Ours are half as long, the peer's a twentieth."""
+"""Asks in a sample of the limit, by the number in flight. Our samples are half as long, the peer's a twentieth."""
 SLOW_ASKS: Final = {64: 16_000, 1: 500}
 BESIDE: Final = (
     ("actorhub", "indexed"),
@@ -42,18 +42,18 @@ BESIDE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One that is measured."""
+    """One side that is measured."""
 
     measure: Callable[[int, int], Awaitable[float]]
-    """Takes the number of asks and how many of them are in flight; returns asks per second."""
+    """Takes the number of asks and the number in flight. Returns asks per second."""
     share: float = 1.0
-    """Of the limit's asks."""
+    """Share of the number of asks of the limit."""
     ask: Ask | None = None
-    """For looking at latencies."""
+    """Makes one ask, to measure latencies."""
 
 
 def asks_of(cluster: Cluster) -> Side:
-    """Return what asks the durable entities of a cluster."""
+    """Return a function that asks the durable entities of a cluster."""
     client = patient(cluster)
     ids = [f"e{number}" for number in range(ENTITIES)]
 
@@ -64,7 +64,7 @@ def asks_of(cluster: Cluster) -> Side:
 
 
 def asks_of_peer(process: EffectProcess) -> Side:
-    """Return what lets the peer ask."""
+    """Return a function that makes the peer ask."""
 
     async def measure(asks: int, in_flight: int) -> float:
         found = await process.do("ask", count=asks, in_flight=in_flight)
@@ -134,7 +134,7 @@ async def _compare(
 
 
 def _beside(samples: Mapping[str, list[float]]) -> dict[str, Any]:
-    """Return the ratios to other sides than the limit."""
+    """Return the ratios to sides other than the limit."""
     found: dict[str, Any] = {}
     for side, other in BESIDE:
         if side in samples and other in samples:

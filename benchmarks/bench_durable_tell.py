@@ -1,13 +1,13 @@
-"""How many durable tells are accepted, and how many of a backlog run, each second?
+"""How many durable tells are accepted per second, and how many messages of a backlog run per second?
 
-The limit stores each message in a commit that is shared by all that queued meanwhile, and runs nothing. `accepted` is
-the like: a runner in this process stores messages whose handlers wait until the sample is over. `accepted_running` lets
-them run meanwhile, and `processed` counts until the last one ran. The peer is Effect's cluster on the same Postgres,
-whose handlers run meanwhile, too.
+The limit stores each message in a commit that is shared by all messages that queued in the meantime, and runs nothing.
+`accepted` does the same: a runner in this process stores messages whose handlers wait until the sample is over.
+`accepted_running` lets the handlers run in the meantime, and `processed` counts until the last one has run. The peer is
+Effect's cluster on the same Postgres, whose handlers run in the meantime, too.
 
-The backlog is built in a runner whose handlers wait, which is then killed: its successor starts, and finds all of it
-in Postgres. `drained_per_s` is what that one runs, from its first message to its last; its memory is looked at
-meanwhile.
+The backlog is built in a runner whose handlers wait, and which is then killed. Its successor starts and finds the whole
+backlog in Postgres. `drained_per_s` is the rate at which it runs the messages, from the first to the last. Its memory
+is sampled in the meantime.
 
     python -m benchmarks.bench_durable_tell [--rounds 5] [--backlog 100000] [--loop asyncio|uvloop|both] [--no-peer]
 """
@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any, Final
 
 from actorhub.cluster import Cluster
-from benchmarks._durable import notes, patient
+from benchmarks._durable import patient, run_log
 from benchmarks._effect import EffectProcess, peer_or_reason
 from benchmarks._harness import rss_bytes
 from benchmarks._raw_durable import durable_limits
@@ -31,15 +31,15 @@ from benchmarks._workload import PAYLOAD, Ask, compared, hub, interleave, throug
 ENTITIES: Final = 256
 IN_FLIGHT: Final = 256
 PATIENCE: Final = 60.0
-"""Seconds without a message that ran after which there is something wrong."""
+"""Seconds without a run after which the benchmark fails."""
 SETTLED: Final = 0.1
-"""The share of a backlog that has run when the memory is first looked at: entities and caches are there then."""
+"""Share of the backlog that has run when memory is first sampled. By then entities and caches exist."""
 
 Sample = dict[str, float]
 
 
 def tells_of(cluster: Cluster, entities: int = ENTITIES) -> Ask:
-    """Return what tells the durable entities of a cluster."""
+    """Return a function that tells the durable entities of a cluster."""
     client = patient(cluster)
     ids = [f"e{number}" for number in range(entities)]
 
@@ -66,14 +66,14 @@ async def _accepted(options: argparse.Namespace, limit: Ask, ours: Ask, peer: Ef
     processed: dict[str, list[float]] = {"actorhub": [], "effect": []}
 
     async def accepted(*, running: bool) -> float:
-        before, begin = notes.told, time.perf_counter()
+        before, begin = run_log.told, time.perf_counter()
         if not running:
-            notes.gate.clear()
+            run_log.gate.clear()
         rate = await throughput(ours, tells, IN_FLIGHT)
-        notes.gate.set()
+        run_log.gate.set()
         count = tells // IN_FLIGHT * IN_FLIGHT
-        if not await notes.until(before + count, PATIENCE):
-            raise TimeoutError(f"{notes.told - before} of {count} messages ran")
+        if not await run_log.until(before + count, PATIENCE):
+            raise TimeoutError(f"{run_log.told - before} of {count} messages ran")
         if running:
             processed["actorhub"].append(count / (time.perf_counter() - begin))
         return rate
@@ -124,7 +124,7 @@ async def _backlog(options: argparse.Namespace, space: str) -> dict[str, Any]:
 
 
 async def _drain(runner: RunnerProcess, count: int) -> list[Sample]:
-    """Watch a runner until all has run, or nothing more does."""
+    """Watch a runner until all messages have run, or it makes no progress."""
     samples: list[Sample] = [await asyncio.to_thread(runner.ask, "durable")]
     moved = samples[0]
     while samples[-1]["told"] < count and samples[-1]["time"] - moved["time"] < PATIENCE:
@@ -182,7 +182,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     with_namespace(parser)
     with_peer(parser)
     parser.add_argument("--backlog", type=int, default=100_000, metavar="MESSAGES")
-    parser.add_argument("--entities", type=int, default=1_000, help="that the backlog is for")
+    parser.add_argument("--entities", type=int, default=1_000, help="number of entities in the backlog")
 
 
 if __name__ == "__main__":

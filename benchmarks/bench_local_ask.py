@@ -1,8 +1,8 @@
-"""What does an ask in one process cost beside a bare mailbox?
+"""What does an ask in one process cost, compared with a bare mailbox?
 
-The limit is a deque and a future per ask, and a resident task per actor: no identity, deadline, encoding or checks.
-"Observed" is a runner with metrics served over HTTP and OpenTelemetry's traces on, without an exporter: each ask is
-timed and counted, and begins a trace if its second has not begun its number of them.
+The limit is a deque and a future per ask, and a resident task per actor, without identity, deadline, encoding or
+checks. "Observed" is a runner that serves metrics over HTTP and has OpenTelemetry's traces on, without an exporter.
+Each ask is timed and counted, and starts a trace unless the number of traces of its second is used up.
 
     python -m benchmarks.bench_local_ask [--rounds 7] [--loop asyncio|uvloop|both]
 """
@@ -83,7 +83,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _observed(options: argparse.Namespace) -> AbstractAsyncContextManager[Cluster]:
-    """Return a runner that is made while traces are on; the one before is made without."""
+    """Return a runner that is made while traces are on. The runner without traces was made before."""
     trace.set_tracer_provider(TracerProvider())
     namespace = f"{options.namespace}_observed"
     return hub.runner(database_url=options.database, namespace=namespace, listen="127.0.0.1:0", http="127.0.0.1:0")

@@ -1,8 +1,8 @@
 """How many bytes does an idle resident entity without state take?
 
-`rss` is the growth of the process by that many entities; `traced` what Python's allocator handed out for them, seen by
-tracemalloc in another process; `sizeof` the sum over the objects that an entity alone refers to. The limit is a
-dictionary from id to an instance of the same class, and nothing else.
+`rss` is the growth of the process by this number of entities. `traced` is what Python's allocator handed out for them,
+measured by tracemalloc in another process. `sizeof` is the sum over the objects that only the entity refers to. The
+limit is a dictionary from id to an instance of the same class, and nothing else.
 
     python -m benchmarks.bench_memory [--entities 100000]
 """
@@ -27,7 +27,7 @@ WARM = 2_000
 
 
 def rss_now() -> int:
-    """Return the resident size now; where the system does not say, the largest so far."""
+    """Return the present resident size, or the largest so far if the system does not report the present one."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -65,7 +65,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _sizeof(part: Runner) -> int:
-    """Return the size of one entity's own objects, garbage-collector headers included, shared ones left out."""
+    """Return the size of one entity's own objects, including headers of the garbage collector, without shared ones."""
     cell = next(iter(part.host.types["echo"].cells.values()))
     own = [cell, cell.entity_id, cell.instance, vars(cell.instance)]
     return sum(sys.getsizeof(one) for one in own)

@@ -1,7 +1,7 @@
-"""How long placement takes, and how many shards move when one runner joins or leaves.
+"""How long does placement take, and how many shards move when one runner joins or leaves?
 
-Prints one JSON object. Every timed call is cold: placement keeps nothing between calls. Times are of processor, because
-other work may share the machine.
+Prints one JSON object. Every timed call is cold, because placement keeps nothing between calls. Times are CPU times,
+because other work may share the machine.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""What does an ask between two processes cost beside the bare gRPC stream?
+"""What does an ask between two processes cost, compared with the bare gRPC stream?
 
 The limit for throughput is one bidirectional stream on which everything that is queued at a tick leaves in one frame,
-the payload encoded and decoded at both ends; `opaque` is the same with bytes that nobody looks into. For latency it is
-a bare round trip on a stream.
+and whose payload is encoded and decoded at both ends. `opaque` is the same with bytes that are not decoded. The limit
+for latency is a bare round trip on a stream.
 
     python -m benchmarks.bench_remote_ask [--rounds 7] [--loop asyncio|uvloop|both]
 """

@@ -1,11 +1,12 @@
-"""How late, and is ever one early, of the durable messages that have a time?
+"""How late are durable messages with a due time, and is one ever early?
 
-- `same_second`: thousands that are due at the same moment, of 256 entities, stored some seconds before.
-- `paced`: a hundred each second.
-- `every_second`: a handler that tells itself the next second, each time it runs.
+- `same_second`: thousands of messages to 256 entities that are due at the same moment, and were stored some seconds
+  before.
+- `paced`: a hundred messages each second.
+- `every_second`: a handler that tells itself a message for the next second each time it runs.
 
-Lateness is from the time at which a message is due to the start of its handler. The peer is Effect's cluster on the
-same Postgres with its default settings, which looks for due messages every ten seconds.
+Lateness is the time from the due time of a message to the start of its handler. The peer is Effect's cluster on the
+same Postgres with its default settings, which polls for due messages every ten seconds.
 
     python -m benchmarks.bench_scheduled [--rounds 10] [--messages 10000] [--loop asyncio|uvloop|both] [--no-peer]
 """
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from actorhub.cluster import Cluster
-from benchmarks._durable import Durable, lateness, moment, notes
+from benchmarks._durable import Durable, lateness, moment, run_log
 from benchmarks._effect import EffectProcess, peer_or_reason
 from benchmarks._harness import rss_bytes
 from benchmarks._session import measured, parse, target, with_namespace, with_peer
@@ -26,12 +27,12 @@ from benchmarks._workload import hub, throughput
 ENTITIES: Final = 256
 IN_FLIGHT: Final = 256
 AHEAD: Final = 3.0
-"""Seconds for storing them before the first is due."""
+"""Seconds in which messages are stored before the first is due."""
 PATIENCE: Final = 30.0
-"""Seconds after which a message that did not run never will."""
+"""Seconds after which a message that has not run is considered lost."""
 PEER_ROUNDS: Final = 2
 PEER_AHEAD: Final = 8.0
-"""It stores fewer each second."""
+"""The peer gets fewer messages, because it stores fewer per second."""
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +46,7 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
     ):
         for number in range(options.rounds):
             bursts.append(await _burst(cluster, messages, over=0.0))
-            late += notes.late
+            late += run_log.late
             if peer is not None and number < PEER_ROUNDS:
                 peers.append(await _peer_burst(peer.single, messages))
         seconds = 3 if options.quick else 20
@@ -61,8 +62,8 @@ async def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 async def _burst(cluster: Cluster, messages: int, *, over: float) -> dict[str, Any]:
-    """Tell `messages` whose times are spread over so many seconds; return how late they ran."""
-    notes.late.clear()
+    """Tell `messages` whose due times are spread over some seconds. Return how late they ran."""
+    run_log.late.clear()
     client = cluster.client(Durable)
     first = math.ceil(time.time() + AHEAD)
     spread = over / messages
@@ -81,22 +82,22 @@ async def _burst(cluster: Cluster, messages: int, *, over: float) -> dict[str, A
     await throughput(tell_next, IN_FLIGHT, IN_FLIGHT)
     stored = time.perf_counter() - begin
     ahead = first - time.time()
-    await notes.until(messages, ahead + over + PATIENCE, timed=True)
+    await run_log.until(messages, ahead + over + PATIENCE, timed=True)
     return {
         "stored_per_s": round(messages / stored, 1),
         "stored_ahead_ms": round(ahead * 1e3),
-        "ran": len(notes.late),
-        **lateness(notes.late),
+        "ran": len(run_log.late),
+        **lateness(run_log.late),
     }
 
 
 async def _ticks(cluster: Cluster, count: int) -> dict[str, Any]:
-    """Let a handler tell itself every second; return how late it ran."""
-    notes.late.clear()
+    """Let a handler tell itself a message every second. Return how late it ran."""
+    run_log.late.clear()
     due = math.ceil(time.time() + 1.0)
     await cluster.tell(cluster.client(Durable)("clock").tick(float(due), count), deliver_at=moment(due))
-    await notes.until(count, count + PATIENCE, timed=True)
-    return {"seconds": count, "ran": len(notes.late), **lateness(notes.late)}
+    await run_log.until(count, count + PATIENCE, timed=True)
+    return {"seconds": count, "ran": len(run_log.late), **lateness(run_log.late)}
 
 
 async def _peer_burst(process: EffectProcess, messages: int) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
 def extend(parser: argparse.ArgumentParser) -> None:
     with_namespace(parser)
     with_peer(parser)
-    parser.add_argument("--messages", type=int, default=10_000, help="that are due at once")
+    parser.add_argument("--messages", type=int, default=10_000, help="number of messages that are due at once")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""How soon does a singleton lead again after its leader is killed, and how fast are the steps of its `run`?
+"""How soon does a singleton have a new leader after its leader is killed, and how fast are the steps of its `run`?
 
-- takeover: three runner processes; SIGKILL of the leader; the time until the next one answers an ask, and until the
-  first step of its `run` is committed. The limit is the time until Postgres gives the advisory locks of a killed holder
-  to a session that waits for them.
-- steps: one after the other, in a runner in this process: `step` stores a small result, `step_with_sql` a row of the
-  user's with it, `save` commits the state. The limits, over asyncpg and nothing else: one insert per commit, and two
-  inserts in a transaction.
+- takeover: three runner processes, and SIGKILL of the leader. Measures the time until the next leader answers an ask,
+  and until the first step of its `run` is committed. The limit is the time until Postgres gives the advisory locks of a
+  killed holder to a session that waits for them.
+- steps: one after the other, in a runner in this process. `step` stores a small result, `step_with_sql` also inserts a
+  row of the user's, and `save` commits the state. The limits, over asyncpg and nothing else, are one insert per commit,
+  and two inserts in a transaction.
 
     python -m benchmarks.bench_singleton [--kills 50] [--rounds 5] [--loop asyncio|uvloop|both]
 """
@@ -35,7 +35,7 @@ RUNNERS: Final = 3
 HUB: Final = "benchmarks._singleton:hub"
 STEPS: Final = 1_000
 REIGN: Final = 0.5
-"""Seconds for which a leader is left alone at most."""
+"""The longest time in seconds for which a leader is left alone before it is killed."""
 PAUSE: Final = 0.002
 DATA: Final = b"x" * 100
 
@@ -88,7 +88,7 @@ async def _runners(url: str, space: str, loop: str) -> AsyncGenerator[tuple[Clus
 
 
 async def _replace(url: str, space: str, loop: str, place: tuple[list[RunnerProcess], RunnerProcess]) -> None:
-    """Put a new runner in the place of one that ended."""
+    """Replace a runner that has ended with a new one."""
     runners, ended = place
     ended.end()
     fresh = RunnerProcess(url, space, loop=loop, hub=HUB)
@@ -97,7 +97,7 @@ async def _replace(url: str, space: str, loop: str, place: tuple[list[RunnerProc
 
 
 async def _leader(cluster: Cluster, former: str = "", *, works: bool = False) -> Leading:
-    """Ask until somebody else than `former` answers, and has committed a step if that is asked for."""
+    """Ask until a runner other than `former` answers, and if wanted, until it has committed a step."""
     worker = cluster.singleton(Worker)
     while True:
         try:
@@ -171,7 +171,7 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
 def extend(parser: argparse.ArgumentParser) -> None:
     with_namespace(parser)
     parser.add_argument("--kills", type=int, help="default 50, quick: 3")
-    parser.add_argument("--seed", type=int, default=1, help="of the moments of the kills")
+    parser.add_argument("--seed", type=int, default=1, help="seed for the times of the kills")
 
 
 if __name__ == "__main__":

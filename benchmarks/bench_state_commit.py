@@ -1,8 +1,8 @@
-"""What does an ask that changes state cost beside the least that Postgres must do for it, and what does the fence cost?
+"""What does an ask that changes state cost, compared with the least work for Postgres, and what does the fence cost?
 
-The limit stores request and reply in one commit: everything that queued while the last commit was under way is one
-insert from arrays, over one connection. `update` is the same as an update of 1024 rows. `unfenced` is actorhub with its
-fence left out.
+The limit stores request and reply in one commit: all requests that queue while the last commit is in progress become
+one insert with arrays, over one connection. `update` is the same as an update of 1024 rows. `unfenced` is actorhub
+without its fence.
 
     python -m benchmarks.bench_state_commit [--rounds 7] [--in-flight 256] [--loop asyncio|uvloop|both]
 """

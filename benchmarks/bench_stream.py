@@ -1,7 +1,7 @@
-"""What does a link cost beside the bare gRPC stream under it?
+"""What does a link cost, compared with the bare gRPC stream under it?
 
-`raw` is grpc.aio with coalescing and nothing else, `ping` its bare round trip, `link` is ours. All of them carry the
-same envelopes between two processes; they run interleaved, each in fresh processes.
+`raw` is grpc.aio with coalescing and nothing else, `ping` is its bare round trip, and `link` is ours. All of them carry
+the same envelopes between two processes. They run interleaved, each in fresh processes.
 
     python -m benchmarks.bench_stream [--rounds 3] [--asks 150000]
 """
@@ -40,7 +40,7 @@ def ask(number: int) -> Request:
 
 
 class Coalescer:
-    """The least that coalesces: a list, and a task that writes all of it."""
+    """The simplest thing that coalesces: a list, and a task that writes all of it."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         self._write = write
@@ -63,7 +63,7 @@ class Coalescer:
 
 
 class Caller:
-    """Asks over anything that sends, and matches the replies."""
+    """Asks over any sender, and matches the replies."""
 
     def __init__(self) -> None:
         self.send: Callable[[Envelope], None]
@@ -92,7 +92,7 @@ class Caller:
 
 
 class Echo:
-    """Replies to every request at once."""
+    """Replies to every request immediately."""
 
     def __init__(self, send: Callable[[Envelope], None]) -> None:
         self._send = send

@@ -1,4 +1,4 @@
-"""How many chunks per second do 16 streams between two processes carry, beside one bare gRPC stream?
+"""How many chunks per second do 16 streams between two processes carry, compared with one bare gRPC stream?
 
 The limit sends full frames of encoded chunks, without credit, to 16 tasks that decode nothing.
 

@@ -1,12 +1,13 @@
-"""How long are shards without an owner that answers when a runner is killed, frozen, or asked to leave?
+"""How long do shards have no owner that answers when a runner is killed, frozen, or asked to leave?
 
-Three runner processes with default settings own 300 shards; this process is their client. It has one entity per shard.
+Three runner processes with default settings own 300 shards. This process is their client, and has one entity per shard.
 
-- kill: SIGKILL of one; for each of its shards, the time until an ask is answered by another runner. The limit is the
-  time until Postgres gives the advisory locks of a killed holder to a session that waits for them.
-- freeze: SIGSTOP of one while it is busy with state changes and has handlers that wait; the same times. Then SIGCONT:
-  what it still tries to commit must be refused, and stored data must stay as its successors left them.
-- drain: SIGTERM of one while each shard is asked all the time; the longest wait of each shard's callers, and errors.
+- kill: SIGKILL of one runner. Measures for each of its shards the time until another runner answers an ask. The limit
+  is the time until Postgres gives the advisory locks of a killed holder to a session that waits for them.
+- freeze: SIGSTOP of one runner while it is busy with state changes and has handlers that wait. Measures the same times.
+  Then SIGCONT: what the runner still tries to commit must be refused, and its successors' data must stay as it is.
+- drain: SIGTERM of one runner while each shard is asked all the time. Measures the longest wait of each shard's
+  callers, and counts errors.
 
     python -m benchmarks.bench_takeover [--kills 100] [--freezes 5] [--drains 10] [--loop uvloop]
 """
@@ -59,7 +60,7 @@ class World:
             self.ids.setdefault(cluster.shard_of(Counter, f"c{number}").number, f"c{number}")
 
     async def owners(self) -> dict[int, str]:
-        """Return the incarnation that owns each shard, as Postgres has it."""
+        """Return the incarnation that owns each shard, according to Postgres."""
         connection = await asyncpg.connect(self.url)
         try:
             rows = await connection.fetch(f"select number, owner_incarnation from {self.space}.shard")
@@ -68,7 +69,7 @@ class World:
         return {number: incarnation for number, incarnation in rows if incarnation is not None}
 
     async def settled(self) -> dict[int, str]:
-        """Wait until all runners own their share and every shard answers; return the owners."""
+        """Wait until all runners own their share and every shard answers. Return the owners."""
         live = {runner.incarnation for runner in self.runners}
         deadline = time.perf_counter() + SETTLE_SECONDS
         shares: Tally[str] = Tally()
@@ -84,7 +85,7 @@ class World:
         raise RuntimeError(f"the shards are not spread evenly after {SETTLE_SECONDS:g} s: {shares}")
 
     async def answered(self, entity: str, former: str) -> float:
-        """Ask until somebody else than `former` answers; return when, by `time.perf_counter`."""
+        """Ask until a runner other than `former` answers. Return the time, by `time.perf_counter`."""
         while True:
             try:
                 if await self.patient(entity).where() != former:
@@ -93,7 +94,7 @@ class World:
                 await asyncio.sleep(0.002)
 
     async def replace(self, runner: RunnerProcess) -> None:
-        """Put a new runner in the place of one that ended."""
+        """Replace a runner that has ended with a new one."""
         runner.end()
         fresh = RunnerProcess(self.url, self.space, loop=self.loop)
         self.runners[self.runners.index(runner)] = fresh
@@ -122,7 +123,7 @@ async def world(url: str, space: str, loop: str) -> AsyncGenerator[World, None]:
 
 
 async def kills(here: World, count: int, chance: random.Random) -> dict[str, Any]:
-    """Kill runners one after another."""
+    """Kill one runner after the other."""
     shards: list[float] = []
     worst: list[float] = []
     limits: list[float] = []
@@ -145,7 +146,7 @@ async def kills(here: World, count: int, chance: random.Random) -> dict[str, Any
 
 
 async def freezes(here: World, count: int, chance: random.Random) -> dict[str, Any]:
-    """Freeze and thaw runners one after another."""
+    """Freeze and thaw one runner after the other."""
     shards: list[float] = []
     rounds: list[dict[str, Any]] = []
     for number in range(count):
@@ -162,7 +163,7 @@ async def freezes(here: World, count: int, chance: random.Random) -> dict[str, A
 
 
 async def drains(here: World, count: int, chance: random.Random) -> dict[str, Any]:
-    """Drain runners one after another under constant asks."""
+    """Drain one runner after the other under constant asks."""
     stalls: list[float] = []
     usual: list[float] = []
     errors: list[str] = []
@@ -199,7 +200,7 @@ async def drains(here: World, count: int, chance: random.Random) -> dict[str, An
 
 
 class Watch:
-    """Asks every shard again and again, and keeps the longest wait of each."""
+    """Asks every shard again and again, and records the longest wait of each."""
 
     def __init__(self, here: World) -> None:
         self._client = here.cluster.client(Counter)
@@ -209,7 +210,7 @@ class Watch:
         self.stop = False
 
     async def ask_on(self, shard: int, entity: str) -> None:
-        """Ask until told to stop."""
+        """Ask until stopped."""
         await asyncio.sleep(random.random() * PACE)
         while not self.stop:
             begin = time.perf_counter()
@@ -222,7 +223,7 @@ class Watch:
             await asyncio.sleep(PACE)
 
     def longest_waits(self, shards: set[int]) -> list[float]:
-        """Return the longest wait of each of these shards since the last look, in seconds."""
+        """Return the longest wait of each of these shards since the last call, in seconds."""
         found, self._longest = self._longest, {}
         return [wait for shard, wait in found.items() if shard in shards]
 
@@ -278,7 +279,7 @@ def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=int, help="default 100, quick: 2")
     parser.add_argument("--freezes", type=int, help="default 5, quick: 1")
     parser.add_argument("--drains", type=int, help="default 10, quick: 1")
-    parser.add_argument("--seed", type=int, default=1, help="of the choice of victims")
+    parser.add_argument("--seed", type=int, default=1, help="seed for the choice of victims")
 
 
 def main() -> None:

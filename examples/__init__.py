@@ -1,1 +1,1 @@
-"""Programs that show actorhub at work."""
+"""Example programs that use actorhub."""

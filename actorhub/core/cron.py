@@ -242,7 +242,7 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
     """Whether there are more than `count`. `last` is the last of all of them in any case."""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class CronPlan(msgspec.Struct, frozen=True, kw_only=True):
     """What a schedule does next."""
 
     next_at: float | None
@@ -253,7 +253,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan(
     expression: CronExpression, previous: float | None, now: float, *, skip_if_older_than: float, from_previous: bool
-) -> Plan:
+) -> CronPlan:
     """Return the fire time whose message to store next, and the fire times that are skipped before it.
 
     `next_at` is greater than `previous` even if the clock stepped back. So if each plan starts from the result of the
@@ -269,12 +269,12 @@ def plan(
             after `now`.
     """
     if previous is None:
-        return Plan(next_at=expression.after(now))
+        return CronPlan(next_at=expression.after(now))
     horizon = math.ceil(now - skip_if_older_than) - 1 if from_previous else now
     if horizon <= previous:
-        return Plan(next_at=expression.after(previous))
+        return CronPlan(next_at=expression.after(previous))
     skipped = _skipped("too old" if from_previous else "missed", expression, previous, horizon)
-    return Plan(next_at=expression.after(horizon), skipped=skipped)
+    return CronPlan(next_at=expression.after(horizon), skipped=skipped)
 
 
 def delivery_delay(schedule: str, fire_time: float, jitter: float) -> float:

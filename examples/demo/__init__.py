@@ -1,1 +1,1 @@
-"""What the examples' demos have in common: real processes, a real Postgres, a patient sender, and a screen."""
+"""Code that the demos share: runner processes, a real Postgres, a sender that repeats calls, and a screen."""

@@ -1,4 +1,4 @@
-"""The cluster of one run: started, hurt on purpose, and ended."""
+"""The cluster of one run of a demo: it is started, damaged on purpose, and stopped."""
 
 import shutil
 import tempfile
@@ -17,25 +17,25 @@ _SHARED_DIRECTORY: Final = Path(".actorhub")
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a demo runs on."""
+    """The programs and the database that a demo runs on."""
 
     name: str
-    """The demo's; begins the names of its namespace and of its directory of logs."""
+    """Name of the demo. The names of its namespace and of its log directory begin with it."""
     hub: str
-    """What `actorhub serve` serves."""
+    """The hub for `actorhub serve`, such as `examples.nightly.entities:hub`."""
     database_url: str | None = None
-    """`None`: an embedded Postgres."""
+    """URL of the Postgres, or `None` for an embedded one."""
     crashes: bool = False
-    """Whether the demo will crash Postgres; if it is embedded, it is one of the demos' own then."""
+    """Whether the demo crashes Postgres. An embedded Postgres is then one that only demos use."""
 
 
 class DemoCluster:
-    """Runner processes on a namespace of their own; what happens to them is said on the screen.
+    """Runner processes in a namespace of their own. The screen shows what happens to them.
 
     Args:
-        server: The Postgres.
-        namespace: The name of the cluster.
-        runners: Its processes.
+        server: The Postgres server.
+        namespace: Name of the cluster.
+        runners: Processes of the cluster.
         screen: Where to report.
     """
 
@@ -47,26 +47,26 @@ class DemoCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What is set for runners that are started from now on."""
+        """Environment variables for runners that are started from now on."""
         return self._runners.environment
 
     @property
     def names(self) -> dict[str, str]:
-        """What the runners are called, by address, those that are gone included."""
+        """Names of the runners by address, including those that have ended."""
         return {runner.address: runner.name for runner in self._runners.processes}
 
     @property
     def known(self) -> list[RunnerProcess]:
-        """The runners, in the order of their starts, those that are gone included."""
+        """The runners in the order in which they were started, including those that have ended."""
         return self._runners.processes
 
     @property
     def serving(self) -> list[RunnerProcess]:
-        """The runners that are there."""
+        """The runners that are ready and have not been told to leave."""
         return [runner for runner in self._runners.processes if runner.serving]
 
     async def add(self, count: int = 1) -> None:
-        """Start runners, at the same time, and return when all of them are ready."""
+        """Start several runners at the same time, and return when all of them are ready."""
         for runner in [await self._runners.start() for _ in range(count)]:
             await runner.ready()
             self._screen.say(f"{runner.name} is ready: pid {runner.pid}, {runner.address}", "green")
@@ -77,17 +77,17 @@ class DemoCluster:
         self._screen.say(f"killed {victim.name} (pid {victim.pid}, SIGKILL){what}", "red")
 
     async def crash_postgres(self) -> None:
-        """Crash the server and start it again."""
+        """Crash Postgres and start it again."""
         postmaster = await self.server.crash()
         self._screen.say(f"crashed Postgres (pid {postmaster}, SIGQUIT: -m immediate), and started it again", "red")
 
     async def leave(self, runner: RunnerProcess, what: str = "") -> None:
-        """Let a runner go gracefully."""
+        """Stop a runner gracefully."""
         status = await runner.stop()
         self._screen.say(f"{runner.name} (pid {runner.pid}) left on SIGTERM with status {status}{what}", "yellow")
 
     async def stop(self) -> bool:
-        """End all runners; return whether every one that was not killed left gracefully."""
+        """Stop all runners. Return whether all that were not killed left gracefully."""
         there = len(self.serving)
         statuses = {runner: status for runner, status in (await self._runners.stop()).items() if not runner.killed}
         wrong = [
@@ -102,12 +102,12 @@ class DemoCluster:
 
 @asynccontextmanager
 async def demo_cluster(stage: Stage, screen: Screen, logs: Path) -> AsyncGenerator[DemoCluster, None]:
-    """Hold a cluster without runners yet; processes and namespace are gone after the block.
+    """Provide a cluster, at first without runners. After the block its processes and its namespace are gone.
 
     Args:
-        stage: What to run on.
+        stage: What the demo runs on.
         screen: Where to report.
-        logs: Directory for the runners' output.
+        logs: Directory for the output of the runners.
     """
     directory = OWN_DIRECTORY if stage.crashes else _SHARED_DIRECTORY
     async with AsyncExitStack() as stack:
@@ -122,17 +122,17 @@ async def demo_cluster(stage: Stage, screen: Screen, logs: Path) -> AsyncGenerat
 
 
 class Logs:
-    """A directory of runners' logs: removed after a run in which all was well."""
+    """A directory for the logs of runners. It is removed if the run succeeds."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.wanted = False
-        """Whether somebody will want to read them."""
+        """Whether to keep the logs, because something went wrong."""
 
 
 @asynccontextmanager
 async def runner_logs(name: str) -> AsyncGenerator[Logs, None]:
-    """Hold a directory for the runners' logs; it is kept if they are wanted, or a part of the run failed."""
+    """Provide a directory for the logs of runners. It is kept if the logs are wanted or the run failed."""
     logs = Logs(Path(tempfile.mkdtemp(prefix=f"{name}-")))
     try:
         yield logs

@@ -1,4 +1,4 @@
-"""The Postgres of a run: the one that was given, or an embedded one, which can be crashed."""
+"""The Postgres of a run: the one that `--database` names, or an embedded one, which the demo can crash."""
 
 import asyncio
 import os
@@ -15,16 +15,16 @@ from actorhub import ConfigurationError
 from actorhub.storage.postgres.embedded import EmbeddedPostgres
 
 OWN_DIRECTORY: Final = Path(".actorhub") / "crashing"
-"""Where a server lies that a demo crashes: others who use the one in `./.actorhub` do not notice."""
+"""Directory of the server that a demo crashes. Programs that use the one in `./.actorhub` are not affected."""
 _CRASH_SECONDS: Final = 30.0
 
 
 class Postgres:
-    """A server that takes connections at `url`.
+    """A server that accepts connections at `url`.
 
     Args:
-        url: What asyncpg connects to.
-        directory: That of an embedded server; `None`: the server is somebody else's.
+        url: The URL for asyncpg.
+        directory: Directory of an embedded server, or `None` for a server that is not the demo's.
     """
 
     def __init__(self, url: str, directory: Path | None = None) -> None:
@@ -33,20 +33,20 @@ class Postgres:
 
     @property
     def embedded(self) -> bool:
-        """Whether it is an embedded server, which can be crashed."""
+        """Whether this is an embedded server, which the demo can crash."""
         return self._directory is not None
 
     async def crash(self) -> int:
-        """End the server as `pg_ctl stop -m immediate` does, and start it again; return the id of what was ended.
+        """Stop the server like `pg_ctl stop -m immediate`, and start it again. Return the id of the stopped process.
 
-        Nothing is flushed and no session is told: the server recovers from its write-ahead log.
+        Nothing is flushed, and sessions are not notified: the server recovers from its write-ahead log.
         """
         assert self._directory is not None
         file = self._directory / "postgres" / "postmaster.pid"
         postmaster = int(file.read_text().splitlines()[0])
         os.kill(postmaster, signal.SIGQUIT)
         async with asyncio.timeout(_CRASH_SECONDS):
-            while file.exists():  # noqa: ASYNC110 - a postmaster that is gone cannot announce it
+            while file.exists():  # noqa: ASYNC110 - a postmaster cannot announce its own end
                 await asyncio.sleep(0.01)
         share = EmbeddedPostgres(self._directory)
         await share.start()
@@ -56,7 +56,7 @@ class Postgres:
 
 @asynccontextmanager
 async def postgres(url: str | None, directory: Path) -> AsyncGenerator[Postgres, None]:
-    """Yield the server at `url`, or the embedded one in `directory`, which runs at least as long as the block."""
+    """Yield the server at `url`, or else the embedded one in `directory`, which runs at least until the block ends."""
     if url is not None:
         yield Postgres(url)
         return
@@ -69,12 +69,12 @@ async def postgres(url: str | None, directory: Path) -> AsyncGenerator[Postgres,
 
 @asynccontextmanager
 async def fresh_namespace(url: str, prefix: str) -> AsyncGenerator[str, None]:
-    """Yield a name that no cluster has; what was stored under it is removed afterwards.
+    """Yield a name that no cluster has. What is stored under it is removed afterwards.
 
-    So runs can follow each other and go side by side on one Postgres.
+    So several runs can use one Postgres, one after the other or at the same time.
 
     Raises:
-        ConfigurationError: the database cannot be reached.
+        ConfigurationError: The database cannot be reached.
     """
     name = f"{prefix}_{token_hex(6)}"
     try:
@@ -89,7 +89,7 @@ async def fresh_namespace(url: str, prefix: str) -> AsyncGenerator[str, None]:
 
 
 async def drop_schema(url: str, name: str) -> None:
-    """Remove a schema with all that is in it, if it is there; `name` must be a plain identifier."""
+    """Remove a schema with everything in it, if it exists. `name` must be a plain identifier."""
     connection = await asyncpg.connect(url, timeout=10)
     try:
         await connection.execute(f"drop schema if exists {name} cascade", timeout=60)

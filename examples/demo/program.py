@@ -1,4 +1,4 @@
-"""What the demos' command lines have in common: one run, its end by a signal, and its exit status."""
+"""The main program of a demo: one run, its end by a signal, and the exit status."""
 
 import asyncio
 import logging
@@ -17,8 +17,8 @@ from examples.demo.stored import NotDrained
 
 
 def run(demo: Callable[[Screen], Awaitable[bool]]) -> NoReturn:
-    """Run a demo and exit: 0 if it says that all is well, 1 if not, 128 + signal when it was interrupted."""
-    # A runner is started while gRPC's threads run here; gRPC's own fork handlers crash in such a child now and then.
+    """Run a demo and exit, with status 0 if it succeeds, 1 if not, and 128 + signal if it is interrupted."""
+    # Runners are started while gRPC's threads run in this process. gRPC's fork handlers sometimes crash such a child.
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     screen = Screen(Console() if sys.stdout.isatty() else Console(width=120))
     logging.getLogger("actorhub").addHandler(_OnScreen(screen))
@@ -36,7 +36,7 @@ def run(demo: Callable[[Screen], Awaitable[bool]]) -> NoReturn:
 
 
 class _OnScreen(logging.Handler):
-    """Shows what the client of the cluster logs, warnings and worse."""
+    """Shows the warnings and errors that the client of the cluster logs."""
 
     def __init__(self, screen: Screen) -> None:
         super().__init__(logging.WARNING)
@@ -47,7 +47,7 @@ class _OnScreen(logging.Handler):
 
 
 async def _until_terminated(demo: Awaitable[bool]) -> bool:
-    """Run the demo; SIGTERM ends it as Ctrl-C does."""
+    """Run the demo. SIGTERM ends it, like Ctrl-C."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -55,10 +55,10 @@ async def _until_terminated(demo: Awaitable[bool]) -> bool:
 
 
 def _leaves(error: Exception) -> Iterator[Exception]:
-    """Yield the errors in a group of groups; raise those that only a defect explains.
+    """Yield the errors in nested exception groups. Raise those that can only be defects.
 
     Raises:
-        ExceptionGroup: what is neither an error of the cluster nor of a runner process.
+        ExceptionGroup: The errors that come neither from the cluster nor from a runner process.
     """
     known = (ActorhubError, RunnerFailed, NotDrained)
     if not isinstance(error, ExceptionGroup):
@@ -72,9 +72,9 @@ def _leaves(error: Exception) -> Iterator[Exception]:
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's, where the `speed` extra is installed."""
+    """Return uvloop's factory if the `speed` extra is installed."""
     try:
-        import uvloop  # noqa: PLC0415 - the `speed` extra may be absent
+        import uvloop  # noqa: PLC0415 - the `speed` extra is optional
     except ImportError:
         return None
     return uvloop.new_event_loop

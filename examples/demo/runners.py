@@ -1,4 +1,4 @@
-"""Runner processes: what a user would start in as many terminals."""
+"""Runner processes, as a user would start them in several terminals."""
 
 import asyncio
 import os
@@ -20,22 +20,22 @@ _TAIL_LINES: Final = 30
 
 
 class RunnerFailed(Exception):
-    """A runner did not start, or ended when it should not have; the text quotes the end of its log."""
+    """A runner did not start, or ended unexpectedly. The text quotes the end of its log."""
 
 
 class RunnerProcess:
-    """One `actorhub serve`, with its output in a log file.
+    """One `actorhub serve` process, with its output in a log file.
 
     Args:
-        number: What it is called here, from 1.
+        number: Its number, from 1.
         process: The process.
-        log: Where its output goes.
+        log: File for its output.
     """
 
     def __init__(self, number: int, process: Process, log: Path) -> None:
         self.number = number
         self.address = ""
-        """Where it listens, once it is ready."""
+        """The address on which it listens, once it is ready."""
         self.killed = False
         """Whether it was killed on purpose."""
         self._process = process
@@ -45,7 +45,7 @@ class RunnerProcess:
 
     @property
     def name(self) -> str:
-        """How it is called in the output."""
+        """Its name in the output of the demo."""
         return f"runner {self.number}"
 
     @property
@@ -55,14 +55,14 @@ class RunnerProcess:
 
     @property
     def serving(self) -> bool:
-        """Whether it is ready, and nobody told it to leave."""
+        """Whether it is ready and has not been told to leave."""
         return self._ready.is_set() and not self._leaving
 
     async def watch(self) -> None:
-        """Keep its output, and notice its end.
+        """Write its output to the log, and watch for its end.
 
         Raises:
-            RunnerFailed: it ended by itself.
+            RunnerFailed: It ended by itself.
         """
         output = self._process.stdout
         assert output is not None
@@ -78,10 +78,10 @@ class RunnerProcess:
             raise RunnerFailed(f"{self.name} ended by itself, status {status}:\n{self._tail()}")
 
     async def ready(self) -> None:
-        """Return when it owns shards and takes calls.
+        """Return when it owns shards and accepts calls.
 
         Raises:
-            RunnerFailed: it took too long.
+            RunnerFailed: It took too long.
         """
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -90,12 +90,12 @@ class RunnerProcess:
             raise RunnerFailed(f"{self.name} was not ready within {_START_SECONDS:.0f} s:\n{self._tail()}") from None
 
     def kill(self) -> None:
-        """End it with SIGKILL."""
+        """Kill it with SIGKILL."""
         self._leaving = self.killed = True
         self._process.kill()
 
     async def stop(self) -> int:
-        """Ask it to leave with SIGTERM, and return its exit status; kill it if it does not go."""
+        """Ask it to leave with SIGTERM, and return its exit status. Kill it if it does not leave."""
         self._leaving = True
         if self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
@@ -103,7 +103,7 @@ class RunnerProcess:
                 async with asyncio.timeout(_STOP_SECONDS):
                     await self._process.wait()
             except TimeoutError:
-                pass  # killed below, and its status says so
+                pass  # it is killed below, and its status shows that
             finally:
                 if self._process.returncode is None:
                     self._process.kill()
@@ -128,11 +128,11 @@ class Runners:
         self._arguments = arguments
         self._logs = logs
         self.environment: dict[str, str] = {}
-        """Set for those that are started from now on, besides what is set here."""
+        """Environment variables for runners that are started from now on, besides those of this process."""
         self.processes: list[RunnerProcess] = []
 
     async def start(self) -> RunnerProcess:
-        """Start another one; wait for it with its `ready`."""
+        """Start another runner. Wait for it with its `ready`."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *_SERVE,
@@ -141,7 +141,7 @@ class Runners:
             stderr=asyncio.subprocess.STDOUT,
             cwd=_ROOT,
             env={**os.environ, **self.environment},
-            start_new_session=True,  # Ctrl-C is for the demo, which ends its runners itself
+            start_new_session=True,  # Ctrl-C must reach the demo only, which stops its runners itself
         )
         number = len(self.processes) + 1
         runner = RunnerProcess(number, process, self._logs / f"runner-{number}.log")
@@ -150,7 +150,7 @@ class Runners:
         return runner
 
     async def stop(self) -> dict[RunnerProcess, int]:
-        """End all that still run, gracefully and at once; return the exit status of every one."""
+        """Stop all runners gracefully, at the same time. Return the exit status of each."""
         async with asyncio.TaskGroup() as group:
             stops = {runner: group.create_task(runner.stop()) for runner in self.processes}
         return {runner: stop.result() for runner, stop in stops.items()}
@@ -158,7 +158,7 @@ class Runners:
 
 @asynccontextmanager
 async def runner_processes(arguments: tuple[str, ...], logs: Path) -> AsyncGenerator[Runners, None]:
-    """Hold runner processes; none of them outlives the block.
+    """Provide runner processes. None of them outlives the block.
 
     Raises:
         ExceptionGroup: of `RunnerFailed`, when one ended by itself.

@@ -1,4 +1,4 @@
-"""What the demo shows: on a terminal with a live progress bar, elsewhere as plain lines."""
+"""The output of a demo: plain lines, and on a terminal a live progress bar."""
 
 import asyncio
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ _LINE_SECONDS: Final = 5.0
 
 
 class Screen:
-    """Prints with the time since its making in front.
+    """Prints lines that begin with the time since the start.
 
     Args:
         console: Where to print.
@@ -36,14 +36,14 @@ class Screen:
         )
 
     async def follow(self, sender: Sender, total: int, what: str) -> None:
-        """Show how much of the total (of records, say) is done, until cancelled."""
+        """Show how much of the total is done, until cancelled."""
         if self._console.is_terminal:
             await self._draw(sender, total, what)
         else:
             await self._list(sender, total, what)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
-        """Print a table of two columns."""
+        """Print a table with two columns."""
         table = Table(title=title, show_header=False, title_justify="left", title_style="bold")
         table.add_column(style="cyan")
         table.add_column()
@@ -96,7 +96,7 @@ class Rate:
         self._points = [(monotonic(), sender.done)]
 
     def __call__(self) -> float:
-        """Return the rate up to now."""
+        """Return the present rate."""
         now = monotonic()
         self._points.append((now, self._sender.done))
         while len(self._points) > 2 and self._points[1][0] < now - self._WINDOW:
@@ -106,7 +106,7 @@ class Rate:
 
 
 def retries_of(sender: Sender) -> str:
-    """Return the number of retries in words, by error; nothing when there were none."""
+    """Return the number of retries by error, as text, or an empty text without retries."""
     total = sender.retries.total()
     if total == 0:
         return ""

@@ -1,4 +1,4 @@
-"""What every driver does: count what is done, and repeat what a cluster in trouble could not do."""
+"""What all drivers do: count the work that is done, and repeat calls that fail while the cluster is in trouble."""
 
 import asyncio
 from collections import Counter
@@ -12,37 +12,37 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 PASSING: Final = (CallTimeout, EntityNotAssigned, MailboxFull, PersistenceError, RunnerUnavailable, ShuttingDown)
-"""Errors of a cluster in trouble, worth another try. All others are defects: they end the run."""
+"""Errors of a cluster in trouble, after which a call is repeated. All other errors are defects and end the run."""
 PATIENCE: Final = 60.0
-"""Seconds for which one call is tried."""
+"""Seconds during which one call is repeated."""
 _FIRST_PAUSE: Final = 0.01
 _LONGEST_PAUSE: Final = 0.25
 
 
 class Sender:
-    """Sends calls, each until its outcome is known.
+    """Sends calls, and repeats each of them until its outcome is known.
 
     Args:
-        in_flight: How many may be under way at once.
+        in_flight: How many calls may be in flight at once.
     """
 
     def __init__(self, in_flight: int) -> None:
         self.in_flight = in_flight
         self.done = 0
-        """What is known to be done."""
+        """How much work is known to be done."""
         self.retries: Counter[str] = Counter()
-        """Calls that were sent again, by error."""
+        """Numbers of repeated calls, by error."""
         self._marks: list[tuple[int, asyncio.Event]] = []
 
     async def reached(self, count: int) -> None:
-        """Return when that much is done."""
+        """Return when `count` units of work are done."""
         event = asyncio.Event()
         self._marks.append((count, event))
         self.advance(0)
         await event.wait()
 
     def advance(self, count: int) -> None:
-        """Note that `count` more are done."""
+        """Count `count` more units of work as done."""
         self.done += count
         for mark in self._marks[:]:
             wanted, event = mark
@@ -51,9 +51,9 @@ class Sender:
                 self._marks.remove(mark)
 
     async def until_done(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Repeat a call until it succeeds, or fails with what another try cannot help.
+        """Repeat a call until it succeeds, or fails with an error that a repetition does not cure.
 
-        It may be executed more than once: its handler must tell, or its key does.
+        The call can be executed more than once, so its handler must recognise a repetition, or it must have a key.
         """
         deadline = monotonic() + PATIENCE
         pause = _FIRST_PAUSE
@@ -69,10 +69,10 @@ class Sender:
             pause = min(pause * 2, _LONGEST_PAUSE)
 
     async def each(self, items: Iterable[U], act: Callable[[U], Awaitable[None]]) -> None:
-        """Do `act` with every item, begun in their order.
+        """Call `act` with every item, and start the calls in order.
 
         Raises:
-            ExceptionGroup: one failed for good.
+            ExceptionGroup: A call failed for good.
         """
         left = iter(items)
 
@@ -85,7 +85,7 @@ class Sender:
                 group.create_task(work())
 
     async def results(self, calls: Mapping[str, Callable[[], Awaitable[T]]]) -> dict[str, T]:
-        """Return what every call returns, by its name."""
+        """Return the results of all calls, by name."""
         found: dict[str, T] = {}
 
         async def ask(name: str) -> None:

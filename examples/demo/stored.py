@@ -1,4 +1,4 @@
-"""What the views say about a cluster's durable messages: the same that anybody with psql sees."""
+"""What the SQL views show about the durable messages of a cluster, as an operator sees it in psql."""
 
 import asyncio
 import math
@@ -8,16 +8,16 @@ from typing import Final
 import asyncpg
 
 _PATIENCE: Final = 90.0
-"""Seconds without progress after which the wait ends."""
+"""Seconds without progress after which a wait fails."""
 _PAUSE: Final = 0.1
 
 
 class NotDrained(Exception):
-    """Durable messages are left that nobody works on."""
+    """Durable messages are left, and no runner makes progress with them."""
 
 
 class Stored:
-    """Reads a namespace's views.
+    """Reads the views of a namespace.
 
     Args:
         url: The database.
@@ -29,13 +29,13 @@ class Stored:
         self._namespace = namespace
 
     async def drained(self, entity_type: str | None = None) -> float:
-        """Return when no message waits any more; the seconds that it took.
+        """Wait until no message is waiting. Return the seconds that it took.
 
         Args:
-            entity_type: Look at those to entities of this type; default: at all.
+            entity_type: Count only messages to entities of this type. By default all messages count.
 
         Raises:
-            NotDrained: their number did not fall for 90 s.
+            NotDrained: Their number did not fall for 90 s.
         """
         start = progress = monotonic()
         connection = await self._connect()
@@ -50,14 +50,14 @@ class Stored:
                     fewest, progress = waiting, monotonic()
                 if monotonic() - progress > _PATIENCE:
                     raise NotDrained(f"{waiting:,} messages are left, and none was finished for {_PATIENCE:.0f} s")
-                # The view reads the settled ones, too: asking must not become the server's main work.
+                # The view also reads the settled messages, so these queries must not become the server's main work.
                 await asyncio.sleep(max(_PAUSE, 5 * (monotonic() - asked)))
         finally:
             await connection.close(timeout=10)
         return monotonic() - start
 
     async def by_state(self) -> dict[str, int]:
-        """Return how many messages there are, by state."""
+        """Return the number of messages by state."""
         connection = await self._connect()
         try:
             rows = await connection.fetch(
@@ -68,7 +68,7 @@ class Stored:
         return {row["state"]: row["count"] for row in rows}
 
     async def dead_letters(self, limit: int = 5) -> list[str]:
-        """Return dead letters as text, at most `limit`."""
+        """Return at most `limit` dead letters, as text."""
         connection = await self._connect()
         try:
             rows = await connection.fetch(

@@ -1,1 +1,1 @@
-"""A year of departures from New York, pushed through a cluster that loses a runner, and checked against pandas."""
+"""A year of departures from New York, sent through a cluster that loses a runner, and checked against pandas."""

@@ -1,4 +1,4 @@
-"""The same sums by plain pandas, and how they differ from what the entities hold."""
+"""The same sums computed with pandas, and how the entities differ from them."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -11,11 +11,11 @@ from examples.flights.entities import PROMPT_MINUTES, AircraftLog, AirportBook
 T = TypeVar("T", bound=msgspec.Struct)
 
 _Sums = dict[str, dict[str, int]]
-"""Column name, then entity id."""
+"""By column name and entity id."""
 
 
 def expected_aircraft(frame: pd.DataFrame) -> dict[str, AircraftLog]:
-    """Return what each aircraft's log must be after all records of `frame`."""
+    """Return what the log of each aircraft must contain after all records of `frame`."""
     known = frame[frame["tailnum"].notna()]
     flown = _flown(known)
     ends = flown.groupby("tailnum")[["origin", "dest"]].last()
@@ -50,7 +50,7 @@ def expected_aircraft(frame: pd.DataFrame) -> dict[str, AircraftLog]:
 
 
 def expected_airports(frame: pd.DataFrame) -> dict[str, AirportBook]:
-    """Return what each destination's book must be after all records of `frame`."""
+    """Return what the book of each destination must contain after all records of `frame`."""
     flown = _flown(frame)
     worst = flown.groupby("dest")["arr_delay"].max()
     tails = flown.groupby("dest")["tailnum"].last().to_dict()
@@ -77,7 +77,7 @@ def expected_airports(frame: pd.DataFrame) -> dict[str, AirportBook]:
 
 
 def differences(expected: Mapping[str, T], found: Mapping[str, T]) -> list[str]:
-    """Return one line for each field of each entity that is not equal, and for each entity that only one side has."""
+    """Return a line for each field of each entity that differs, and for each entity that only one side has."""
     lines: list[str] = []
     for name in sorted(expected.keys() | found.keys()):
         left, right = expected.get(name), found.get(name)
@@ -97,13 +97,13 @@ def _flown(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _last_rows(frame: pd.DataFrame, by: str) -> dict[str, int]:
-    """Return by entity the number of the last row that was flown, counted from 1."""
+    """Return for each entity the number of the last row that was flown, counted from 1."""
     rows = pd.Series(range(1, len(frame) + 1), index=frame.index)[frame["arr_delay"].notna()]
     return {str(key): int(row) for key, row in rows.groupby(frame[by]).last().items()}
 
 
 def _sums(frame: pd.DataFrame, by: str, **columns: str) -> _Sums:
-    """Return by entity: the number of records, flown, cancelled and diverted ones, and sums of columns of the flown."""
+    """Return the numbers of records, of flown, cancelled and diverted ones, and sums over the flown, by entity."""
     flown = _flown(frame)
     cancelled = frame[frame["dep_time"].isna()]
     diverted = frame[frame["dep_time"].notna() & frame["arr_delay"].isna()]
@@ -118,7 +118,7 @@ def _sums(frame: pd.DataFrame, by: str, **columns: str) -> _Sums:
         name: {str(key): int(size) for key, size in part.groupby(by).size().items()} for name, part in sizes.items()
     }
     for name, column in columns.items():
-        # Sums of whole numbers in floats are exact far beyond these.
+        # Floats hold whole numbers exactly far beyond these sums.
         found[name] = {str(key): int(value) for key, value in flown.groupby(by)[column].sum().items()}
     return found
 

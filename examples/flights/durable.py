@@ -1,4 +1,4 @@
-"""The durable run: the records as stored messages, through the loss of two runners and of Postgres."""
+"""The durable run: the records as stored messages, through the loss of two runners and a crash of Postgres."""
 
 import asyncio
 from time import monotonic
@@ -18,7 +18,7 @@ from examples.flights.verdict import compare
 _FIRST_KILL_AT: Final = 0.25
 """Share of the records after which a runner is killed and replaced."""
 _CRASH_AT: Final = 0.5
-"""Share after which Postgres is crashed."""
+"""Share of the records after which Postgres is crashed."""
 _SECOND_KILL_AT: Final = 0.75
 
 
@@ -26,7 +26,7 @@ class DurableDemo:
     """One run of a plan with durable messages.
 
     Args:
-        plan: What to do.
+        plan: Settings of the run.
         screen: Where to report.
     """
 
@@ -35,11 +35,11 @@ class DurableDemo:
         self._screen = screen
 
     async def run(self) -> bool:
-        """Return whether all entities are equal to pandas, no message is dead, and all runners left gracefully."""
+        """Run the demo. Return whether all entities are correct, no message is dead, and all runners left well."""
         plan, screen = self._plan, self._screen
         screen.say(
             "One entity per aircraft and per airport. Departures from New York in 2013 are told to them as durable "
-            "messages, in no order, some of them twice; the result must equal what pandas computes.",
+            "messages, in no order, some of them twice. The result must be equal to what pandas computes.",
             "bold",
         )
         frame = await asyncio.to_thread(load, plan.flights)
@@ -77,7 +77,7 @@ class DurableDemo:
                 ("records told", f"{teller.done:,}, and {teller.copies:,} of them again with the same key"),
                 ("seconds", f"{seconds:.1f} ({told:.1f} until the last was stored)"),
                 ("records per second", f"{teller.done / seconds:,.0f} ({teller.done / told:,.0f} stored)"),
-                ("sent again", retries_of(teller) or "none"),
+                ("calls repeated", retries_of(teller) or "none"),
                 ("messages", ", ".join(f"{count:,} {state}" for state, count in states.items())),
                 ("result", "[bold green]equal to pandas[/]" if equal else "[bold red]DIFFERENT from pandas[/]"),
             ],
@@ -86,7 +86,7 @@ class DurableDemo:
 
     async def _tell(self, teller: Teller, runners: DemoCluster, frame: pd.DataFrame) -> None:
         records = records_in(frame)
-        self._screen.say(f"telling: at most {teller.in_flight} tells under way")
+        self._screen.say(f"telling: at most {teller.in_flight} tells in flight")
         async with asyncio.TaskGroup() as group:
             following = group.create_task(self._screen.follow(teller, records, "records"))
             if self._plan.faults:
@@ -95,14 +95,14 @@ class DurableDemo:
             following.cancel()
 
     async def _hurt(self, teller: Teller, runners: DemoCluster, records: int) -> None:
-        """Do one harm after the other: a runner that is just starting must find a Postgres."""
+        """Make one fault after the other, because a runner that is starting needs a Postgres."""
         await teller.reached(int(records * _FIRST_KILL_AT))
         await self._replace(runners)
         await teller.reached(int(records * _CRASH_AT))
         if runners.server.embedded:
             await runners.crash_postgres()
         else:
-            self._screen.say("the Postgres that was given is not crashed", "yellow")
+            self._screen.say("the Postgres of --database is not crashed", "yellow")
         await teller.reached(int(records * _SECOND_KILL_AT))
         await self._replace(runners)
 

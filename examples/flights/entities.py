@@ -1,10 +1,10 @@
 """What the runners host: one `Aircraft` per tail number and one `Airport` per destination.
 
-A caller that loses a runner cannot know whether what it sent last was applied, so it sends it again. There are two ways
-to apply each record once, however often it arrives:
+When a runner is lost, its callers cannot know whether their last records were applied, so they send them again. The
+entities offer two ways to apply each record once, however often it arrives:
 
-- `record` takes records by volatile calls. They are numbered by entity, and the state holds the last number.
-- `note` takes one record by a durable message, whose key is the row of the record. The cluster does the rest.
+- `record` takes records in volatile calls. They are numbered per entity, and the state has the number of the last one.
+- `note` takes one record in a durable message, whose key is the row of the record. The cluster does the rest.
 """
 
 from collections.abc import Sequence
@@ -15,24 +15,24 @@ import msgspec
 from actorhub import Entity, EntityError, Hub, current, handler
 
 PROMPT_MINUTES: Final = 15
-"""An arrival is on time when it is less than this late, as the U.S. Department of Transportation counts."""
+"""An arrival is on time if it is less than this late, as the U.S. Department of Transportation defines it."""
 
 
 class Flight(msgspec.Struct, frozen=True):
-    """One scheduled departure as it was reported; what did not happen is `None`."""
+    """One scheduled departure as it was reported. A value is `None` if the event did not happen."""
 
     tail: str | None
-    """Tail number of the aircraft; not known for some of the cancelled flights."""
+    """Tail number of the aircraft. It is not known for some of the cancelled flights."""
     carrier: str
     origin: str
     destination: str
     miles: int
     departure_delay: int | None
-    """Minutes, negative when early, like all delays; `None`: cancelled."""
+    """In minutes, negative if early, like all delays. `None`: cancelled."""
     arrival_delay: int | None
-    """`None`: cancelled, or landed elsewhere."""
+    """`None`: cancelled, or landed at another airport."""
     air_minutes: int | None
-    """`None`: cancelled, or landed elsewhere."""
+    """`None`: cancelled, or landed at another airport."""
     row: int = 0
     """Number of the record in the data, from 1."""
 
@@ -46,18 +46,18 @@ class Noted(msgspec.Struct, frozen=True):
     runner: str
     """Address of the runner that answered."""
     repeated: int
-    """How many of the records had been applied before, and changed nothing now."""
+    """How many of the records had been applied before and changed nothing now."""
 
 
 class RecordMissing(EntityError):
-    """Records arrived before the one that precedes them: it was lost, or they were sent out of order."""
+    """Records arrived before an earlier one, which was lost or sent out of order."""
 
     expected: int
     received: int
 
 
 class AircraftLog(msgspec.Struct):
-    """What one aircraft did; minutes, miles and delays are sums over the legs that it flew."""
+    """What one aircraft did. Minutes, miles and delays are sums over the legs that it flew."""
 
     applied: int = 0
     """How many records were applied."""
@@ -95,14 +95,14 @@ class AirportBook(msgspec.Struct):
     last_row: int = 0
     """The highest row of an arrival."""
     last_tail: str = ""
-    """Of that arrival."""
+    """Tail number of that arrival."""
 
 
 def new_of(flights: Sequence[Flight], first: int, applied: int) -> Sequence[Flight]:
-    """Return those of the records `first`, `first + 1`, ... that come after record `applied`.
+    """Return the records after `applied`, of the records `first`, `first + 1` and so on.
 
     Raises:
-        RecordMissing: there are records between `applied` and `first`.
+        RecordMissing: There are records between `applied` and `first`.
     """
     if first > applied + 1:
         raise RecordMissing(expected=applied + 1, received=first)
@@ -113,18 +113,18 @@ class Aircraft(Entity[AircraftLog], name="aircraft"):
     """One aircraft, by its tail number."""
 
     async def record(self, first: int, flights: list[Flight]) -> Noted:
-        """Apply the aircraft's records `first`, `first + 1`, ...; those that were applied before change nothing."""
+        """Apply the aircraft's records, numbered from `first`. Those that were applied before change nothing."""
         return Noted(current().runner.address, apply_legs(self.state, first, flights))
 
     @handler(durable=True)
     async def note(self, flight: Flight) -> None:
-        """Apply a record, once for each row, in any order."""
+        """Apply a record. Records can come in any order, and each row is applied once."""
         self.state.applied += 1
         add_leg(self.state, flight)
 
     @handler(readonly=True)
     async def log(self) -> AircraftLog:
-        """Return all that is known."""
+        """Return the state."""
         return self.state
 
 
@@ -132,26 +132,26 @@ class Airport(Entity[AirportBook], name="airport"):
     """One destination, by its IATA code."""
 
     async def record(self, first: int, flights: list[Flight]) -> Noted:
-        """Apply the airport's records `first`, `first + 1`, ...; those that were applied before change nothing."""
+        """Apply the airport's records, numbered from `first`. Those that were applied before change nothing."""
         return Noted(current().runner.address, apply_arrivals(self.state, first, flights))
 
     @handler(durable=True)
     async def note(self, flight: Flight) -> None:
-        """Apply a record, once for each row, in any order."""
+        """Apply a record. Records can come in any order, and each row is applied once."""
         self.state.applied += 1
         add_arrival(self.state, flight)
 
     @handler(readonly=True)
     async def book(self) -> AirportBook:
-        """Return all that is known."""
+        """Return the state."""
         return self.state
 
 
 def apply_legs(log: AircraftLog, first: int, flights: Sequence[Flight]) -> int:
-    """Apply records `first`, `first + 1`, ... to `log`; return how many of them had been applied before.
+    """Apply records, numbered from `first`, to `log`. Return how many of them had been applied before.
 
     Raises:
-        RecordMissing: the one before `first` is missing.
+        RecordMissing: The record before `first` is missing.
     """
     new = new_of(flights, first, log.applied)
     for flight in new:
@@ -161,7 +161,7 @@ def apply_legs(log: AircraftLog, first: int, flights: Sequence[Flight]) -> int:
 
 
 def add_leg(log: AircraftLog, flight: Flight) -> None:
-    """Count a flight in its aircraft's log."""
+    """Add a flight to the log of its aircraft."""
     if flight.departure_delay is None:
         log.cancelled += 1
     elif flight.arrival_delay is None or flight.air_minutes is None:
@@ -179,10 +179,10 @@ def add_leg(log: AircraftLog, flight: Flight) -> None:
 
 
 def apply_arrivals(book: AirportBook, first: int, flights: Sequence[Flight]) -> int:
-    """Apply records `first`, `first + 1`, ... to `book`; return how many of them had been applied before.
+    """Apply records, numbered from `first`, to `book`. Return how many of them had been applied before.
 
     Raises:
-        RecordMissing: the one before `first` is missing.
+        RecordMissing: The record before `first` is missing.
     """
     new = new_of(flights, first, book.applied)
     for flight in new:
@@ -192,7 +192,7 @@ def apply_arrivals(book: AirportBook, first: int, flights: Sequence[Flight]) -> 
 
 
 def add_arrival(book: AirportBook, flight: Flight) -> None:
-    """Count a flight in its destination's book."""
+    """Add a flight to the book of its destination."""
     delay = flight.arrival_delay
     if flight.departure_delay is None:
         book.cancelled += 1

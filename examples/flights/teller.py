@@ -1,4 +1,4 @@
-"""Tells the records as durable messages: in any order, as fast as they are stored, some of them twice."""
+"""Tells the records as durable messages, in any order, as fast as they can be stored, some of them twice."""
 
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -14,7 +14,7 @@ Note: TypeAlias = Callable[[Flight], Coroutine[Any, Any, None]]
 _COPIED: Final = 1 / 12
 """Share of the records that are told again."""
 _LATER: Final = 2_000
-"""How many records lie between a record and its copy, at most."""
+"""The greatest number of records between a record and its copy."""
 
 
 class _Told(NamedTuple):
@@ -27,32 +27,32 @@ class Teller(Sender):
     """A client that tells each record to its aircraft and to its destination, with the record's row as the key.
 
     Args:
-        cluster: Where to send.
-        in_flight: How many tells may be under way at once.
+        cluster: The cluster to call.
+        in_flight: How many tells may be in flight at once.
     """
 
     def __init__(self, cluster: Cluster, in_flight: int) -> None:
         super().__init__(in_flight)
         self.copies = 0
-        """How many were told again on purpose."""
+        """How many records were told again on purpose."""
         self._cluster = cluster
         self._aircraft = cluster.client(Aircraft)
         self._airports = cluster.client(Airport)
 
     async def run(self, flights: Iterable[Flight]) -> None:
-        """Return when every record is stored, as a message to each of its entities.
+        """Tell all records. Return when every record is stored, as a message to each of its entities.
 
         Raises:
-            ExceptionGroup: one could not be stored.
+            ExceptionGroup: A record could not be stored.
         """
         await self.each(self._with_copies(flights), self._tell)
 
     async def aircraft(self, tails: Iterable[str]) -> dict[str, AircraftLog]:
-        """Return what these aircraft hold."""
+        """Return the logs of these aircraft."""
         return await self.results({tail: self._aircraft(tail).log for tail in tails})
 
     async def airports(self, codes: Iterable[str]) -> dict[str, AirportBook]:
-        """Return what these airports hold."""
+        """Return the books of these airports."""
         return await self.results({code: self._airports(code).book for code in codes})
 
     async def _tell(self, told: _Told) -> None:
@@ -63,7 +63,7 @@ class Teller(Sender):
             self.advance(1)
 
     def _with_copies(self, flights: Iterable[Flight]) -> Iterator[_Told]:
-        """Yield every record, and a copy of some of them soon after or much later."""
+        """Yield every record, and of some records a copy, soon after the record or much later."""
         random = Random(1)
         later: deque[_Told] = deque()
         for flight in flights:

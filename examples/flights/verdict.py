@@ -1,4 +1,4 @@
-"""Whether the cluster holds what pandas computes, said on the screen."""
+"""Compares the state of the entities with pandas, and shows the result on the screen."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -15,8 +15,8 @@ _SHOWN: Final = 20
 def compare(
     screen: Screen, frame: pd.DataFrame, aircraft: Mapping[str, AircraftLog], airports: Mapping[str, AirportBook]
 ) -> bool:
-    """Return whether all entities are equal to the same sums by pandas, in every field; show what is not."""
-    screen.say("every entity was read back; computing the same by pandas")
+    """Return whether all entities are equal to the sums of pandas, in every field. Show the differences."""
+    screen.say("every entity was read back; computing the same with pandas")
     found = differences(expected_aircraft(frame), aircraft) + differences(expected_airports(frame), airports)
     if not found:
         screen.say(f"equal: {len(aircraft):,} aircraft and {len(airports)} airports, in every field", "bold green")

@@ -1,1 +1,1 @@
-"""A nightly job in durable steps, whose leader is killed or moved at every step's boundary."""
+"""A nightly job in durable steps, whose leader is killed or moved at every boundary between steps."""

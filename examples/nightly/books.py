@@ -1,4 +1,4 @@
-"""The job's tables, in a schema of their own beside the cluster's, and what must be true of them in the end."""
+"""The tables of the job, in their own schema beside the cluster's, and what must be true of them at the end."""
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
@@ -37,7 +37,7 @@ class Check(msgspec.Struct, frozen=True):
 
     what: str
     wrong: str
-    """SQL that returns a row for each thing that is wrong."""
+    """SQL that returns a row for each violation."""
 
 
 CHECKS: Final = (
@@ -51,7 +51,7 @@ CHECKS: Final = (
         """,
     ),
     Check(
-        "the effects follow each other by day and step, and epochs never fall along them",
+        "the effects are ordered by day and step, and epochs never decrease along them",
         """
         select day, step, epoch from (
             select e.*, lag(at) over each as at_before, lag(epoch) over each as epoch_before
@@ -62,7 +62,7 @@ CHECKS: Final = (
         """,
     ),
     Check(
-        "each night added one day, each at an instant of its own",
+        "each night added one day, each at its own fire time",
         """
         select day, n.at, n.times
         from (select distinct day from flight) as d full join (
@@ -97,7 +97,7 @@ class Books:
         self._url = url
 
     async def create(self) -> None:
-        """Make schema and tables."""
+        """Create the schema and the tables."""
         connection = await self._connect()
         try:
             await connection.execute(_TABLES.format(schema=self.schema))
@@ -108,7 +108,7 @@ class Books:
             await connection.close(timeout=10)
 
     async def fill(self, flights: Iterable[FlightRow]) -> None:
-        """Put the records into the table `flight`."""
+        """Insert the records into the table `flight`."""
         connection = await self._connect()
         try:
             await connection.copy_records_to_table("flight", schema_name=self.schema, records=flights)
@@ -116,7 +116,7 @@ class Books:
             await connection.close(timeout=10)
 
     async def wrong(self, check: Check) -> list[str]:
-        """Return some of what contradicts `check`, as text."""
+        """Return some of the rows that violate `check`, as text."""
         connection = await self._connect()
         try:
             await connection.execute(f"set search_path = {self.schema}")
@@ -137,7 +137,7 @@ class Books:
         return {f"{day} {airport}": DayBook(*numbers) for day, airport, *numbers in rows}
 
     async def effects(self) -> dict[str, int]:
-        """Return how many effects there are, by step."""
+        """Return the number of effects by step."""
         connection = await self._connect()
         try:
             rows = await connection.fetch(f"select step, count(*) as count from {self.schema}.effect group by 1")
@@ -152,7 +152,7 @@ class Books:
 
 @asynccontextmanager
 async def fresh_books(url: str, schema: str) -> AsyncGenerator[Books, None]:
-    """Hold empty tables, which are removed after the block."""
+    """Provide empty tables, which are removed after the block."""
     books = Books(url, schema)
     try:
         await books.create()

@@ -1,4 +1,4 @@
-"""The records, by day, and the same roll-up by plain pandas."""
+"""The records by day, and the same roll-up with pandas."""
 
 from collections.abc import Iterator
 from datetime import date
@@ -11,12 +11,12 @@ from examples.flights.data import flights_of, load
 from examples.nightly.entities import PROMPT_MINUTES, Totals
 
 FlightRow: TypeAlias = tuple[int, date, str, bool, int | None]
-"""Number, day, destination, whether it departed, delay at arrival."""
+"""Number, day, destination, whether the flight departed, delay at arrival."""
 MOST_DAYS: Final = 365
 
 
 class DayBook(msgspec.Struct, frozen=True):
-    """One day at one airport, as it is in the table `rollup`."""
+    """One day at one airport, as in the table `rollup`."""
 
     flights: int
     cancelled: int
@@ -39,7 +39,7 @@ def rows_of(frame: pd.DataFrame) -> Iterator[FlightRow]:
 
 
 def expected_days(frame: pd.DataFrame) -> dict[str, DayBook]:
-    """Return what must be in `rollup`, by day and airport."""
+    """Return the expected rows of `rollup`, by day and airport."""
     marked = _marked(frame)
     found = marked.groupby(["date", "dest"]).agg(
         flights=("dest", "size"),
@@ -61,7 +61,7 @@ def expected_days(frame: pd.DataFrame) -> dict[str, DayBook]:
 
 
 def expected_totals(frame: pd.DataFrame) -> dict[str, Totals]:
-    """Return what each airport must hold."""
+    """Return the expected totals of each airport."""
     found = (
         _marked(frame)
         .groupby("dest")

@@ -1,4 +1,4 @@
-"""The run: days of flights, a job in steps, its leader lost at every boundary between them, and pandas in the end."""
+"""The run: days of flights, a job in steps, a leader that is lost at every boundary, and pandas at the end."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -33,17 +33,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     days: int = 14
     rounds: int = 2
-    """On how many pairs of days leaders are hit, at every boundary once by a kill and once by a move."""
+    """On how many pairs of days the leader is lost, at every boundary once by a kill and once by a move."""
     runners: int = 3
     database_url: str | None = None
-    """`None`: an embedded Postgres."""
+    """URL of the Postgres, or `None` for an embedded one."""
 
 
 class Demo:
     """One run.
 
     Args:
-        settings: What to do.
+        settings: Settings of the run.
         screen: Where to report.
     """
 
@@ -52,11 +52,11 @@ class Demo:
         self._screen = screen
 
     async def run(self) -> bool:
-        """Return whether the roll-up equals that of pandas, each step took effect once, and all runners left well."""
+        """Run the demo. Return whether the result is equal to pandas, steps took effect once, and runners left well."""
         settings, screen = self._settings, self._screen
         screen.say(
-            "A nightly job that the cluster keeps alive once: it rolls up each day's flights by airport in four steps. "
-            "Its leader is killed or moved at every boundary; the result must not show it.",
+            "A nightly job of which the cluster keeps exactly one alive. It rolls up each day's flights by airport, in "
+            "four steps. Its leader is killed or moved at every boundary, which must not affect the result.",
             "bold",
         )
         frame = await asyncio.to_thread(load_days, settings.days)
@@ -100,7 +100,7 @@ class Demo:
         return correct
 
     async def _all_days(self, cluster: Cluster, sender: Sender, strikes: Strikes) -> None:
-        """Return when every day is rolled up, and every strike was made."""
+        """Return when every day is rolled up and every strike has been made."""
         end = FIRST_DAY + timedelta(days=self._settings.days)
         nightly = cluster.singleton(Nightly)
         while strikes.left or (await sender.until_done(nightly.progress)).day < end:  # noqa: ASYNC110 - a question
@@ -111,7 +111,7 @@ class Demo:
         findings["the table of daily roll-ups is equal to pandas"] = differences(
             expected_days(frame), await books.days()
         )
-        findings["the airports' totals are equal to pandas"] = differences(expected_totals(frame), totals)
+        findings["the totals of the airports are equal to pandas"] = differences(expected_totals(frame), totals)
         findings["there are no dead letters"] = await stored.dead_letters()
         for what, wrong in findings.items():
             self._screen.say(f"{'no ' if wrong else 'yes'}  {what}", "bold red" if wrong else "green")
@@ -136,5 +136,5 @@ class Demo:
 
 
 def _times(seconds: Sequence[float]) -> str:
-    """Say how long takeovers took."""
+    """Describe how long takeovers took."""
     return f"median {median(seconds):.2f} s, longest {max(seconds):.2f} s" if seconds else "none"

@@ -1,4 +1,4 @@
-"""What the runners host: one `Nightly`, which rolls up day after day, and one `Airport` per destination."""
+"""What the runners host: one `Nightly`, which rolls up one day after the other, and one `Airport` per destination."""
 
 import asyncio
 import os
@@ -15,32 +15,32 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SCHEMA_VARIABLE: Final = "NIGHTLY_SCHEMA"
-"""Names the schema of the tables `flight`, `night`, `rollup` and `effect`; `public` if it is not set."""
+"""Environment variable with the schema of `flight`, `night`, `rollup` and `effect`. Default: `public`."""
 GATE_VARIABLE: Final = "NIGHTLY_GATE"
-"""Where the demo waits at the boundaries; nobody does if it is not set."""
+"""Environment variable with the address of the demo's gate. Without it the job does not wait at boundaries."""
 FIRST_DAY: Final = date(2013, 1, 1)
 ONE_DAY: Final = timedelta(days=1)
 PROMPT_MINUTES: Final = 15
-"""An arrival is delayed when it is at least this late, as the U.S. Department of Transportation counts."""
+"""An arrival is delayed if it is at least this late, as the U.S. Department of Transportation defines it."""
 
 
 class Progress(msgspec.Struct):
-    """How far the job is."""
+    """How far the job has come."""
 
     day: date = FIRST_DAY
-    """The next one to roll up."""
+    """The next day to roll up."""
     until: date = FIRST_DAY
     """The days before this one are over."""
 
 
 class Flight(msgspec.Struct, frozen=True):
-    """One scheduled flight of a day, as far as it matters here."""
+    """One scheduled flight, with the fields that the job uses."""
 
     airport: str
-    """Its destination."""
+    """The destination."""
     departed: bool
     delay: int | None
-    """Minutes at arrival, negative when early; `None`: it did not arrive there."""
+    """At arrival, in minutes, negative if early. `None`: it did not arrive there."""
 
 
 class Rollup(msgspec.Struct):
@@ -52,11 +52,11 @@ class Rollup(msgspec.Struct):
     arrived: int = 0
     delayed: int = 0
     minutes: int = 0
-    """Sum of the delays of those that arrived."""
+    """Sum of the delays of the flights that arrived."""
 
     @property
     def mean_delay(self) -> float | None:
-        """Minutes; `None` where nothing arrived."""
+        """In minutes, or `None` if no flight arrived."""
         return self.minutes / self.arrived if self.arrived else None
 
 
@@ -76,7 +76,7 @@ class Airport(Entity[Totals], name="airport"):
 
     @handler(durable=True)
     async def add(self, day: Rollup) -> None:
-        """Add a day; one that came twice would count twice."""
+        """Add a day. If a day came twice, it would count twice."""
         state = self.state
         state.days += 1
         state.flights += day.flights
@@ -87,16 +87,16 @@ class Airport(Entity[Totals], name="airport"):
 
     @handler(readonly=True)
     async def totals(self) -> Totals:
-        """Return what was added."""
+        """Return the sums."""
         return self.state
 
 
 class Nightly(Singleton[Progress], name="nightly"):
-    """Rolls up the flights of each day that is over, in four steps whose results and effects are committed together.
+    """Rolls up the flights of each completed day in four steps. Each step commits its result with its effects.
 
     Args:
-        schema: Of the tables.
-        gate: Where to say that a boundary is reached.
+        schema: Schema of the tables.
+        gate: Where to report that the job reached a boundary.
     """
 
     def __init__(self, schema: str, gate: Gate) -> None:
@@ -104,9 +104,9 @@ class Nightly(Singleton[Progress], name="nightly"):
         self._gate = gate
         self._day_is_over = asyncio.Event()
 
-    @cron("* * * * * *")  # a second stands for a night; in earnest it would be "30 2 * * *"
+    @cron("* * * * * *")  # a second stands for a night; in production it would be "30 2 * * *"
     async def night(self, at: datetime) -> None:
-        """Note that one more day is over, if there is one."""
+        """Record that one more day is over, if there is one."""
         day = self.state.until
         async with current().transaction() as sql:
             if await sql.fetchval(f"select exists (select from {self._schema}.flight where day = $1)", day):
@@ -115,7 +115,7 @@ class Nightly(Singleton[Progress], name="nightly"):
         self._day_is_over.set()
 
     async def run(self) -> None:
-        """Roll up one day after the other; a new leader goes on with the step at which the last one was lost."""
+        """Roll up one day after the other. A new leader continues with the step at which the last one was lost."""
         while True:
             while self.state.day >= self.state.until:
                 self._day_is_over.clear()
@@ -130,7 +130,7 @@ class Nightly(Singleton[Progress], name="nightly"):
 
     @handler(readonly=True)
     async def progress(self) -> Progress:
-        """Return how far the job is."""
+        """Return how far the job has come."""
         return self.state
 
     async def _step(
@@ -169,7 +169,7 @@ class Nightly(Singleton[Progress], name="nightly"):
         await self._done(day, "publish")
 
     async def _done(self, day: date, step: str) -> None:
-        """Leave a row in the side table, with what the step commits: a step that took effect twice would have two."""
+        """Insert a row into the side table, in the step's commit. A step that took effect twice would have two rows."""
         async with current().transaction() as sql:
             await sql.execute(
                 f"insert into {self._schema}.effect (day, step, epoch) values ($1, $2, $3)", day, step, current().epoch
@@ -178,7 +178,7 @@ class Nightly(Singleton[Progress], name="nightly"):
 
 
 def roll_up(flights: list[Flight]) -> list[Rollup]:
-    """Return a day's numbers by airport, in the order of their codes."""
+    """Return the numbers of a day by airport, in the order of the airport codes."""
     found: dict[str, Rollup] = {}
     for flight in flights:
         rollup = found.setdefault(flight.airport, Rollup(flight.airport))

@@ -1,4 +1,4 @@
-"""Boundaries between steps: where the job says that it came to one, and waits until the demo lets it go on."""
+"""Boundaries between steps: the job reports that it reached one, and waits until the demo lets it continue."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -12,31 +12,31 @@ from actorhub import current
 
 STEPS: Final = ("load", "rollup", "write", "publish")
 BOUNDARIES: Final = ("begins", *(f"{step} {place}" for step in STEPS for place in ("runs", "is stored")))
-"""Of a day, in order. A step that `runs` has done its work, and nothing of it is committed yet."""
+"""The boundaries of a day, in order. At `runs` a step has done its work, and none of it is committed yet."""
 
 
 class Visit(msgspec.Struct, frozen=True):
-    """A leader that came to a boundary."""
+    """The report of a leader that it reached a boundary."""
 
     day: date
     boundary: str
     runner: str
-    """Address of the runner that leads."""
+    """Address of the leading runner."""
     epoch: int
 
 
 class Gate:
-    """The job's side of the boundaries; in earnest there is no demo, and nobody waits.
+    """The job's side of the boundaries. In production there is no demo, and the job does not wait.
 
     Args:
-        address: `host:port` of the demo; empty: there is none.
+        address: `host:port` of the demo, or empty if there is none.
     """
 
     def __init__(self, address: str) -> None:
         self._host, _, self._port = address.rpartition(":")
 
     async def reached(self, day: date, boundary: str) -> None:
-        """Return when the demo lets the job go on, or is gone."""
+        """Report a boundary. Return when the demo lets the job continue, or has ended."""
         if not self._port:
             return
         here = current()
@@ -50,7 +50,7 @@ class Gate:
 
 
 class Visitor:
-    """A visit as the demo sees it: the leader waits until it is let go on, dies, or loses its leadership."""
+    """A visit as the demo sees it: the leader waits until it may continue, dies, or loses its leadership."""
 
     def __init__(self, visit: Visit, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.visit = visit
@@ -59,18 +59,18 @@ class Visitor:
 
     @property
     def is_there(self) -> bool:
-        """Whether it still waits."""
+        """Whether the leader is still waiting."""
         return not self._reader.at_eof()
 
     def let_go_on(self) -> None:
-        """End its wait."""
+        """Let the leader continue."""
         self._writer.write(b"go\n")
         self._writer.close()
 
 
 @asynccontextmanager
 async def gate_keeper(receive: Callable[[Visitor], None]) -> AsyncGenerator[str, None]:
-    """Hold the demo's side open, and yield its address; `receive` is called with every visitor."""
+    """Listen for leaders, and yield the address. `receive` is called with every visitor."""
 
     async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         line = await reader.readline()
@@ -84,4 +84,4 @@ async def gate_keeper(receive: Callable[[Visitor], None]) -> AsyncGenerator[str,
     try:
         yield f"{host}:{port}"
     finally:
-        server.close()  # not waited for: who still stands at the gate leaves with its process
+        server.close()  # not waited for: leaders that still wait at the gate end with their processes

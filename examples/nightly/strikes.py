@@ -1,4 +1,4 @@
-"""Who is hit where: the leader is killed, or made to leave, at every boundary of the first days in turn."""
+"""Strikes: the leader is killed or moved at every boundary of the first days, in turn."""
 
 import asyncio
 from collections import Counter
@@ -18,7 +18,7 @@ _LOOK: Final = 0.02
 
 
 def planned_strikes(rounds: int) -> dict[tuple[date, str], Blow]:
-    """Return what happens where: in each round of two days, each boundary sees one kill and one move, in turn."""
+    """Return the strikes by day and boundary: in each round of two days, each boundary has one kill and one move."""
     blows: tuple[Blow, Blow] = ("kill", "move")
     return {
         (FIRST_DAY + day * ONE_DAY, boundary): blows[(day + number) % 2]
@@ -28,20 +28,20 @@ def planned_strikes(rounds: int) -> dict[tuple[date, str], Blow]:
 
 
 class Strikes:
-    """Receives leaders at boundaries, hits those that the plan names, and lets the others go on.
+    """Receives leaders at boundaries, kills or moves those that the plan names, and lets the others continue.
 
     Args:
-        runners: Where they come from; who is lost is replaced.
-        plan: By day and boundary; each is hit once.
+        runners: The cluster. Each lost runner is replaced.
+        plan: The strikes by day and boundary. Each is made once.
     """
 
     def __init__(self, runners: DemoCluster, plan: Mapping[tuple[date, str], Blow]) -> None:
         self.done: Counter[str] = Counter()
-        """Strikes, by kind."""
+        """Numbers of strikes by kind."""
         self.runs: Counter[str] = Counter()
         """How often each step ran to its end, committed or not."""
         self.takeovers: dict[Blow, list[float]] = {"kill": [], "move": []}
-        """Seconds from each strike until the next leader came to a boundary."""
+        """Seconds from each strike until the next leader reached a boundary."""
         self._runners = runners
         self._left = dict(plan)
         self._visitors: asyncio.Queue[Visitor | None] = asyncio.Queue()
@@ -53,7 +53,7 @@ class Strikes:
         return len(self._left)
 
     def receive(self, visitor: Visitor) -> None:
-        """Take note of a leader that came to a boundary; `run` deals with it."""
+        """Queue a leader that reached a boundary. `run` handles it."""
         visit = visitor.visit
         step, _, place = visit.boundary.partition(" ")
         if place == "runs":
@@ -65,11 +65,11 @@ class Strikes:
         self._visitors.put_nowait(visitor)
 
     def finish(self) -> None:
-        """Let `run` return once those that came so far are dealt with."""
+        """Let `run` return after the leaders that have come so far."""
         self._visitors.put_nowait(None)
 
     async def run(self) -> None:
-        """Deal with one leader after the other; return after `finish`, with all runners ready."""
+        """Handle one leader after the other. Return after `finish`, with all runners ready."""
         async with asyncio.TaskGroup() as group:
             while (visitor := await self._visitors.get()) is not None:
                 if (visitor.visit.day, visitor.visit.boundary) in self._left:
@@ -77,7 +77,7 @@ class Strikes:
                 visitor.let_go_on()
 
     async def _strike(self, visitor: Visitor, group: asyncio.TaskGroup) -> None:
-        """Hit a leader, unless it is gone already: then the next one will come here."""
+        """Strike a leader, unless it has already gone. Then the next leader will come here."""
         visit = visitor.visit
         victim = await self._runner_at(visit.runner)
         await self._until(lambda: any(runner is not victim for runner in self._runners.serving))
@@ -95,10 +95,10 @@ class Strikes:
         self.done[blow] += 1
 
     async def _runner_at(self, address: str) -> RunnerProcess:
-        """Return the runner that listens there; it may lead before it has said that it is ready."""
+        """Return the runner at this address. It can lead before it has reported that it is ready."""
         await self._until(lambda: address in self._runners.names)
         return next(runner for runner in reversed(self._runners.known) if runner.address == address)
 
     async def _until(self, condition: Callable[[], bool]) -> None:
-        while not condition():  # noqa: ASYNC110 - processes come and go without telling
+        while not condition():  # noqa: ASYNC110 - processes do not announce what happens to them
             await asyncio.sleep(_LOOK)

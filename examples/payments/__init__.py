@@ -1,1 +1,1 @@
-"""Transfers between accounts while runners are killed, and not a cent lost, found or booked twice."""
+"""Transfers between accounts while runners are killed, and no cent is lost, made or booked twice."""

@@ -10,12 +10,16 @@ from examples.payments.demo import Demo, Settings
 @click.option("--accounts", type=click.IntRange(min=2), default=200, help="How many accounts.")
 @click.option("--transfers", type=click.IntRange(min=4), default=5_000, help="How many transfers between them.")
 @click.option("--runners", type=click.IntRange(min=2), default=3, help="Runner processes at a time.")
-@click.option("--kills", type=click.IntRange(min=0), default=2, help="SIGKILLs; of several, the last hits all runners.")
-@click.option("--restarts", type=click.IntRange(min=0), default=1, help="Runners that leave gracefully on the way.")
-@click.option("--crash-postgres", is_flag=True, help="Crash Postgres half-way, too (an embedded one of its own).")
-@click.option("--in-flight", type=click.IntRange(min=1), default=128, help="Calls under way at once.")
-@click.option("--seed", type=int, default=1, help="Who pays whom, when, and how much.")
-@click.option("--database", metavar="URL", help="Postgres to use; an embedded one under ./.actorhub if not given.")
+@click.option(
+    "--kills", type=click.IntRange(min=0), default=2, help="Number of SIGKILLs. The last of several kills all runners."
+)
+@click.option(
+    "--restarts", type=click.IntRange(min=0), default=1, help="Number of runners that leave gracefully during the run."
+)
+@click.option("--crash-postgres", is_flag=True, help="Crash Postgres half-way (an embedded one that only demos use).")
+@click.option("--in-flight", type=click.IntRange(min=1), default=128, help="Calls in flight at once.")
+@click.option("--seed", type=int, default=1, help="Seed for who pays whom, when, and how much.")
+@click.option("--database", metavar="URL", help="Postgres to use. Default: an embedded one under ./.actorhub.")
 def main(  # noqa: PLR0913 - one per option
     *,
     accounts: int,
@@ -28,7 +32,7 @@ def main(  # noqa: PLR0913 - one per option
     seed: int,
     database: str | None,
 ) -> None:
-    """Send transfers between accounts, kill runners on the way, and count every cent in the end."""
+    """Send transfers between accounts, kill runners in the meantime, and count every cent at the end."""
     settings = Settings(
         accounts=accounts,
         transfers=transfers,

@@ -1,4 +1,4 @@
-"""The bank's own tables, in a schema of their own beside the cluster's, and what must be true of them in the end."""
+"""The bank's own tables, in their own schema beside the cluster's, and what must be true of them at the end."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -44,7 +44,7 @@ class Check(msgspec.Struct, frozen=True):
 
     what: str
     wrong: str
-    """SQL that returns a row for each thing that is wrong."""
+    """SQL that returns a row for each violation."""
 
 
 CHECKS: Final = (
@@ -135,7 +135,7 @@ class Books:
         self._url = url
 
     async def create(self) -> None:
-        """Make schema and tables."""
+        """Create the schema and the tables."""
         connection = await self._connect()
         try:
             await connection.execute(_TABLES.format(schema=self.schema))
@@ -148,7 +148,7 @@ class Books:
         statements: Mapping[str, Statement],
         answers: Mapping[str, tuple[Order, Answer]],
     ) -> None:
-        """Put what the run began with, what the accounts hold, and what their callers were told beside the ledger."""
+        """Store the opening balances, the states of the accounts and the answers to callers beside the ledger."""
         rows: dict[str, list[tuple[object, ...]]] = {
             "holder": [(holder.account, holder.name, holder.cents) for holder in holders],
             "statement": [(name, s.balance, s.bookings, s.closed) for name, s in statements.items()],
@@ -173,7 +173,7 @@ class Books:
             await connection.close(timeout=10)
 
     async def wrong(self, check: Check) -> list[str]:
-        """Return some of what contradicts `check`, as text."""
+        """Return some of the rows that violate `check`, as text."""
         connection = await self._connect()
         try:
             await connection.execute(f"set search_path = {self.schema}")
@@ -183,7 +183,7 @@ class Books:
         return [", ".join(f"{name} {value}" for name, value in row.items()) for row in rows]
 
     async def by_kind(self) -> dict[str, int]:
-        """Return how many bookings there are, by kind."""
+        """Return the number of bookings by kind."""
         connection = await self._connect()
         try:
             rows = await connection.fetch(f"select kind, count(*) as count from {self.schema}.ledger group by 1")
@@ -197,7 +197,7 @@ class Books:
 
 @asynccontextmanager
 async def fresh_books(url: str, schema: str) -> AsyncGenerator[Books, None]:
-    """Hold empty tables, which are removed after the block."""
+    """Provide empty tables, which are removed after the block."""
     books = Books(url, schema)
     try:
         await books.create()

@@ -1,4 +1,4 @@
-"""The run: open accounts, send transfers, lose runners on the way, and count every cent in the end."""
+"""The run: open accounts, send transfers, lose runners in the meantime, and count every cent at the end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -29,20 +29,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     runners: int = 3
     kills: int = 3
     restarts: int = 1
-    """How many runners leave gracefully on the way and are replaced."""
+    """How many runners leave gracefully during the run and are replaced."""
     crash: bool = False
     """Whether Postgres is crashed half-way."""
     in_flight: int = 128
     seed: int = 1
     database_url: str | None = None
-    """`None`: an embedded Postgres."""
+    """URL of the Postgres, or `None` for an embedded one."""
 
 
 class Demo:
     """One run.
 
     Args:
-        settings: What to do.
+        settings: Settings of the run.
         screen: Where to report.
     """
 
@@ -51,11 +51,11 @@ class Demo:
         self._screen = screen
 
     async def run(self) -> bool:
-        """Return whether every cent is where it should be, and all runners left gracefully."""
+        """Run the demo. Return whether every cent is where it should be and all runners left gracefully."""
         settings, screen = self._settings, self._screen
         plan = make_plan(settings.accounts, settings.transfers, settings.seed)
         screen.say(
-            "Transfers between accounts, as durable messages: debit and credit are steps of two entities, each with a "
+            "Transfers between accounts as durable messages. Debit and credit are steps of two entities, each with a "
             "row in the bank's own table. Whatever happens, the sum of all balances must not change by a cent.",
             "bold",
         )
@@ -107,7 +107,7 @@ class Demo:
             following.cancel()
 
     def _faults(self) -> list[Fault]:
-        """Return what happens to the cluster, in order: the last kill is of all runners at once."""
+        """Return the faults of the run, in order. The last of several kills is of all runners at once."""
         settings = self._settings
         kills: list[Fault] = [self._kill] * settings.kills
         if settings.kills > 1:
@@ -133,7 +133,7 @@ class Demo:
     async def _kill_all(self, runners: DemoCluster) -> None:
         victims = runners.serving
         for left, victim in reversed(list(enumerate(victims))):
-            runners.kill(victim, "" if left else ": nobody is left")
+            runners.kill(victim, "" if left else ": no runner is left")
         await runners.add(len(victims))
 
     async def _restart(self, runners: DemoCluster) -> None:
@@ -144,7 +144,7 @@ class Demo:
         if runners.server.embedded:
             await runners.crash_postgres()
         else:
-            self._screen.say("the Postgres that was given is not crashed", "yellow")
+            self._screen.say("the Postgres of --database is not crashed", "yellow")
 
     async def _check(self, books: Books, stored: Stored, payer: Payer, plan: Plan) -> bool:
         findings = {check.what: await books.wrong(check) for check in CHECKS}
@@ -174,13 +174,13 @@ class Demo:
             outcomes[answer.outcome] = outcomes.get(answer.outcome, 0) + 1
         rows = [
             ("transfers", f"{payer.done:,}: {_counts(outcomes)}"),
-            ("sendings", _counts(payer.sent)),
+            ("messages sent", _counts(payer.sent)),
             ("bookings", f"{bookings:,}: {_counts(kinds)}"),
-            ("messages", _counts(await stored.by_state())),
+            ("messages stored", _counts(await stored.by_state())),
             ("seconds", f"{seconds:.1f} ({sent:.1f} to the last answer)"),
             ("transfers per second", f"{payer.done / seconds:,.0f}"),
             ("bookings per second", f"{bookings / seconds:,.0f}"),
-            ("sent again", retries_of(payer) or "none"),
+            ("calls repeated", retries_of(payer) or "none"),
             ("result", "[bold green]every cent is there[/]" if correct else "[bold red]THE BOOKS ARE WRONG[/]"),
         ]
         self._screen.table("payments", rows)

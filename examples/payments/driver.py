@@ -1,4 +1,4 @@
-"""The bank's front office: sends transfers, some of them twice, and keeps what it was told about each."""
+"""The client of the bank: it sends transfers, some of them twice, and keeps the answer to each."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,16 +12,16 @@ from examples.payments.plan import Holder, Order, Plan
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What a transfer's caller was told."""
+    """The answer to the caller of a transfer."""
 
     outcome: str
-    """`receipt`, `refused`, `closed`."""
+    """`receipt`, `refused` or `closed`."""
     booking: int | None = None
     balance: int | None = None
 
 
 class Payer(Sender):
-    """Sends what a plan says.
+    """Sends the orders of a plan.
 
     Args:
         cluster: Where to send.
@@ -31,11 +31,11 @@ class Payer(Sender):
     def __init__(self, cluster: Cluster, in_flight: int) -> None:
         super().__init__(in_flight)
         self.answers: dict[str, tuple[Order, Answer]] = {}
-        """By transfer."""
+        """Answers by transfer."""
         self.contradictions: list[str] = []
-        """Where a copy of a transfer got another answer than the transfer."""
+        """Transfers whose copy got another answer."""
         self.sent: Counter[str] = Counter()
-        """Sendings, by kind."""
+        """Numbers of messages sent, by kind."""
         self.forgeries_refused = 0
         self._cluster = cluster
         self._accounts = cluster.client(Account)
@@ -50,7 +50,7 @@ class Payer(Sender):
         await self.each(holders.values(), open_one)
 
     async def run(self, plan: Plan) -> None:
-        """Send every order; return when each ask is answered and each tell is stored.
+        """Send every order. Return when each ask is answered and each tell is stored.
 
         Raises:
             ExceptionGroup: one failed for good.
@@ -66,7 +66,7 @@ class Payer(Sender):
         await self.each(accounts, close_one)
 
     async def forge(self, plan: Plan) -> None:
-        """Send transfers whose ids were used before, with other amounts: none of them may run."""
+        """Send transfers with ids that were used before and other amounts. None of them may run."""
 
         async def forge_one(order: Order) -> None:
             try:
@@ -78,7 +78,7 @@ class Payer(Sender):
         await self.each(plan.forged, forge_one)
 
     async def collect(self) -> None:
-        """Get the answers to what was told."""
+        """Fetch the answers to the tells."""
 
         async def collect_one(told: tuple[Order, int]) -> None:
             order, message_id = told
@@ -87,7 +87,7 @@ class Payer(Sender):
         await self.each(self._told, collect_one)
 
     async def statements(self, holders: Mapping[str, Holder]) -> dict[str, Statement]:
-        """Return what every account keeps."""
+        """Return the statement of every account."""
         return await self.results({account: self._accounts(account).statement for account in holders})
 
     async def _send(self, order: Order) -> None:

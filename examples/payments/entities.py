@@ -1,8 +1,8 @@
 """What the runners host: one `Account` per number, and the bank's own table `ledger` beside it.
 
-A transfer touches two accounts, which may live on two machines. Each of its steps is one durable message to one
-account, and each run of a step commits in one transaction: the account's state, its row in `ledger`, the reply, and the
-message for the next step. So a step happens once or not at all, and the next one happens once if it did.
+A transfer concerns two accounts, which can live on two machines. Each of its steps is one durable message to one
+account. A run of a step commits in one transaction: the state of the account, its row in `ledger`, the reply, and the
+message for the next step. So a step happens once or not at all, and if it happens, the next one happens once.
 """
 
 import os
@@ -29,7 +29,7 @@ class Opening(msgspec.Struct, frozen=True):
 
 
 class Transfer(msgspec.Struct, frozen=True):
-    """An order to send money from the account that it is given to."""
+    """An order to send money from the account that receives it."""
 
     id: str
     target: str
@@ -40,11 +40,11 @@ class Transfer(msgspec.Struct, frozen=True):
 
 
 class Money(msgspec.Struct, frozen=True):
-    """Cents on their way: debited already, booked by nobody else yet."""
+    """Money in transit: it is debited from one account, and not yet booked in the other."""
 
     transfer: str
     source: str
-    """The account that they come from, or come back from."""
+    """The account from which the money comes, or comes back."""
     cents: int
 
     def primary_key(self) -> str:
@@ -52,34 +52,34 @@ class Money(msgspec.Struct, frozen=True):
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """That a transfer was debited."""
+    """Confirms that a transfer was debited."""
 
     booking: int
-    """Number of the booking in its account, from 1."""
+    """Number of the booking in the account, from 1."""
     balance: int
-    """Of the account afterwards, in cents."""
+    """Balance of the account afterwards, in cents."""
 
 
 class Statement(msgspec.Struct):
-    """What is kept of one account."""
+    """The state of one account."""
 
     holder: str = ""
-    """Nobody: the account was never opened."""
+    """Empty if the account was never opened."""
     balance: int = 0
-    """Cents."""
+    """In cents."""
     bookings: int = 0
     closed: bool = False
 
 
 class InsufficientFunds(EntityError):
-    """The account holds less than was to be sent; nothing was booked."""
+    """The balance is smaller than the amount to send. Nothing was booked."""
 
     balance: int
     cents: int
 
 
 class AccountClosed(EntityError):
-    """The account sends nothing any more, or never did; nothing was booked."""
+    """The account is closed, or was never opened. Nothing was booked."""
 
     account: str
 
@@ -88,7 +88,7 @@ class Account(Entity[Statement], name="account"):
     """One account, by its number.
 
     Args:
-        ledger: Name of the table, with its schema.
+        ledger: Name of the table, including its schema.
     """
 
     def __init__(self, ledger: str) -> None:
@@ -105,11 +105,11 @@ class Account(Entity[Statement], name="account"):
 
     @handler(durable=True)
     async def transfer(self, order: Transfer) -> Receipt:
-        """Debit this account, and send the money on its way.
+        """Debit this account and send the money to the other one.
 
         Raises:
-            AccountClosed: this account sends nothing.
-            InsufficientFunds: this account has not that much.
+            AccountClosed: This account is closed, or was never opened.
+            InsufficientFunds: The balance is too small.
         """
         account = current().entity_id
         if self.state.closed or not self.state.holder:
@@ -122,7 +122,7 @@ class Account(Entity[Statement], name="account"):
 
     @handler(durable=True)
     async def credit(self, money: Money) -> None:
-        """Book what arrives; a closed account sends it back."""
+        """Book incoming money. A closed account sends it back."""
         if self.state.closed or not self.state.holder:
             back = Money(money.transfer, current().entity_id, money.cents)
             await current().tell(current().client(Account)(money.source).refund(back))
@@ -131,24 +131,24 @@ class Account(Entity[Statement], name="account"):
 
     @handler(durable=True)
     async def refund(self, money: Money) -> None:
-        """Book what comes back, be this account closed or not: it is its own money."""
+        """Book money that comes back. It is the account's own, so it is booked even if the account is closed."""
         await self._book(money.transfer, money.source, "refund", money.cents)
 
     @handler(durable=True)
     async def close(self) -> None:
-        """Send and take nothing from now on."""
+        """Close the account: from now on it sends and accepts nothing."""
         self.state.closed = True
 
     @handler(readonly=True)
     async def statement(self) -> Statement:
-        """Return what is kept."""
+        """Return the state of the account."""
         return self.state
 
     async def _book(self, transfer: str, other: str, kind: Kind, cents: int) -> Receipt:
         state = self.state
         state.balance += cents
         state.bookings += 1
-        async with current().transaction() as sql:  # what commits the state commits the row
+        async with current().transaction() as sql:  # the commit of the state also commits the row
             await sql.execute(
                 self._insert, transfer, current().entity_id, other, kind, cents, state.bookings, state.balance
             )

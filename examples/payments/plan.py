@@ -1,4 +1,4 @@
-"""Who holds which account and who pays whom: made from a seed, the same on every machine."""
+"""Who holds which account and who pays whom. The plan is made from a seed, and is the same on every machine."""
 
 from bisect import bisect
 from collections.abc import Iterator, Sequence
@@ -27,11 +27,11 @@ _BANKS: Final = ("10020030", "20030040", "30040050", "70080090")
 _OPENING_CENTS: Final = (20_000, 500_000)
 _TYPICAL_CENTS: Final = 6_000
 _SKEW: Final = 0.7
-"""Exponent of the power law by which some accounts get more transfers than others."""
+"""Exponent of the power law according to which some accounts get more transfers than others."""
 _GREEDY: Final = 1 / 25
-"""Share of the transfers of far more than anybody has."""
+"""Share of the transfers whose amount is more than anybody has."""
 _ASKED: Final = 0.6
-"""Share of the transfers whose sender waits for the receipt; the others are told."""
+"""Share of the transfers that are asks: the sender waits for the receipt. The others are tells."""
 _COPIED: Final = 1 / 6
 """Share of the transfers that are sent again, with the same key."""
 _FORGED: Final = 1 / 100
@@ -39,27 +39,27 @@ _FORGED: Final = 1 / 100
 _CLOSED: Final = 1 / 50
 """Share of the accounts that are closed half-way."""
 _FARTHEST_COPY: Final = 0.25
-"""How much later the copy comes at most, as a share of all transfers."""
+"""The greatest distance of a copy from its transfer, as a share of all transfers."""
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """An account before its opening."""
+    """An account before it is opened."""
 
     account: str
-    """Its number, in the form of an IBAN."""
+    """The number of the account, in the form of an IBAN."""
     name: str
     cents: int
 
 
 class Order(msgspec.Struct, frozen=True):
-    """One sending of a transfer."""
+    """One message with a transfer."""
 
     source: str
     transfer: Transfer
     asked: bool
-    """Its sender waits for the receipt."""
+    """Whether the sender waits for the receipt."""
     copy: bool = False
-    """The transfer was sent before."""
+    """Whether the transfer was sent before."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,20 +67,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     holders: Sequence[Holder]
     orders: Sequence[Order]
-    """In the order of sending, copies included."""
+    """In the order in which they are sent, including copies."""
     forged: Sequence[Order]
-    """Sent in the end: ids that were used before, with other amounts."""
+    """Transfers that are sent at the end, with ids that were used before and other amounts."""
     closing: Sequence[str]
     """The accounts to close half-way."""
 
     @property
     def transfers(self) -> int:
-        """How many different transfers there are."""
+        """The number of different transfers."""
         return sum(not order.copy for order in self.orders)
 
 
 def make_plan(accounts: int, transfers: int, seed: int) -> Plan:
-    """Return the plan of that seed.
+    """Return the plan for a seed.
 
     Args:
         accounts: How many, at least 2.
@@ -93,7 +93,7 @@ def make_plan(accounts: int, transfers: int, seed: int) -> Plan:
     places = [(float(number), order) for number, order in enumerate(first)]
     for number, order in enumerate(first):
         if random.random() < _COPIED:
-            # Half of them come at once, while the first is under way; the others much later, and asked, or told.
+            # Half of the copies are sent at once, while the first is in flight; the others much later, as ask or tell.
             later = random.choice((0.5, 1 + random.random() * _FARTHEST_COPY * transfers))
             places.append((number + later, msgspec.structs.replace(order, copy=True, asked=random.random() < 0.5)))
     places.sort(key=lambda place: place[0])

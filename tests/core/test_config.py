@@ -1,4 +1,4 @@
-"""Settings: where they come from, who wins, and what a wrong one says."""
+"""Settings: where they come from, which source wins, and the errors for values that are not valid."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ def _empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def refusal(
     overrides: dict[str, object] | None = None, environ: dict[str, str] | None = None, origin: Origin = "hub.connect"
 ) -> str:
-    """Return the text of the error that these settings end in."""
+    """Return the text of the error that these settings raise."""
     with pytest.raises(ConfigurationError) as caught:
         load_settings(overrides or {}, environ or {}, origin=origin)
     return caught.value.message
@@ -40,7 +40,7 @@ def test_without_any_source_the_documented_defaults_hold() -> None:
 
 
 def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path) -> None:
-    """Each source hides the ones below it, setting by setting."""
+    """For each setting, a source hides the sources below it."""
     file = tmp_path / "other.toml"
     file.write_text('workers = 2\nweight = 2.0\nnamespace = "from_file"\nretention = "2d"\n')
     environ = {"ACTORHUB_WORKERS": "3", "ACTORHUB_WEIGHT": "3"}
@@ -59,7 +59,7 @@ def test_the_file_in_the_current_directory_is_read(tmp_path: Path) -> None:
 
 
 def test_a_file_named_by_the_environment_replaces_the_one_in_the_directory(tmp_path: Path) -> None:
-    """ACTORHUB_CONFIG wins over `actorhub.toml`, and must exist."""
+    """The file of ACTORHUB_CONFIG replaces `actorhub.toml`, and must exist."""
     (tmp_path / "actorhub.toml").write_text("workers = 2")
     (tmp_path / "named.toml").write_text("workers = 5")
     assert load_settings({}, {"ACTORHUB_CONFIG": "named.toml"}).workers == 5
@@ -67,13 +67,13 @@ def test_a_file_named_by_the_environment_replaces_the_one_in_the_directory(tmp_p
 
 
 def test_what_is_none_or_empty_counts_as_not_given() -> None:
-    """A command line that passes every option, and an empty variable, leave the default."""
+    """Options that are passed without a value, and empty variables, leave the default."""
     settings = load_settings({"workers": None, "gateway": ()}, {"ACTORHUB_HTTP": ""})
     assert settings == Settings()
 
 
 def test_every_setting_has_a_flag_a_variable_and_help() -> None:
-    """The command line is made from the table, so the table is complete."""
+    """The command line is made from the table, so the table must be complete."""
     assert tuple(SETTINGS) == Settings.__struct_fields__
     assert SETTINGS["database_url"].flag == "--database"
     assert SETTINGS["max_resident"].flag == "--max-resident"
@@ -142,7 +142,7 @@ def test_typed_keywords_are_taken_as_they_are() -> None:
     ],
 )
 def test_a_wrong_value_names_the_setting_its_source_and_what_is_allowed(name: str, value: object) -> None:
-    """Whoever gave the value can find and correct it from the message alone."""
+    """The message alone is enough to find and correct the value."""
     text = refusal({name: value})
     assert text.startswith(f"{name} = ")
     assert f"(from hub.connect({name}=...))" in text
@@ -151,7 +151,7 @@ def test_a_wrong_value_names_the_setting_its_source_and_what_is_allowed(name: st
 
 
 def test_the_source_of_a_wrong_value_is_named_for_every_source(tmp_path: Path) -> None:
-    """Flag, keyword, environment and file each say so."""
+    """The message names the flag, the keyword, the environment variable or the file."""
     assert "'x' (from flag --database)" in refusal({"database_url": "x"}, origin="flag")
     assert "(from hub.runner(workers=...))" in refusal({"workers": "x"}, origin="hub.runner")
     assert "(from environment ACTORHUB_WORKERS)" in refusal({}, {"ACTORHUB_WORKERS": "x"})
@@ -160,7 +160,7 @@ def test_the_source_of_a_wrong_value_is_named_for_every_source(tmp_path: Path) -
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
-    """A misspelt setting must not be silently without effect."""
+    """A misspelt setting is an error, instead of having no effect."""
     assert refusal({"databse_url": "x"}) == (
         "hub.connect(databse_url=...): unknown setting: did you mean 'database_url'?"
     )
@@ -171,7 +171,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one(tmp_path: Path) -
 
 
 def test_a_file_that_cannot_be_read_as_toml_is_named(tmp_path: Path) -> None:
-    """A broken, binary or unreadable file ends in one clear error."""
+    """A broken, binary or unreadable file raises one clear error."""
     (tmp_path / "actorhub.toml").write_text("workers = = 3")
     assert "settings file actorhub.toml is not valid TOML" in refusal()
     (tmp_path / "actorhub.toml").write_bytes(b"\xff\xfe")
@@ -192,14 +192,14 @@ def test_a_file_that_cannot_be_read_as_toml_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_a_database_password_is_never_shown(url: str, shown: str) -> None:
-    """Neither in errors nor in `repr`, however badly the URL is written."""
+    """Passwords show neither in errors nor in `repr`, however malformed the URL is."""
     text = refusal({"database_url": url})
     assert shown in text
     assert "s3cret" not in text
 
 
 def test_repr_shows_no_secrets() -> None:
-    """Settings may be logged."""
+    """Settings can be logged without revealing secrets."""
     settings = load_settings({"database_url": "postgres://ada:s3cret@db/x", "token": "s3cret"}, {})
     assert settings.database_url == "postgres://ada:s3cret@db/x"
     assert settings.token == "s3cret"
@@ -212,14 +212,14 @@ def test_repr_shows_no_secrets() -> None:
 
 @given(password=st.text(st.characters(categories=["L", "N", "P", "S"]), min_size=4, max_size=20))
 def test_no_password_survives_masking(password: str) -> None:
-    """Masking does not depend on what the password is made of."""
+    """Masking works for every password."""
     masked = mask_secrets(f"postgresql://ada:{password}@database.example/x")
     assert masked == "postgresql://ada:***@database.example/x"
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "192.168.0.1:1", "example.com:1"])
 def test_listening_beyond_loopback_needs_mutual_tls_or_insecure(listen: str) -> None:
-    """Nobody opens an unauthenticated port to the network by accident."""
+    """Nobody can open an unauthenticated port to the network by accident."""
     given_values: dict[str, object] = {"listen": listen, "advertise": "me:1"}
     assert "without mutual TLS" in refusal(given_values)
     assert load_settings({**given_values, "insecure": True}, {}).insecure
@@ -228,12 +228,12 @@ def test_listening_beyond_loopback_needs_mutual_tls_or_insecure(listen: str) -> 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "localhost:1"])
 def test_loopback_needs_nothing(listen: str) -> None:
-    """The default stays one command."""
+    """The defaults need no further settings."""
     assert load_settings({"listen": listen}, {}).listen.is_loopback
 
 
 def test_half_of_mutual_tls_is_refused() -> None:
-    """A forgotten authority would mean that peers are not checked."""
+    """Without the authority, the certificates of peers would not be checked."""
     text = refusal({"tls_cert": "cert.pem"}, {"ACTORHUB_TLS_KEY": "key.pem"})
     assert "tls_cert (from hub.connect(tls_cert=...)), tls_key (from environment ACTORHUB_TLS_KEY)" in text
     assert "missing: tls_ca" in text
@@ -259,11 +259,11 @@ def test_a_wildcard_listen_needs_an_address_to_advertise() -> None:
     ],
 )
 def test_durations_are_written_with_a_unit_or_in_seconds(text: object, expected: timedelta) -> None:
-    """Text and numbers mean what they say."""
+    """Durations are read from text and from numbers."""
     assert load_settings({"grace": text}, {}).grace == expected
 
 
 @given(st.builds(HostPort, st.sampled_from(["localhost", "10.0.0.1", "::1", "a-b.example"]), st.integers(0, 65535)))
 def test_an_address_survives_being_written(address: HostPort) -> None:
-    """`str` and `parse` are inverse."""
+    """`parse` is the inverse of `str`."""
     assert HostPort.parse(str(address)) == address

@@ -1,4 +1,4 @@
-"""Snowflake ids: layout, order, and what a misbehaving clock cannot break."""
+"""Snowflake ids: their layout, their order, and their properties when the clock misbehaves."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -39,7 +39,7 @@ def test_an_id_holds_milliseconds_machine_and_sequence() -> None:
 
 
 def test_a_known_id_keeps_its_meaning() -> None:
-    """Ids that are stored today must read the same in every later release."""
+    """Stored ids must have the same meaning in every later release."""
     assert Snowflake.parse("154009633791033345").parts() == SnowflakeParts(
         datetime(2026, 3, 1, 23, 39, 18, 56000, tzinfo=UTC), 420, 1
     )
@@ -75,7 +75,7 @@ def test_a_full_millisecond_borrows_from_the_next_while_the_clock_is_behind() ->
 
 
 def test_the_time_part_follows_the_clock_again_once_that_has_caught_up() -> None:
-    """Borrowed milliseconds are not kept for ever."""
+    """The time part of ids stops running ahead once the wall clock has caught up."""
     clock = SettableClock(NOON)
     generator = SnowflakeGenerator(0, clock)
     for _ in range(10_000):
@@ -85,7 +85,7 @@ def test_the_time_part_follows_the_clock_again_once_that_has_caught_up() -> None
 
 
 def test_two_machines_never_make_the_same_id() -> None:
-    """Equal clocks and equal sequences still differ by machine."""
+    """Ids with equal times and sequences differ by machine."""
     clock = SettableClock(NOON)
     one, other = SnowflakeGenerator(0, clock), SnowflakeGenerator(1, clock)
     assert {one.next_id() for _ in range(5000)}.isdisjoint({other.next_id() for _ in range(5000)})
@@ -100,7 +100,7 @@ def test_a_machine_id_out_of_range_is_refused(machine: int) -> None:
 
 @pytest.mark.parametrize("now", [datetime(1970, 1, 2, tzinfo=UTC), datetime(2095, 1, 1, tzinfo=UTC)])
 def test_a_clock_outside_the_range_of_ids_is_refused(now: datetime) -> None:
-    """A machine that boots without a clock must not start to hand out ids from 1970."""
+    """A machine that boots without a clock must not make ids from 1970."""
     with pytest.raises(ConfigurationError, match="outside the years 2025 to 2094"):
         SnowflakeGenerator(0, SettableClock(now))
 
@@ -113,7 +113,7 @@ def test_what_is_no_snowflake_is_refused(text: str) -> None:
 
 
 def test_a_snowflake_is_an_int() -> None:
-    """It stores and compares like the number it is."""
+    """A snowflake is stored and compared like a number."""
     made = Snowflake.parse(9223372036854775807)
     assert made == 2**63 - 1
     assert str(made) == "9223372036854775807"

@@ -15,7 +15,7 @@ from actorhub.core.cron import (
     Breaker,
     CronExpression,
     CronOptions,
-    Plan,
+    CronPlan,
     Skipped,
     delivery_delay,
     expected_interval,
@@ -36,45 +36,45 @@ def planned(
     expression: CronExpression = HALF_HOURS,
     from_previous: bool = False,
     age: float = DAY,
-) -> Plan:
+) -> CronPlan:
     return plan(expression, previous, now, skip_if_older_than=age, from_previous=from_previous)
 
 
 @pytest.mark.parametrize("from_previous", [False, True])
 def test_a_new_schedule_starts_with_the_next_fire_time(*, from_previous: bool) -> None:
     """A new schedule has missed nothing."""
-    assert planned(None, NOON, from_previous=from_previous) == Plan(next_at=NOON + 1800)
+    assert planned(None, NOON, from_previous=from_previous) == CronPlan(next_at=NOON + 1800)
 
 
 @pytest.mark.parametrize("from_previous", [False, True])
 def test_nothing_is_skipped_on_time(*, from_previous: bool) -> None:
     """While nothing is late, a schedule goes from one fire time to the next."""
-    assert planned(NOON, NOON + 3, from_previous=from_previous) == Plan(next_at=NOON + 1800)
+    assert planned(NOON, NOON + 3, from_previous=from_previous) == CronPlan(next_at=NOON + 1800)
 
 
 def test_fire_times_that_passed_are_missed() -> None:
     """Fire times up to now are reported as missed, and the plan is the first one after now."""
     skipped = Skipped(reason="missed", count=2, first=NOON + 1800, last=NOON + HOUR, is_more=False)
-    assert planned(NOON, NOON + HOUR) == Plan(next_at=NOON + HOUR + 1800, skipped=(skipped,))
+    assert planned(NOON, NOON + HOUR) == CronPlan(next_at=NOON + HOUR + 1800, skipped=(skipped,))
 
 
 def test_a_week_of_downtime_is_one_report_without_a_burst() -> None:
     """After a week the plan is the first fire time after now, and 336 are reported as missed."""
     skipped = Skipped(reason="missed", count=336, first=NOON + 1800, last=NOON + WEEK, is_more=False)
-    assert planned(NOON, NOON + WEEK + 5) == Plan(next_at=NOON + WEEK + 1800, skipped=(skipped,))
+    assert planned(NOON, NOON + WEEK + 5) == CronPlan(next_at=NOON + WEEK + 1800, skipped=(skipped,))
 
 
 def test_a_week_of_downtime_is_made_up_for_except_what_is_too_old() -> None:
     """Fire times older than a day are reported, and the plan is the oldest of the others."""
     skipped = Skipped(reason="too old", count=287, first=NOON + 1800, last=NOON + 6 * DAY - 1800, is_more=False)
     first = planned(NOON, NOON + WEEK, from_previous=True)
-    assert first == Plan(next_at=NOON + 6 * DAY, skipped=(skipped,))
-    assert planned(first.next_at, NOON + WEEK, from_previous=True) == Plan(next_at=NOON + 6 * DAY + 1800)
+    assert first == CronPlan(next_at=NOON + 6 * DAY, skipped=(skipped,))
+    assert planned(first.next_at, NOON + WEEK, from_previous=True) == CronPlan(next_at=NOON + 6 * DAY + 1800)
 
 
 def test_a_fire_time_of_exactly_the_greatest_age_is_not_too_old() -> None:
     """Only what is older than a day is too old."""
-    assert planned(NOON - 1800, NOON + DAY, from_previous=True) == Plan(next_at=NOON)
+    assert planned(NOON - 1800, NOON + DAY, from_previous=True) == CronPlan(next_at=NOON)
     late = planned(NOON - 1800, NOON + DAY + 0.001, from_previous=True)
     assert late.next_at == NOON + 1800
     assert [(skip.first, skip.count) for skip in late.skipped] == [(NOON, 1)]
@@ -83,13 +83,13 @@ def test_a_fire_time_of_exactly_the_greatest_age_is_not_too_old() -> None:
 @pytest.mark.parametrize("from_previous", [False, True])
 def test_a_clock_that_steps_back_repeats_no_fire_time(*, from_previous: bool) -> None:
     """After the clock steps back an hour, the plan is still the fire time after the previous one."""
-    assert planned(NOON, NOON - HOUR, from_previous=from_previous) == Plan(next_at=NOON + 1800)
+    assert planned(NOON, NOON - HOUR, from_previous=from_previous) == CronPlan(next_at=NOON + 1800)
 
 
 def test_a_clock_that_steps_forward_by_an_hour_misses_what_it_steps_over() -> None:
     """A step forward is like downtime: fire times are reported, or made up for."""
     assert [skip.count for skip in planned(NOON, NOON + 2 + HOUR).skipped] == [2]
-    assert planned(NOON, NOON + 2 + HOUR, from_previous=True) == Plan(next_at=NOON + 1800)
+    assert planned(NOON, NOON + 2 + HOUR, from_previous=True) == CronPlan(next_at=NOON + 1800)
 
 
 def test_counting_stops_at_a_limit() -> None:
@@ -97,7 +97,7 @@ def test_counting_stops_at_a_limit() -> None:
     seconds = CronExpression("* * * * * *")
     result = planned(NOON, NOON + WEEK + 0.5, expression=seconds)
     skipped = Skipped(reason="missed", count=MAX_COUNTED, first=NOON + 1, last=NOON + WEEK, is_more=True)
-    assert result == Plan(next_at=NOON + WEEK + 1, skipped=(skipped,))
+    assert result == CronPlan(next_at=NOON + WEEK + 1, skipped=(skipped,))
     assert not planned(NOON, NOON + MAX_COUNTED, expression=seconds).skipped[0].is_more
     assert planned(NOON, NOON + MAX_COUNTED + 1, expression=seconds).skipped[0].is_more
 

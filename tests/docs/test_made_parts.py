@@ -58,7 +58,7 @@ def test_the_limits_in_the_readme_are_the_defaults() -> None:
         "calls in flight to one peer": MAX_IN_FLIGHT,
         "calls that one process waits for": MAX_CALLS,
         "timeout of an ask, seconds": _default(Target, "timeout"),
-        "items of a stream under way": STREAM_WINDOW,
+        "items of a stream in flight": STREAM_WINDOW,
         "time for handlers to finish at shutdown, seconds": settings.grace.total_seconds(),
     }
 

@@ -1,4 +1,4 @@
-"""Idempotency keys: which ones are legal, where they come from, and the hashes by which the store knows them again."""
+"""Idempotency keys: which ones are valid, where they come from, and the hashes under which they are stored."""
 
 import dataclasses
 import enum
@@ -60,14 +60,14 @@ class Basket:
 
 
 def test_a_key_hash_is_the_same_in_every_release() -> None:
-    """It is stored: a release that computed another one would run every keyed message again."""
+    """The hash is stored: a release with another one would run every message with a key again."""
     assert key_hash("orders", "ada", "process", "o-1").hex() == "1dd98f2880d271e5b7691d94020c613b"
     assert key_hash("orders", "ärger", "process", "o-\N{SNOWMAN}").hex() == "cd0568633c0b2687df794f290147ab3b"
 
 
 @given(parts=st.tuples(TEXTS, TEXTS, TEXTS), key=TEXTS, at=st.integers(0, 3))
 def test_neighbouring_parts_do_not_run_together(parts: tuple[str, str, str], key: str, at: int) -> None:
-    """A character that moves over to the next part makes another key hash."""
+    """Moving a character from one part to the next changes the hash."""
     before = [*parts, key]
     after = [*parts, key]
     before[at] += "x"
@@ -76,7 +76,7 @@ def test_neighbouring_parts_do_not_run_together(parts: tuple[str, str, str], key
 
 
 def test_a_payload_hash_is_the_same_in_every_release() -> None:
-    """It is stored: a release that computed another one would refuse repeated keys."""
+    """The hash is stored: a release with another one would refuse repeated keys."""
     assert payload_hash((Order("o-1", 2), {"b": 1, "a": {"z", "y"}})).hex() == "88f9c6833e83e23e914c1cacc211c3da"
     basket = Basket({2: {Colour.RED, Colour.BLUE}, 1: set()})
     assert payload_hash((basket, Refund("o-1"))).hex() == "73d075aa9bf38a1e8b4bbfbce8b1291a"
@@ -92,7 +92,7 @@ print(payload_hash(({frozenset({n}): {n, 1} for n in names},)).hex())
 
 
 def test_sets_and_dicts_hash_alike_in_processes_that_iterate_them_otherwise() -> None:
-    """Neither Python's hash seed nor the order in which a container was filled counts."""
+    """Neither Python's hash seed nor the order in which a container was filled matters."""
     hashes = {
         subprocess.run(
             [sys.executable, "-c", _PROGRAM],
@@ -119,7 +119,7 @@ def test_the_order_in_which_a_dict_was_filled_does_not_count(
 
 @given(one=st.lists(PLAIN | st.dictionaries(st.integers(0, 9), PLAIN)), other=st.lists(PLAIN))
 def test_another_payload_has_another_hash(one: list[object], other: list[object]) -> None:
-    """What is encoded differently hashes differently; the order of a list counts."""
+    """Values with different encodings have different hashes, and the order of a list matters."""
     same = msgspec.msgpack.encode(one) == msgspec.msgpack.encode(other)
     assert (payload_hash(tuple(one)) == payload_hash(tuple(other))) == same
 
@@ -140,19 +140,19 @@ def test_another_payload_has_another_hash(one: list[object], other: list[object]
     ],
 )
 def test_a_small_difference_makes_another_hash(one: tuple[object, ...], other: tuple[object, ...]) -> None:
-    """Values, fields, tags, places in a list, keys and elements count."""
+    """Values, fields, tags, positions in a list, keys and elements all matter."""
     assert payload_hash(one) != payload_hash(other)
 
 
 def test_arguments_that_cannot_be_encoded_have_no_hash() -> None:
-    """The error is the one that every malformed call gets."""
+    """The error is the same as for every malformed call."""
     with pytest.raises(MalformedMessage, match="arguments of a call with a key: Encoding objects of type"):
         payload_hash((object(),))
 
 
 @pytest.mark.parametrize("key", ["o", "o-1", "bestellung/42 für ada", "\N{SNOWMAN}" * 341, "x" * MAX_KEY_BYTES])
 def test_a_legal_key_is_taken_as_it_is(key: str) -> None:
-    """Any printable text of up to 1024 bytes of UTF-8 is a key."""
+    """Any printable text of up to 1024 bytes in UTF-8 is a valid key."""
     assert check_key(key) == key
 
 
@@ -171,7 +171,7 @@ def test_a_legal_key_is_taken_as_it_is(key: str) -> None:
     ],
 )
 def test_a_key_that_cannot_be_stored_is_refused_by_name(key: object, text: str) -> None:
-    """The error shows the key, shortened, and what is wrong with it."""
+    """The error quotes the shortened key and says what is wrong with it."""
     with pytest.raises(MalformedMessage, match=text) as failed:
         check_key(key)
     assert not failed.value.possibly_executed
@@ -180,7 +180,7 @@ def test_a_key_that_cannot_be_stored_is_refused_by_name(key: object, text: str) 
 
 @given(key=st.text())
 def test_every_key_that_is_taken_can_be_hashed(key: str) -> None:
-    """What passes the check has a UTF-8 form within the limit; what does not is refused with the one error."""
+    """A valid key has a UTF-8 form within the limit, and every other text raises the same error."""
     try:
         check_key(key)
     except MalformedMessage:
@@ -190,7 +190,7 @@ def test_every_key_that_is_taken_can_be_hashed(key: str) -> None:
 
 
 def test_the_first_argument_with_a_primary_key_gives_the_key() -> None:
-    """Arguments without the method, classes of data that have a field of that name included, are passed by."""
+    """Arguments without the method are skipped, including those with a field of that name."""
     assert primary_key_of((7, "text", Column("id"), {"primary_key": "x"}, Order("o-1"), Order("o-2"))) == "o-1"
     assert primary_key_of((7, None, Column())) is None
     assert primary_key_of(()) is None
@@ -206,6 +206,6 @@ def test_the_first_argument_with_a_primary_key_gives_the_key() -> None:
     ],
 )
 def test_a_primary_key_that_fails_is_a_malformed_message_that_names_the_type(argument: object, text: str) -> None:
-    """Whatever the method raises or returns, the caller learns whose method it was, and nothing ran."""
+    """Whatever the method raises or returns, the error names its class, and nothing ran."""
     with pytest.raises(MalformedMessage, match=text):
         primary_key_of((1, argument))

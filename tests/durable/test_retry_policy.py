@@ -1,4 +1,4 @@
-"""How far apart the runs of a failing durable message are, and which settings make no sense."""
+"""The pauses between the runs of a failing durable message, and the settings that are refused."""
 
 from datetime import timedelta
 from typing import Any
@@ -15,7 +15,7 @@ FAILED = st.integers(1, 1000)
 
 @st.composite
 def retries(draw: st.DrawFn) -> Retry:
-    """Any legal settings, extreme ones included."""
+    """Any valid settings, including extreme ones."""
     initial = draw(st.timedeltas(timedelta(0), timedelta(days=1000)))
     return Retry(
         attempts=draw(st.integers(1, 1000)),
@@ -26,14 +26,14 @@ def retries(draw: st.DrawFn) -> Retry:
 
 
 def test_pauses_double_from_the_initial_one_up_to_the_longest() -> None:
-    """Without luck either way, each pause is twice the one before, until it is the maximum."""
+    """At the mean of the jitter, each pause is twice the one before, up to the maximum."""
     retry = Retry(initial=timedelta(milliseconds=100), maximum=timedelta(seconds=1))
     pauses = [retry.pause(failed, 0.5) / 0.75 for failed in range(1, 7)]
     assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1, 1])
 
 
 def test_a_slowly_growing_pause_reaches_its_maximum_too() -> None:
-    """The growth goes on for as many attempts as there may be."""
+    """Pauses stay valid for the greatest number of attempts."""
     retry = Retry(attempts=1000, initial=timedelta(milliseconds=1), maximum=timedelta(seconds=10), multiplier=1.01)
     assert retry.pause(100, 0.5) < retry.pause(500, 0.5) < 0.75 * 10
     assert retry.pause(999, 0.5) == pytest.approx(0.75 * 10)
@@ -41,7 +41,7 @@ def test_a_slowly_growing_pause_reaches_its_maximum_too() -> None:
 
 @given(retry=retries(), failed=FAILED, chance=CHANCES)
 def test_every_pause_lies_between_half_of_its_length_and_the_whole(retry: Retry, failed: int, chance: float) -> None:
-    """Chance spreads what failed together, never beyond the maximum, and never to less than half."""
+    """Jitter spreads messages that failed together, between half of the pause and the whole."""
     shortest = retry.pause(failed, 0)
     assert shortest <= retry.pause(failed, chance) <= 2 * shortest
     assert retry.initial.total_seconds() / 2 <= shortest <= retry.maximum.total_seconds() / 2
@@ -49,13 +49,13 @@ def test_every_pause_lies_between_half_of_its_length_and_the_whole(retry: Retry,
 
 @given(retry=retries(), failed=FAILED, chance=CHANCES)
 def test_no_pause_is_shorter_than_the_one_before(retry: Retry, failed: int, chance: float) -> None:
-    """With equal luck the pauses never shrink, whatever the settings."""
+    """With equal jitter, pauses never shrink, whatever the settings."""
     assert retry.pause(failed, chance) <= retry.pause(failed + 1, chance)
 
 
 @given(failed=FAILED, chance=CHANCES, multiplier=st.floats(1, 1e300))
 def test_without_an_initial_pause_there_is_none_at_all(failed: int, chance: float, multiplier: float) -> None:
-    """Zero stays zero, however large the multiplier is."""
+    """An initial pause of zero stays zero, however large the multiplier is."""
     assert Retry(initial=timedelta(0), multiplier=multiplier).pause(failed, chance) == 0
 
 
@@ -78,7 +78,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(settings: dict[str, Any
 
 
 def test_the_default_gives_up_after_a_few_seconds() -> None:
-    """Five runs, at most 1.5 s apart in all, so that a mistake shows soon."""
+    """By default there are five runs within 1.5 s, so that a mistake shows soon."""
     assert Retry() == DEFAULT_RETRY
     assert DEFAULT_RETRY.attempts == 5
     assert sum(DEFAULT_RETRY.pause(failed, 0.999) for failed in range(1, 5)) == pytest.approx(1.5, rel=0.01)

@@ -3,6 +3,9 @@
 import ast
 import re
 from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import pytest
 
 from tests.hygiene.sources import ROOT, dotted, modules, place, texts, tree
 
@@ -18,6 +21,64 @@ ORPHANING = {"create_task", "ensure_future"}
 OWNERS = re.compile(r"(?:group|tasks|tg|scope|supervisor|nursery)$", re.IGNORECASE)
 BANNED_CALLS = {"asyncio.wait_for", "pickle.dumps", "pickle.loads", "time.sleep"}
 BANNED_IMPORTS = {"cloudpickle", "dill", "marshal", "pickle", "shelve", "unittest"}
+
+
+class Mannerism(NamedTuple):
+    """A turn of phrase that readers stumble over."""
+
+    pattern: str
+    """Matched without regard to case, in text whose line breaks and comment marks are single spaces."""
+    instead: str
+    """Why it is refused: what to write."""
+    example: str
+    """Something that it refuses."""
+
+
+MANNERISMS: Final = (
+    Mannerism(r"\bany ?more\b", "no longer", "the runner does not own it any more"),
+    Mannerism(r"\bfor ever\b", "until cancelled, without a limit, until it is deleted", "waits for ever"),
+    Mannerism(
+        r"(?<!there )\b(?:is|are|was|were|be) no (?!longer\b|more\b|less\b|worse\b|better\b|different\b|one\b)\w",
+        "is not a …: it is …",
+        "message 7 is no dead letter but pending",
+    ),
+    Mannerism(r"\b(?:has|have|had) (?:it|them|this) not\b", "is not declared in the code", "the code has it not"),
+    Mannerism(r"\bsaid of\b", "applies to, describes", "said of a run that waits"),
+    Mannerism(r"\bwhat the words mean\b", "name the words, and explain each", "What the words mean:"),
+    Mannerism(r"\ball the same\b", "regardless, still, in any case", "it runs all the same"),
+    Mannerism(r"\banew\b", "again", "the entity is made anew"),
+    Mannerism(r"\bfor so long\b", "for this long", "a state that nobody wrote for so long"),
+    Mannerism(r"; (?:it )?says which\b", "a sentence: The text names it.", "a value is wrong; says which"),
+    Mannerism(r"\bnothing of (?:it|that|this|them|which)\b", "none of it", "nothing of it is committed"),
+    Mannerism(r"\bhad better\b", "should", "it had better do nothing else"),
+    Mannerism(r"\bin earnest\b", "in production, in reality", "in earnest there is no demo"),
+    Mannerism(r"\band its likes\b", "name them", "@hourly and its likes"),
+    Mannerism(
+        r"\b(?:by|for|from|of|to|with|tells?|told|answers?|asks?) who (?:is|are|has|waits?|asks?|calls?|comes?|used)\b",
+        "whoever, or a noun: the caller",
+        "an answer for who waits",
+    ),
+    Mannerism(r"\blook(?:s|ed|ing)? into the (?:store|database)\b", "poll the store", "look into the store"),
+    Mannerism(r"(?:\b|_)instants?(?:\b|_)", "fire time (of a schedule), moment", "each instant has one message"),
+    Mannerism(
+        r"\b(?:henceforth|hitherto|lest|thereof|thereupon|therein|whence|wherein|whereof|whereupon|whither)\b",
+        "a word of this century",
+        "the store, wherein it lies",
+    ),
+)
+
+PLAIN: Final = (
+    *("README.md", "CHANGELOG.md", "examples", "benchmarks", "actorhub/__init__.py", "actorhub/core"),
+    *("docs/entities.md", "docs/errors.md", "docs/faq.md", "docs/key-value.md", "docs/messages.md"),
+    *("docs/performance.md", "docs/singletons.md", "docs/steps.md"),
+    *("actorhub/_declaration.py", "actorhub/_resolution.py", "actorhub/client.py", "actorhub/cron.py"),
+    *("actorhub/entity.py", "actorhub/key_value.py", "actorhub/log_context.py", "actorhub/singleton.py"),
+    *("tests/docs", "tests/hygiene", "tests/typing", "tests/unit"),
+)
+"""Files and folders that are free of mannerisms. An empty text stands for the whole project."""
+
+QUOTATIONS: Final = frozenset({"tests/hygiene/test_words.py"})
+"""Files that quote mannerisms."""
 
 
 def _lines(pattern: re.Pattern[str], *, prose: bool = True) -> list[str]:
@@ -115,3 +176,41 @@ def test_every_suppression_of_a_linter_names_its_rule() -> None:
     """A comment that silences a linter names the rule, and silences a line, not a file."""
     bare = re.compile(r"#\s*(?:[n]oqa(?!:)|[t]ype:\s*ignore(?!\[)|[p]yright:(?!\s*ignore\[)|[r]uff:\s*noqa)")
     assert _lines(bare, prose=False) == []
+
+
+def test_the_texts_are_in_plain_english() -> None:
+    """Code, documents, SQL and protos are free of the mannerisms, and the failure says what to write instead."""
+    found = [
+        f"{place(path, line)} {quoted!r}: write {mannerism.instead}"
+        for path in texts()
+        if place(path).startswith(PLAIN) and place(path) not in QUOTATIONS
+        for line, quoted, mannerism in _mannerisms(path.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+def test_every_path_that_is_said_to_be_plain_exists() -> None:
+    """A file that moves stays in the list, under its new name."""
+    assert [name for name in (*PLAIN, *QUOTATIONS) if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("mannerism", MANNERISMS, ids=lambda mannerism: mannerism.example)
+@pytest.mark.parametrize("gap", [" ", "\n", "\n    # ", "\n-- "])
+def test_a_mannerism_is_found_wherever_its_line_breaks(mannerism: Mannerism, gap: str) -> None:
+    """Each phrase is refused in prose, in comments and in SQL, with the line on which it starts."""
+    text = f"first line\n{gap.join(mannerism.example.split())}"
+    assert [found for _, _, found in _mannerisms(text)] == [mannerism]
+    assert not list(_mannerisms("There is no owner, and it is no longer there: who is next is not known."))
+
+
+def _mannerisms(text: str) -> Iterator[tuple[int, str, Mannerism]]:
+    """Yield the line, the words and the entry of each mannerism in `text`."""
+    flat, lines = "", list[int]()
+    for number, line in enumerate(text.splitlines(), 1):
+        for word in line.split():
+            if word not in {"#", "--", "//", "*", "-", ">"}:
+                flat += f"{word} "
+                lines += [number] * (len(word) + 1)
+    for mannerism in MANNERISMS:
+        for found in re.finditer(mannerism.pattern, flat, re.IGNORECASE):
+            yield lines[found.start()], found[0], mannerism

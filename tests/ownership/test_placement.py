@@ -1,4 +1,4 @@
-"""Placement: balanced, total, the same for everyone, and calm when runners come and go."""
+"""Placement: balanced, total, the same for everyone, and stable when runners come and go."""
 
 import hashlib
 import math
@@ -24,7 +24,7 @@ def without(cluster: Sequence[Candidate], *slots: int) -> list[Candidate]:
 
 
 def cost_of(before: Sequence[str | None], after: Sequence[str | None], changed: Candidate) -> float:
-    """Return how many shards moved, as a multiple of what `changed` gained or lost."""
+    """Return how many shards moved, as a multiple of the number that `changed` gained or lost."""
     return moved(before, after) / abs(after.count(changed.address) - before.count(changed.address))
 
 
@@ -50,7 +50,7 @@ clusters = st.lists(candidates, max_size=20, unique_by=lambda candidate: candida
 def test_every_shard_gets_one_eligible_runner_and_every_runner_its_fair_share(
     cluster: list[Candidate], shards: int
 ) -> None:
-    """Totality and balance: each load is less than one shard away from the weighted share."""
+    """Every shard has an owner, and each load is less than one shard away from the weighted share."""
     eligible = {
         candidate.address: candidate.weight
         for candidate in cluster
@@ -71,7 +71,7 @@ def test_every_shard_gets_one_eligible_runner_and_every_runner_its_fair_share(
 @given(clusters, st.randoms(use_true_random=False))
 @settings(deadline=None)
 def test_the_order_of_the_input_changes_nothing(cluster: list[Candidate], chance: random.Random) -> None:
-    """Runners read the registry in any order and still agree."""
+    """Runners that read the registry in different orders agree."""
     shuffled = cluster[:]
     chance.shuffle(shuffled)
     assert place("default", 100, cluster) == place("default", 100, shuffled)
@@ -80,7 +80,7 @@ def test_the_order_of_the_input_changes_nothing(cluster: list[Candidate], chance
 @given(clusters)
 @settings(deadline=None)
 def test_runners_that_host_nothing_of_the_group_change_nothing(cluster: list[Candidate]) -> None:
-    """Who is draining, incapable or of another group is as good as absent."""
+    """A runner that drains, cannot host the group or is in another group counts as absent."""
     eligible = [candidate for candidate in cluster if candidate.hosts("default")]
     assert place("default", 100, cluster) == place("default", 100, eligible)
 
@@ -90,7 +90,7 @@ def test_runners_that_host_nothing_of_the_group_change_nothing(cluster: list[Can
     weights=st.lists(st.integers(0, 10**9), min_size=1, max_size=60).filter(any),
 )
 def test_quotas_are_whole_and_sum_up(total: int, weights: list[int]) -> None:
-    """Nothing is lost, nobody is off by one or more."""
+    """No shard is lost, and no load is off by one or more."""
     quotas = fair_quotas(total, weights, range(len(weights)))
     assert sum(quotas) == total
     for quota, weight in zip(quotas, weights, strict=True):
@@ -100,7 +100,7 @@ def test_quotas_are_whole_and_sum_up(total: int, weights: list[int]) -> None:
 
 @given(total=st.integers(0, 20_000), count=st.integers(1, 60), ties=st.randoms(use_true_random=False))
 def test_another_equal_claimant_raises_nobodys_quota(total: int, count: int, ties: random.Random) -> None:
-    """Otherwise a join would move shards between old runners."""
+    """Without this, a join would move shards between old runners."""
     order = ties.sample(range(1000), count + 1)
     before = fair_quotas(total, [7] * count, order[:-1])
     after = fair_quotas(total, [7] * (count + 1), order)
@@ -108,33 +108,33 @@ def test_another_equal_claimant_raises_nobodys_quota(total: int, count: int, tie
 
 
 def test_without_runners_nobody_owns_anything() -> None:
-    """An empty cluster is an answer, not an error."""
+    """An empty cluster has an empty placement, not an error."""
     assert place("default", 3, []) == (None, None, None)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf, 1e308, 5e-324])
 def test_a_broken_weight_excludes_only_its_runner(weight: float) -> None:
-    """Somebody else's broken row must not end this runner."""
+    """A broken row of another runner does not stop this one."""
     good = Candidate(address="good:1")
     assert place("default", 5, [good, Candidate(address="bad:1", weight=weight)]) == ("good:1",) * 5
 
 
 def test_two_rows_with_one_address_count_once() -> None:
-    """The row of a runner's former start may still be there for a moment."""
+    """The row of a runner's previous start can still be there for a moment."""
     before, restarted = Candidate(address="a:1", weight=1.0), Candidate(address="a:1", weight=3.0)
     other = Candidate(address="b:1")
     assert Counter(place("default", 40, [before, other, restarted])) == {"a:1": 30, "b:1": 10}
 
 
 def test_groups_are_laid_out_independently() -> None:
-    """A runner does not own the same numbers, nor the odd extra shard, in every group."""
+    """A runner owns neither the same numbers nor the extra shard in every group."""
     cluster = [Candidate(address=f"r{index}:1", slot=index, groups=("one", "two")) for index in range(4)]
     same = sum(a == b for a, b in zip(place("one", 1000, cluster), place("two", 1000, cluster), strict=True))
     assert 180 < same < 320
 
 
 def test_weights_are_respected_also_when_extreme() -> None:
-    """A runner a thousand times as heavy gets a thousand times the shards."""
+    """A runner with a thousand times the weight gets a thousand times the shards."""
     cluster = [Candidate(address="big:1", weight=1000.0), *runners(10, weight=1.0)]
     loads = Counter(place("default", 10_100, cluster))
     assert loads["big:1"] == 10_000
@@ -144,7 +144,7 @@ def test_weights_are_respected_also_when_extreme() -> None:
 @given(count=st.integers(1, 60), shards=st.integers(0, 2000), hole=st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
 def test_a_runner_that_joins_takes_its_share_and_nothing_else_moves(count: int, shards: int, hole: int) -> None:
-    """A newcomer comes after all the others or fills the only hole; departure without holes is the same backwards."""
+    """A new runner is the last one or fills the only hole, and a departure without holes is the reverse of a join."""
     complete = runners(count + 1)
     newcomer = complete[hole % (count + 1)]
     before = place("default", shards, without(complete, newcomer.slot))
@@ -154,7 +154,7 @@ def test_a_runner_that_joins_takes_its_share_and_nothing_else_moves(count: int, 
 
 
 def test_a_runner_that_restarts_elsewhere_on_its_slot_takes_over_its_shards() -> None:
-    """Layout depends on slots, not on addresses."""
+    """The layout depends on slots, not on addresses."""
     cluster = runners(7)
     moved_house = Candidate(address="elsewhere:1", slot=3)
     before, after = (place("default", 300, [*without(cluster, 3), third]) for third in (cluster[3], moved_house))
@@ -165,7 +165,7 @@ def test_a_runner_that_restarts_elsewhere_on_its_slot_takes_over_its_shards() ->
     ("count", "shards", "holes"), [(10, 300, 1), (50, 10_000, 1), (50, 10_000, 5), (20, 10_000, 15)]
 )
 def test_holes_make_joins_and_leaves_a_little_dearer(count: int, shards: int, holes: int) -> None:
-    """On average at most half the ideal is moved besides, however many runners are missing."""
+    """On average at most half of the ideal is moved in addition, however many runners are missing."""
     costs: list[float] = []
     for seed in range(3):
         chance = random.Random(seed)
@@ -179,7 +179,7 @@ def test_holes_make_joins_and_leaves_a_little_dearer(count: int, shards: int, ho
 
 
 def test_a_slot_claimed_twice_or_absurd_harms_only_its_runner() -> None:
-    """Broken registry rows cost moves, never balance, and never the others' shards beyond a fair share."""
+    """Broken rows of the registry cost moves, but neither balance nor more than a fair share of others' shards."""
     cluster = runners(9)
     before = place("default", 900, cluster)
     for slot in (4, -7, 10**12):
@@ -190,7 +190,7 @@ def test_a_slot_claimed_twice_or_absurd_harms_only_its_runner() -> None:
 
 
 def test_a_change_of_weight_moves_about_the_difference() -> None:
-    """Doubling one of ten weights moves little more than what that runner gains."""
+    """Doubling one of ten weights moves little more than the shards which that runner gains."""
     cluster = runners(10)
     before = place("default", 10_000, cluster)
     heavier = Candidate(address=cluster[3].address, slot=3, weight=2.0)
@@ -201,7 +201,7 @@ def test_a_change_of_weight_moves_about_the_difference() -> None:
 
 
 def test_unequal_weights_do_not_reshuffle_a_cluster() -> None:
-    """Where half the runners weigh twice as much as the others, a join moves on average at most 2.2 times the ideal."""
+    """If half of the runners have twice the weight, a join moves on average at most 2.2 times the ideal."""
     costs: list[float] = []
     for count in (10, 20, 30, 50):
         cluster = [Candidate(address=f"r{slot}:1", slot=slot, weight=1.0 + slot % 2) for slot in range(count + 2)]

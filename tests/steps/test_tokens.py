@@ -1,4 +1,4 @@
-"""Tokens of deferred values: only the cluster makes them, and they are the same in every release."""
+"""Tokens of deferred values: only the cluster can make them, and they are the same in every release."""
 
 import base64
 import hashlib
@@ -15,7 +15,7 @@ APPROVAL = Deferral("orders", "ada", 7_000_000_000_000, 3, "approval")
 
 
 def test_a_token_is_the_same_in_every_release() -> None:
-    """A wire format: people keep tokens in mails, other systems in callbacks."""
+    """Tokens are a wire format, because people keep them in mails and other systems in callbacks."""
     token = "laZvcmRlcnOjYWRhzwAABl3Qg3AAA6hhcHByb3ZhbANkWRn5CP1wrmMNj0eshg0"
     assert make_token(APPROVAL, SECRET) == token
     assert token_hash(APPROVAL, SECRET).hex() == "03645919f908fd70ae630d8f47ac860d"
@@ -23,7 +23,7 @@ def test_a_token_is_the_same_in_every_release() -> None:
 
 
 def test_tokens_may_be_put_in_urls() -> None:
-    """Whatever the names, they hold no character that needs quoting."""
+    """Whatever the names are, a token contains no character that needs quoting."""
     for number in range(200):
         token = make_token(Deferral("orders", f"späte/Bestellung?{number}&", number, 0, "größer + 1"), SECRET)
         assert token.isascii()
@@ -31,7 +31,7 @@ def test_tokens_may_be_put_in_urls() -> None:
 
 
 def test_a_token_names_one_deferred_value() -> None:
-    """Any other type, id, message, generation, name or cluster has another one."""
+    """Any other type, id, message, generation, name or cluster has another token."""
     others = [
         msgspec.structs.replace(APPROVAL, **change)
         for change in (
@@ -48,13 +48,13 @@ def test_a_token_names_one_deferred_value() -> None:
 
 
 def test_the_longest_names_make_a_token_that_is_read() -> None:
-    """Of a type, an id and a name at their limits."""
+    """A token is short enough even for a type, an id and a name at their limits."""
     longest = Deferral("t" * 31, "i" * 1000, 2**63 - 1, 2**63 - 1, "n" * MAX_KEY_BYTES)
     assert read_token(make_token(longest, SECRET), SECRET)[0] == longest
 
 
 def test_a_field_of_a_later_release_is_passed_over() -> None:
-    """Its token is read by this one: what it names besides means nothing here."""
+    """This release reads tokens of a later one, and ignores the additional fields."""
     data = msgspec.msgpack.encode([*msgspec.structs.astuple(APPROVAL), "later"])
     mac = hashlib.blake2b(data, key=SECRET, digest_size=16).digest()
     token = base64.urlsafe_b64encode(data + mac).decode().rstrip("=")
@@ -63,7 +63,7 @@ def test_a_field_of_a_later_release_is_passed_over() -> None:
 
 @pytest.mark.parametrize("at", range(0, 63, 3))
 def test_a_changed_token_is_refused(at: int) -> None:
-    """Wherever a character is changed."""
+    """A token with any character changed is refused."""
     token = make_token(APPROVAL, SECRET)
     changed = token[:at] + ("A" if token[at : at + 1] != "A" else "Q") + token[at + 1 :]
     with pytest.raises(MalformedMessage, match="not a token of this cluster"):
@@ -72,7 +72,7 @@ def test_a_changed_token_is_refused(at: int) -> None:
 
 @pytest.mark.parametrize("length", range(63))
 def test_a_shortened_token_is_refused(length: int) -> None:
-    """Wherever it is cut."""
+    """A token that is cut at any point is refused."""
     with pytest.raises(MalformedMessage, match="not a token of this cluster"):
         read_token(make_token(APPROVAL, SECRET)[:length], SECRET)
 
@@ -108,6 +108,6 @@ def _signed(value: object) -> str:
     ids=lambda token: token[:20],
 )
 def test_what_is_no_token_is_refused(token: str) -> None:
-    """Nonsense, another cluster's, and what somebody made without knowing the secret."""
+    """Random text, tokens of other clusters, and tokens made without the secret are refused."""
     with pytest.raises(MalformedMessage, match="not a token of this cluster"):
         read_token(token, SECRET)

@@ -1,4 +1,4 @@
-"""The clock that tests step."""
+"""The clock whose wall time tests can step."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -10,7 +10,7 @@ NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 
 
 def test_it_shows_the_time_that_it_was_set_to_and_goes_on() -> None:
-    """From the beginning, and each time that it is set."""
+    """Wall time starts at the given time, and jumps each time that it is set."""
     clock = SteppedClock(NOON)
     first = clock.now()
     assert NOON <= first < NOON + timedelta(seconds=5)
@@ -21,7 +21,7 @@ def test_it_shows_the_time_that_it_was_set_to_and_goes_on() -> None:
 
 @pytest.mark.parametrize("by", [timedelta(hours=1), timedelta(hours=-1), timedelta(days=7)])
 def test_a_step_moves_wall_time_alone(by: timedelta) -> None:
-    """Monotonic time goes on as ever."""
+    """Monotonic time is not affected by steps."""
     clock = SteppedClock(NOON)
     before, wall = clock.monotonic(), clock.now()
     clock.step(by)
@@ -30,11 +30,11 @@ def test_a_step_moves_wall_time_alone(by: timedelta) -> None:
 
 
 def test_a_time_without_a_zone_is_refused() -> None:
-    """It would mean another moment on each machine."""
+    """A naive time would mean another moment on each machine."""
     with pytest.raises(ValueError, match="has no time zone"):
         SteppedClock(NOON.replace(tzinfo=None))
 
 
 def test_without_a_start_it_shows_the_system_s_time() -> None:
-    """Two of them agree until one is stepped."""
+    """Two clocks agree until one of them is stepped."""
     assert abs(SteppedClock().time() - SteppedClock().time()) < 5

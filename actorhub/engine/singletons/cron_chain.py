@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from actorhub.core.clock import Clock
-from actorhub.core.cron import Plan, fire_time_key, parse_fire_time_key
+from actorhub.core.cron import CronPlan, fire_time_key, parse_fire_time_key
 from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
 from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.model.durable_message import DurableMessage
@@ -149,7 +149,7 @@ class Schedules:
         """Return how each schedule is, by name."""
         return [self._schedules[name].health(self._server.now()) for name in sorted(self._schedules)]
 
-    async def _advance(self, schedule: CronSchedule, planned: Plan) -> None:
+    async def _advance(self, schedule: CronSchedule, planned: CronPlan) -> None:
         if planned.next_at is not None:
             await self._store_instant(schedule, planned.next_at)
         schedule.advance(planned, self._server.now())

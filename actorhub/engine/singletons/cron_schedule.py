@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from actorhub.core.cron import CronExpression, CronOptions, Plan, Skipped, delivery_delay, is_overdue, plan
+from actorhub.core.cron import CronExpression, CronOptions, CronPlan, Skipped, delivery_delay, is_overdue, plan
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.singletons.health import ScheduleHealth
 from actorhub.storage.singleton_ports import ScheduleRow
@@ -88,7 +88,7 @@ class CronSchedule:
         self._is_over = False
         self._adopt()
 
-    def planned(self, now: float) -> Plan | None:
+    def planned(self, now: float) -> CronPlan | None:
         """Return the next instant, and what is left out before it, if it is time to plan; `None`: it is not."""
         row, expression = self.row, self.expression
         if row.paused or expression is None or self._is_over or (row.next_at is not None and row.next_at > now):
@@ -104,7 +104,7 @@ class CronSchedule:
             from_previous=self.options.from_previous or (row.next_at is not None and now - row.next_at < _SHORT_GAP),
         )
 
-    def advance(self, planned: Plan, now: float) -> None:
+    def advance(self, planned: CronPlan, now: float) -> None:
         """Wait for the planned instant, whose message is stored."""
         for skipped in planned.skipped:
             self._skip_all(skipped)
