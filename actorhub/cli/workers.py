@@ -20,9 +20,9 @@ import msgspec
 
 from actorhub.cli.running import Ready, database_shown
 from actorhub.cli.signals import on_stop_signals
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import SETTINGS, HostPort, Settings
-from actorhub.engine.supervision import Backoff
 
 _log: Final = logging.getLogger("actorhub.workers")
 

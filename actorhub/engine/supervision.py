@@ -9,6 +9,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, ShuttingDown
 
@@ -20,18 +21,6 @@ _MAX_NAMES: Final = 256
 _OTHERS: Final = "others"
 _SETTLING_ROUNDS: Final = 5
 """Loop rounds that a result needs from the socket to the task that waits for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """How long a failed loop rests: `initial` seconds, doubling up to `maximum`, each time 50 to 100 % of that."""
-
-    initial: float = 0.05
-    maximum: float = 5.0
-
-    def delay(self, failures: int, chance: float) -> float:
-        """Return seconds to wait after `failures` (≥ 1) in a row; `chance` in [0, 1) is the jitter."""
-        return min(self.maximum, self.initial * 2.0 ** min(failures - 1, 60)) * (0.5 + 0.5 * chance)
 
 
 @dataclass(frozen=True, slots=True)

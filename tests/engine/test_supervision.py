@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import MailboxFull, PersistenceError, ShuttingDown
-from actorhub.engine.supervision import Backoff, Supervisor
+from actorhub.engine.supervision import Supervisor
 from tests.engine.ownership_cluster import VirtualClock, VirtualLoop
 
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 import pytest
 
 from actorhub import CallTimeout, Cluster, EntityError, Hub, NotConnected, Singleton, current
+from actorhub.core.backoff import Backoff
 from actorhub.engine.singletons import leader
-from actorhub.engine.supervision import Backoff
 from actorhub.testing import MemoryCluster, until
 from tests.entities.gates import failure, gates, outcomes, soon
 from tests.entities.leader_diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, leads, led, row, story

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 
 from actorhub import Cluster, Hub, Singleton, SingletonError, cron, current
+from actorhub.core.backoff import Backoff
 from actorhub.core.config import Settings
 from actorhub.engine.singletons import leader, registry
 from actorhub.engine.singletons.health import STALE_AFTER, is_stale
-from actorhub.engine.supervision import Backoff
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, SteppedClock, until
 from tests.entities.gates import failure, gates, outcomes, soon

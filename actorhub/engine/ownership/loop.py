@@ -14,13 +14,14 @@ from typing import Final
 import msgspec
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
 from actorhub.engine.ownership.lease import NEVER, GuardedSession, Watchdog, open_session, store_call
 from actorhub.engine.ownership.members import Membership
 from actorhub.engine.ownership.moves import SLOW_DRAIN, Acquisitions, HandOvers, Holdings, ShardHost, ShardState
 from actorhub.engine.ownership.plan import decide
-from actorhub.engine.supervision import Backoff, Supervisor, set_or_time
+from actorhub.engine.supervision import Supervisor, set_or_time
 from actorhub.storage.ports import LEASE, LiveRunner, SessionLost, Storage
 
 _log: Final = logging.getLogger("actorhub.ownership")

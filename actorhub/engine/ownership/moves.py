@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError, ShuttingDown
 from actorhub.engine.ownership.lease import NEVER, GuardedSession, store_call
-from actorhub.engine.supervision import Backoff, Supervisor
+from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import LiveRunner, SessionLost, Storage
 
 _log: Final = logging.getLogger("actorhub.ownership")

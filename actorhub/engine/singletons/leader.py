@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import TELL, Durable
 from actorhub.core.errors import (
@@ -25,7 +26,7 @@ from actorhub.engine.ownership.lease import store_call
 from actorhub.engine.runs.checkpoints import Progress
 from actorhub.engine.singletons.cron_chain import Schedules
 from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, is_stale
-from actorhub.engine.supervision import Backoff, Supervisor, set_or_time
+from actorhub.engine.supervision import Supervisor, set_or_time
 from actorhub.storage.checkpoint_ports import BODY, Scope
 from actorhub.storage.ports import Fenced
 from actorhub.storage.singleton_ports import Execution, Leadership

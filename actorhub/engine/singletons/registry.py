@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from actorhub.core.address import ShardId
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import NotConnected, PersistenceError, SingletonError
 from actorhub.engine.model.cell import Cell, HostedShard
@@ -14,7 +15,7 @@ from actorhub.engine.model.message import Message
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.singletons.health import SingletonHealth
 from actorhub.engine.singletons.leader import BodyRun, Led
-from actorhub.engine.supervision import Backoff, Supervisor
+from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import Fenced, VersionConflict
 
 if TYPE_CHECKING:
