@@ -160,10 +160,10 @@ class MemoryMessages:
 
     def flush(self) -> None:
         """Carry out what waits."""
-        group, self._waiting = self._waiting, []
-        if group:
-            self._counters.message_groups += 1
-        for carry_out in group:
+        batch, self._waiting = self._waiting, []
+        if batch:
+            self._counters.message_batches += 1
+        for carry_out in batch:
             carry_out()
 
     async def _reached(self) -> MessageTable:

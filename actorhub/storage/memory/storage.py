@@ -187,11 +187,11 @@ class MemoryStorage:
         self._store.check_available()
 
     def _flush_loads(self) -> None:
-        group, self._loads = self._loads, []
-        waiting = [(key, future) for key, future in group if not future.done()]
+        batch, self._loads = self._loads, []
+        waiting = [(key, future) for key, future in batch if not future.done()]
         if not waiting:
             return
-        self._counters.load_groups += 1
+        self._counters.load_batches += 1
         for key, future in waiting:
             try:
                 self._check_open()
@@ -203,11 +203,11 @@ class MemoryStorage:
                 future.set_result(self._store.load(key))
 
     def _flush_commits(self) -> None:
-        group, self._commits = self._commits, []
-        waiting = [(commit, incarnation, future) for commit, incarnation, future in group if not future.done()]
+        batch, self._commits = self._commits, []
+        waiting = [(commit, incarnation, future) for commit, incarnation, future in batch if not future.done()]
         if not waiting:
             return
-        self._counters.commit_groups += 1
+        self._counters.commit_batches += 1
         for commit, incarnation, future in waiting:
             try:
                 self._check_open()

@@ -4,17 +4,17 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from actorhub.storage.checkpoint_ports import Completion, CompletionKind, Saved, Scope
-from actorhub.storage.postgres.connection import Target
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.control import ControlConnection
 
 
 class PostgresCheckpoints:
     """A `CheckpointStore` in the namespace's schema. Its connections are made when they are first needed."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, database: Database) -> None:
         # Loading must not queue behind upkeep.
-        self._loads = ControlConnection(target, "actorhub checkpoints")
-        self._upkeep = ControlConnection(target, "actorhub checkpoint upkeep")
+        self._loads = ControlConnection(database, "actorhub checkpoints")
+        self._upkeep = ControlConnection(database, "actorhub checkpoint upkeep")
 
     async def aclose(self) -> None:
         """Let go of every connection. Can be called twice."""

@@ -12,16 +12,16 @@ import asyncpg
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.key_value_ports import ClearStep, StoredValue
-from actorhub.storage.postgres.connection import Target
+from actorhub.storage.postgres.batcher import Batcher
+from actorhub.storage.postgres.batching import MAX_BATCH_BYTES, MAX_WAITING, MAX_WAITING_BYTES, Again, Entry
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.control import ControlConnection
 from actorhub.storage.postgres.errors import Cause, cause
-from actorhub.storage.postgres.grouping import MAX_GROUP_BYTES, MAX_WAITING, MAX_WAITING_BYTES, Again, Entry
-from actorhub.storage.postgres.lane import Lane
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.statistics import StorageCounters
 
 if TYPE_CHECKING:
-    from actorhub.storage.postgres.lane import Statement
+    from actorhub.storage.postgres.batcher import Statement
 
 WRITERS: Final = 4
 """Connections for writes; each carries out one statement at a time."""
@@ -30,7 +30,7 @@ GetEntry: TypeAlias = Entry[str, StoredValue | None]
 
 
 class ValueReads:
-    """Reads the values of a group in one statement."""
+    """Reads the values of a batch in one statement."""
 
     name = "read values"
     writes = False
@@ -38,10 +38,10 @@ class ValueReads:
     def __init__(self) -> None:
         self.sql = queries()["get_values"]
 
-    async def run(self, statement: "Statement", group: Sequence[GetEntry]) -> Sequence[StoredValue | Again | None]:
+    async def run(self, statement: "Statement", batch: Sequence[GetEntry]) -> Sequence[StoredValue | Again | None]:
         """Return the value of each key."""
-        rows = await statement.fetch([entry.request for entry in group], MAX_GROUP_BYTES)
-        found: list[StoredValue | Again | None] = [None] * len(group)
+        rows = await statement.fetch([entry.request for entry in batch], MAX_BATCH_BYTES)
+        found: list[StoredValue | Again | None] = [None] * len(batch)
         for position, data, ttl in rows:
             found[position] = Again() if data is None else StoredValue(data, ttl)
         return found
@@ -55,11 +55,11 @@ class PostgresKeyValues:
     them over `WRITERS` connections.
     """
 
-    def __init__(self, target: Target, clock: Clock, counters: StorageCounters) -> None:
-        self._reads = Lane(target, clock, ValueReads(), counters)
-        self._writers = [ControlConnection(target, "actorhub key values") for _ in range(WRITERS)]
+    def __init__(self, database: Database, clock: Clock, counters: StorageCounters) -> None:
+        self._reads = Batcher(database, clock, ValueReads(), counters)
+        self._writers = [ControlConnection(database, "actorhub key values") for _ in range(WRITERS)]
         # Counting and clearing may take long.
-        self._upkeep = ControlConnection(target, "actorhub key value upkeep")
+        self._upkeep = ControlConnection(database, "actorhub key value upkeep")
         self._read_number = itertools.count()
         self._writing = self._writing_bytes = 0
 
@@ -77,7 +77,7 @@ class PostgresKeyValues:
 
     async def get(self, key: str) -> StoredValue | None:
         """Return the value; `None` if there is none. Concurrent reads share round trips."""
-        # Reads of one key may share a group, so each has a name of its own.
+        # Reads of one key may share a batch, so each has a name of its own.
         return await self._reads.submit_nowait(key, ("", str(next(self._read_number))), "", len(key))
 
     async def put(self, key: str, data: bytes, ttl: float | None) -> None:

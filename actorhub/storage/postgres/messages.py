@@ -23,23 +23,21 @@ from actorhub.storage.message_ports import (
     RunTransaction,
     Stored,
 )
-from actorhub.storage.postgres.connection import Target
+from actorhub.storage.postgres.batcher import Batcher
+from actorhub.storage.postgres.batching import MAX_BATCH_BYTES
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.control import ControlConnection
 from actorhub.storage.postgres.errors import Cause, cause
-from actorhub.storage.postgres.grouping import MAX_GROUP_BYTES
-from actorhub.storage.postgres.lane import Lane
-from actorhub.storage.postgres.message_groups import RunCommits, RunFailures, RunStarts, StoreGroups
-from actorhub.storage.postgres.message_rows import (
+from actorhub.storage.postgres.message_batches import CommitBatches, FailureBatches, StartBatches, StoreBatches
+from actorhub.storage.postgres.message_requests import (
     ROW_BYTES,
-    key_hash,
-    listed_row,
-    message_row,
+    deduplicated,
+    message_key,
     new_bytes,
-    pending_message,
     run_bytes,
-    shard_of,
-    without_twins,
+    run_key,
 )
+from actorhub.storage.postgres.message_rows import listed_row, message_row, pending_message, shard_of
 from actorhub.storage.postgres.transaction import Transactions
 from actorhub.storage.statistics import StorageCounters
 
@@ -58,39 +56,39 @@ _INDEXES_ONLY: Final = {
 class PostgresMessages:
     """A `MessageStore` in the namespace's schema. Its connections are made when they are first needed."""
 
-    def __init__(self, target: Target, clock: Clock, counters: StorageCounters, *, fence: bool) -> None:
-        self._target = target
+    def __init__(self, database: Database, clock: Clock, counters: StorageCounters, *, fence: bool) -> None:
+        self._database = database
         self._fence = fence
         fence_of = self._fence_key
         # Loading must not queue behind what people ask for.
-        self._loads = ControlConnection(target, "actorhub messages", _INDEXES_ONLY)
-        self._control = ControlConnection(target, "actorhub message control")
-        self._transactions = Transactions(target, "actorhub transactions", fence_of, counters)
+        self._loads = ControlConnection(database, "actorhub messages", _INDEXES_ONLY)
+        self._control = ControlConnection(database, "actorhub message control")
+        self._transactions = Transactions(database, "actorhub transactions", fence_of, counters)
         # A handler that sits in a transaction of its own may wait for one of these.
-        self._noting = Transactions(target, "actorhub notes", fence_of, counters)
-        self._stores = Lane(target, clock, StoreGroups("store messages", fence_of, counters), counters)
-        self._deposits = Lane(target, clock, StoreGroups("deposit messages", fence_of, counters), counters)
-        self._starts = Lane(target, clock, RunStarts(fence_of, counters), counters)
-        self._commits = Lane(target, clock, RunCommits(fence_of, counters), counters)
-        self._failures = Lane(target, clock, RunFailures(fence_of, counters), counters)
+        self._noting = Transactions(database, "actorhub notes", fence_of, counters)
+        self._stores = Batcher(database, clock, StoreBatches("store messages", fence_of, counters), counters)
+        self._deposits = Batcher(database, clock, StoreBatches("deposit messages", fence_of, counters), counters)
+        self._starts = Batcher(database, clock, StartBatches(fence_of, counters), counters)
+        self._commits = Batcher(database, clock, CommitBatches(fence_of, counters), counters)
+        self._failures = Batcher(database, clock, FailureBatches(fence_of, counters), counters)
 
     @property
     def pending(self) -> int:
-        """How many grouped requests have no result yet."""
-        lanes = (self._stores, self._deposits, self._starts, self._commits, self._failures)
-        return sum(lane.pending for lane in lanes)
+        """How many batched requests have no result yet."""
+        batchers = (self._stores, self._deposits, self._starts, self._commits, self._failures)
+        return sum(batcher.pending for batcher in batchers)
 
     async def aclose(self) -> None:
         """Let go of every connection, after at most a few seconds for what waits. Can be called twice."""
         async with asyncio.TaskGroup() as tasks:
-            for lane in (self._stores, self._deposits, self._starts, self._commits, self._failures):
-                tasks.create_task(lane.aclose())
+            for batcher in (self._stores, self._deposits, self._starts, self._commits, self._failures):
+                tasks.create_task(batcher.aclose())
             for part in (self._loads, self._control, self._transactions, self._noting):
                 tasks.create_task(part.aclose())
 
     def store(self, message: NewMessage, incarnation: str) -> Future[Stored]:
         """Store a message for its owner `incarnation`, once per id and per key; refused by the fence like a commit."""
-        return self._stores.submit_nowait(message, _name(message), incarnation, new_bytes(message))
+        return self._stores.submit_nowait(message, message_key(message), incarnation, new_bytes(message))
 
     def deposit(self, message: NewMessage) -> Future[Stored]:
         """Store a message for whoever owns its shard, now or later.
@@ -98,7 +96,7 @@ class PostgresMessages:
         Whoever takes the shard after this was acknowledged finds the message; a present owner finds it at its next
         look into the store, unless it is told.
         """
-        return self._deposits.submit_nowait(message, _name(message), "", new_bytes(message))
+        return self._deposits.submit_nowait(message, message_key(message), "", new_bytes(message))
 
     def start_run(self, start: RunStart, incarnation: str) -> Future[Readiness]:
         """Count a run before it starts, if the message is pending and due. Repeating the same start counts once."""
@@ -115,12 +113,12 @@ class PostgresMessages:
         """
         if run.outbox:
             try:
-                run = without_twins(run)
+                run = deduplicated(run)
             except DuplicateKey as exc:
                 future: Future[bool] = asyncio.get_running_loop().create_future()
                 future.set_exception(exc)
                 return future
-        return self._commits.submit_nowait(run, _run_name(run), incarnation, run_bytes(run))
+        return self._commits.submit_nowait(run, run_key(run), incarnation, run_bytes(run))
 
     async def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
         """Write like `commit_run`, and the run's notes with it, in a transaction of its own.
@@ -171,7 +169,7 @@ class PostgresMessages:
             [entity_id for _, entity_id in cursors],
             entities,
             per_entity,
-            MAX_GROUP_BYTES,
+            MAX_BATCH_BYTES,
         )
         found: list[PendingMessage] = []
         more: set[ShardId] = set()
@@ -284,7 +282,7 @@ class PostgresMessages:
         return await self._transactions.begin()
 
     def _fence_key(self, incarnation: str) -> int | None:
-        return fence_lock_key(self._target.namespace, incarnation) if self._fence else None
+        return fence_lock_key(self._database.namespace, incarnation) if self._fence else None
 
 
 def _shard_columns(shards: Sequence[ShardId]) -> tuple[list[str], list[int]]:
@@ -294,15 +292,3 @@ def _shard_columns(shards: Sequence[ShardId]) -> tuple[list[str], list[int]]:
 def _conditions(wanted: MessageFilter) -> tuple[object, ...]:
     shard = None if wanted.shard is None else str(wanted.shard)
     return wanted.entity_type, wanted.entity_id, wanted.handler, shard, wanted.key, wanted.older_than
-
-
-def _name(message: NewMessage) -> tuple[str, str]:
-    # Messages of one key, like those of one id, go one after the other.
-    hashed = key_hash(message)
-    return ("", str(message.message_id)) if hashed is None else ("key", hashed.decode("latin-1"))
-
-
-def _run_name(run: RunCommit) -> tuple[str, str]:
-    if run.version:
-        return run.entity_type, run.entity_id
-    return "", str(run.message_id or (run.outbox[0].message_id if run.outbox else 0))

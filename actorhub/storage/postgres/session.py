@@ -11,7 +11,7 @@ import msgspec
 from actorhub.core.address import RunnerInfo, ShardId, lock_key, shard_lock_key
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, SessionLost
-from actorhub.storage.postgres.connection import Connection, Target, close, deadline
+from actorhub.storage.postgres.connection import Connection, Database, close, deadline
 from actorhub.storage.postgres.errors import (
     FOREIGN_ERRORS,
     POOLER,
@@ -65,7 +65,7 @@ def pooler_symptom(first: SessionProbe, second: SessionProbe, name: str) -> str 
     return None
 
 
-async def open_lock_session(target: Target, incarnation: str) -> "PostgresLockSession":
+async def open_lock_session(database: Database, incarnation: str) -> "PostgresLockSession":
     """Return a new lock session after proving that it has a server process of its own.
 
     Raises:
@@ -74,34 +74,34 @@ async def open_lock_session(target: Target, incarnation: str) -> "PostgresLockSe
     """
     name = application_name(incarnation)
     try:
-        connection = await target.connect(name, _SETTINGS)
+        connection = await database.connect(name, _SETTINGS)
     except FOREIGN_ERRORS as exc:
         # Waiting does not cure a wrong password, or a pooler that rejects settings.
-        explained = refused_connection(exc, target.url)
+        explained = refused_connection(exc, database.url)
         if cause(exc) is Cause.PERMANENT or POOLER in str(explained):
             raise explained from exc
         raise translate(exc, "open a lock session") from exc
     try:
         async with deadline(connection, OPERATION_LIMIT):
-            key = lock_key(target.namespace, f"probe/{incarnation}")
+            key = lock_key(database.namespace, f"probe/{incarnation}")
             await connection.execute("select pg_advisory_lock($1)", key)
             first = await _probe(connection, key)
             second = await _probe(connection, key)
             await connection.execute("select pg_advisory_unlock($1)", key)
     except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as exc:
         connection.terminate()
-        raise _unfit(target, f"statements prepared in it are gone ({summary(exc)})") from exc
+        raise _unfit(database, f"statements prepared in it are gone ({summary(exc)})") from exc
     except FOREIGN_ERRORS as exc:
         connection.terminate()
         raise translate(exc, "open a lock session") from exc
     if (symptom := pooler_symptom(first, second, name)) is not None:
         await close(connection)
-        raise _unfit(target, symptom)
-    return PostgresLockSession(connection, target.namespace, first.pid)
+        raise _unfit(database, symptom)
+    return PostgresLockSession(connection, database.namespace, first.pid)
 
 
-def _unfit(target: Target, symptom: str) -> ConfigurationError:
-    return ConfigurationError(f"the lock session at {place(target.url)} cannot hold locks: {symptom}: {POOLER}")
+def _unfit(database: Database, symptom: str) -> ConfigurationError:
+    return ConfigurationError(f"the lock session at {place(database.url)} cannot hold locks: {symptom}: {POOLER}")
 
 
 async def _probe(connection: Connection, key: int) -> SessionProbe:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from actorhub.storage.ports import Fenced
-from actorhub.storage.postgres.connection import Target
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.control import ControlConnection
 from actorhub.storage.postgres.singleton_rows import (
     clock_of,
@@ -19,10 +19,10 @@ from actorhub.storage.statistics import StorageCounters
 class PostgresSingletons:
     """A `SingletonStore` in the namespace's schema. Its connection is made when it is first needed."""
 
-    def __init__(self, target: Target, fence_of: Callable[[str], int | None], counters: StorageCounters) -> None:
+    def __init__(self, database: Database, fence_of: Callable[[str], int | None], counters: StorageCounters) -> None:
         self._fence_of = fence_of
         self._counters = counters
-        self._control = ControlConnection(target, "actorhub singletons")
+        self._control = ControlConnection(database, "actorhub singletons")
 
     async def aclose(self) -> None:
         """Let go of the connection. Can be called twice."""

@@ -14,12 +14,12 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.agreement import check_agreement
 from actorhub.storage.ports import ClusterValues, LiveRunner, ShardRow, StateCommit, StoredState
+from actorhub.storage.postgres.batcher import Batcher
 from actorhub.storage.postgres.checkpoints import PostgresCheckpoints
-from actorhub.storage.postgres.connection import Target
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.control import ControlConnection
 from actorhub.storage.postgres.errors import place
 from actorhub.storage.postgres.key_values import PostgresKeyValues
-from actorhub.storage.postgres.lane import Lane
 from actorhub.storage.postgres.messages import PostgresMessages
 from actorhub.storage.postgres.rows import live_runners, shard_row
 from actorhub.storage.postgres.schema import check_namespace, migrate
@@ -43,23 +43,25 @@ class PostgresStorage:
     """
 
     def __init__(self, url: str, *, namespace: str = "actorhub", clock: Clock, fence: bool = True) -> None:
-        self._target = Target(url, check_namespace(namespace))
+        self._database = Database(url, check_namespace(namespace))
         self._clock = clock
         self._fence = fence
         self._counters = StorageCounters()
         # A take may wait for a fence: what ends the fence's holder must not queue behind it.
-        self._control = ControlConnection(self._target, "actorhub control")
-        self._ownership = ControlConnection(self._target, "actorhub ownership")
-        self._loads = Lane(self._target, clock, StateLoads(self._counters), self._counters)
-        self._commits = Lane(self._target, clock, StateCommits(namespace, self._counters, fence=fence), self._counters)
-        self._messages = PostgresMessages(self._target, clock, self._counters, fence=fence)
-        self._checkpoints = PostgresCheckpoints(self._target)
-        self._singletons = PostgresSingletons(self._target, self._fence_key, self._counters)
-        self._key_values = PostgresKeyValues(self._target, clock, self._counters)
+        self._control = ControlConnection(self._database, "actorhub control")
+        self._ownership = ControlConnection(self._database, "actorhub ownership")
+        self._loads = Batcher(self._database, clock, StateLoads(self._counters), self._counters)
+        self._commits = Batcher(
+            self._database, clock, StateCommits(namespace, self._counters, fence=fence), self._counters
+        )
+        self._messages = PostgresMessages(self._database, clock, self._counters, fence=fence)
+        self._checkpoints = PostgresCheckpoints(self._database)
+        self._singletons = PostgresSingletons(self._database, self._fence_key, self._counters)
+        self._key_values = PostgresKeyValues(self._database, clock, self._counters)
         self._facts: ServerFacts | None = None
 
     def __repr__(self) -> str:
-        return f"PostgresStorage({place(self._target.url)!r}, namespace={self._target.namespace!r})"
+        return f"PostgresStorage({place(self._database.url)!r}, namespace={self._database.namespace!r})"
 
     @property
     def messages(self) -> PostgresMessages:
@@ -94,10 +96,10 @@ class PostgresStorage:
         """
         try:
             await self._control.open()
-            rows = await self._control.fetch("read the server's settings", "server", self._target.namespace)
+            rows = await self._control.fetch("read the server's settings", "server", self._database.namespace)
             self._facts = server_facts(rows[0])
-            check_server(self._facts, place(self._target.url))
-            await migrate(self._target.url, self._target.namespace)
+            check_server(self._facts, place(self._database.url))
+            await migrate(self._database.url, self._database.namespace)
         except BaseException:
             await self._control.aclose()
             raise
@@ -122,7 +124,7 @@ class PostgresStorage:
         stored = await self.cluster_values()
         if stored is None:
             raise PersistenceError("cluster-wide values vanished while they were compared")
-        check_agreement(stored, values, f"namespace {self._target.namespace} at {place(self._target.url)}")
+        check_agreement(stored, values, f"namespace {self._database.namespace} at {place(self._database.url)}")
 
     async def cluster_values(self) -> ClusterValues | None:
         """Return what the cluster agreed on; `None` before its first runner."""
@@ -134,7 +136,7 @@ class PostgresStorage:
             return msgspec.json.decode(msgspec.json.encode(stored), type=ClusterValues)
         except msgspec.MsgspecError as exc:
             raise ConfigurationError(
-                f"table cluster_value of namespace {self._target.namespace} is damaged: {exc}: correct or empty it"
+                f"table cluster_value of namespace {self._database.namespace} is damaged: {exc}: correct or empty it"
             ) from exc
 
     async def secret(self) -> bytes:
@@ -153,7 +155,7 @@ class PostgresStorage:
             ConfigurationError: it has not; says what to set.
         """
         if self._facts is not None:
-            check_lock_table(self._facts, shards, place(self._target.url))
+            check_lock_table(self._facts, shards, place(self._database.url))
 
     async def open_lock_session(self, incarnation: str) -> PostgresLockSession:
         """Return a new lock session; its server side is marked with `incarnation`.
@@ -161,7 +163,7 @@ class PostgresStorage:
         Raises:
             ConfigurationError: a pooler is in the way; says so.
         """
-        return await open_lock_session(self._target, incarnation)
+        return await open_lock_session(self._database, incarnation)
 
     async def terminate_sessions(self, incarnation: str) -> int:
         """End the lock sessions of a stale incarnation on the server; return how many there were."""
@@ -250,7 +252,7 @@ class PostgresStorage:
         Raises:
             PersistenceError: all are taken.
         """
-        guard = lock_key(self._target.namespace, "machine-id")
+        guard = lock_key(self._database.namespace, "machine-id")
         rows = await self._control.fetch("lease a machine id", "lease_machine_id", holder, duration, guard)
         leased: int | None = rows[0][0]
         if leased is None:
@@ -262,4 +264,4 @@ class PostgresStorage:
         await self._control.fetch("release a machine id", "release_machine_id", holder)
 
     def _fence_key(self, incarnation: str) -> int | None:
-        return fence_lock_key(self._target.namespace, incarnation) if self._fence else None
+        return fence_lock_key(self._database.namespace, incarnation) if self._fence else None
