@@ -30,7 +30,7 @@ class StorageStatistics(msgspec.Struct, frozen=True, kw_only=True):
     settled: int = 0
     """Handler runs committed together with their messages."""
     failed_runs: int = 0
-    """Runs noted as failed, to be tried again or as dead letters."""
+    """Runs recorded as failed, to be tried again or as dead letters."""
     message_batches: int = 0
     """Round trips for all of these, repeats included."""
 

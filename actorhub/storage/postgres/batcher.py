@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger(__name__)
 
 BATCH_LIMIT: Final = timedelta(seconds=7)
-"""A batch without an answer for so long has lost its connection."""
+"""A batch that has no answer after this long has lost its connection."""
 CLOSE_LIMIT: Final = timedelta(seconds=2)
 _SETTINGS: Final = {"statement_timeout": "6s", "lock_timeout": "5s"}
 
@@ -56,7 +56,11 @@ class BatchWork(Protocol[RequestT, ResultT]):
 class Batcher(Generic[RequestT, ResultT]):
     """Gathers requests while a batch is in flight, then sends them as the next one; a lone request waits for nobody.
 
-    A batch whose connection is lost is repeated over a new one until `Outage.PATIENCE` has passed.
+    A connection that is lost in the middle leaves the outcome of its batch open: the server may have committed it, or
+    may be about to. So the batch is sent again over a new connection until an answer tells, or until `Outage.PATIENCE`
+    has passed. That is why repeating must be harmless, and why two twins of one batch may meet in the server.
+
+    It owns its task and its connection; one batch is in flight at a time.
     """
 
     def __init__(
@@ -67,7 +71,7 @@ class Batcher(Generic[RequestT, ResultT]):
         self._work = work
         self._counters = counters
         self._waiting: Waiting[RequestT, ResultT] = Waiting()
-        self._group: list[Entry[RequestT, ResultT]] = []
+        self._batch: list[Entry[RequestT, ResultT]] = []
         self._outage = Outage()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -79,7 +83,7 @@ class Batcher(Generic[RequestT, ResultT]):
     @property
     def pending(self) -> int:
         """How many requests have no result yet."""
-        return len(self._waiting) + len(self._group)
+        return len(self._waiting) + len(self._batch)
 
     def submit_nowait(self, request: RequestT, key: tuple[str, str], owner: str, size: int) -> Future[ResultT]:
         """Queue a request; return the future of its result, failed already where there is no room."""
@@ -110,14 +114,14 @@ class Batcher(Generic[RequestT, ResultT]):
                 self._connection.terminate()
             if task is not None:
                 task.cancel()
-            self._fail([*self._group, *self._waiting.drain()], ConnectionAbortedError("the storage was closed"))
+            self._fail([*self._batch, *self._waiting.drain()], ConnectionAbortedError("the storage was closed"))
         await close(self._connection)
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            self._group = self._waiting.next_batch()
-            if self._group:
+            self._batch = self._waiting.next_batch()
+            if self._batch:
                 await self._attempt()
             elif self._closing:
                 return
@@ -126,15 +130,15 @@ class Batcher(Generic[RequestT, ResultT]):
 
     async def _attempt(self) -> None:
         try:
-            await self._settle(await self._prepared(), self._group)
-            self._group = []
+            await self._settle(await self._prepared(), self._batch)
+            self._batch = []
             self._outage.ended()
         except FOREIGN_ERRORS as exc:
             await self._retry_later(exc)
         except Exception as exc:  # noqa: BLE001 - supervised loop: a defect fails one batch, the batcher goes on
             _log.exception("defect: cannot %s", self._work.name)
-            self._fail(self._group, exc)
-            self._group = []
+            self._fail(self._batch, exc)
+            self._batch = []
             self._drop_connection()
 
     async def _settle(self, statement: "Statement", batch: Sequence[Entry[RequestT, ResultT]]) -> None:
@@ -146,6 +150,7 @@ class Batcher(Generic[RequestT, ResultT]):
             match cause(exc):
                 case Cause.TRANSIENT:
                     raise
+                # The data of one request broke the whole batch, and nothing says which. Halving finds it.
                 case Cause.DATA if len(batch) > 1:
                     middle = len(batch) // 2
                     await self._settle(statement, batch[:middle])
@@ -155,6 +160,7 @@ class Batcher(Generic[RequestT, ResultT]):
             return
         again: list[Entry[RequestT, ResultT]] = []
         for entry, outcome in zip(batch, outcomes, strict=True):
+            # Whoever cancelled while the batch was under way is not told; what it asked for happened all the same.
             if entry.future.done():
                 continue
             if isinstance(outcome, ActorhubError):
@@ -170,11 +176,11 @@ class Batcher(Generic[RequestT, ResultT]):
         now = self._clock.monotonic()
         pause = self._outage.failed(now, self._clock.random())
         if self._outage.too_long(now):
-            self._fail([*self._group, *self._waiting.drain()], error)
+            self._fail([*self._batch, *self._waiting.drain()], error)
         else:
-            _log.warning("cannot %s, will repeat %d: %s", self._work.name, len(self._group), summary(error))
-            self._waiting.give_back(self._group)
-        self._group = []
+            _log.warning("cannot %s, will repeat %d: %s", self._work.name, len(self._batch), summary(error))
+            self._waiting.give_back(self._batch)
+        self._batch = []
         await asyncio.sleep(pause)
 
     async def _prepared(self) -> "Statement":

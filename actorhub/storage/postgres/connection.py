@@ -27,7 +27,7 @@ _BASE_SETTINGS: Final = {
     # Under a stricter isolation level the statements of a function share one snapshot, and the fence proves nothing.
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
-    # A plan made while a table was nearly empty would stay a sequential scan for ever.
+    # A plan made while a table was nearly empty would stay a sequential scan.
     "plan_cache_mode": "force_custom_plan",
     "jit": "off",
     "idle_in_transaction_session_timeout": "3s",

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import asyncpg
+from typing_extensions import override
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
-from actorhub.storage.key_value_ports import ClearStep, StoredValue
+from actorhub.storage.key_value_ports import ClearStep, KeyValueStore, StoredValue
 from actorhub.storage.postgres.batcher import Batcher
 from actorhub.storage.postgres.batching import MAX_BATCH_BYTES, MAX_WAITING, MAX_WAITING_BYTES, Again, Entry
 from actorhub.storage.postgres.connection import Database
@@ -47,7 +48,7 @@ class ValueReads:
         return found
 
 
-class PostgresKeyValues:
+class PostgresKeyValues(KeyValueStore):
     """A `KeyValueStore` in the namespace's schema. Its connections are made when they are first needed.
 
     Reads share round trips, and are repeated over a lost connection. A write is one statement that nobody repeats,
@@ -75,17 +76,17 @@ class PostgresKeyValues:
             for connection in (self._upkeep, *self._writers):
                 tasks.create_task(connection.aclose())
 
+    @override
     async def get(self, key: str) -> StoredValue | None:
-        """Return the value; `None` if there is none. Concurrent reads share round trips."""
         # Reads of one key may share a batch, so each has a name of its own.
         return await self._reads.submit_nowait(key, ("", str(next(self._read_number))), "", len(key))
 
+    @override
     async def put(self, key: str, data: bytes, ttl: float | None) -> None:
-        """Write a value, whatever was there; without `ttl` it stays for ever."""
         await self._write("put_value", key, data, ttl)
 
+    @override
     async def swap(self, key: str, expected: bytes | None, data: bytes | None, ttl: float | None) -> bool:
-        """Write `data` if the value is `expected`; return whether it was."""
         if expected is None:
             if data is None:
                 return await self.get(key) is None
@@ -94,24 +95,24 @@ class PostgresKeyValues:
             return bool(await self._write("remove_value", key, expected))
         return bool(await self._write("replace_value", key, expected, data))
 
+    @override
     async def delete(self, key: str) -> bool:
-        """Delete a value; return whether there was one."""
         rows = await self._write("delete_value", key)
         return bool(rows and rows[0][0])
 
+    @override
     async def count(self, prefix: str, limit: int | None) -> int:
-        """Return how many keys start with `prefix`, or `limit` if there are more."""
         rows = await self._upkeep.fetch("count values", "count_values", _pattern(prefix), limit)
         return int(rows[0][0])
 
+    @override
     async def clear(self, prefix: str, after: str, limit: int) -> ClearStep:
-        """Delete the first `limit` keys that start with `prefix` and come after `after`."""
         with _outcome_known():
             rows = await self._upkeep.fetch("clear values", "clear_values", _pattern(prefix), after, limit)
         return ClearStep(*rows[0])
 
+    @override
     async def remove_expired(self, limit: int) -> int:
-        """Delete at most `limit` values whose time is over; return how many."""
         rows = await self._upkeep.fetch("remove expired values", "remove_expired_values", limit)
         return int(rows[0][0])
 
