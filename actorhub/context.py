@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
 from actorhub._checkpoints import Deferred, step_codec, without_arguments
 from actorhub.client import Client, result_of_call
@@ -174,7 +174,7 @@ class Current:
         """
         transaction = await services.get().saving.transaction_of(self._message)
         async with transaction.block():
-            yield transaction.connection
+            yield cast("PoolConnectionProxy[Record]", transaction.connection)
 
     @overload
     async def step(self, name: str, function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...

@@ -213,7 +213,7 @@ class CommitSuite:
         counts = storage.statistics()
         assert (counts.stored, counts.started, counts.settled, counts.failed_runs) == (200, 200, 150, 50)
         assert (counts.refused, counts.failed, counts.waiting) == (0, 0, 0)
-        assert counts.message_groups <= 12
+        assert counts.message_batches <= 12
 
     async def test_the_next_run_is_counted_with_the_commit(self, world: StorageWorld) -> None:
         """It needs no start of its own, and its count is there as soon as the commit is."""

@@ -118,7 +118,7 @@ async def with_everything(storage: Storage, name: str, state_ttl: float | None, 
     leader = leadership(name)
     scope = Scope(name, leader.entity_id, BODY)
     await storage.singletons.lead(leader, ADDRESS, state_ttl)
-    await storage.singletons.note(leader, BUSY, heartbeat=True)
+    await storage.singletons.record(leader, BUSY, heartbeat=True)
     for each in ("one", "two"):
         await storage.singletons.keep_schedule(leader, schedule(each, name))
     await storage.commit_state(StateCommit(SHARDS[0], 1, name, leader.entity_id, version, b"state"), "a")
@@ -173,15 +173,15 @@ class LeaderSuite:
         """It replaces what was stored, to the last bit; only a heartbeat writes the time."""
         storage = await led(world)
         before = await only(storage.singletons)
-        now = await storage.singletons.note(leadership(), BUSY, heartbeat=False)
+        now = await storage.singletons.record(leadership(), BUSY, heartbeat=False)
         assert await only(storage.singletons) == changed(before, execution=BUSY)
         assert now >= before.since
-        beat_at = await storage.singletons.note(leadership(), Execution(executions=8), heartbeat=True)
+        beat_at = await storage.singletons.record(leadership(), Execution(executions=8), heartbeat=True)
         row = await only(storage.singletons)
         assert row.execution == Execution(executions=8)
         assert row.heartbeat_at is not None
         assert now <= row.heartbeat_at <= beat_at
-        await storage.singletons.note(leadership(), BUSY, heartbeat=False)
+        await storage.singletons.record(leadership(), BUSY, heartbeat=False)
         assert (await only(storage.singletons)).heartbeat_at == row.heartbeat_at
 
     async def test_a_new_leader_takes_over_what_earlier_ones_knew(self, world: StorageWorld) -> None:
@@ -192,7 +192,7 @@ class LeaderSuite:
         await storage.messages.commit_with_checkpoints(
             changed(run, checkpoints=CheckpointWrite(scope=scope, closes=True)), "a"
         )
-        await storage.singletons.note(leadership(), BUSY, heartbeat=True)
+        await storage.singletons.record(leadership(), BUSY, heartbeat=True)
         before = await only(storage.singletons)
         await peer.take(SHARDS, runner("b"))
         row, _ = await peer.singletons.lead(leadership(epoch=2, incarnation="b"), "127.0.0.1:8000", 60.0)
@@ -208,7 +208,7 @@ class LeaderSuite:
         first = await only(storage.singletons)
         again, _ = await storage.singletons.lead(leadership(), ADDRESS, None)
         assert again == first
-        await storage.singletons.note(leadership(), BUSY, heartbeat=False, leaves=True)
+        await storage.singletons.record(leadership(), BUSY, heartbeat=False, leaves=True)
         left = await only(storage.singletons)
         assert (left.leader, left.incarnation, left.since) == ("", "a", first.since)
         back, _ = await storage.singletons.lead(leadership(), ADDRESS, None)
@@ -298,7 +298,7 @@ class LeaderSuite:
             await session.heartbeat(runner("a"))
             for name in ("led", "left"):
                 await with_everything(storage, name, 0.02)
-            await storage.singletons.note(leadership("left"), BUSY, heartbeat=False, leaves=True)
+            await storage.singletons.record(leadership("left"), BUSY, heartbeat=False, leaves=True)
             assert await abandoned(storage.singletons) == 1
             assert await what_is_left(storage, "led") == (True, True, True, True, 2)
             await storage.remove_runner("a")
@@ -309,7 +309,7 @@ class LeaderSuite:
     def _writes(store: SingletonStore, leader: Leadership) -> list[Callable[[], Coroutine[Any, Any, object]]]:
         return [
             lambda: store.lead(leader, "127.0.0.1:9000", 1.0),
-            lambda: store.note(leader, BUSY, heartbeat=True, leaves=True),
+            lambda: store.record(leader, BUSY, heartbeat=True, leaves=True),
             lambda: store.keep_schedule(leader, changed(schedule(), paused=True)),
             lambda: store.keep_schedule(leader, schedule("new")),
             lambda: store.remove_schedules(leader, ["sweep"]),

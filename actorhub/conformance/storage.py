@@ -426,8 +426,8 @@ class StateSuite:
             assert [await load for load in loads] == [StoredState(1, b"v1")] * 300
         counts = storage.statistics()
         assert (counts.commits, counts.loads, counts.refused, counts.waiting) == (300, 300, 0, 0)
-        assert counts.commit_groups <= 3
-        assert counts.load_groups <= 3
+        assert counts.commit_batches <= 3
+        assert counts.load_batches <= 3
 
     async def test_a_cancelled_request_harms_no_other(self, world: StorageWorld) -> None:
         """Cancelled futures drop their own results alone."""

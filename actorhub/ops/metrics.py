@@ -209,10 +209,10 @@ _STORE: Final = (
     _counter("storage_failures", "Requests that failed in the store.", lambda read: read.storage.failed),
     _counter("storage_reconnects", "Connections that were made again.", lambda read: read.storage.reconnects),
     _counter("storage_states", "Entity states written.", lambda read: read.storage.commits),
-    _counter("storage_state_groups", "Round trips that wrote them.", lambda read: read.storage.commit_groups),
+    _counter("storage_state_groups", "Round trips that wrote them.", lambda read: read.storage.commit_batches),
     _counter("storage_loads", "Entity states read.", lambda read: read.storage.loads),
     _counter("storage_messages", "Durable messages stored.", lambda read: read.storage.stored),
-    _counter("storage_message_groups", "Round trips for durable messages.", lambda read: read.storage.message_groups),
+    _counter("storage_message_groups", "Round trips for durable messages.", lambda read: read.storage.message_batches),
 )
 
 _PROCESS: Final = (

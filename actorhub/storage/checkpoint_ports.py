@@ -31,10 +31,10 @@ class Checkpoint(msgspec.Struct, frozen=True):
 
 
 class CheckpointWrite(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run's commit does to checkpoints, besides what else it writes.
+    """What a run's commit writes of checkpoints, besides everything else that it writes.
 
-    Of a durable message every commit with notes sets the count of its attempts back to 0: the message made progress.
-    A run that is known to be written already, by its state, reply or messages, was written with its notes: they are not
+    Such a commit also sets the count of a durable message's attempts back to 0: the message made progress. A run that
+    is known to be written already, by its state, reply or messages, was written with its checkpoints: they are not
     written again.
     """
 
@@ -44,8 +44,8 @@ class CheckpointWrite(msgspec.Struct, frozen=True, kw_only=True):
     closes: bool = False
     """Forget the scope's checkpoints, `stored` too, and of a `BODY` its completions: they are history.
 
-    Completions of a message are left to `remove_orphans`: who completes late learns that another outcome counts. Of a
-    `BODY` whose singleton somebody led, its next generation begins.
+    Completions of a message are left to `remove_orphans`: whoever completes late is told that another outcome counts.
+    The next generation of a `BODY` begins, if anybody ever led its singleton.
     """
 
 

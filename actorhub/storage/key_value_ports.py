@@ -10,7 +10,7 @@ class StoredValue(msgspec.Struct, frozen=True, array_like=True):
 
     data: bytes
     ttl: float | None = None
-    """Seconds; `None`: for ever."""
+    """Seconds; `None`: until it is deleted."""
 
 
 class ClearStep(msgspec.Struct, frozen=True, array_like=True):
@@ -37,7 +37,7 @@ class KeyValues(Protocol):
         ...
 
     async def put(self, key: str, data: bytes, ttl: float | None) -> None:
-        """Write a value, whatever was there; without `ttl` (seconds) it stays for ever."""
+        """Write a value, whatever was there; without `ttl` (seconds) it stays until it is deleted."""
         ...
 
     async def swap(self, key: str, expected: bytes | None, data: bytes | None, ttl: float | None) -> bool:

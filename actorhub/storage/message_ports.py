@@ -1,8 +1,8 @@
 """What the engine asks of a store for durable messages. Two implementations keep these promises: `memory`, `postgres`.
 
 A durable message is one pending row until it is settled; then it is a reply (kept for its retention) or a dead letter.
-Only the owner of its shard runs and settles it, so what an owner has in memory is claimed by (incarnation, epoch):
-there are no claims in the store, and nothing to give back when an owner dies.
+Only the owner of its shard runs and settles it, so whatever an owner has in memory is claimed by (incarnation, epoch):
+the store holds no claims, and there is nothing to give back when an owner dies.
 """
 
 import enum
@@ -18,8 +18,6 @@ from actorhub.storage.checkpoint_ports import CheckpointWrite
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
-
-    import asyncpg
 
 
 class NotPending(PersistenceError):
@@ -74,7 +72,7 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
     message_id: int
     shard: ShardId
     epoch: int = 0
-    """The epoch at which the storing runner owns the shard; not looked at in outboxes and deposits."""
+    """The epoch at which the storing runner owns the shard; ignored in outboxes and deposits."""
     entity_type: str
     entity_id: str
     handler: str
@@ -91,7 +89,7 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int = 0
     """Runs that are counted from the beginning: 1 where the first one starts as soon as it is stored."""
     repeated: bool = False
-    """It may have been sent before: look for it among the settled ones, too."""
+    """It may have been sent before: the settled messages are searched for it too."""
 
 
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +137,7 @@ class Readiness(enum.IntEnum):
 
     RUN = 0
     GONE = 1
-    """The message is not pending any more: it was settled or cancelled. Nothing was counted."""
+    """The message is no longer pending: it was settled or cancelled. Nothing was counted."""
     EARLY = 2
     """It is not due yet, by the store's clock. Nothing was counted."""
     FENCED = 3
@@ -168,7 +166,7 @@ class RunCommit(msgspec.Struct, frozen=True, kw_only=True):
     next_start: RunStart | None = None
     """The run that starts as soon as this one is committed, counted along with it; of the same shard and epoch."""
     checkpoints: CheckpointWrite | None = None
-    """What happens to checkpoints along with it; for `commit_with_checkpoints` and transactions only."""
+    """What it writes of checkpoints; for `commit_with_checkpoints` and transactions only."""
 
 
 class RunFailure(msgspec.Struct, frozen=True, kw_only=True):
@@ -271,8 +269,11 @@ class RunTransaction(Protocol):
     """The transaction of one handler run, in which the user's SQL and the run's own commit are one."""
 
     @property
-    def connection(self) -> "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]":
-        """What the user's SQL goes to; its search path is the role's own, not the namespace."""
+    def connection(self) -> object:
+        """The driver's connection, for the user's SQL; its search path is the role's own, not the namespace.
+
+        It is useless once the transaction has ended.
+        """
         ...
 
     def block(self) -> "AbstractAsyncContextManager[Any]":
@@ -280,7 +281,7 @@ class RunTransaction(Protocol):
         ...
 
     async def commit(self, run: RunCommit, incarnation: str) -> bool:
-        """Write `run`, its notes too, in this transaction and commit it, checked like `MessageStore.commit_run`.
+        """Write `run`, its checkpoints too, in this transaction and commit it, checked like `MessageStore.commit_run`.
 
         Returns whether `run.next_start` was counted with it.
 
@@ -309,8 +310,8 @@ class MessageStore(Protocol):
     def deposit(self, message: NewMessage) -> "Future[Stored]":
         """Store a message for whoever owns its shard, now or later.
 
-        Whoever takes the shard after this was acknowledged finds the message; a present owner finds it at its next
-        look into the store, unless it is told.
+        Whoever takes the shard after this was acknowledged finds the message; a present owner finds it when it scans
+        the store next, unless it is told.
         """
         ...
 
@@ -321,8 +322,8 @@ class MessageStore(Protocol):
     def commit_run(self, run: RunCommit, incarnation: str) -> "Future[bool]":
         """Write what a run leaves behind, all or nothing; return whether `next_start` was counted with it.
 
-        The next run is counted under the conditions of `start_run`, and only if this one is written; that it was not
-        counted is no failure. Repeating the same commit may leave it uncounted the second time: it says `False` then.
+        The next run is counted under the conditions of `start_run`, and only if this one is written. That it was not
+        counted is not a failure; repeating the same commit may leave it uncounted, and returns `False` then.
 
         Raises (from the future):
             Fenced: ownership was lost. Nothing was written.
@@ -333,19 +334,19 @@ class MessageStore(Protocol):
         ...
 
     async def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
-        """Write like `commit_run`, and the run's notes with it, in a transaction of its own.
+        """Write like `commit_run`, and the run's checkpoints with it, in a transaction of its own.
 
-        A run that leaves neither state nor reply nor messages behind is one of notes alone.
+        The run may leave nothing behind but checkpoints: neither state nor reply nor messages.
 
         Raises:
             Fenced, VersionConflict, NotPending, DuplicateKey: as for `commit_run`. Nothing was written.
-            RolledBack: a step of the notes is stored already. Nothing was written.
+            RolledBack: one of the checkpoints is stored already. Nothing was written.
             PersistenceError: the store failed; where `possibly_executed` is set, the outcome is unknown.
         """
         ...
 
     def fail_run(self, failure: RunFailure, incarnation: str) -> "Future[float]":
-        """Note a failed run; return when the next one is due (seconds since the Unix epoch), 0 for a dead letter.
+        """Record a failed run; return when the next one is due (seconds since the Unix epoch), 0 for a dead letter.
 
         Raises (from the future):
             Fenced: ownership was lost. Nothing was written.
@@ -358,9 +359,12 @@ class MessageStore(Protocol):
     ) -> tuple[Sequence[PendingMessage], frozenset[ShardId]]:
         """Return messages that are due at once, of the next `entities` entities of each shard after (type, id).
 
-        Of each entity the first `per_entity`, by id; a shard's rows come entity by entity, in the walk's order, which
-        is the store's own. Also returns the shards that have no further entity with messages after those returned.
-        `("", "")` starts at the first entity.
+        Of each entity the first `per_entity`, by id; fewer entities where their messages are large. A shard's rows come
+        entity by entity, in the store's own order. Also returns the shards that have no further entity with messages
+        after those returned. `("", "")` starts at the first entity.
+
+        The cursor is an entity, never a message id: ids are given before commits, so a smaller one may become visible
+        after a larger one.
         """
         ...
 
@@ -392,15 +396,15 @@ class MessageStore(Protocol):
     ) -> CancelResult:
         """Settle a pending message or a dead letter as cancelled, for the shard's owner.
 
-        With `incarnation=None` it is done for nobody: whoever takes the shard afterwards does not find the message.
-        The mark is kept for `retention` seconds.
+        With `incarnation=None` it is done without an owner: whoever takes the shard afterwards does not find the
+        message. That it was cancelled is kept for `retention` seconds.
         """
         ...
 
     async def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
         """Make dead letters pending again, and pending ones due at once, with no attempts counted; return those found.
 
-        Their error history stays. The owner must be told, or finds them at its next look into the store.
+        Their error history stays. The owner must be told, or finds them when it scans the store next.
         """
         ...
 
@@ -421,5 +425,6 @@ class MessageStore(Protocol):
 
         Raises:
             ConfigurationError: this store has no SQL.
+            PersistenceError: the server cannot be reached, or all connections for transactions stay busy.
         """
         ...

@@ -106,7 +106,7 @@ class LockSession(Protocol):
         """Prove the session alive, write `info`'s row (again, if somebody deleted it), return all registered runners.
 
         A new row gets the slot of a row with the same address if there is one, else the lowest that no row of an
-        overlapping set of groups has; it keeps it. `info.slot` is not looked at.
+        overlapping set of groups has, and keeps it. `info.slot` is ignored.
         """
         ...
 
@@ -166,7 +166,8 @@ class Storage(Protocol):
         """Store `values` if they are the first, else compare; check that the locks of `groups` groups have room.
 
         Raises:
-            ConfigurationError: the cluster has another value; names which, both sides, and the remedy.
+            ConfigurationError: the cluster has another value, or the server has no room for that many shard locks;
+                names both sides and the remedy.
         """
         ...
 
@@ -182,7 +183,7 @@ class Storage(Protocol):
         """Return a new lock session; its server side is marked with `incarnation`.
 
         Raises:
-            ConfigurationError: the connection is no session of its own: a transaction pooler sits between.
+            ConfigurationError: the server gives the connection no session of its own: a pooler sits in between.
         """
         ...
 
@@ -207,7 +208,10 @@ class Storage(Protocol):
         ...
 
     async def release(self, shards: Mapping[ShardId, int], incarnation: str) -> None:
-        """Write that nobody owns `shards` (shard to epoch) any more, where (`incarnation`, epoch) still owns them."""
+        """Write that `shards` (shard to epoch) have no owner, those that (`incarnation`, epoch) still owns.
+
+        When this returns, no commit of the incarnation is under way in them.
+        """
         ...
 
     async def shards(self) -> Sequence[ShardRow]:
@@ -238,7 +242,7 @@ class Storage(Protocol):
     async def lease_machine_id(self, holder: str, duration: timedelta) -> int:
         """Return a machine id in [0, 1024) that no other live holder has, kept for `duration`; renews the holder's own.
 
-        A holder whose lease ran out may get another id than before: compare.
+        A holder whose lease ran out may get another id than before.
 
         Raises:
             PersistenceError: all are taken.

@@ -12,7 +12,7 @@ from actorhub.core.address import ShardId
 
 
 class Leadership(msgspec.Struct, frozen=True, kw_only=True):
-    """Who leads a singleton; every write of the leader names it, and is refused once it does not hold any more."""
+    """Who leads a singleton; every write of the leader names it, and is refused once it no longer holds."""
 
     singleton: str
     """The name of its entity type."""
@@ -77,13 +77,13 @@ class ScheduleRow(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     paused: bool = False
     edited: bool = False
-    """Somebody set expression or time zone at run time: the code's are not looked at until they change."""
+    """Somebody set expression or time zone at run time: the code's are ignored until they change."""
     revision: int = 0
     """Grows with each edit; messages of earlier revisions do not run."""
     next_at: float | None = None
-    """The instant whose message is stored, or will be; `None`: not planned yet, or paused."""
+    """The fire time whose message is stored, or will be; `None`: not planned yet, or paused."""
     last_at: float | None = None
-    """The instant that ran last, whatever became of it."""
+    """The fire time that ran last, whatever became of it."""
     last_started_at: float | None = None
     last_finished_at: float | None = None
     last_duration: float | None = None
@@ -91,10 +91,10 @@ class ScheduleRow(msgspec.Struct, frozen=True, kw_only=True):
     runs: int = 0
     """Runs that succeeded."""
     failures: int = 0
-    """Instants given up after their last attempt."""
+    """Fire times given up after their last attempt."""
     failures_in_a_row: int = 0
     skipped: int = 0
-    """Instants that were not run."""
+    """Fire times that were not run."""
     last_skip: str = ""
     """Why the last ones were not, and which."""
 
@@ -118,14 +118,14 @@ class SingletonStore(Protocol):
     async def lead(self, leadership: Leadership, address: str, state_ttl: float | None) -> tuple[SingletonRow, float]:
         """Write who leads from now on; return what is stored, of earlier leaders too, and the store's clock.
 
-        A leader that says so again keeps its `since`.
+        A leader that calls it again keeps its `since`.
 
         Raises:
             Fenced: the shard was lost.
         """
         ...
 
-    async def note(
+    async def record(
         self, leadership: Leadership, execution: Execution, *, heartbeat: bool, leaves: bool = False
     ) -> float:
         """Write what the leader knows; return the store's clock.
@@ -161,7 +161,7 @@ class SingletonStore(Protocol):
         ...
 
     async def remove_schedules(self, leadership: Leadership, names: Sequence[str]) -> None:
-        """Delete schedules that the code has no more.
+        """Delete schedules that are no longer declared in the code.
 
         Raises:
             Fenced: the shard was lost.

@@ -10,7 +10,7 @@ class StorageStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
     commits: int
     """Entity states written."""
-    commit_groups: int
+    commit_batches: int
     """Round trips that wrote them, repeats included."""
     refused: int
     """Writes that were refused, such as by the fence."""
@@ -18,9 +18,9 @@ class StorageStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Requests that ended with another `PersistenceError`."""
     loads: int
     """Entity states looked up, found or not."""
-    load_groups: int
+    load_batches: int
     reconnects: int
-    """Connections for grouped requests that had to be made anew."""
+    """Connections for batched requests that had to be made anew."""
     waiting: int
     """Requests whose future is not done yet."""
     stored: int = 0
@@ -30,8 +30,8 @@ class StorageStatistics(msgspec.Struct, frozen=True, kw_only=True):
     settled: int = 0
     """Handler runs committed together with their messages."""
     failed_runs: int = 0
-    """Runs noted as failed, to be tried again or as dead letters."""
-    message_groups: int = 0
+    """Runs recorded as failed, to be tried again or as dead letters."""
+    message_batches: int = 0
     """Round trips for all of these, repeats included."""
 
 
@@ -40,17 +40,17 @@ class StorageCounters:
     """The running counts behind `StorageStatistics`."""
 
     commits: int = 0
-    commit_groups: int = 0
+    commit_batches: int = 0
     refused: int = 0
     failed: int = 0
     loads: int = 0
-    load_groups: int = 0
+    load_batches: int = 0
     reconnects: int = 0
     stored: int = 0
     started: int = 0
     settled: int = 0
     failed_runs: int = 0
-    message_groups: int = 0
+    message_batches: int = 0
 
     def snapshot(self, waiting: int) -> StorageStatistics:
         """Return the counts as they are now, and how many requests wait."""

@@ -128,7 +128,7 @@ async def test_a_singleton_that_nobody_leads_and_a_stale_one_are_told_apart(
     for name in ("left", "lost", "stale", "well"):
         ours = Leadership(singleton=name, entity_id=name, shard=shard, epoch=epoch, incarnation=incarnation)
         row, _ = await store.lead(ours, port.address, None)
-        await store.note(ours, row.execution, heartbeat=True, leaves=name == "left")
+        await store.record(ours, row.execution, heartbeat=True, leaves=name == "left")
     connection = await asyncpg.connect(postgres_url)
     try:
         await connection.execute("update actorhub.singleton set epoch = epoch - 1 where singleton = 'lost'")

@@ -28,7 +28,7 @@ async def world() -> AsyncIterator[MemoryWorld]:
     await made.aclose()
 
 
-class TestMemoryNotes(CheckpointWriteSuite):
+class TestMemoryCheckpoints(CheckpointWriteSuite):
     """Checkpoints in memory."""
 
 
@@ -54,7 +54,7 @@ async def test_an_unreachable_store_takes_no_notes(world: MemoryWorld) -> None:
     with pytest.raises(PersistenceError):
         await storage.checkpoints.load(scope())
     with pytest.raises(PersistenceError):
-        await storage.singletons.note(leadership("orders", "ada"), BUSY, heartbeat=True)
+        await storage.singletons.record(leadership("orders", "ada"), BUSY, heartbeat=True)
     world.store.available = True
     assert await storage.checkpoints.load(scope()) == Saved()
 

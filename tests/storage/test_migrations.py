@@ -10,7 +10,7 @@ import pytest
 
 from actorhub.conformance.storage import PATIENCE_SECONDS
 from actorhub.core.errors import ConfigurationError
-from actorhub.storage.postgres import migrate, migration_sql
+from actorhub.storage.postgres import migrate, migration_sql, schema
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.postgres.schema import migrations, missing
 from tests.storage.conftest import PostgresWorld
@@ -25,7 +25,8 @@ where connamespace = current_schema()::regnamespace and contype <> 'n'
 union all
 select indexdef from pg_indexes where schemaname = current_schema()
 union all
-select proname || '(' || pg_get_function_arguments(oid) || ') ' || md5(prosrc) from pg_proc
+select proname || '(' || pg_get_function_arguments(oid) || ') ' || md5(prosrc) || coalesce(proconfig::text, '')
+from pg_proc
 where pronamespace = current_schema()::regnamespace
 union all
 select relname || ' ' || array_to_string(reloptions, ',') from pg_class
@@ -110,6 +111,37 @@ async def test_a_user_without_rights_needs_none_once_migrated(
         assert await migrate(url, "actorhub") == 0
     finally:
         await sql.execute(f'drop owned by "{role}"; drop role "{role}"')
+
+
+async def test_each_function_finds_its_own_schema(postgres_world: PostgresWorld) -> None:
+    """Whatever the caller's search path; and a function that plans once is confined to look-ups by index."""
+    await migrate(postgres_world.url, "actorhub")
+    rows = await (await postgres_world.sql()).fetch(
+        "select proname, proconfig from pg_proc where pronamespace = 'actorhub'::regnamespace "
+        "and prolang = (select oid from pg_language where lanname = 'plpgsql')"
+    )
+    assert len(rows) > 20
+    settings = {row["proname"]: set(row["proconfig"] or ()) for row in rows}
+    assert [name for name, found in settings.items() if "search_path=actorhub" not in found] == []
+    once = {name for name, found in settings.items() if "plan_cache_mode=force_generic_plan" in found}
+    assert {"store_messages", "start_runs", "commit_runs", "fail_runs", "write_checkpoints"} <= once
+    forbidden = {f"enable_{kind}=off" for kind in ("seqscan", "bitmapscan", "hashjoin", "mergejoin")}
+    assert [name for name in settings if (forbidden <= settings[name]) != (name in once)] == []
+
+
+def test_no_function_is_made_twice() -> None:
+    """Whoever reads a function need not look for a later one that replaces it."""
+    made = re.findall(r"create (?:or replace )?function (\w+)", "".join(step.sql for step in migrations()))
+    assert len(made) == len(set(made)) > 20
+
+
+def test_the_files_of_a_migration_are_one_text_in_order() -> None:
+    """The baseline begins with the first file of its folder and ends with the last."""
+    baseline = migrations()[0]
+    folder = Path(schema.__file__).parent / "migrations" / f"{baseline.number:04}_{baseline.name}"
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.iterdir())]
+    assert len(texts) > 1
+    assert baseline.sql == "\n".join(texts)
 
 
 def test_migrations_are_numbered_from_one_without_gaps() -> None:

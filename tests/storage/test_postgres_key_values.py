@@ -9,7 +9,7 @@ from actorhub.conformance.key_values import LONG, SHORT, gone, value
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.postgres import PostgresStorage
-from actorhub.storage.postgres.grouping import MAX_WAITING_BYTES
+from actorhub.storage.postgres.batching import MAX_WAITING_BYTES
 from actorhub.storage.postgres.key_values import WRITERS
 from actorhub.storage.postgres.queries import queries
 from tests.storage.conftest import PostgresWorld

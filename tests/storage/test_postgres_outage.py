@@ -107,7 +107,7 @@ async def test_loads_of_large_states_are_split_by_bytes(postgres_world: Postgres
         for load in loads:
             assert await load == StoredState(1, data)
     counts = storage.statistics()
-    assert (counts.loads, counts.load_groups, counts.waiting) == (12, 4, 0)
+    assert (counts.loads, counts.load_batches, counts.waiting) == (12, 4, 0)
 
 
 async def test_statements_prepared_on_an_empty_table_use_its_index_later(postgres_world: PostgresWorld) -> None:

@@ -44,7 +44,7 @@ def world(postgres_world: PostgresWorld) -> PostgresWorld:
     return postgres_world
 
 
-class TestPostgresNotes(CheckpointWriteSuite):
+class TestPostgresCheckpoints(CheckpointWriteSuite):
     """Checkpoints in Postgres."""
 
 
@@ -79,8 +79,8 @@ async def test_namespaces_do_not_see_each_other(world: PostgresWorld) -> None:
         assert [row.name for row in (await storage.singletons.schedules())[0]] == [name]
 
 
-async def test_notes_and_the_users_sql_are_committed_together(world: PostgresWorld) -> None:
-    """A handler's transaction writes its notes too, and a refused one leaves neither."""
+async def test_checkpoints_and_the_users_sql_are_committed_together(world: PostgresWorld) -> None:
+    """A handler's transaction writes its checkpoints too, and a refused one leaves neither."""
     storage, sql = await owned(world), await world.sql("public")
     messages = (await world.storage()).messages
     await sql.execute("create table invoice (id text)")
@@ -108,7 +108,7 @@ async def test_notes_and_the_users_sql_are_committed_together(world: PostgresWor
     assert settled.state is MessageState.DONE
 
 
-async def test_a_rolled_back_transaction_leaves_no_notes(world: PostgresWorld) -> None:
+async def test_a_rolled_back_transaction_leaves_no_checkpoints(world: PostgresWorld) -> None:
     """Neither does one whose commit the database refuses for the user's own constraint."""
     storage, sql = await owned(world), await world.sql("public")
     messages = (await world.storage()).messages
@@ -130,7 +130,8 @@ async def test_a_lost_connection_leaves_the_outcome_open(world: PostgresWorld) -
         commit = asyncio.Task(storage.messages.commit_with_checkpoints(made, "a"))
         await until_blocked(observer)
         await observer.execute(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'actorhub notes'"
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where application_name = 'actorhub checkpoint commits'"
         )
         with pytest.raises(PersistenceError) as caught:
             await commit
@@ -160,14 +161,14 @@ async def test_a_commit_that_met_another_one_is_repeated(world: PostgresWorld) -
     assert await storage.checkpoints.load(scope()) == Saved()
 
 
-@pytest.mark.parametrize("kind", ["note", "commit"])
+@pytest.mark.parametrize("kind", ["record", "commit"])
 async def test_a_takeover_waits_for_the_leaders_write_under_way(world: PostgresWorld, kind: str) -> None:
-    """A write that began before it counts, and none after it: notes of a leader and of its run alike."""
+    """A write that began before it counts, and none after it: of a leader and of its run alike."""
     storage, peer = await owned(world), await world.storage()
 
     async def write() -> None:
-        if kind == "note":
-            await storage.singletons.note(leadership("orders", "ada"), BUSY, heartbeat=True)
+        if kind == "record":
+            await storage.singletons.record(leadership("orders", "ada"), BUSY, heartbeat=True)
         else:
             await storage.messages.commit_with_checkpoints(noted(closing()), "a")
 
@@ -180,7 +181,7 @@ async def test_a_takeover_waits_for_the_leaders_write_under_way(world: PostgresW
         await writing
         await taking
     written = (await only(peer.singletons), await peer.checkpoints.load(scope()))
-    assert (written[0].execution == BUSY, written[1].generation == 1) == (kind == "note", kind == "commit")
+    assert (written[0].execution == BUSY, written[1].generation == 1) == (kind == "record", kind == "commit")
     with pytest.raises(Fenced):
         await write()
     assert (await only(peer.singletons), await peer.checkpoints.load(scope())) == written
@@ -203,7 +204,7 @@ async def test_setting_attempts_back_touches_no_index(world: PostgresWorld) -> N
     await stored(storage.messages, [changed(message(1), attempts=1)])
     async with sql.transaction():
         await sql.fetchval(
-            "select write_notes('orders', 'ada', 1, array['fetch'], array[''::bytea], false, null, null)"
+            "select write_checkpoints('orders', 'ada', 1, array['fetch'], array[''::bytea], false, null, null)"
         )
         updated = "select pg_stat_get_xact_tuples_{}updated('message'::regclass)"
         assert [await sql.fetchval(updated.format(kind)) for kind in ("", "hot_")] == [1, 1]
@@ -213,7 +214,7 @@ async def test_texts_that_postgres_cannot_store_are_stored_as_far_as_it_can(worl
     """Zero bytes, lone surrogates and endless texts fail no heartbeat."""
     storage = await led(world)
     odd = "a\0b\ud800" + "x" * 10_000
-    await storage.singletons.note(leadership(), Execution(last_error=odd, state_error=odd), heartbeat=True)
+    await storage.singletons.record(leadership(), Execution(last_error=odd, state_error=odd), heartbeat=True)
     row = await storage.singletons.keep_schedule(leadership(), changed(schedule(), last_error=odd, last_skip=odd))
     execution = (await only(storage.singletons)).execution
     for text in (execution.last_error, execution.state_error, row.last_error, row.last_skip):

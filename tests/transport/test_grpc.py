@@ -6,8 +6,8 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from actorhub.conformance.transport import TransportSuite
 
+from actorhub.conformance.transport import TransportSuite
 from actorhub.conformance.transport_pair import Pair, Recorder, RecordingAcceptor, hello, numbers, reply
 from actorhub.core.errors import ConfigurationError, RunnerUnavailable
 from actorhub.transport.grpc import GrpcTransport

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from actorhub.conformance.transport import TransportSuite
 
+from actorhub.conformance.transport import TransportSuite
 from actorhub.conformance.transport_pair import Pair, Recorder, RecordingAcceptor, hello, numbers, reply
 from actorhub.core.envelope import Hello
 from actorhub.core.errors import RunnerUnavailable

@@ -486,7 +486,7 @@ class SingletonLeader:
         self._is_dirty = False
         self._noted_at = self._clock.monotonic()
         try:
-            now = await self._store.note(self.leadership, self.execution, heartbeat=heartbeat, leaves=leaves)
+            now = await self._store.record(self.leadership, self.execution, heartbeat=heartbeat, leaves=leaves)
         except PersistenceError:
             self._is_dirty = True
             raise

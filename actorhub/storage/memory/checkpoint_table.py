@@ -38,28 +38,28 @@ class CheckpointTable:
             generation=self._generations.get(scope, 0), checkpoints={name: row.data for name, row in found.items()}
         )
 
-    def check(self, notes: CheckpointWrite) -> None:
-        """Do nothing if the notes may be written.
+    def check(self, write: CheckpointWrite) -> None:
+        """Do nothing if `write` may be written.
 
         Raises:
             RolledBack: a step of them is stored already.
         """
-        known = self._checkpoints.get(notes.scope, {})
-        if not notes.closes and any(checkpoint.name in known for checkpoint in notes.stored):
-            raise RolledBack(f"{notes.scope}: a step is stored already: {[step.name for step in notes.stored]}")
+        known = self._checkpoints.get(write.scope, {})
+        if not write.closes and any(checkpoint.name in known for checkpoint in write.stored):
+            raise RolledBack(f"{write.scope}: a step is stored already: {[step.name for step in write.stored]}")
 
-    def write(self, notes: CheckpointWrite) -> None:
-        """Write a run's notes, which were checked."""
-        scope = notes.scope
-        if notes.closes and scope.message_id == BODY:
+    def write(self, write: CheckpointWrite) -> None:
+        """Write a run's checkpoints, which were checked."""
+        scope = write.scope
+        if write.closes and scope.message_id == BODY:
             self._forget_all(scope)
             self._generations[scope] = self._generations.get(scope, 0) + 1
             return
-        if notes.closes:
+        if write.closes:
             self._checkpoints.pop(scope, None)
             return
         now = self._clock.time()
-        for checkpoint in notes.stored:
+        for checkpoint in write.stored:
             self._checkpoints.setdefault(scope, {})[checkpoint.name] = _Checkpoint(checkpoint.data, now)
 
     def forget_body(self, scope: Scope) -> None:

@@ -28,7 +28,7 @@ KeyName = tuple[str, str, str, str]
 """What a key names one message by: entity type and id, handler, key."""
 
 
-class Settlement(msgspec.Struct, frozen=True):
+class CommitMark(msgspec.Struct, frozen=True):
     """Tells one run's commit from another's, so that a repeated one is known."""
 
     epoch: int
@@ -37,7 +37,7 @@ class Settlement(msgspec.Struct, frozen=True):
     outbox: tuple[int, ...]
 
     @classmethod
-    def of(cls, run: RunCommit) -> "Settlement":
+    def of(cls, run: RunCommit) -> "CommitMark":
         """Return the mark that `run` leaves on the message that it settles."""
         return cls(run.epoch, run.version, run.reply, tuple(told.message_id for told in run.outbox))
 
@@ -55,9 +55,9 @@ class Row(msgspec.Struct, eq=False):
     expires_at: float | None = None
     history: tuple[FailedRun, ...] = ()
     failure: RunFailure | None = None
-    """Its last failed run since it was stored, or revived: the same one again is a repetition."""
-    settlement: Settlement | None = None
-    """What settled it, if that was a run."""
+    """Its last failed run since it was stored, or retried: the same one again is a repetition."""
+    settled_by: CommitMark | None = None
+    """The run that settled it, if it was one."""
 
     @property
     def id(self) -> int:
@@ -130,7 +130,7 @@ def as_row(row: Row, now: float, *, is_listed: bool = False) -> MessageRow:
 
 
 def matches(row: Row, wanted: MessageFilter, now: float) -> bool:
-    """Whether `wanted` lets `row` through; its `limit` is not looked at."""
+    """Whether `wanted` lets `row` through; its `limit` is ignored."""
     message = row.message
     return (
         message.message_id > wanted.after_id

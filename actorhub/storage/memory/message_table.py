@@ -11,7 +11,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import DuplicateKey
 from actorhub.storage.memory.checkpoint_table import CheckpointTable
 from actorhub.storage.memory.message_queues import MessageQueues
-from actorhub.storage.memory.message_rows import KeyName, Row, Settlement, as_pending, as_row, key_name, matches
+from actorhub.storage.memory.message_rows import CommitMark, KeyName, Row, as_pending, as_row, key_name, matches
 from actorhub.storage.memory.state_table import EntityKey, StateRow, StateTable
 from actorhub.storage.message_ports import (
     CancelResult,
@@ -100,17 +100,17 @@ class MessageTable:
         if row is not None:
             reply = run.reply or StoredReply(Outcome.VALUE, b"")
             self._settle(row, reply, run.retention)
-            row.settlement = Settlement.of(run)
+            row.settled_by = CommitMark.of(run)
         return run.next_start is not None and self.start_run(run.next_start, incarnation) is Readiness.RUN
 
     def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
-        """Write what a run leaves behind and its notes, or see that this very run was written before.
+        """Write what a run leaves behind and its checkpoints, or see that this very run was written before.
 
         Returns whether the next run was counted along with it.
 
         Raises:
             Fenced, NotPending, VersionConflict, DuplicateKey: as for `commit_run`.
-            RolledBack: a step of the notes is stored already.
+            RolledBack: one of the checkpoints is stored already.
         """
         if self._was_committed(run):
             return False
@@ -133,7 +133,7 @@ class MessageTable:
         return row is not None and (row.reply is None or row.is_dead)
 
     def fail_run(self, failure: RunFailure, incarnation: str) -> float:
-        """Note a failed run; return when the next one is due, 0 for a dead letter.
+        """Record a failed run; return when the next one is due, 0 for a dead letter.
 
         Raises:
             Fenced: `incarnation` does not own the shard at that epoch.
@@ -216,12 +216,12 @@ class MessageTable:
     def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
         """Make dead letters and pending messages due at once with no attempts counted; return those found, by id."""
         found = [row for message_id in sorted(set(message_ids)) if (row := self._rows.get(message_id)) is not None]
-        revived = [row for row in found if row.reply is None or row.is_dead]
-        for row in revived:
+        retried = [row for row in found if row.reply is None or row.is_dead]
+        for row in retried:
             self._make_due(row)
             row.attempts = 0
             row.reply = row.finished_at = row.failure = None
-        return [as_pending(row) for row in revived]
+        return [as_pending(row) for row in retried]
 
     def messages(self, wanted: MessageFilter) -> Sequence[MessageRow]:
         """Return messages of every state, without bodies and histories, by id."""
@@ -297,17 +297,17 @@ class MessageTable:
     def _pending(self, message_id: int) -> Row:
         row = self._rows.get(message_id)
         if row is None or row.reply is not None:
-            raise NotPending(f"message {message_id} is not pending any more")
+            raise NotPending(f"message {message_id} is no longer pending")
         return row
 
     def _check_owner(self, incarnation: str, shard: ShardId, epoch: int) -> None:
         if not self._owns(incarnation, shard, epoch):
-            raise Fenced(f"{shard} does not belong to {incarnation} at epoch {epoch} any more")
+            raise Fenced(f"{shard} no longer belongs to {incarnation} at epoch {epoch}")
 
     def _was_committed(self, run: RunCommit) -> bool:
         if run.message_id:
             row = self._rows.get(run.message_id)
-            return row is not None and row.settlement == Settlement.of(run)
+            return row is not None and row.settled_by == CommitMark.of(run)
         return run.version > 0 and self._states.holds(*_state_of(run))
 
     def _settle(self, row: Row, reply: StoredReply, retention: float) -> None:

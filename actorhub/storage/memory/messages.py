@@ -5,6 +5,8 @@ from asyncio import Future
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
+from typing_extensions import override
+
 from actorhub.core.address import ShardId
 from actorhub.core.errors import ConfigurationError, DuplicateKey, PersistenceError
 from actorhub.storage.memory.message_table import MessageTable
@@ -12,6 +14,7 @@ from actorhub.storage.message_ports import (
     CancelResult,
     MessageFilter,
     MessageRow,
+    MessageStore,
     NewMessage,
     NotPending,
     PendingMessage,
@@ -29,7 +32,7 @@ from actorhub.storage.statistics import StorageCounters
 ResultT = TypeVar("ResultT")
 
 
-class MemoryMessages:
+class MemoryMessages(MessageStore):
     """A `MessageStore` on a memory store.
 
     What is queued in one step of the loop is carried out together in the next, in order.
@@ -49,34 +52,24 @@ class MemoryMessages:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @override
     def store(self, message: NewMessage, incarnation: str) -> Future[Stored]:
-        """Store a message for its owner `incarnation`, once per id and per key; refused by the fence like a commit."""
         return self._queue(lambda: self._store(message, incarnation))
 
+    @override
     def deposit(self, message: NewMessage) -> Future[Stored]:
-        """Store a message for whoever owns its shard, now or later."""
         return self._queue(lambda: self._store(message, None))
 
+    @override
     def start_run(self, start: RunStart, incarnation: str) -> Future[Readiness]:
-        """Count a run before it starts, if the message is pending and due. Repeating the same start counts once."""
         return self._queue(lambda: self._start(start, incarnation), writes=False)
 
+    @override
     def commit_run(self, run: RunCommit, incarnation: str) -> Future[bool]:
-        """Write what a run leaves behind, all or nothing; return whether `next_start` was counted with it.
-
-        Raises (from the future):
-            Fenced, VersionConflict, NotPending, DuplicateKey: refused. Nothing was written.
-            PersistenceError: the store is unreachable.
-        """
         return self._queue(lambda: self._commit(run, incarnation))
 
+    @override
     async def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
-        """Write like `commit_run`, and the run's notes with it.
-
-        Raises:
-            Fenced, VersionConflict, NotPending, DuplicateKey: refused. Nothing was written.
-            PersistenceError: the store is unreachable.
-        """
         table = await self._reached()
         try:
             counted = table.commit_with_checkpoints(run, incarnation)
@@ -87,83 +80,68 @@ class MemoryMessages:
         self._counters.started += counted
         return counted
 
+    @override
     def fail_run(self, failure: RunFailure, incarnation: str) -> Future[float]:
-        """Note a failed run; return when the next one is due (seconds since the Unix epoch), 0 for a dead letter.
-
-        Raises (from the future):
-            Fenced, NotPending: refused. Nothing was written.
-            PersistenceError: the store is unreachable.
-        """
         return self._queue(lambda: self._fail(failure, incarnation))
 
+    @override
     async def load_backlog(
         self, places: Mapping[ShardId, tuple[str, str]], entities: int, per_entity: int
     ) -> tuple[Sequence[PendingMessage], frozenset[ShardId]]:
-        """Return messages that are due at once, of the next `entities` entities of each shard after (type, id).
-
-        Of each entity the first `per_entity`, by id. Also returns the shards that have no further entity.
-        """
         return (await self._reached()).load_backlog(places, entities, per_entity)
 
+    @override
     async def load_entities(
         self, entities: Sequence[tuple[ShardId, str, str]], per_entity: int
     ) -> Sequence[PendingMessage]:
-        """Return the first `per_entity` messages, by id, that are due at once, of each (shard, type, id)."""
         return (await self._reached()).load_entities(entities, per_entity)
 
+    @override
     async def load_scheduled(
         self, shards: Sequence[ShardId], until: float, limit: int
     ) -> tuple[Sequence[PendingMessage], float]:
-        """Return the first `limit` messages by due time, of these shards, due before `until`; and the store's clock."""
         return (await self._reached()).load_scheduled(shards, until, limit)
 
+    @override
     async def promote_due(self, message_ids: Sequence[int]) -> None:
-        """Make due messages that could not be started wait in line with those that are due at once."""
         (await self._reached()).promote_due(message_ids)
 
+    @override
     async def find(self, message_id: int) -> MessageRow | None:
-        """Return all that is known of a message; `None` if nothing is."""
         return (await self._reached()).find(message_id)
 
+    @override
     async def cancel(
         self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float
     ) -> CancelResult:
-        """Settle a pending message or a dead letter as cancelled, for the shard's owner, or with `None` for nobody."""
         return (await self._reached()).cancel(message_id, shard, epoch, incarnation=incarnation, retention=retention)
 
+    @override
     async def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
-        """Make dead letters pending again, and pending ones due at once, with no attempts counted; return those found.
-
-        Their error history stays.
-        """
         return (await self._reached()).retry(message_ids)
 
+    @override
     async def messages(self, wanted: MessageFilter) -> Sequence[MessageRow]:
-        """Return messages of every state, without bodies and histories, by id."""
         return (await self._reached()).messages(wanted)
 
+    @override
     async def purge(self, wanted: MessageFilter) -> int:
-        """Delete dead letters; return how many. Their keys are free again."""
         return (await self._reached()).purge(wanted)
 
+    @override
     async def remove_expired(self, limit: int) -> int:
-        """Forget at most `limit` settled messages whose retention is over, and their keys; return how many."""
         return (await self._reached()).remove_expired(limit)
 
+    @override
     async def begin(self) -> RunTransaction:
-        """Refuse.
-
-        Raises:
-            ConfigurationError: always, since there is no SQL.
-        """
         raise ConfigurationError("transaction() needs Postgres: this hub keeps everything in memory, which has no SQL")
 
     def flush(self) -> None:
         """Carry out what waits."""
-        group, self._waiting = self._waiting, []
-        if group:
-            self._counters.message_groups += 1
-        for carry_out in group:
+        batch, self._waiting = self._waiting, []
+        if batch:
+            self._counters.message_batches += 1
+        for carry_out in batch:
             carry_out()
 
     async def _reached(self) -> MessageTable:

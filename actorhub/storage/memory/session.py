@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Final
 
+from typing_extensions import override
+
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.storage.memory.store import MemoryStore, ServerSession
-from actorhub.storage.ports import LiveRunner, SessionLost
+from actorhub.storage.ports import LiveRunner, LockSession, SessionLost
 
 OPERATION_LIMIT: Final = timedelta(seconds=2)
 
 
-class MemoryLockSession:
+class MemoryLockSession(LockSession):
     """A `LockSession` on a `MemoryStore`."""
 
     def __init__(self, store: MemoryStore, server: ServerSession) -> None:
@@ -22,33 +24,33 @@ class MemoryLockSession:
         self._turn = asyncio.Lock()
 
     @property
+    @override
     def lost(self) -> bool:
-        """Whether the session is known to be gone."""
         # A stopped process has not read yet that the server hung up.
         self._lost = self._lost or (self._server.ended and not self._server.frozen)
         return self._lost
 
+    @override
     async def heartbeat(self, info: RunnerInfo) -> Sequence[LiveRunner]:
-        """Prove the session alive, write `info`'s row (again, if it was deleted), return all registered runners."""
         async with self._turn:
             await self._reach_server()
             self._store.register(info)
             return self._store.runners()
 
+    @override
     async def try_lock(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
-        """Return those of `shards` whose lock this session now holds; asking again for a held one returns it, once."""
         async with self._turn:
             await self._reach_server()
             return self._store.try_lock(self._server, shards)
 
+    @override
     async def unlock(self, shards: Sequence[ShardId]) -> None:
-        """Free the locks of `shards`; those not held are ignored."""
         async with self._turn:
             await self._reach_server()
             self._store.unlock(self._server, shards)
 
+    @override
     async def aclose(self) -> None:
-        """End the session, which frees its locks. Bounded in time, never raises `SessionLost`, can be called twice."""
         self._lost = True
         if not self._server.frozen:
             self._store.end_session(self._server)

@@ -71,7 +71,7 @@ class SingletonTable:
         self._rows[leadership.singleton] = row
         return row
 
-    def note(self, leadership: Leadership, execution: Execution, *, heartbeat: bool, leaves: bool) -> None:
+    def record(self, leadership: Leadership, execution: Execution, *, heartbeat: bool, leaves: bool) -> None:
         """Write what the leader knows.
 
         Raises:
@@ -109,7 +109,7 @@ class SingletonTable:
         return self._schedules[key]
 
     def remove_schedules(self, leadership: Leadership, names: Sequence[str]) -> None:
-        """Delete schedules that the code has no more.
+        """Delete schedules that are no longer declared in the code.
 
         Raises:
             Fenced: the shard was lost.
@@ -158,7 +158,7 @@ class SingletonTable:
     def _check_owner(self, leadership: Leadership) -> None:
         if not self._owns(leadership.incarnation, leadership.shard, leadership.epoch):
             raise Fenced(
-                f"{leadership.shard} does not belong to {leadership.incarnation} at epoch {leadership.epoch} any more"
+                f"{leadership.shard} no longer belongs to {leadership.incarnation} at epoch {leadership.epoch}"
             )
 
 

@@ -4,13 +4,22 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Generator, Sequence
 
+from typing_extensions import override
+
 from actorhub.storage.memory.singleton_table import SingletonTable
 from actorhub.storage.ports import Fenced
-from actorhub.storage.singleton_ports import Execution, Leadership, ScheduleEdit, ScheduleRow, SingletonRow
+from actorhub.storage.singleton_ports import (
+    Execution,
+    Leadership,
+    ScheduleEdit,
+    ScheduleRow,
+    SingletonRow,
+    SingletonStore,
+)
 from actorhub.storage.statistics import StorageCounters
 
 
-class MemorySingletons:
+class MemorySingletons(SingletonStore):
     """A `SingletonStore` on a memory store.
 
     Args:
@@ -24,74 +33,49 @@ class MemorySingletons:
         self._counters = counters
         self._check_open = check_open
 
+    @override
     async def lead(self, leadership: Leadership, address: str, state_ttl: float | None) -> tuple[SingletonRow, float]:
-        """Write who leads from now on; return what is stored, of earlier leaders too, and the store's clock.
-
-        Raises:
-            Fenced: the shard was lost.
-        """
         table = await self._reached()
         with self._counted():
             return table.lead(leadership, address, state_ttl), table.now()
 
-    async def note(
+    @override
+    async def record(
         self, leadership: Leadership, execution: Execution, *, heartbeat: bool, leaves: bool = False
     ) -> float:
-        """Write what the leader knows; return the store's clock.
-
-        Args:
-            leadership: Of the caller.
-            execution: Replaces what is stored.
-            heartbeat: The singleton is alive: write the time.
-            leaves: The leader stops gracefully: nobody leads from now on.
-
-        Raises:
-            Fenced: the shard was lost.
-        """
         table = await self._reached()
         with self._counted():
-            table.note(leadership, execution, heartbeat=heartbeat, leaves=leaves)
+            table.record(leadership, execution, heartbeat=heartbeat, leaves=leaves)
         return table.now()
 
+    @override
     async def singletons(self) -> tuple[Sequence[SingletonRow], float]:
-        """Return every singleton that ever had a leader, by name, and the store's clock."""
         table = await self._reached()
         return table.singletons(), table.now()
 
+    @override
     async def schedules(self, singleton: str | None = None) -> tuple[Sequence[ScheduleRow], float]:
-        """Return every schedule, or those of one singleton, by singleton and name, and the store's clock."""
         table = await self._reached()
         return table.schedules(singleton), table.now()
 
+    @override
     async def keep_schedule(self, leadership: Leadership, row: ScheduleRow) -> ScheduleRow:
-        """Write a schedule as its leader knows it, unless it was edited meanwhile; return what is stored now.
-
-        Raises:
-            Fenced: the shard was lost.
-        """
         table = await self._reached()
         with self._counted():
             return table.keep_schedule(leadership, row)
 
+    @override
     async def remove_schedules(self, leadership: Leadership, names: Sequence[str]) -> None:
-        """Delete schedules that the code has no more.
-
-        Raises:
-            Fenced: the shard was lost.
-        """
         table = await self._reached()
         with self._counted():
             table.remove_schedules(leadership, names)
 
+    @override
     async def edit_schedule(self, singleton: str, name: str, edit: ScheduleEdit) -> ScheduleRow | None:
-        """Change a schedule on behalf of an operator, whoever leads; its revision grows, its `next_at` is planned anew.
-
-        Returns what is stored now; `None`: there is no such schedule.
-        """
         return (await self._reached()).edit_schedule(singleton, name, edit)
 
+    @override
     async def remove_abandoned(self) -> int:
-        """Delete singletons with a `state_ttl` that nobody led, and whose state nobody wrote, for longer than that."""
         return (await self._reached()).remove_abandoned()
 
     async def _reached(self) -> SingletonTable:

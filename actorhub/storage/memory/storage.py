@@ -5,6 +5,8 @@ from asyncio import Future
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
+from typing_extensions import override
+
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.agreement import check_agreement
@@ -20,13 +22,14 @@ from actorhub.storage.ports import (
     LiveRunner,
     ShardRow,
     StateCommit,
+    Storage,
     StoredState,
     VersionConflict,
 )
 from actorhub.storage.statistics import StorageCounters, StorageStatistics
 
 
-class MemoryStorage:
+class MemoryStorage(Storage):
     """A `Storage` on a `MemoryStore`; several of one store act as several processes.
 
     What is queued in one step of the loop is carried out together in the next.
@@ -44,99 +47,88 @@ class MemoryStorage:
         self._key_values = MemoryKeyValues(store.key_values, self._check_open)
 
     @property
+    @override
     def messages(self) -> MemoryMessages:
-        """The durable messages; open and closed with the storage."""
         return self._messages
 
     @property
+    @override
     def checkpoints(self) -> MemoryCheckpoints:
-        """Results of steps and deferred values; open and closed with the storage."""
         return self._checkpoints
 
     @property
+    @override
     def singletons(self) -> MemorySingletons:
-        """Singletons and their schedules; open and closed with the storage."""
         return self._singletons
 
     @property
+    @override
     def key_values(self) -> MemoryKeyValues:
-        """The key-value store; open and closed with the storage."""
         return self._key_values
 
+    @override
     def statistics(self) -> StorageStatistics:
-        """Return the counts as they are now."""
         return self._counters.snapshot(len(self._commits) + len(self._loads) + len(self._messages))
 
+    @override
     async def open(self) -> None:
-        """Begin to serve.
-
-        Raises:
-            ConfigurationError: the store is unreachable.
-        """
         if not self._store.available:
             raise ConfigurationError("the memory store is unreachable: make it available first")
         self._closed = False
 
+    @override
     async def aclose(self) -> None:
-        """Carry out what waits, then refuse everything. Can be called twice."""
         self._flush_loads()
         self._flush_commits()
         self._messages.flush()
         self._closed = True
 
+    @override
     async def agree(self, values: ClusterValues, groups: int = 1) -> None:
-        """Store `values` if they are the first, else compare.
-
-        Raises:
-            ConfigurationError: the cluster has another value; names which, both sides, and the remedy.
-        """
         check_agreement((await self._reached()).agreed(values), values, "this memory store")
 
+    @override
     async def cluster_values(self) -> ClusterValues | None:
-        """Return what the cluster agreed on; `None` before its first runner."""
         return (await self._reached()).values
 
+    @override
     async def secret(self) -> bytes:
-        """Return 16 random bytes that the cluster keeps, made by whoever asks first: they sign tokens."""
         return (await self._reached()).secret()
 
+    @override
     async def open_lock_session(self, incarnation: str) -> MemoryLockSession:
-        """Return a new lock session; its server side is marked with `incarnation`."""
         store = await self._reached()
         return MemoryLockSession(store, store.open_session(incarnation))
 
+    @override
     async def terminate_sessions(self, incarnation: str) -> int:
-        """End the lock sessions of a stale incarnation on the server; return how many there were."""
         return (await self._reached()).terminate_sessions(incarnation)
 
+    @override
     async def runners(self) -> Sequence[LiveRunner]:
-        """Return every registered runner."""
         return (await self._reached()).runners()
 
+    @override
     async def remove_runner(self, incarnation: str) -> None:
-        """Delete the runner's row; nothing happens when there is none."""
         (await self._reached()).remove_runner(incarnation)
 
+    @override
     async def take(self, shards: Sequence[ShardId], info: RunnerInfo) -> Mapping[ShardId, int]:
-        """Become owner of `shards`, whose locks the caller holds; return their new epochs."""
         return (await self._reached()).take(shards, info.runner)
 
+    @override
     async def release(self, shards: Mapping[ShardId, int], incarnation: str) -> None:
-        """Write that nobody owns `shards` (shard to epoch) any more, where (`incarnation`, epoch) still owns them."""
         store = await self._reached()
         self._flush_commits()
         self._messages.flush()
         store.release(shards, incarnation)
 
+    @override
     async def shards(self) -> Sequence[ShardRow]:
-        """Return every shard that ever had an owner."""
         return (await self._reached()).shards()
 
+    @override
     def load_state(self, entity_type: str, entity_id: str) -> Future[StoredState | None]:
-        """Return a future of the committed state. Concurrent loads share a step.
-
-        The future fails with `PersistenceError`; cancelling it drops the result, nothing else.
-        """
         loop = asyncio.get_running_loop()
         future: Future[StoredState | None] = loop.create_future()
         if not self._loads:
@@ -144,14 +136,8 @@ class MemoryStorage:
         self._loads.append(((entity_type, entity_id), future))
         return future
 
+    @override
     def commit_state(self, commit: StateCommit, incarnation: str) -> Future[None]:
-        """Write the state if `incarnation` owns the shard at that epoch and the stored version is `version - 1`.
-
-        Raises (from the future):
-            Fenced: ownership was lost. Nothing was written.
-            VersionConflict: another version is stored. Nothing was written.
-            PersistenceError: the store is unreachable.
-        """
         loop = asyncio.get_running_loop()
         future: Future[None] = loop.create_future()
         if not self._commits:
@@ -159,21 +145,15 @@ class MemoryStorage:
         self._commits.append((commit, incarnation, future))
         return future
 
+    @override
     async def lease_machine_id(self, holder: str, duration: timedelta) -> int:
-        """Return a machine id in [0, 1024) that no other live holder has, kept for `duration`; renews the holder's own.
-
-        A holder that let its lease run out may get another id than before.
-
-        Raises:
-            PersistenceError: all are taken.
-        """
         leased = (await self._reached()).lease_machine_id(holder, duration)
         if leased is None:
             raise PersistenceError("all 1024 machine ids are leased: close clients that are not needed")
         return leased
 
+    @override
     async def release_machine_id(self, holder: str) -> None:
-        """Give the holder's machine id back."""
         (await self._reached()).release_machine_id(holder)
 
     async def _reached(self) -> MemoryStore:
@@ -187,11 +167,11 @@ class MemoryStorage:
         self._store.check_available()
 
     def _flush_loads(self) -> None:
-        group, self._loads = self._loads, []
-        waiting = [(key, future) for key, future in group if not future.done()]
+        batch, self._loads = self._loads, []
+        waiting = [(key, future) for key, future in batch if not future.done()]
         if not waiting:
             return
-        self._counters.load_groups += 1
+        self._counters.load_batches += 1
         for key, future in waiting:
             try:
                 self._check_open()
@@ -203,11 +183,11 @@ class MemoryStorage:
                 future.set_result(self._store.load(key))
 
     def _flush_commits(self) -> None:
-        group, self._commits = self._commits, []
-        waiting = [(commit, incarnation, future) for commit, incarnation, future in group if not future.done()]
+        batch, self._commits = self._commits, []
+        waiting = [(commit, incarnation, future) for commit, incarnation, future in batch if not future.done()]
         if not waiting:
             return
-        self._counters.commit_groups += 1
+        self._counters.commit_batches += 1
         for commit, incarnation, future in waiting:
             try:
                 self._check_open()

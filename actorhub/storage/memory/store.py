@@ -62,7 +62,7 @@ class MemoryStore:
     """A database in memory; each `MemoryStorage` of it acts as one process.
 
     Everything happens in one step of the loop, so each method is a transaction. Time is the clock's: a lock session
-    that was silent for `SESSION_IDLE_LIMIT` has ended, whoever looks next.
+    that was silent for `SESSION_IDLE_LIMIT` has ended for whoever comes next.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -246,7 +246,7 @@ class MemoryStore:
         if self._states.holds(key, made):
             return
         if not self._owns(incarnation, commit.shard, commit.epoch):
-            raise Fenced(f"{commit.shard} does not belong to {incarnation} at epoch {commit.epoch} any more")
+            raise Fenced(f"{commit.shard} no longer belongs to {incarnation} at epoch {commit.epoch}")
         self._states.check(key, made)
         self._states.write(key, made)
 

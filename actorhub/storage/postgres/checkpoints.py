@@ -3,18 +3,20 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from actorhub.storage.checkpoint_ports import Completion, CompletionKind, Saved, Scope
-from actorhub.storage.postgres.connection import Target
+from typing_extensions import override
+
+from actorhub.storage.checkpoint_ports import CheckpointStore, Completion, CompletionKind, Saved, Scope
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.control import ControlConnection
 
 
-class PostgresCheckpoints:
+class PostgresCheckpoints(CheckpointStore):
     """A `CheckpointStore` in the namespace's schema. Its connections are made when they are first needed."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, database: Database) -> None:
         # Loading must not queue behind upkeep.
-        self._loads = ControlConnection(target, "actorhub checkpoints")
-        self._upkeep = ControlConnection(target, "actorhub checkpoint upkeep")
+        self._loads = ControlConnection(database, "actorhub checkpoints")
+        self._upkeep = ControlConnection(database, "actorhub checkpoint upkeep")
 
     async def aclose(self) -> None:
         """Let go of every connection. Can be called twice."""
@@ -22,16 +24,16 @@ class PostgresCheckpoints:
             tasks.create_task(self._loads.aclose())
             tasks.create_task(self._upkeep.aclose())
 
+    @override
     async def load(self, scope: Scope) -> Saved:
-        """Return what is stored of a scope."""
         rows = await self._loads.fetch(
             "load checkpoints", "load_checkpoints", scope.entity_type, scope.entity_id, scope.message_id
         )
         found = {row["name"]: row["data"] for row in rows if row["name"] is not None}
         return Saved(generation=rows[0]["generation"], checkpoints=found)
 
+    @override
     async def complete(self, completion: Completion) -> bool:
-        """Store an outcome unless there is one; return whether it is this one's. Repeating it returns `True` again."""
         scope = completion.scope
         rows = await self._loads.fetch(
             "complete a deferred value",
@@ -45,8 +47,8 @@ class PostgresCheckpoints:
         )
         return bool(rows[0][0])
 
+    @override
     async def completions(self, token_hashes: Sequence[bytes]) -> Mapping[bytes, Completion]:
-        """Return the outcomes of those that have one."""
         if not token_hashes:
             return {}
         rows = await self._loads.fetch("load outcomes", "completions", list(token_hashes))
@@ -60,10 +62,7 @@ class PostgresCheckpoints:
             for row in rows
         }
 
+    @override
     async def remove_orphans(self, older_than: float, limit: int) -> int:
-        """Forget at most `limit` checkpoints and completions of messages that are neither pending nor dead letters.
-
-        Only those made more than `older_than` seconds ago; return how many. Those of a `BODY` are left alone.
-        """
         rows = await self._upkeep.fetch("remove orphaned checkpoints", "remove_orphans", older_than, limit)
         return int(rows[0][0])

@@ -11,6 +11,7 @@ import asyncpg
 
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, refused_connection
+from actorhub.storage.postgres.queries import quoted
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
@@ -26,7 +27,7 @@ _BASE_SETTINGS: Final = {
     # Under a stricter isolation level the statements of a function share one snapshot, and the fence proves nothing.
     "default_transaction_isolation": "read committed",
     "default_transaction_read_only": "off",
-    # A plan made while a table was nearly empty would stay a sequential scan for ever.
+    # A plan made while a table was nearly empty would stay a sequential scan.
     "plan_cache_mode": "force_custom_plan",
     "jit": "off",
     "idle_in_transaction_session_timeout": "3s",
@@ -49,7 +50,7 @@ _SOCKET_OPTIONS: Final = {
 }
 
 
-class Target:
+class Database:
     """Where to connect, and as what: a database and a namespace in it."""
 
     def __init__(self, url: str, namespace: str) -> None:
@@ -62,7 +63,12 @@ class Target:
         Raises:
             FOREIGN_ERRORS: it failed.
         """
-        server_settings = {**_BASE_SETTINGS, "search_path": self.namespace, "application_name": name, **settings}
+        server_settings = {
+            **_BASE_SETTINGS,
+            "search_path": quoted(self.namespace),
+            "application_name": name,
+            **settings,
+        }
         async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
             connection: Connection = await asyncpg.connect(
                 self.url, server_settings=server_settings, timeout=CONNECT_TIMEOUT.total_seconds()
@@ -105,7 +111,7 @@ class Target:
         )
 
     def __repr__(self) -> str:
-        return f"Target({self.namespace!r})"
+        return f"Database({self.namespace!r})"
 
 
 class Terminable(Protocol):

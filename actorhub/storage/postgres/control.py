@@ -1,4 +1,4 @@
-"""Statements that are too rare to be grouped, over one connection that is made when it is needed."""
+"""Statements that are too rare to be batched, over one connection that is made when it is needed."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Final
 import asyncpg
 
 from actorhub.core.errors import PersistenceError
-from actorhub.storage.postgres.connection import Connection, Target, close, deadline
+from actorhub.storage.postgres.connection import Connection, Database, close, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
 from actorhub.storage.postgres.queries import queries
 
@@ -20,8 +20,8 @@ _SETTINGS: Final = {"statement_timeout": "10s", "lock_timeout": "2s"}
 class ControlConnection:
     """One statement at a time; a lost connection fails the statement under way, the next one connects again."""
 
-    def __init__(self, target: Target, name: str, settings: Mapping[str, str] = MappingProxyType({})) -> None:
-        self._target = target
+    def __init__(self, database: Database, name: str, settings: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._database = database
         self._name = name
         self._settings = {**_SETTINGS, **settings}
         self._turn = asyncio.Lock()
@@ -35,7 +35,7 @@ class ControlConnection:
             ConfigurationError: it failed; says what to do.
         """
         async with self._turn:
-            self._connection = await self._target.first_connect(self._name, self._settings)
+            self._connection = await self._database.first_connect(self._name, self._settings)
             self._closed = False
 
     async def fetch(self, doing: str, query: str, *arguments: object) -> Sequence[asyncpg.Record]:
@@ -61,5 +61,5 @@ class ControlConnection:
         if self._closed:
             raise PersistenceError("the storage is closed")
         if self._connection is None or self._connection.is_closed():
-            self._connection = await self._target.connect(self._name, self._settings)
+            self._connection = await self._database.connect(self._name, self._settings)
         return self._connection

@@ -21,7 +21,7 @@ _TRANSIENT_CLASSES: Final = ("08", "25", "40", "53", "57", "58")
 """Connection, read-only or broken transaction, rollback (deadlock), resources, operator intervention, system error."""
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _DATA_CLASSES: Final = ("21", "22", "23", "44", "54")
-"""Cardinality, data, constraint, check option, program limit: one row of a group may be to blame."""
+"""Cardinality, data, constraint, check option, program limit: one row of a batch may be to blame."""
 
 _REMEDIES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (

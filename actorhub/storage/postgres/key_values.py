@@ -8,20 +8,21 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 import asyncpg
+from typing_extensions import override
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
-from actorhub.storage.key_value_ports import ClearStep, StoredValue
-from actorhub.storage.postgres.connection import Target
+from actorhub.storage.key_value_ports import ClearStep, KeyValueStore, StoredValue
+from actorhub.storage.postgres.batcher import Batcher
+from actorhub.storage.postgres.batching import MAX_BATCH_BYTES, MAX_WAITING, MAX_WAITING_BYTES, Again, Entry
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.control import ControlConnection
 from actorhub.storage.postgres.errors import Cause, cause
-from actorhub.storage.postgres.grouping import MAX_GROUP_BYTES, MAX_WAITING, MAX_WAITING_BYTES, Again, Entry
-from actorhub.storage.postgres.lane import Lane
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.statistics import StorageCounters
 
 if TYPE_CHECKING:
-    from actorhub.storage.postgres.lane import Statement
+    from actorhub.storage.postgres.batcher import Statement
 
 WRITERS: Final = 4
 """Connections for writes; each carries out one statement at a time."""
@@ -30,7 +31,7 @@ GetEntry: TypeAlias = Entry[str, StoredValue | None]
 
 
 class ValueReads:
-    """Reads the values of a group in one statement."""
+    """Reads the values of a batch in one statement."""
 
     name = "read values"
     writes = False
@@ -38,16 +39,16 @@ class ValueReads:
     def __init__(self) -> None:
         self.sql = queries()["get_values"]
 
-    async def run(self, statement: "Statement", group: Sequence[GetEntry]) -> Sequence[StoredValue | Again | None]:
+    async def run(self, statement: "Statement", batch: Sequence[GetEntry]) -> Sequence[StoredValue | Again | None]:
         """Return the value of each key."""
-        rows = await statement.fetch([entry.request for entry in group], MAX_GROUP_BYTES)
-        found: list[StoredValue | Again | None] = [None] * len(group)
+        rows = await statement.fetch([entry.request for entry in batch], MAX_BATCH_BYTES)
+        found: list[StoredValue | Again | None] = [None] * len(batch)
         for position, data, ttl in rows:
             found[position] = Again() if data is None else StoredValue(data, ttl)
         return found
 
 
-class PostgresKeyValues:
+class PostgresKeyValues(KeyValueStore):
     """A `KeyValueStore` in the namespace's schema. Its connections are made when they are first needed.
 
     Reads share round trips, and are repeated over a lost connection. A write is one statement that nobody repeats,
@@ -55,11 +56,11 @@ class PostgresKeyValues:
     them over `WRITERS` connections.
     """
 
-    def __init__(self, target: Target, clock: Clock, counters: StorageCounters) -> None:
-        self._reads = Lane(target, clock, ValueReads(), counters)
-        self._writers = [ControlConnection(target, "actorhub key values") for _ in range(WRITERS)]
+    def __init__(self, database: Database, clock: Clock, counters: StorageCounters) -> None:
+        self._reads = Batcher(database, clock, ValueReads(), counters)
+        self._writers = [ControlConnection(database, "actorhub key values") for _ in range(WRITERS)]
         # Counting and clearing may take long.
-        self._upkeep = ControlConnection(target, "actorhub key value upkeep")
+        self._upkeep = ControlConnection(database, "actorhub key value upkeep")
         self._read_number = itertools.count()
         self._writing = self._writing_bytes = 0
 
@@ -75,17 +76,17 @@ class PostgresKeyValues:
             for connection in (self._upkeep, *self._writers):
                 tasks.create_task(connection.aclose())
 
+    @override
     async def get(self, key: str) -> StoredValue | None:
-        """Return the value; `None` if there is none. Concurrent reads share round trips."""
-        # Reads of one key may share a group, so each has a name of its own.
+        # Reads of one key may share a batch, so each has a name of its own.
         return await self._reads.submit_nowait(key, ("", str(next(self._read_number))), "", len(key))
 
+    @override
     async def put(self, key: str, data: bytes, ttl: float | None) -> None:
-        """Write a value, whatever was there; without `ttl` it stays for ever."""
         await self._write("put_value", key, data, ttl)
 
+    @override
     async def swap(self, key: str, expected: bytes | None, data: bytes | None, ttl: float | None) -> bool:
-        """Write `data` if the value is `expected`; return whether it was."""
         if expected is None:
             if data is None:
                 return await self.get(key) is None
@@ -94,24 +95,24 @@ class PostgresKeyValues:
             return bool(await self._write("remove_value", key, expected))
         return bool(await self._write("replace_value", key, expected, data))
 
+    @override
     async def delete(self, key: str) -> bool:
-        """Delete a value; return whether there was one."""
         rows = await self._write("delete_value", key)
         return bool(rows and rows[0][0])
 
+    @override
     async def count(self, prefix: str, limit: int | None) -> int:
-        """Return how many keys start with `prefix`, or `limit` if there are more."""
         rows = await self._upkeep.fetch("count values", "count_values", _pattern(prefix), limit)
         return int(rows[0][0])
 
+    @override
     async def clear(self, prefix: str, after: str, limit: int) -> ClearStep:
-        """Delete the first `limit` keys that start with `prefix` and come after `after`."""
         with _outcome_known():
             rows = await self._upkeep.fetch("clear values", "clear_values", _pattern(prefix), after, limit)
         return ClearStep(*rows[0])
 
+    @override
     async def remove_expired(self, limit: int) -> int:
-        """Delete at most `limit` values whose time is over; return how many."""
         rows = await self._upkeep.fetch("remove expired values", "remove_expired_values", limit)
         return int(rows[0][0])
 

@@ -5,6 +5,8 @@ from asyncio import Future
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from typing_extensions import override
+
 from actorhub.core.address import ShardId, fence_lock_key
 from actorhub.core.clock import Clock
 from actorhub.core.errors import DuplicateKey
@@ -13,6 +15,7 @@ from actorhub.storage.message_ports import (
     MessageFilter,
     MessageRow,
     MessageState,
+    MessageStore,
     NewMessage,
     PendingMessage,
     Readiness,
@@ -20,27 +23,24 @@ from actorhub.storage.message_ports import (
     RunCommit,
     RunFailure,
     RunStart,
-    RunTransaction,
     Stored,
 )
-from actorhub.storage.postgres.connection import Target
+from actorhub.storage.postgres.batcher import Batcher
+from actorhub.storage.postgres.batching import MAX_BATCH_BYTES
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.control import ControlConnection
 from actorhub.storage.postgres.errors import Cause, cause
-from actorhub.storage.postgres.grouping import MAX_GROUP_BYTES
-from actorhub.storage.postgres.lane import Lane
-from actorhub.storage.postgres.message_groups import RunCommits, RunFailures, RunStarts, StoreGroups
-from actorhub.storage.postgres.message_rows import (
+from actorhub.storage.postgres.message_batches import CommitBatches, FailureBatches, StartBatches, StoreBatches
+from actorhub.storage.postgres.message_requests import (
     ROW_BYTES,
-    key_hash,
-    listed_row,
-    message_row,
+    deduplicated,
+    message_key,
     new_bytes,
-    pending_message,
     run_bytes,
-    shard_of,
-    without_twins,
+    run_key,
 )
-from actorhub.storage.postgres.transaction import Transactions
+from actorhub.storage.postgres.message_rows import listed_row, message_row, pending_message, shard_of
+from actorhub.storage.postgres.transaction import PostgresTransaction, Transactions
 from actorhub.storage.statistics import StorageCounters
 
 _PURGE_STEP: Final = 500
@@ -55,111 +55,85 @@ _INDEXES_ONLY: Final = {
 """What is loaded is a small part of the table, whatever its statistics say."""
 
 
-class PostgresMessages:
+class PostgresMessages(MessageStore):
     """A `MessageStore` in the namespace's schema. Its connections are made when they are first needed."""
 
-    def __init__(self, target: Target, clock: Clock, counters: StorageCounters, *, fence: bool) -> None:
-        self._target = target
+    def __init__(self, database: Database, clock: Clock, counters: StorageCounters, *, fence: bool) -> None:
+        self._database = database
         self._fence = fence
         fence_of = self._fence_key
         # Loading must not queue behind what people ask for.
-        self._loads = ControlConnection(target, "actorhub messages", _INDEXES_ONLY)
-        self._control = ControlConnection(target, "actorhub message control")
-        self._transactions = Transactions(target, "actorhub transactions", fence_of, counters)
-        # A handler that sits in a transaction of its own may wait for one of these.
-        self._noting = Transactions(target, "actorhub notes", fence_of, counters)
-        self._stores = Lane(target, clock, StoreGroups("store messages", fence_of, counters), counters)
-        self._deposits = Lane(target, clock, StoreGroups("deposit messages", fence_of, counters), counters)
-        self._starts = Lane(target, clock, RunStarts(fence_of, counters), counters)
-        self._commits = Lane(target, clock, RunCommits(fence_of, counters), counters)
-        self._failures = Lane(target, clock, RunFailures(fence_of, counters), counters)
+        self._loads = ControlConnection(database, "actorhub messages", _INDEXES_ONLY)
+        self._control = ControlConnection(database, "actorhub message control")
+        self._transactions = Transactions(database, "actorhub transactions", fence_of, counters)
+        # Apart from those of handlers: one that sits in its transaction may wait for a step to be committed here.
+        self._checkpoint_commits = Transactions(database, "actorhub checkpoint commits", fence_of, counters)
+        self._stores = Batcher(database, clock, StoreBatches("store messages", fence_of, counters), counters)
+        self._deposits = Batcher(database, clock, StoreBatches("deposit messages", fence_of, counters), counters)
+        self._starts = Batcher(database, clock, StartBatches(fence_of, counters), counters)
+        self._commits = Batcher(database, clock, CommitBatches(fence_of, counters), counters)
+        self._failures = Batcher(database, clock, FailureBatches(fence_of, counters), counters)
 
     @property
     def pending(self) -> int:
-        """How many grouped requests have no result yet."""
-        lanes = (self._stores, self._deposits, self._starts, self._commits, self._failures)
-        return sum(lane.pending for lane in lanes)
+        """How many batched requests have no result yet."""
+        batchers = (self._stores, self._deposits, self._starts, self._commits, self._failures)
+        return sum(batcher.pending for batcher in batchers)
 
     async def aclose(self) -> None:
         """Let go of every connection, after at most a few seconds for what waits. Can be called twice."""
         async with asyncio.TaskGroup() as tasks:
-            for lane in (self._stores, self._deposits, self._starts, self._commits, self._failures):
-                tasks.create_task(lane.aclose())
-            for part in (self._loads, self._control, self._transactions, self._noting):
+            for batcher in (self._stores, self._deposits, self._starts, self._commits, self._failures):
+                tasks.create_task(batcher.aclose())
+            for part in (self._loads, self._control, self._transactions, self._checkpoint_commits):
                 tasks.create_task(part.aclose())
 
+    @override
     def store(self, message: NewMessage, incarnation: str) -> Future[Stored]:
-        """Store a message for its owner `incarnation`, once per id and per key; refused by the fence like a commit."""
-        return self._stores.submit_nowait(message, _name(message), incarnation, new_bytes(message))
+        return self._stores.submit_nowait(message, message_key(message), incarnation, new_bytes(message))
 
+    @override
     def deposit(self, message: NewMessage) -> Future[Stored]:
-        """Store a message for whoever owns its shard, now or later.
+        return self._deposits.submit_nowait(message, message_key(message), "", new_bytes(message))
 
-        Whoever takes the shard after this was acknowledged finds the message; a present owner finds it at its next
-        look into the store, unless it is told.
-        """
-        return self._deposits.submit_nowait(message, _name(message), "", new_bytes(message))
-
+    @override
     def start_run(self, start: RunStart, incarnation: str) -> Future[Readiness]:
-        """Count a run before it starts, if the message is pending and due. Repeating the same start counts once."""
         return self._starts.submit_nowait(start, ("", str(start.message_id)), incarnation, ROW_BYTES)
 
+    @override
     def commit_run(self, run: RunCommit, incarnation: str) -> Future[bool]:
-        """Write what a run leaves behind, all or nothing; return whether `next_start` was counted with it.
-
-        Raises (from the future):
-            Fenced: ownership was lost. Nothing was written.
-            VersionConflict: another state version is stored. Nothing was written.
-            NotPending: the message was settled before, by something else than this run. Nothing was written.
-            DuplicateKey: a message of the outbox has a key that was used with another payload. Nothing was written.
-        """
         if run.outbox:
             try:
-                run = without_twins(run)
+                run = deduplicated(run)
             except DuplicateKey as exc:
                 future: Future[bool] = asyncio.get_running_loop().create_future()
                 future.set_exception(exc)
                 return future
-        return self._commits.submit_nowait(run, _run_name(run), incarnation, run_bytes(run))
+        return self._commits.submit_nowait(run, run_key(run), incarnation, run_bytes(run))
 
+    @override
     async def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
-        """Write like `commit_run`, and the run's notes with it, in a transaction of its own.
-
-        Repeating a commit that was written changes nothing, its notes included, as long as it has a state, a reply or
-        messages that tell.
-
-        Raises:
-            Fenced, VersionConflict, NotPending, DuplicateKey: refused. Nothing was written.
-            PersistenceError: the store failed; where `possibly_executed` is set, the outcome is unknown.
-        """
         attempt = 1
         while True:
-            transaction = await self._noting.begin()
+            transaction = await self._checkpoint_commits.begin()
             try:
                 return await transaction.commit(run, incarnation)
             except RolledBack as exc:
+                # A twin of this commit, or another sender with the same key, was committed between what commit_runs
+                # read and what it wrote. The next attempt reads what that one wrote, and says what it means.
                 if attempt == _COMMIT_ATTEMPTS or cause(exc.__cause__ or exc) is not Cause.TRANSIENT:
                     raise
                 attempt += 1
 
+    @override
     def fail_run(self, failure: RunFailure, incarnation: str) -> Future[float]:
-        """Note a failed run; return when the next one is due (seconds since the Unix epoch), 0 for a dead letter.
-
-        Raises (from the future):
-            Fenced: ownership was lost. Nothing was written.
-            NotPending: the message was settled before. Nothing was written.
-        """
         size = ROW_BYTES + len(failure.error) + len(failure.traceback)
         return self._failures.submit_nowait(failure, ("", str(failure.message_id)), incarnation, size)
 
+    @override
     async def load_backlog(
         self, places: Mapping[ShardId, tuple[str, str]], entities: int, per_entity: int
     ) -> tuple[Sequence[PendingMessage], frozenset[ShardId]]:
-        """Return messages that are due at once, of the next `entities` entities of each shard after (type, id).
-
-        Of each entity the first `per_entity`, by id; fewer entities where their messages are large. Also returns the
-        shards that have no further entity with messages after those returned.
-        """
         if not places:
             return [], frozenset()
         shards, cursors = list(places), list(places.values())
@@ -171,9 +145,10 @@ class PostgresMessages:
             [entity_id for _, entity_id in cursors],
             entities,
             per_entity,
-            MAX_GROUP_BYTES,
+            MAX_BATCH_BYTES,
         )
         found: list[PendingMessage] = []
+        # An entity without bodies was left out for its size, or is the one too many that shows that there are more.
         more: set[ShardId] = set()
         for row in rows:
             place: int = row["place"]
@@ -184,10 +159,10 @@ class PostgresMessages:
                 found.append(pending_message(row, shard))
         return found, frozenset(shards) - more
 
+    @override
     async def load_entities(
         self, entities: Sequence[tuple[ShardId, str, str]], per_entity: int
     ) -> Sequence[PendingMessage]:
-        """Return the first `per_entity` messages, by id, that are due at once, of each (shard, type, id)."""
         if not entities:
             return []
         rows = await self._loads.fetch(
@@ -201,62 +176,52 @@ class PostgresMessages:
         places: list[int] = [row["place"] for row in rows]
         return [pending_message(row, entities[place - 1][0]) for place, row in zip(places, rows, strict=True)]
 
+    @override
     async def load_scheduled(
         self, shards: Sequence[ShardId], until: float, limit: int
     ) -> tuple[Sequence[PendingMessage], float]:
-        """Return the first `limit` messages by due time, of these shards, due before `until`; and the store's clock.
-
-        Overdue ones included. Messages with a due time are found here only, until `promote_due` moves them.
-        """
         rows = await self._loads.fetch(
             "load scheduled messages", "load_scheduled", *_shard_columns(shards), until, limit
         )
         return [pending_message(row, shard_of(row)) for row in rows if row["message_id"] is not None], rows[0]["clock"]
 
+    @override
     async def promote_due(self, message_ids: Sequence[int]) -> None:
-        """Make due messages that could not be started wait in line with those that are due at once."""
-        await self._loads.fetch("put messages in line", "promote_due", list(message_ids))
+        await self._loads.fetch("promote due messages", "promote_due", list(message_ids))
 
+    @override
     async def find(self, message_id: int) -> MessageRow | None:
-        """Return all that is known of a message; `None` if nothing is."""
         rows = await self._control.fetch("find a message", "find", message_id)
         return message_row(rows[0]) if rows else None
 
+    @override
     async def cancel(
         self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float
     ) -> CancelResult:
-        """Settle a pending message or a dead letter as cancelled, for the shard's owner.
-
-        With `incarnation=None` it is done for nobody: whoever takes the shard afterwards does not find the message.
-        The mark is kept for `retention` seconds.
-        """
         fence = None if incarnation is None else self._fence_key(incarnation)
         arguments = (fence, incarnation, message_id, shard.group, shard.number, epoch, retention)
         rows = await self._control.fetch("cancel a message", "cancel", *arguments)
         return CancelResult(rows[0][0])
 
+    @override
     async def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
-        """Make dead letters pending again, and pending ones due at once, with no attempts counted; return those found.
-
-        Their error history stays. The owner must be told, or finds them at its next look into the store.
-        """
         found: list[PendingMessage] = []
-        # Rows of several messages are locked by no more than one kind of transaction: else two could deadlock.
+        # One at a time: commit_runs counts next runs in no order, so whoever else locks several rows could deadlock.
         for message_id in sorted(set(message_ids)):
             rows = await self._control.fetch("retry a message", "retry", [message_id])
             found += [pending_message(row, shard_of(row)) for row in rows]
         return found
 
+    @override
     async def messages(self, wanted: MessageFilter) -> Sequence[MessageRow]:
-        """Return messages of every state, without bodies and histories, by id."""
         states = [state.value for state in wanted.states] or None
         rows = await self._control.fetch(
             "list messages", "list_messages", states, *_conditions(wanted), wanted.after_id, wanted.limit
         )
         return [listed_row(row) for row in rows]
 
+    @override
     async def purge(self, wanted: MessageFilter) -> int:
-        """Delete dead letters, in small steps; return how many. Their keys are free again."""
         if wanted.states and MessageState.DEAD not in wanted.states:
             return 0
         purged, last_id = 0, wanted.after_id
@@ -270,21 +235,17 @@ class PostgresMessages:
             last_id = found_last
         return purged
 
+    @override
     async def remove_expired(self, limit: int) -> int:
-        """Forget at most `limit` settled messages whose retention is over, and their keys; return how many."""
         rows = await self._control.fetch("remove expired replies", "remove_expired", limit)
         return int(rows[0][0])
 
-    async def begin(self) -> RunTransaction:
-        """Return a transaction for a handler's own SQL, on a connection of its own.
-
-        Raises:
-            PersistenceError: Postgres cannot be reached, or all connections for this stay busy.
-        """
+    @override
+    async def begin(self) -> PostgresTransaction:
         return await self._transactions.begin()
 
     def _fence_key(self, incarnation: str) -> int | None:
-        return fence_lock_key(self._target.namespace, incarnation) if self._fence else None
+        return fence_lock_key(self._database.namespace, incarnation) if self._fence else None
 
 
 def _shard_columns(shards: Sequence[ShardId]) -> tuple[list[str], list[int]]:
@@ -294,15 +255,3 @@ def _shard_columns(shards: Sequence[ShardId]) -> tuple[list[str], list[int]]:
 def _conditions(wanted: MessageFilter) -> tuple[object, ...]:
     shard = None if wanted.shard is None else str(wanted.shard)
     return wanted.entity_type, wanted.entity_id, wanted.handler, shard, wanted.key, wanted.older_than
-
-
-def _name(message: NewMessage) -> tuple[str, str]:
-    # Messages of one key, like those of one id, go one after the other.
-    hashed = key_hash(message)
-    return ("", str(message.message_id)) if hashed is None else ("key", hashed.decode("latin-1"))
-
-
-def _run_name(run: RunCommit) -> tuple[str, str]:
-    if run.version:
-        return run.entity_type, run.entity_id
-    return "", str(run.message_id or (run.outbox[0].message_id if run.outbox else 0))

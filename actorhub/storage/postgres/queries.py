@@ -18,6 +18,16 @@ def queries() -> Mapping[str, str]:
     return MappingProxyType({name: _statement(body) for name, body in zip(parts[::2], parts[1::2], strict=True)})
 
 
+def quoted(name: str) -> str:
+    """Return a checked name as an SQL identifier: unquoted, names such as `user` or `order` would be keywords."""
+    return f'"{name}"'
+
+
+def statement_in(namespace: str, name: str) -> str:
+    """Return the statement that calls the function of its own name, for connections with another search path."""
+    return queries()[name].replace(f"select {name}(", f"select {quoted(namespace)}.{name}(")
+
+
 def _statement(body: str) -> str:
     lines = [line for line in body.strip().splitlines() if not line.startswith("--")]
     return "\n".join(lines).rstrip(";")

@@ -112,30 +112,25 @@ from (
 ) as found;
 
 -- name: commit_states
--- Write a group of states: null when all were written, else a verdict for each.
-select commit_states($1, $2, $3, $4, $5, $6, $7, $8, $9);
+-- Write a batch of states: null when all were written, else a verdict for each.
+select commit_states($1, $2, $3);
 
 -- name: store_messages
 -- Store messages, for their owner (fence, incarnation) or, where that is null, for whoever owns their shards.
 select place, verdict, found_id, found_due, clock, found_outcome, found_body
-from store_messages(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21
-);
+from store_messages($1, $2, $3, $4);
 
 -- name: start_runs
 -- Count runs before they start: null when all may, else a verdict for each.
-select start_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
+select start_runs($1, $2, $3, $4);
 
 -- name: commit_runs
 -- Write what runs leave behind: null when all was written and every next run counted, else a verdict for each.
-select commit_runs(
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
-    $26, $27, $28, $29, $30, $31, $32, $33
-);
+select commit_runs($1, $2, $3, $4, $5, $6);
 
 -- name: fail_runs
--- Note failed runs: for each when the next one is due, or why it was not noted.
-select fail_runs($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
+-- Record failed runs: for each when the next one is due, or why it was not recorded.
+select fail_runs($1, $2, $3);
 
 -- name: load_backlog
 -- Of each shard ($1, $2) the next $5 entities after type and id ($3, $4) that have messages due at once, and of each of
@@ -235,7 +230,7 @@ left join lateral (
 order by m.deliver_at, m.message_id;
 
 -- name: promote_due
--- Put due messages in line.
+-- Make due messages wait in line with those that are due at once.
 update message set deliver_at = null where message_id = any($1::bigint[]) and deliver_at <= clock_timestamp();
 
 -- name: cancel
@@ -247,7 +242,7 @@ select cancel_message($1, $2, $3, $4, $5, $6, $7);
 select
     m.message_id, m.shard_group, m.shard_number, m.entity_type, m.entity_id, m.handler, m.headers, m.key,
     null::double precision as due, m.attempts, m.body
-from revive_messages($1) as m
+from retry_messages($1) as m
 order by m.message_id;
 
 -- name: find
@@ -362,7 +357,7 @@ select
     current_setting('full_page_writes')::boolean as full_page_writes,
     current_setting('server_encoding') as encoding,
     pg_is_in_recovery() as standby,
-    current_setting('search_path') = $1 and current_setting('default_transaction_isolation') = 'read committed'
+    current_setting('search_path') = format('"%s"', $1::text) and current_setting('default_transaction_isolation') = 'read committed'
         as settings_kept,
     current_setting('max_locks_per_transaction')::bigint
         * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint) as lock_slots;
@@ -391,9 +386,9 @@ select
 from (select) as once
 left join checkpoint as c on c.message_id = $3 and c.entity_type = $1 and c.entity_id = $2;
 
--- name: write_notes
--- Write the notes of a run that was written in this transaction; returns whether its next run was counted.
-select write_notes($1, $2, $3, $4, $5, $6, $7, $8);
+-- name: write_checkpoints
+-- Write the checkpoints of a run that was written in this transaction; returns whether its next run was counted.
+select write_checkpoints($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: complete
 -- Store the outcome of a deferred value; returns whether what is stored is this one.
@@ -421,10 +416,10 @@ select
     extract(epoch from clock_timestamp())::double precision as clock
 from lead_singleton($1, $2, $3, $4, $5, $6, $7, $8, $9) as s;
 
--- name: note_singleton
+-- name: record_singleton
 -- Write what a leader knows of its singleton; returns whether the shard is still its own, and the clock.
 select
-    note_singleton($1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9, $10) as noted,
+    record_singleton($1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9, $10) as owned,
     extract(epoch from clock_timestamp())::double precision as clock;
 
 -- name: list_singletons
@@ -496,7 +491,7 @@ from (
 ) as found;
 
 -- name: put_value
--- Write a value, whatever was there; it lives for $3 seconds, or for ever.
+-- Write a value, whatever was there; it lives for $3 seconds; null: until it is deleted.
 insert into key_value as v (key, data, expires_at)
 values ($1, $2, clock_timestamp() + make_interval(secs => $3))
 on conflict (key) do update

@@ -1,10 +1,14 @@
-"""The numbered migrations of a namespace, and how they are applied."""
+"""The numbered migrations of a namespace, and how they are applied.
+
+A migration is a file `NNNN_name.sql`, or a folder `NNNN_name` of files that are applied in the order of their names.
+"""
 
 import re
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Final
 
 import asyncpg
@@ -12,12 +16,12 @@ import msgspec
 
 from actorhub.core.address import NAME_PATTERN, lock_key
 from actorhub.core.errors import ConfigurationError
-from actorhub.storage.postgres.connection import Connection, Target, close
+from actorhub.storage.postgres.connection import Connection, Database, close
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, POOLER, met_pooler, summary, translate
-from actorhub.storage.postgres.queries import queries
+from actorhub.storage.postgres.queries import queries, quoted
 
 LOCK_TIMEOUT: Final = "30s"
-_FILE: Final = re.compile(r"(\d{4})_([a-z0-9_]+)\.sql")
+_MIGRATION: Final = re.compile(r"(\d{4})_([a-z0-9_]+?)(?:\.sql)?")
 _BOOKKEEPING: Final = """\
 create table if not exists migration (
     number integer primary key,
@@ -44,9 +48,9 @@ class Migration(msgspec.Struct, frozen=True):
 @cache
 def migrations() -> tuple[Migration, ...]:
     """Return every migration that this release knows, in order."""
-    files = (resources.files(__package__ or "") / "migrations").iterdir()
-    found = [(match, file) for file in files if (match := _FILE.fullmatch(file.name))]
-    known = (Migration(int(match[1]), match[2], file.read_text(encoding="utf-8")) for match, file in found)
+    entries = (resources.files(__package__ or "") / "migrations").iterdir()
+    found = [(match, entry) for entry in entries if (match := _MIGRATION.fullmatch(entry.name))]
+    known = (Migration(int(match[1]), match[2], _text(entry)) for match, entry in found)
     return tuple(sorted(known, key=lambda migration: migration.number))
 
 
@@ -68,8 +72,8 @@ def migration_sql(namespace: str) -> str:
     """Return one script that makes `namespace` from nothing, with what `migrate` writes down about it."""
     steps = "\n".join(f"{step.sql}\n{_record(step)}" for step in migrations())
     return (
-        f"begin;\ncreate schema if not exists {check_namespace(namespace)};\n"
-        f"set local search_path = {namespace};\n\n{_BOOKKEEPING}\n{steps}\ncommit;\n"
+        f"begin;\ncreate schema if not exists {quoted(check_namespace(namespace))};\n"
+        f"set local search_path = {quoted(namespace)};\n\n{_BOOKKEEPING}\n{steps}\ncommit;\n"
     )
 
 
@@ -82,8 +86,8 @@ async def migrate(url: str, namespace: str) -> int:
         ConfigurationError: the schema is newer than this release or was changed, or cannot be reached or made.
         PersistenceError: Postgres failed, or another process migrates for longer than `LOCK_TIMEOUT`.
     """
-    target = Target(url, check_namespace(namespace))
-    connection = await target.first_connect("actorhub migrate", {"lock_timeout": LOCK_TIMEOUT})
+    database = Database(url, check_namespace(namespace))
+    connection = await database.first_connect("actorhub migrate", {"lock_timeout": LOCK_TIMEOUT})
     try:
         if not missing(await _applied(connection, namespace)):
             return 0
@@ -128,8 +132,8 @@ async def _apply(connection: Connection, namespace: str) -> int:
     await connection.execute("select pg_advisory_xact_lock($1)", lock_key(namespace, "migration"))
     # `create schema if not exists` wants the right to create one even where it exists.
     if not await connection.fetchval(queries()["namespace_exists"], namespace):
-        await connection.execute(f"create schema {namespace}")
-    await connection.execute(f"set local search_path = {namespace}")
+        await connection.execute(f"create schema {quoted(namespace)}")
+    await connection.execute(f"set local search_path = {quoted(namespace)}")
     await connection.execute(_BOOKKEEPING)
     steps = missing(await _applied(connection, namespace))
     for step in steps:
@@ -141,6 +145,11 @@ async def _applied(connection: Connection, namespace: str) -> Sequence[tuple[int
     if not await connection.fetchval(queries()["migration_table"], namespace):
         return []
     return [(row["number"], row["name"], row["checksum"]) for row in await connection.fetch(queries()["migrations"])]
+
+
+def _text(entry: Traversable) -> str:
+    files = sorted(entry.iterdir(), key=lambda file: file.name) if entry.is_dir() else [entry]
+    return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
 def _record(step: Migration) -> str:

@@ -17,7 +17,7 @@ _LOCKS_KEPT_FREE: Final = 0.2
 
 
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the checks look at."""
+    """What is checked."""
 
     version: str
     version_number: int
@@ -72,7 +72,7 @@ def check_lock_table(facts: ServerFacts, shards: int, where: str) -> None:
     """Check that the server's lock table has room for a lock per shard.
 
     Raises:
-        ConfigurationError: it has not; says what to set.
+        ConfigurationError: there is not enough room; says what to set.
     """
     room = int(facts.lock_slots * (1 - _LOCKS_KEPT_FREE))
     if shards > room:

@@ -7,11 +7,12 @@ from typing import Final
 
 import asyncpg
 import msgspec
+from typing_extensions import override
 
 from actorhub.core.address import RunnerInfo, ShardId, lock_key, shard_lock_key
 from actorhub.core.errors import ConfigurationError
-from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, SessionLost
-from actorhub.storage.postgres.connection import Connection, Target, close, deadline
+from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, LockSession, SessionLost
+from actorhub.storage.postgres.connection import Connection, Database, close, deadline
 from actorhub.storage.postgres.errors import (
     FOREIGN_ERRORS,
     POOLER,
@@ -65,7 +66,7 @@ def pooler_symptom(first: SessionProbe, second: SessionProbe, name: str) -> str 
     return None
 
 
-async def open_lock_session(target: Target, incarnation: str) -> "PostgresLockSession":
+async def open_lock_session(database: Database, incarnation: str) -> "PostgresLockSession":
     """Return a new lock session after proving that it has a server process of its own.
 
     Raises:
@@ -74,34 +75,34 @@ async def open_lock_session(target: Target, incarnation: str) -> "PostgresLockSe
     """
     name = application_name(incarnation)
     try:
-        connection = await target.connect(name, _SETTINGS)
+        connection = await database.connect(name, _SETTINGS)
     except FOREIGN_ERRORS as exc:
         # Waiting does not cure a wrong password, or a pooler that rejects settings.
-        explained = refused_connection(exc, target.url)
+        explained = refused_connection(exc, database.url)
         if cause(exc) is Cause.PERMANENT or POOLER in str(explained):
             raise explained from exc
         raise translate(exc, "open a lock session") from exc
     try:
         async with deadline(connection, OPERATION_LIMIT):
-            key = lock_key(target.namespace, f"probe/{incarnation}")
+            key = lock_key(database.namespace, f"probe/{incarnation}")
             await connection.execute("select pg_advisory_lock($1)", key)
             first = await _probe(connection, key)
             second = await _probe(connection, key)
             await connection.execute("select pg_advisory_unlock($1)", key)
     except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as exc:
         connection.terminate()
-        raise _unfit(target, f"statements prepared in it are gone ({summary(exc)})") from exc
+        raise _unfit(database, f"statements prepared in it are gone ({summary(exc)})") from exc
     except FOREIGN_ERRORS as exc:
         connection.terminate()
         raise translate(exc, "open a lock session") from exc
     if (symptom := pooler_symptom(first, second, name)) is not None:
         await close(connection)
-        raise _unfit(target, symptom)
-    return PostgresLockSession(connection, target.namespace, first.pid)
+        raise _unfit(database, symptom)
+    return PostgresLockSession(connection, database.namespace, first.pid)
 
 
-def _unfit(target: Target, symptom: str) -> ConfigurationError:
-    return ConfigurationError(f"the lock session at {place(target.url)} cannot hold locks: {symptom}: {POOLER}")
+def _unfit(database: Database, symptom: str) -> ConfigurationError:
+    return ConfigurationError(f"the lock session at {place(database.url)} cannot hold locks: {symptom}: {POOLER}")
 
 
 async def _probe(connection: Connection, key: int) -> SessionProbe:
@@ -110,11 +111,12 @@ async def _probe(connection: Connection, key: int) -> SessionProbe:
     return SessionProbe(row["pid"], row["application_name"], row["idle_milliseconds"], row["lock_seen"])
 
 
-class PostgresLockSession:
+class PostgresLockSession(LockSession):
     """A `LockSession` on Postgres.
 
-    `_held` is the truth about the locks only because the session never reconnects: after any failure, or a cancellation
-    in the middle of an operation, the connection is ended, which frees whatever it holds.
+    It never reconnects: locks vanish with the server's session, and a connection that came back silently would leave a
+    runner believing in locks that somebody else may have by then. So `_held` is the truth about the locks: after any
+    failure, or a cancellation in the middle of an operation, the connection is ended, which frees whatever it holds.
     """
 
     def __init__(self, connection: Connection, namespace: str, pid: int) -> None:
@@ -127,14 +129,14 @@ class PostgresLockSession:
         self._loss: str = ""
 
     @property
+    @override
     def lost(self) -> bool:
-        """Whether the session is known to be gone."""
         if not self._loss and self._connection.is_closed():
             self._lose("the server ended it")
         return bool(self._loss)
 
+    @override
     async def heartbeat(self, info: RunnerInfo) -> Sequence[LiveRunner]:
-        """Prove the session alive, write `info`'s row (again, if it was deleted), return all registered runners."""
         runner = info.runner
         async with self._turn:
             rows = await self._fetch(
@@ -150,8 +152,8 @@ class PostgresLockSession:
             self._check(rows[0]["this_backend"])
         return live_runners(rows)
 
+    @override
     async def try_lock(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
-        """Return those of `shards` whose lock this session now holds; asking again for a held one returns it, once."""
         wanted = {shard_lock_key(self._namespace, shard): shard for shard in shards}
         async with self._turn:
             # A session lock is re-entrant: taken twice, it would survive its unlock.
@@ -164,8 +166,8 @@ class PostgresLockSession:
                 raise SessionLost(self._loss)
             return [shard for key, shard in wanted.items() if key in self._held]
 
+    @override
     async def unlock(self, shards: Sequence[ShardId]) -> None:
-        """Free the locks of `shards`; those not held are ignored."""
         wanted = {shard_lock_key(self._namespace, shard) for shard in shards}
         async with self._turn:
             if not (keys := [key for key in wanted if key in self._held]):
@@ -179,8 +181,8 @@ class PostgresLockSession:
                 self._lose(f"{len(missing)} locks were not held by the session that took them")
                 raise SessionLost(self._loss)
 
+    @override
     async def aclose(self) -> None:
-        """End the session, which frees its locks. Bounded in time, never raises `SessionLost`, can be called twice."""
         if not self.lost:
             self._loss = "the lock session was closed"
             try:

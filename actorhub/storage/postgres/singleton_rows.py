@@ -6,7 +6,7 @@ import asyncpg
 import msgspec
 
 from actorhub.core.address import ShardId
-from actorhub.storage.postgres.message_rows import error_text
+from actorhub.storage.postgres.texts import error_text
 from actorhub.storage.singleton_ports import Execution, ScheduleRow, SingletonRow
 
 

@@ -8,18 +8,19 @@ from typing import Final
 
 import asyncpg
 import msgspec
+from typing_extensions import override
 
 from actorhub.core.address import RunnerInfo, ShardId, fence_lock_key, lock_key
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.agreement import check_agreement
-from actorhub.storage.ports import ClusterValues, LiveRunner, ShardRow, StateCommit, StoredState
+from actorhub.storage.ports import ClusterValues, LiveRunner, ShardRow, StateCommit, Storage, StoredState
+from actorhub.storage.postgres.batcher import Batcher
 from actorhub.storage.postgres.checkpoints import PostgresCheckpoints
-from actorhub.storage.postgres.connection import Target
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.control import ControlConnection
 from actorhub.storage.postgres.errors import place
 from actorhub.storage.postgres.key_values import PostgresKeyValues
-from actorhub.storage.postgres.lane import Lane
 from actorhub.storage.postgres.messages import PostgresMessages
 from actorhub.storage.postgres.rows import live_runners, shard_row
 from actorhub.storage.postgres.schema import check_namespace, migrate
@@ -32,7 +33,7 @@ from actorhub.storage.statistics import StorageCounters, StorageStatistics
 _TAKE_ATTEMPTS: Final = 3
 
 
-class PostgresStorage:
+class PostgresStorage(Storage):
     """A `Storage` in one schema of a Postgres database.
 
     Args:
@@ -43,89 +44,83 @@ class PostgresStorage:
     """
 
     def __init__(self, url: str, *, namespace: str = "actorhub", clock: Clock, fence: bool = True) -> None:
-        self._target = Target(url, check_namespace(namespace))
+        self._database = Database(url, check_namespace(namespace))
         self._clock = clock
         self._fence = fence
         self._counters = StorageCounters()
-        # A take may wait for a fence: what ends the fence's holder must not queue behind it.
-        self._control = ControlConnection(self._target, "actorhub control")
-        self._ownership = ControlConnection(self._target, "actorhub ownership")
-        self._loads = Lane(self._target, clock, StateLoads(self._counters), self._counters)
-        self._commits = Lane(self._target, clock, StateCommits(namespace, self._counters, fence=fence), self._counters)
-        self._messages = PostgresMessages(self._target, clock, self._counters, fence=fence)
-        self._checkpoints = PostgresCheckpoints(self._target)
-        self._singletons = PostgresSingletons(self._target, self._fence_key, self._counters)
-        self._key_values = PostgresKeyValues(self._target, clock, self._counters)
+        # A take may wait for a fence. What ends the fence's holder must not queue behind it.
+        self._control = ControlConnection(self._database, "actorhub control")
+        self._ownership = ControlConnection(self._database, "actorhub ownership")
+        self._loads = Batcher(self._database, clock, StateLoads(self._counters), self._counters)
+        self._commits = Batcher(
+            self._database, clock, StateCommits(namespace, self._counters, fence=fence), self._counters
+        )
+        self._messages = PostgresMessages(self._database, clock, self._counters, fence=fence)
+        self._checkpoints = PostgresCheckpoints(self._database)
+        self._singletons = PostgresSingletons(self._database, self._fence_key, self._counters)
+        self._key_values = PostgresKeyValues(self._database, clock, self._counters)
         self._facts: ServerFacts | None = None
 
     def __repr__(self) -> str:
-        return f"PostgresStorage({place(self._target.url)!r}, namespace={self._target.namespace!r})"
+        return f"PostgresStorage({place(self._database.url)!r}, namespace={self._database.namespace!r})"
 
     @property
+    @override
     def messages(self) -> PostgresMessages:
-        """The durable messages; open and closed with the storage."""
         return self._messages
 
     @property
+    @override
     def checkpoints(self) -> PostgresCheckpoints:
-        """Results of steps and deferred values; open and closed with the storage."""
         return self._checkpoints
 
     @property
+    @override
     def singletons(self) -> PostgresSingletons:
-        """Singletons and their schedules; open and closed with the storage."""
         return self._singletons
 
     @property
+    @override
     def key_values(self) -> PostgresKeyValues:
-        """The key-value store; open and closed with the storage."""
         return self._key_values
 
+    @override
     def statistics(self) -> StorageStatistics:
-        """Return the counts as they are now."""
         parts = (self._loads, self._commits, self._messages, self._key_values)
         return self._counters.snapshot(sum(part.pending for part in parts))
 
+    @override
     async def open(self) -> None:
-        """Connect, check the server (version, durability, schema) and apply missing migrations.
-
-        Raises:
-            ConfigurationError: the store cannot serve; says what to do.
-        """
         try:
             await self._control.open()
-            rows = await self._control.fetch("read the server's settings", "server", self._target.namespace)
+            rows = await self._control.fetch("read the server's settings", "server", self._database.namespace)
             self._facts = server_facts(rows[0])
-            check_server(self._facts, place(self._target.url))
-            await migrate(self._target.url, self._target.namespace)
+            check_server(self._facts, place(self._database.url))
+            await migrate(self._database.url, self._database.namespace)
         except BaseException:
             await self._control.aclose()
             raise
 
+    @override
     async def aclose(self) -> None:
-        """Let go of every connection, after at most a few seconds for what waits. Can be called twice."""
         async with asyncio.TaskGroup() as tasks:
             for part in (self._loads, self._commits, self._messages, self._key_values):
                 tasks.create_task(part.aclose())
             for other in (self._control, self._ownership, self._checkpoints, self._singletons):
                 tasks.create_task(other.aclose())
 
+    @override
     async def agree(self, values: ClusterValues, groups: int = 1) -> None:
-        """Store `values` if they are the first, else compare; check that the locks of `groups` groups have room.
-
-        Raises:
-            ConfigurationError: the cluster has another value, or the server has no room for that many shard locks.
-        """
         self.check_lock_table(values.shards_per_group * groups)
         mine = {name: msgspec.json.encode(value).decode() for name, value in msgspec.structs.asdict(values).items()}
         await self._control.fetch("store cluster-wide values", "agree", list(mine), list(mine.values()))
         stored = await self.cluster_values()
         if stored is None:
             raise PersistenceError("cluster-wide values vanished while they were compared")
-        check_agreement(stored, values, f"namespace {self._target.namespace} at {place(self._target.url)}")
+        check_agreement(stored, values, f"namespace {self._database.namespace} at {place(self._database.url)}")
 
+    @override
     async def cluster_values(self) -> ClusterValues | None:
-        """Return what the cluster agreed on; `None` before its first runner."""
         rows = await self._control.fetch("read cluster-wide values", "cluster_values")
         stored = {row["name"]: msgspec.Raw(row["value"].encode()) for row in rows}
         if any(name not in stored for name in ClusterValues.__struct_fields__):
@@ -134,11 +129,11 @@ class PostgresStorage:
             return msgspec.json.decode(msgspec.json.encode(stored), type=ClusterValues)
         except msgspec.MsgspecError as exc:
             raise ConfigurationError(
-                f"table cluster_value of namespace {self._target.namespace} is damaged: {exc}: correct or empty it"
+                f"table cluster_value of namespace {self._database.namespace} is damaged: {exc}: correct or empty it"
             ) from exc
 
+    @override
     async def secret(self) -> bytes:
-        """Return 16 random bytes that the cluster keeps, made by whoever asks first: they sign tokens."""
         made = bytes.fromhex(self._clock.token() + self._clock.token())
         await self._control.fetch("store the cluster's secret", "keep_secret", made)
         rows = await self._control.fetch("read the cluster's secret", "secret")
@@ -150,39 +145,30 @@ class PostgresStorage:
         """Check that the server has room for a lock on each of `shards`, all groups together.
 
         Raises:
-            ConfigurationError: it has not; says what to set.
+            ConfigurationError: there is not enough room; says what to set.
         """
         if self._facts is not None:
-            check_lock_table(self._facts, shards, place(self._target.url))
+            check_lock_table(self._facts, shards, place(self._database.url))
 
+    @override
     async def open_lock_session(self, incarnation: str) -> PostgresLockSession:
-        """Return a new lock session; its server side is marked with `incarnation`.
+        return await open_lock_session(self._database, incarnation)
 
-        Raises:
-            ConfigurationError: a pooler is in the way; says so.
-        """
-        return await open_lock_session(self._target, incarnation)
-
+    @override
     async def terminate_sessions(self, incarnation: str) -> int:
-        """End the lock sessions of a stale incarnation on the server; return how many there were."""
         rows = await self._control.fetch("end lock sessions", "terminate_sessions", application_name(incarnation))
         return int(rows[0][0])
 
+    @override
     async def runners(self) -> Sequence[LiveRunner]:
-        """Return every registered runner."""
         return live_runners(await self._control.fetch("read runners", "runners"))
 
+    @override
     async def remove_runner(self, incarnation: str) -> None:
-        """Delete the runner's row; nothing happens when there is none."""
         await self._control.fetch("remove a runner", "remove_runner", incarnation)
 
+    @override
     async def take(self, shards: Sequence[ShardId], info: RunnerInfo) -> Mapping[ShardId, int]:
-        """Become owner of `shards`, whose locks the caller holds; return their new epochs.
-
-        Each epoch grows by one. When this returns, no commit of a former owner is under way, and none will be
-        accepted: the former incarnations' fences are taken exclusively while owner and epoch are written. A former
-        owner that sits in a transaction for longer than two seconds has its connection ended.
-        """
         wanted = {(shard.group, shard.number): shard for shard in shards}
         if not wanted:
             return {}
@@ -190,6 +176,9 @@ class PostgresStorage:
         runner = info.runner
         fence = self._fence_key(runner.incarnation)
         attempt = 1
+        # A former owner that froze in the middle of a commit still holds its fence. It has lost its shard locks, so it
+        # may not finish: after two seconds (lock_timeout) the server processes that hold the fences of these shards are
+        # ended, which rolls their transactions back, and the take is tried again.
         while True:
             try:
                 rows = await self._ownership.fetch(
@@ -202,11 +191,8 @@ class PostgresStorage:
                 attempt += 1
                 await self._control.fetch("end a former owner's commits", "end_fence_holders", groups, numbers)
 
+    @override
     async def release(self, shards: Mapping[ShardId, int], incarnation: str) -> None:
-        """Write that nobody owns `shards` (shard to epoch) any more, where (`incarnation`, epoch) still owns them.
-
-        Waits for the incarnation's own commits that are under way.
-        """
         if not shards:
             return
         groups, numbers = [shard.group for shard in shards], [shard.number for shard in shards]
@@ -215,51 +201,33 @@ class PostgresStorage:
             "release shards", "release", groups, numbers, list(shards.values()), incarnation, fence
         )
 
+    @override
     async def shards(self) -> Sequence[ShardRow]:
-        """Return every shard that ever had an owner."""
         return [shard_row(row) for row in await self._control.fetch("read shards", "shards")]
 
+    @override
     def load_state(self, entity_type: str, entity_id: str) -> Future[StoredState | None]:
-        """Return a future of the committed state. Concurrent loads share round trips.
-
-        The future fails with `PersistenceError`; cancelling it drops the result, nothing else.
-        """
         key = (entity_type, entity_id)
         return self._loads.submit_nowait(key, key, "", 0)
 
+    @override
     def commit_state(self, commit: StateCommit, incarnation: str) -> Future[None]:
-        """Write the state if `incarnation` owns the shard at that epoch and the stored version is `version - 1`.
-
-        Concurrent commits share one transaction; one refused row never fails another. A commit whose outcome is
-        unknown (lost connection) is repeated until it is known. A cancelled future leaves the outcome open.
-
-        Raises (from the future):
-            Fenced: ownership was lost. Nothing was written.
-            VersionConflict: another version is stored. Nothing was written.
-            PersistenceError: Postgres failed it for another reason, or stayed unreachable for ten seconds.
-        """
         return self._commits.submit_nowait(
             commit, (commit.entity_type, commit.entity_id), incarnation, len(commit.data)
         )
 
+    @override
     async def lease_machine_id(self, holder: str, duration: timedelta) -> int:
-        """Return a machine id in [0, 1024) that no other live holder has, kept for `duration`; renews the holder's own.
-
-        A holder that let its lease run out may get another id than before.
-
-        Raises:
-            PersistenceError: all are taken.
-        """
-        guard = lock_key(self._target.namespace, "machine-id")
+        guard = lock_key(self._database.namespace, "machine-id")
         rows = await self._control.fetch("lease a machine id", "lease_machine_id", holder, duration, guard)
         leased: int | None = rows[0][0]
         if leased is None:
             raise PersistenceError("all 1024 machine ids are leased: close clients that are not needed")
         return leased
 
+    @override
     async def release_machine_id(self, holder: str) -> None:
-        """Give the holder's machine id back."""
         await self._control.fetch("release a machine id", "release_machine_id", holder)
 
     def _fence_key(self, incarnation: str) -> int | None:
-        return fence_lock_key(self._target.namespace, incarnation) if self._fence else None
+        return fence_lock_key(self._database.namespace, incarnation) if self._fence else None

@@ -2,22 +2,23 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import asyncpg
 import msgspec
+from typing_extensions import override
 
 from actorhub.core.errors import DuplicateKey, PersistenceError
 from actorhub.storage.checkpoint_ports import CheckpointWrite
-from actorhub.storage.message_ports import RolledBack, RunCommit
-from actorhub.storage.postgres.connection import Target, TransactionPool, deadline
+from actorhub.storage.message_ports import RolledBack, RunCommit, RunTransaction
+from actorhub.storage.postgres.connection import Database, TransactionPool, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
-from actorhub.storage.postgres.message_groups import WRITTEN, run_columns, verdict_of
-from actorhub.storage.postgres.message_rows import without_twins
-from actorhub.storage.postgres.queries import queries
+from actorhub.storage.postgres.message_batches import FenceOf, RunVerdict, run_outcome
+from actorhub.storage.postgres.message_columns import run_arguments
+from actorhub.storage.postgres.message_requests import deduplicated
+from actorhub.storage.postgres.queries import statement_in
 from actorhub.storage.statistics import StorageCounters
 
 if TYPE_CHECKING:
@@ -59,27 +60,23 @@ class _Session(msgspec.Struct, frozen=True):
 
 
 class _Statements(msgspec.Struct, frozen=True):
-    """What a transaction ends with; the search path is the role's own, so they name the namespace."""
+    """What a transaction ends with. They name the namespace: the search path is the role's own, for the user's SQL."""
 
     commit_runs: str
-    write_notes: str
+    write_checkpoints: str
 
     @classmethod
     def of(cls, namespace: str) -> "_Statements":
-        commit_runs = queries()["commit_runs"].replace("commit_runs(", f'"{namespace}".commit_runs(')
-        write_notes = queries()["write_notes"].replace("write_notes(", f'"{namespace}".write_notes(')
-        return cls(commit_runs, write_notes)
+        return cls(statement_in(namespace, "commit_runs"), statement_in(namespace, "write_checkpoints"))
 
 
 class Transactions:
     """Connections for transactions, called `name`, made when they are first needed and kept for a while."""
 
-    def __init__(
-        self, target: Target, name: str, fence_of: Callable[[str], int | None], counters: StorageCounters
-    ) -> None:
-        self._target = target
+    def __init__(self, database: Database, name: str, fence_of: FenceOf, counters: StorageCounters) -> None:
+        self._database = database
         self._name = name
-        self._statements = _Statements.of(target.namespace)
+        self._statements = _Statements.of(database.namespace)
         self._fence_of = fence_of
         self._counters = counters
         self._pool: TransactionPool | None = None
@@ -126,18 +123,18 @@ class Transactions:
             if self._closed:
                 raise PersistenceError("the storage is closed")
             if self._pool is None:
-                self._pool = await self._target.transaction_pool(self._name, MOST)
+                self._pool = await self._database.transaction_pool(self._name, MOST)
             return self._pool
 
 
-class PostgresTransaction:
+class PostgresTransaction(RunTransaction):
     """A `RunTransaction` on a connection that nobody else has until it is committed or rolled back."""
 
     def __init__(
         self,
         session: _Session,
         statements: _Statements,
-        fence_of: Callable[[str], int | None],
+        fence_of: FenceOf,
         counters: StorageCounters,
     ) -> None:
         self._pool = session.pool
@@ -149,25 +146,18 @@ class PostgresTransaction:
         self._ended = False
 
     @property
+    @override
     def connection(self) -> "PooledConnection":
-        """What the user's SQL goes to; useless once the transaction has ended."""
         return self._connection
 
+    @override
     def block(self) -> AbstractAsyncContextManager[Any]:
-        """Return a savepoint: what is done in it is undone when it raises."""
         return self._connection.transaction()
 
+    @override
     async def commit(self, run: RunCommit, incarnation: str) -> bool:
-        """Write `run`, its notes too, in this transaction and commit it, checked like `MessageStore.commit_run`.
-
-        Returns whether `run.next_start` was counted with it.
-
-        Raises:
-            Fenced, VersionConflict, NotPending, DuplicateKey, RolledBack: refused; all was rolled back.
-            PersistenceError: the connection broke during the commit: the outcome is unknown.
-        """
         try:
-            counted = await self._write(without_twins(run), incarnation)
+            counted = await self._write(deduplicated(run), incarnation)
             async with deadline(_Ending(self._connection), COMMIT_LIMIT):
                 await self._outer.commit()
         except FOREIGN_ERRORS as exc:
@@ -182,8 +172,8 @@ class PostgresTransaction:
         self._counters.started += counted
         return counted
 
+    @override
     async def roll_back(self) -> None:
-        """Undo everything that is not committed and let go of the connection; bounded in time, can be called twice."""
         if self._ended:
             return
         self._ended = True
@@ -204,35 +194,37 @@ class PostgresTransaction:
         if run.checkpoints is None:
             _, counted = await self._write_run(run, incarnation)
             return counted
-        # With a next run, the verdict would not tell what is written now from what was before, with its notes.
+        # A run that was written before was written with its checkpoints, and they must not be written again: a second
+        # closing would forget the steps of the next generation. A next run would blur the verdict, which says of one
+        # that is not counted "written, now or before"; so it is counted with the checkpoints.
         is_new, _ = await self._write_run(msgspec.structs.replace(run, next_start=None), incarnation)
-        return is_new and await self._write_notes(run, run.checkpoints)
+        return is_new and await self._write_checkpoints(run, run.checkpoints)
 
     async def _write_run(self, run: RunCommit, incarnation: str) -> tuple[bool, bool]:
         """Return whether all was written now, and whether the next run was counted with it."""
-        arguments = (self._fence_of(incarnation), incarnation, *run_columns([run]))
+        arguments = (self._fence_of(incarnation), incarnation, *run_arguments([run]))
         async with deadline(_Ending(self._connection), COMMIT_LIMIT):
             verdicts = await self._connection.fetchval(self._statements.commit_runs, *arguments)
-        code = verdicts[0] if verdicts else WRITTEN
-        verdict = verdict_of(code, run, incarnation)
-        if isinstance(verdict, bool):
-            return code == WRITTEN, verdict
-        if isinstance(verdict, PersistenceError):
+        verdict = verdicts[0] if verdicts else RunVerdict.WRITTEN
+        outcome = run_outcome(verdict, run, incarnation)
+        if isinstance(outcome, bool):
+            return verdict == RunVerdict.WRITTEN, outcome
+        if isinstance(outcome, PersistenceError):
             self._counters.refused += 1
-        raise verdict
+        raise outcome
 
-    async def _write_notes(self, run: RunCommit, notes: CheckpointWrite) -> bool:
-        """Write the notes of a run that was written now; return whether its next run was counted."""
-        scope, following = notes.scope, run.next_start
+    async def _write_checkpoints(self, run: RunCommit, write: CheckpointWrite) -> bool:
+        """Write the checkpoints of a run that was written now; return whether its next run was counted."""
+        scope, following = write.scope, run.next_start
         async with deadline(_Ending(self._connection), COMMIT_LIMIT):
             counted: bool = await self._connection.fetchval(
-                self._statements.write_notes,
+                self._statements.write_checkpoints,
                 scope.entity_type,
                 scope.entity_id,
                 scope.message_id,
-                [checkpoint.name for checkpoint in notes.stored],
-                [checkpoint.data for checkpoint in notes.stored],
-                notes.closes,
+                [checkpoint.name for checkpoint in write.stored],
+                [checkpoint.data for checkpoint in write.stored],
+                write.closes,
                 None if following is None else following.message_id,
                 None if following is None else following.attempts,
             )

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, PersistenceError
-from actorhub.storage.postgres.connection import Connection, Target, close, deadline
+from actorhub.storage.postgres.batching import Again, Entry, Outage, RequestT, ResultT, Waiting
+from actorhub.storage.postgres.connection import Connection, Database, close, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, Cause, cause, summary, translate
-from actorhub.storage.postgres.grouping import Again, Entry, Outage, RequestT, ResultT, Waiting
 from actorhub.storage.statistics import StorageCounters
 
 if TYPE_CHECKING:
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger(__name__)
 
-GROUP_LIMIT: Final = timedelta(seconds=7)
-"""A group without an answer for so long has lost its connection."""
+BATCH_LIMIT: Final = timedelta(seconds=7)
+"""A batch that has no answer after this long has lost its connection."""
 CLOSE_LIMIT: Final = timedelta(seconds=2)
 _SETTINGS: Final = {"statement_timeout": "6s", "lock_timeout": "5s"}
 
 
-class GroupWork(Protocol[RequestT, ResultT]):
-    """What a lane does with a group."""
+class BatchWork(Protocol[RequestT, ResultT]):
+    """What a batcher does with a batch."""
 
     @property
     def name(self) -> str:
@@ -47,27 +47,31 @@ class GroupWork(Protocol[RequestT, ResultT]):
         ...
 
     async def run(
-        self, statement: "Statement", group: Sequence[Entry[RequestT, ResultT]]
+        self, statement: "Statement", batch: Sequence[Entry[RequestT, ResultT]]
     ) -> Sequence[ResultT | ActorhubError | Again]:
-        """Return each entry's outcome, in order, not only `Again`. Running a group twice is harmless."""
+        """Return each entry's outcome, in order, not only `Again`. Running a batch twice is harmless."""
         ...
 
 
-class Lane(Generic[RequestT, ResultT]):
-    """Gathers requests while a group is in flight, then sends them as the next one; a lone request waits for nobody.
+class Batcher(Generic[RequestT, ResultT]):
+    """Gathers requests while a batch is in flight, then sends them as the next one; a lone request waits for nobody.
 
-    A group whose connection is lost is repeated over a new one until `Outage.PATIENCE` has passed.
+    A connection that is lost in the middle leaves the outcome of its batch open: the server may have committed it, or
+    may be about to. So the batch is sent again over a new connection until an answer tells, or until `Outage.PATIENCE`
+    has passed. That is why repeating must be harmless, and why two twins of one batch may meet in the server.
+
+    It owns its task and its connection; one batch is in flight at a time.
     """
 
     def __init__(
-        self, target: Target, clock: Clock, work: GroupWork[RequestT, ResultT], counters: StorageCounters
+        self, database: Database, clock: Clock, work: BatchWork[RequestT, ResultT], counters: StorageCounters
     ) -> None:
-        self._target = target
+        self._database = database
         self._clock = clock
         self._work = work
         self._counters = counters
         self._waiting: Waiting[RequestT, ResultT] = Waiting()
-        self._group: list[Entry[RequestT, ResultT]] = []
+        self._batch: list[Entry[RequestT, ResultT]] = []
         self._outage = Outage()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -79,14 +83,14 @@ class Lane(Generic[RequestT, ResultT]):
     @property
     def pending(self) -> int:
         """How many requests have no result yet."""
-        return len(self._waiting) + len(self._group)
+        return len(self._waiting) + len(self._batch)
 
-    def submit_nowait(self, request: RequestT, key: tuple[str, str], party: str, size: int) -> Future[ResultT]:
+    def submit_nowait(self, request: RequestT, key: tuple[str, str], owner: str, size: int) -> Future[ResultT]:
         """Queue a request; return the future of its result, failed already where there is no room."""
         future: Future[ResultT] = asyncio.get_running_loop().create_future()
         if self._closing:
             future.set_exception(PersistenceError(f"cannot {self._work.name}: the storage is closed"))
-        elif not self._waiting.add_nowait(Entry(request, future, key, party, size)):
+        elif not self._waiting.add_nowait(Entry(request, future, key, owner, size)):
             self._counters.failed += 1
             future.set_exception(
                 PersistenceError(f"cannot {self._work.name}: {len(self._waiting)} requests wait already")
@@ -110,14 +114,14 @@ class Lane(Generic[RequestT, ResultT]):
                 self._connection.terminate()
             if task is not None:
                 task.cancel()
-            self._fail([*self._group, *self._waiting.drain()], ConnectionAbortedError("the storage was closed"))
+            self._fail([*self._batch, *self._waiting.drain()], ConnectionAbortedError("the storage was closed"))
         await close(self._connection)
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            self._group = self._waiting.next_group()
-            if self._group:
+            self._batch = self._waiting.next_batch()
+            if self._batch:
                 await self._attempt()
             elif self._closing:
                 return
@@ -126,35 +130,37 @@ class Lane(Generic[RequestT, ResultT]):
 
     async def _attempt(self) -> None:
         try:
-            await self._settle(await self._prepared(), self._group)
-            self._group = []
+            await self._settle(await self._prepared(), self._batch)
+            self._batch = []
             self._outage.ended()
         except FOREIGN_ERRORS as exc:
             await self._retry_later(exc)
-        except Exception as exc:  # noqa: BLE001 - supervised loop: a defect fails one group, the lane goes on
+        except Exception as exc:  # noqa: BLE001 - supervised loop: a defect fails one batch, the batcher goes on
             _log.exception("defect: cannot %s", self._work.name)
-            self._fail(self._group, exc)
-            self._group = []
+            self._fail(self._batch, exc)
+            self._batch = []
             self._drop_connection()
 
-    async def _settle(self, statement: "Statement", group: Sequence[Entry[RequestT, ResultT]]) -> None:
+    async def _settle(self, statement: "Statement", batch: Sequence[Entry[RequestT, ResultT]]) -> None:
         assert self._connection is not None
         try:
-            async with deadline(self._connection, GROUP_LIMIT):
-                outcomes = await self._work.run(statement, group)
+            async with deadline(self._connection, BATCH_LIMIT):
+                outcomes = await self._work.run(statement, batch)
         except FOREIGN_ERRORS as exc:
             match cause(exc):
                 case Cause.TRANSIENT:
                     raise
-                case Cause.DATA if len(group) > 1:
-                    middle = len(group) // 2
-                    await self._settle(statement, group[:middle])
-                    await self._settle(statement, group[middle:])
+                # The data of one request broke the whole batch, and nothing says which. Halving finds it.
+                case Cause.DATA if len(batch) > 1:
+                    middle = len(batch) // 2
+                    await self._settle(statement, batch[:middle])
+                    await self._settle(statement, batch[middle:])
                 case _:
-                    self._fail(group, exc)
+                    self._fail(batch, exc)
             return
         again: list[Entry[RequestT, ResultT]] = []
-        for entry, outcome in zip(group, outcomes, strict=True):
+        for entry, outcome in zip(batch, outcomes, strict=True):
+            # Whoever cancelled while the batch was under way is not told; what it asked for happened all the same.
             if entry.future.done():
                 continue
             if isinstance(outcome, ActorhubError):
@@ -170,20 +176,20 @@ class Lane(Generic[RequestT, ResultT]):
         now = self._clock.monotonic()
         pause = self._outage.failed(now, self._clock.random())
         if self._outage.too_long(now):
-            self._fail([*self._group, *self._waiting.drain()], error)
+            self._fail([*self._batch, *self._waiting.drain()], error)
         else:
-            _log.warning("cannot %s, will repeat %d: %s", self._work.name, len(self._group), summary(error))
-            self._waiting.give_back(self._group)
-        self._group = []
+            _log.warning("cannot %s, will repeat %d: %s", self._work.name, len(self._batch), summary(error))
+            self._waiting.give_back(self._batch)
+        self._batch = []
         await asyncio.sleep(pause)
 
     async def _prepared(self) -> "Statement":
         if self._statement is None or self._connection is None or self._connection.is_closed():
             self._drop_connection()
             self._counters.reconnects += self._connected_before
-            self._connection = await self._target.connect(f"actorhub {self._work.name}", _SETTINGS)
+            self._connection = await self._database.connect(f"actorhub {self._work.name}", _SETTINGS)
             self._connected_before = True
-            async with deadline(self._connection, GROUP_LIMIT):
+            async with deadline(self._connection, BATCH_LIMIT):
                 self._statement = await self._connection.prepare(self._work.sql)
         return self._statement
 

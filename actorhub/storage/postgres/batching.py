@@ -1,4 +1,4 @@
-"""Bookkeeping of grouped requests, without I/O: what waits, what forms the next group, how long to go on trying."""
+"""Bookkeeping of batched requests, without I/O: what waits, what forms the next batch, how long to keep trying."""
 
 from asyncio import Future
 from collections import deque
@@ -7,8 +7,10 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-MAX_GROUP: Final = 512
-MAX_GROUP_BYTES: Final = 8 * 1024 * 1024
+from actorhub.core.backoff import Backoff
+
+MAX_BATCH: Final = 512
+MAX_BATCH_BYTES: Final = 8 * 1024 * 1024
 MAX_WAITING: Final = 100_000
 MAX_WAITING_BYTES: Final = 256 * 1024 * 1024
 
@@ -22,15 +24,15 @@ class Entry(msgspec.Struct, Generic[RequestT, ResultT], eq=False):
     request: RequestT
     future: Future[ResultT]
     key: tuple[str, str]
-    """Entries of equal key never share a group, and keep their order."""
-    party: str = ""
-    """Entries of one group have one party."""
+    """Entries of equal key never share a batch, and keep their order."""
+    owner: str = ""
+    """The incarnation under whose fence it is written; all entries of a batch have the same one."""
     size: int = 0
     """Bytes."""
 
 
 class Waiting(Generic[RequestT, ResultT]):
-    """Requests that wait for a group, in order of arrival. All state is in `_entries` and the sum of their sizes."""
+    """Requests that wait for a batch, in order of arrival. All state is in `_entries` and the sum of their sizes."""
 
     def __init__(self) -> None:
         self._entries: deque[Entry[RequestT, ResultT]] = deque()
@@ -47,15 +49,15 @@ class Waiting(Generic[RequestT, ResultT]):
         self._bytes += entry.size
         return True
 
-    def next_group(self) -> list[Entry[RequestT, ResultT]]:
-        """Remove and return the longest group that may go now; those whose future is done already are dropped."""
+    def next_batch(self) -> list[Entry[RequestT, ResultT]]:
+        """Remove and return the longest batch that may go now; those whose future is done already are dropped."""
         entries, size = self._entries, 0
-        group: list[Entry[RequestT, ResultT]] = []
+        batch: list[Entry[RequestT, ResultT]] = []
         left: list[Entry[RequestT, ResultT]] = []
         keys: set[tuple[str, str]] = set()
-        while entries and len(group) < MAX_GROUP and len(left) < MAX_GROUP:
+        while entries and len(batch) < MAX_BATCH and len(left) < MAX_BATCH:
             entry = entries[0]
-            if group and (entry.party != group[0].party or size + entry.size > MAX_GROUP_BYTES):
+            if batch and (entry.owner != batch[0].owner or size + entry.size > MAX_BATCH_BYTES):
                 break
             entries.popleft()
             if entry.future.done():
@@ -64,16 +66,16 @@ class Waiting(Generic[RequestT, ResultT]):
                 left.append(entry)
             else:
                 keys.add(entry.key)
-                group.append(entry)
+                batch.append(entry)
                 size += entry.size
         entries.extendleft(reversed(left))
         self._bytes -= size
-        return group
+        return batch
 
-    def give_back(self, group: Sequence[Entry[RequestT, ResultT]]) -> None:
-        """Put an unsettled group back in front, limits notwithstanding."""
-        self._entries.extendleft(reversed(group))
-        self._bytes += sum(entry.size for entry in group)
+    def give_back(self, batch: Sequence[Entry[RequestT, ResultT]]) -> None:
+        """Put an unsettled batch back in front, limits notwithstanding."""
+        self._entries.extendleft(reversed(batch))
+        self._bytes += sum(entry.size for entry in batch)
 
     def drain(self) -> list[Entry[RequestT, ResultT]]:
         """Remove and return everything."""
@@ -84,30 +86,28 @@ class Waiting(Generic[RequestT, ResultT]):
 
 
 class Again:
-    """The outcome of a request that did not fit into its group's answer: it goes first into the next group."""
+    """The outcome of a request that did not fit into its batch's answer: it goes first into the next batch."""
 
 
 class Outage:
     """How long something has failed without a break, and how long to pause before the next attempt."""
 
-    SHORTEST: Final = 0.05
-    LONGEST: Final = 1.0
     PATIENCE: Final = 10.0
-    """Seconds after the first failure in which requests are kept."""
+    """Seconds after the first failure during which requests are kept."""
+    BACKOFF: Final = Backoff(initial=0.05, maximum=1.0)
 
     def __init__(self) -> None:
         self._since: float | None = None
         self._attempts = 0
 
     def failed(self, now: float, chance: float) -> float:
-        """Note a failure; return the pause in seconds. `chance` in [0, 1) spreads it."""
+        """Record a failure; return the pause in seconds. `chance` in [0, 1) spreads it."""
         self._since = now if self._since is None else self._since
         self._attempts += 1
-        pause = min(self.SHORTEST * (1 << min(self._attempts - 1, 10)), self.LONGEST)
-        return pause * (0.5 + chance / 2)
+        return self.BACKOFF.delay(self._attempts, chance)
 
     def ended(self) -> None:
-        """Note a success."""
+        """Record a success."""
         self._since = None
         self._attempts = 0
 

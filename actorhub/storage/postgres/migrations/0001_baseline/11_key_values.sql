@@ -15,5 +15,5 @@ create table key_value (
     autovacuum_vacuum_cost_delay = 0
 );
 comment on table key_value is 'The values of the key-value store, in msgpack.';
-comment on column key_value.expires_at is 'From when on there is no such value; null: it stays for ever.';
+comment on column key_value.expires_at is 'When the value is gone; null: it stays until it is deleted.';
 create index key_value_by_expiry on key_value (expires_at) where expires_at is not null;
