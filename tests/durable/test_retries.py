@@ -31,7 +31,7 @@ async def test_a_message_that_always_crashes_becomes_a_dead_letter(memory: Memor
         assert isinstance(error, HandlerFailed)
         assert error.type == "ValueError"
         assert "no luck" in error.message
-        assert "durable_entities.py" in error.traceback
+        assert "durable/entities.py" in error.traceback
     assert gates["a"].log == ["run 1", "run 2", "run 3"]
     row = memory.store.messages.find(told)
     assert row is not None
