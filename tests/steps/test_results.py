@@ -172,7 +172,7 @@ async def test_a_number_that_is_none_comes_back(runner: Cluster) -> None:
         bytearray(b"a"),
         object(),
     ],
-    ids=repr,
+    ids=lambda value: "object()" if type(value) is object else repr(value),
 )
 @pytest.mark.parametrize("annotation", ["none", "Any"])
 async def test_without_annotation_other_types_are_refused(runner: Cluster, value: object, annotation: str) -> None:
