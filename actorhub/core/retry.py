@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from actorhub.core.backoff import Backoff
 from actorhub.core.errors import EntityError
 
 
@@ -44,12 +45,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     def pause(self, failed: int, chance: float) -> float:
         """Return the seconds to wait after failed run number `failed`. `chance`, in [0, 1), is the jitter."""
-        initial, longest = self.initial.total_seconds(), self.maximum.total_seconds()
-        try:
-            grown = initial and initial * self.multiplier ** (failed - 1)
-        except OverflowError:
-            grown = longest
-        return min(longest, grown) * (0.5 + chance / 2)
+        backoff = Backoff(self.initial.total_seconds(), self.maximum.total_seconds(), self.multiplier)
+        return backoff.delay(failed, chance)
 
 
 DEFAULT_RETRY: Final = Retry()

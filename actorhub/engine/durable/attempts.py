@@ -4,6 +4,7 @@ from asyncio import Future
 from functools import partial
 from typing import Final
 
+from actorhub.core.backoff import Backoff
 from actorhub.core.errors import HandlerFailed
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
@@ -14,9 +15,8 @@ from actorhub.engine.model.records import DONE
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import Readiness, RunStart
 
-_EARLY: Final = 0.001
-"""Seconds to wait longer, doubled each time, when the store says that a message is not due yet."""
-_LONGEST_EARLY: Final = 1.024
+_EARLY: Final = Backoff(initial=0.002, maximum=1.024)
+"""How much longer to wait when the store says that a message is not due yet."""
 
 
 class Attempts:
@@ -91,8 +91,8 @@ class Attempts:
     def _too_early(self, message: DurableMessage) -> None:
         """The store's clock is behind what was thought of it: a little, or it stepped back."""
         message.early += 1
-        pause = min(_EARLY * 2**message.early, _LONGEST_EARLY)
-        if pause == _LONGEST_EARLY:
+        pause = _EARLY.longest(message.early)
+        if pause == _EARLY.maximum:
             self._server.distrust()
             self._schedule.poll_soon()
         self._memory.schedule(message, max(message.due, self._server.now()) + pause)

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
+from actorhub.core.backoff import Backoff
 from actorhub.engine.ownership.placement import Candidate, place
 from actorhub.storage.ports import LiveRunner
 
@@ -152,8 +153,7 @@ def decide(
     return Plan(tuple(acquire), tuple(release[:places]), len(release[places:]))
 
 
-_FIRST_RETRY: Final = 0.02
-_LAST_RETRY: Final = 0.25
+_RETRIES: Final = Backoff(initial=0.02, maximum=0.25)
 _BEATS_TO_TRUST: Final = 3
 _SAME_BEAT: Final = 0.1
 
@@ -186,7 +186,7 @@ class Suspects:
 
     def add(self, incarnation: str, now: float) -> None:
         """Suspect a runner; the retries start anew."""
-        self._suspicions[incarnation] = _Suspicion(since=now, tries=0, next_try=now + _FIRST_RETRY, last_beat=now)
+        self._suspicions[incarnation] = _Suspicion(since=now, tries=0, next_try=now + _RETRIES.initial, last_beat=now)
 
     def trust(self, incarnation: str) -> bool:
         """End a suspicion; return whether there was one."""
@@ -222,4 +222,4 @@ class Suspects:
         for suspicion in self._suspicions.values():
             if suspicion.next_try <= now:
                 suspicion.tries += 1
-                suspicion.next_try = now + min(_LAST_RETRY, _FIRST_RETRY * 2.0 ** min(suspicion.tries, 10))
+                suspicion.next_try = now + _RETRIES.longest(suspicion.tries + 1)
