@@ -5,6 +5,7 @@ Subclass `TransportSuite` in a test module and give it a fixture `world` that ma
 
 import asyncio
 import contextlib
+from functools import partial
 
 import pytest
 
@@ -227,7 +228,7 @@ class TransportSuite:
 
         first = [Leaving("first")]
         pair = Pair(world, near=Asked(first=first))
-        pair.acceptor.make_recorder = lambda: Asked(first=first)
+        pair.acceptor.make_recorder = partial(Asked, first=first)
         link = await pair.link()
         assert pair.near.links == [link]
         await pair.near.until_received(1)

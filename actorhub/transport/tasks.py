@@ -10,7 +10,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class OwnedTasks:
-    """Keeps tasks alive, logs what they die of, and ends those that are left in `aclose`."""
+    """Keeps tasks alive, logs their failures, and ends those that are left in `aclose`."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
