@@ -53,7 +53,12 @@ class Connector:
     def accept(self, link: Link) -> LinkEvents:
         """Take a link, whoever opened it."""
         peer = Peer(link, self._events, self._connect_missing)
-        self._events.linked(peer)
+        try:
+            self._events.linked(peer)
+        except BaseException:
+            # The transport refuses the link then, and nobody would ever hear that it is closed.
+            self._peers.remove(peer)
+            raise
         return peer
 
     def want(self, addresses: Collection[str]) -> None:
