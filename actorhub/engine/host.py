@@ -36,13 +36,13 @@ from actorhub.engine.runs.services import RunServices, services
 from actorhub.engine.runs.streams import Streams
 from actorhub.engine.runs.waits import DurableWaits
 from actorhub.engine.singletons.leader import LeaderServices
-from actorhub.engine.singletons.registry import Singletons
+from actorhub.engine.singletons.registry import SingletonLeaders
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import Storage
 
 _log: Final = logging.getLogger("actorhub.host")
 
-_TELLING_LOOK: Final = 0.005
+_TOLD_POLL: Final = 0.005
 """Seconds between looks at whether what was told has arrived, while a shard is handed over."""
 
 
@@ -83,7 +83,7 @@ class Surroundings:
 
 
 class Host:
-    """Owns the cells. A cell exists only in a shard that `granted` named and neither `revoked` nor `drain` ended."""
+    """Owns the cells. A cell exists only in a shard that `on_granted` named and neither `on_revoked` nor `drain` ended."""
 
     def __init__(self, around: Surroundings) -> None:
         self.types = around.types
@@ -120,7 +120,7 @@ class Host:
         )
         self.deferrals = Deferrals(storage.checkpoints, waits)
         hooks = Hooks(scheduler=self.scheduler, completion=self.completion, saving=saving)
-        self.singletons = Singletons(
+        self.singletons = SingletonLeaders(
             LeaderServices(
                 address=around.address,
                 incarnation=around.incarnation,
@@ -227,15 +227,15 @@ class Host:
         self.singletons.poll()
         self.delivery.poll()
 
-    def granted(self, shards: Mapping[ShardId, int]) -> None:
+    def on_granted(self, shards: Mapping[ShardId, int]) -> None:
         """Start hosting `shards` (shard to epoch)."""
         hosted = [HostedShard(shard, epoch, self.lease) for shard, epoch in shards.items()]
         self.shards.update((shard.id, shard) for shard in hosted)
         if self.has_durable:
             self.delivery.granted(hosted)
-        self.singletons.granted(hosted)
+        self.singletons.on_granted(hosted)
 
-    def revoked(self, shards: Collection[ShardId], reason: str) -> None:
+    def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
         """Stop everything of `shards` now; what runs is cancelled, what did not start goes to its next owner."""
         for shard_id in shards:
             shard = self.shards.pop(shard_id, None)
@@ -275,7 +275,7 @@ class Host:
         store.
         """
         while any(told.phase == SENT for told in shard.told) and self._clock.monotonic() < until:  # noqa: ASYNC110 - once per move
-            await asyncio.sleep(_TELLING_LOOK)
+            await asyncio.sleep(_TOLD_POLL)
 
     def cells(self) -> Iterator[Cell]:
         """Iterate over everything resident."""
@@ -326,7 +326,7 @@ class Host:
 
     def _kill(self, shard: HostedShard) -> None:
         self.delivery.revoked(shard)
-        self.singletons.over(shard)
+        self.singletons.on_lost(shard)
         held, shard.held = shard.held, type(shard.held)()
         for cell in list(shard.cells):
             cell.phase = DEAD

@@ -8,7 +8,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.config import Settings
 from actorhub.core.errors import ConfigurationError
 from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.runner import Door
+from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops.admin import add_admin
 from actorhub.ops.colleagues import Colleagues
 from actorhub.ops.gateway import add_gateway
@@ -16,7 +16,7 @@ from actorhub.ops.health import add_health
 from actorhub.transport.grpc import AddService
 
 
-def port_services(door: Door, specs: Mapping[str, EntitySpec], settings: Settings) -> Sequence[AddService]:
+def port_services(door: LinkAcceptor, specs: Mapping[str, EntitySpec], settings: Settings) -> Sequence[AddService]:
     """Return the services that share the runner's port."""
     return (
         partial(add_admin, door, Colleagues(settings), specs),
@@ -26,7 +26,7 @@ def port_services(door: Door, specs: Mapping[str, EntitySpec], settings: Setting
 
 
 @asynccontextmanager
-async def http_server(settings: Settings, door: Door, clock: Clock) -> AsyncGenerator[None, None]:
+async def http_server(settings: Settings, door: LinkAcceptor, clock: Clock) -> AsyncGenerator[None, None]:
     """Serve probes, metrics and a page over HTTP during the block, if the settings say where.
 
     Raises:

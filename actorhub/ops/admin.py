@@ -8,7 +8,7 @@ import grpc.aio
 from actorhub.core.address import ShardId
 from actorhub.core.errors import MalformedMessage
 from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.runner import Door
+from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops.colleagues import Colleagues
 from actorhub.ops.health import health_report
 from actorhub.ops.local import resident_entities, runner_numbers
@@ -27,7 +27,7 @@ _LONGEST_PAGE: Final = 5_000
 class Admin:
     """The service of the runner behind a door."""
 
-    def __init__(self, door: Door, colleagues: Colleagues, specs: Mapping[str, EntitySpec]) -> None:
+    def __init__(self, door: LinkAcceptor, colleagues: Colleagues, specs: Mapping[str, EntitySpec]) -> None:
         self._door = door
         self._colleagues = colleagues
         self._specs = specs
@@ -210,6 +210,8 @@ def _entities_reply(entities: list[pb.Entity], silent: list[str], *, is_last: bo
     return pb.ListEntitiesReply(entities=entities, next_page_token=token, silent_runners=silent)
 
 
-def add_admin(door: Door, colleagues: Colleagues, specs: Mapping[str, EntitySpec], server: grpc.aio.Server) -> None:
+def add_admin(
+    door: LinkAcceptor, colleagues: Colleagues, specs: Mapping[str, EntitySpec], server: grpc.aio.Server
+) -> None:
     """Make `server` answer for the runner behind `door`."""
     pb_grpc.add_AdminServicer_to_server(cast("pb_grpc.AdminServicer", Admin(door, colleagues, specs)), server)

@@ -15,7 +15,7 @@ from actorhub.core.codec import Codec
 from actorhub.core.errors import ActorhubError, HandlerFailed, MalformedMessage, UnknownEntityType
 from actorhub.core.idempotency import check_key
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
-from actorhub.engine.runner import Door
+from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops.failures import failure_of
 from actorhub.ops.health import cluster_of
 from actorhub.ops.replies import Rpc, runner_of
@@ -45,7 +45,7 @@ class Gateway:
     Every error of a call is part of the reply; a gRPC status other than OK means that the gateway itself failed.
     """
 
-    def __init__(self, door: Door, specs: Mapping[str, EntitySpec]) -> None:
+    def __init__(self, door: LinkAcceptor, specs: Mapping[str, EntitySpec]) -> None:
         self._door = door
         self._specs = specs
 
@@ -151,7 +151,7 @@ class Gateway:
         target, arguments = self._prepared(request, spec)
         return calls.Call(target, spec, request.entity_id, arguments)
 
-    def _prepared(self, request: pb.CallRequest, spec: HandlerSpec) -> tuple[calls.Target, tuple[object, ...]]:
+    def _prepared(self, request: pb.CallRequest, spec: HandlerSpec) -> tuple[calls.CallTarget, tuple[object, ...]]:
         runner = runner_of(self._door)
         check_entity_id(request.entity_id, runner.node.limits.max_entity_id_bytes)
         if request.key and (spec.stream or not spec.durable):
@@ -159,7 +159,7 @@ class Gateway:
             raise MalformedMessage(f"{_what(spec)} is {kind}, so it has no key: {_REMEDY}")
         as_json = request.encoding == pb.ENCODING_JSON
         decode = spec.decode_json_arguments if as_json else spec.decode_arguments
-        target = calls.Target(
+        target = calls.CallTarget(
             runner.node,
             timeout=(request.timeout_ms or _DEFAULT_TIMEOUT_MS) / 1000,
             waits_for_room=request.wait_for_room,
@@ -221,6 +221,6 @@ def _decoded(encoding: pb.Encoding.ValueType, body: bytes) -> object:
     return _VALUE.decode_json(body) if encoding == pb.ENCODING_JSON else _VALUE.decode(body)
 
 
-def add_gateway(door: Door, specs: Mapping[str, EntitySpec], server: grpc.aio.Server) -> None:
+def add_gateway(door: LinkAcceptor, specs: Mapping[str, EntitySpec], server: grpc.aio.Server) -> None:
     """Make `server` take calls for the runner behind `door`."""
     pb_grpc.add_GatewayServicer_to_server(cast("pb_grpc.GatewayServicer", Gateway(door, specs)), server)

@@ -9,7 +9,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from actorhub.cluster import Cluster, cluster_here
-from actorhub.engine.runner import Door, Runner
+from actorhub.engine.runner import LinkAcceptor, Runner
 from actorhub.engine.singletons.health import RunnerHealth
 from actorhub.ops.replies import Rpc
 
@@ -31,12 +31,12 @@ def cluster_of(runner: Runner) -> Cluster:
     return runner.host.scheduler.context[cluster_here]
 
 
-def obstacle(door: Door) -> str:
+def obstacle(door: LinkAcceptor) -> str:
     """Return why the runner behind `door` does not take work, in a sentence; empty when it does."""
     return health_report(door).reason
 
 
-def health_report(door: Door) -> RunnerHealth:
+def health_report(door: LinkAcceptor) -> RunnerHealth:
     """Return how the runner behind `door` is: what `/healthz` says. Programs read it, so fields are only added."""
     if door.runner is not None:
         return door.runner.health()
@@ -54,7 +54,7 @@ def health_report(door: Door) -> RunnerHealth:
 class Health:
     """Computes the status at each question: nothing has to be kept up to date."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: LinkAcceptor) -> None:
         self._door = door
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Rpc) -> health_pb2.HealthCheckResponse:  # noqa: N802
@@ -83,7 +83,7 @@ class Health:
         return _Status(status=_Status.NOT_SERVING if obstacle(self._door) else _Status.SERVING)
 
 
-def add_health(door: Door, server: grpc.aio.Server) -> None:
+def add_health(door: LinkAcceptor, server: grpc.aio.Server) -> None:
     """Make `server` answer for the health of the runner behind `door`."""
     add = cast("Callable[[Health, grpc.aio.Server], None]", health_pb2_grpc.add_HealthServicer_to_server)
     add(Health(door), server)

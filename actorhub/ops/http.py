@@ -18,7 +18,7 @@ from starlette.routing import Route
 from actorhub.core.clock import Clock
 from actorhub.core.config import HostPort, Settings
 from actorhub.core.errors import ConfigurationError
-from actorhub.engine.runner import Door
+from actorhub.engine.runner import LinkAcceptor
 from actorhub.engine.supervision import Supervisor
 from actorhub.ops.channels import tls_files
 from actorhub.ops.health import health_report, obstacle
@@ -43,7 +43,7 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 @asynccontextmanager
-async def serve_http(settings: Settings, at: HostPort, door: Door, clock: Clock) -> AsyncGenerator[str, None]:
+async def serve_http(settings: Settings, at: HostPort, door: LinkAcceptor, clock: Clock) -> AsyncGenerator[str, None]:
     """Serve during the block; yield the address that is really bound.
 
     Raises:
@@ -87,7 +87,7 @@ class _Server(uvicorn.Server):
 class _Answers:
     """What each path answers."""
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: LinkAcceptor) -> None:
         self._door = door
         self._exposition = Exposition(self._reading)
 
@@ -117,7 +117,7 @@ class _Answers:
         return None if runner is None else read(runner)
 
 
-def _app(door: Door) -> Starlette:
+def _app(door: LinkAcceptor) -> Starlette:
     answers = _Answers(door)
     return Starlette(
         routes=[

@@ -19,7 +19,7 @@ from actorhub.core.errors import (
     UnknownHandler,
     UnknownMessage,
 )
-from actorhub.engine.runner import Door, Runner
+from actorhub.engine.runner import LinkAcceptor, Runner
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def status_of(error: ActorhubError) -> grpc.StatusCode:
     return next((status for kind, status in _STATUS if isinstance(error, kind)), grpc.StatusCode.UNAVAILABLE)
 
 
-def runner_of(door: Door) -> Runner:
+def runner_of(door: LinkAcceptor) -> Runner:
     """Return the runner behind `door`.
 
     Raises:

@@ -92,7 +92,7 @@ class Singletons:
         _, now = await self._found(singleton, name)
         entity_id, spec = self._method(singleton, name)
         arguments = spec.bind(datetime.fromtimestamp(now, UTC))
-        target = calls.Target(self._runner.node, key=f"now:{self._cluster.snowflake()}")
+        target = calls.CallTarget(self._runner.node, key=f"now:{self._cluster.snowflake()}")
         message_id = await self._cluster.tell(calls.Call(target, spec, entity_id, arguments))
         _log.info("schedule %s.%s: runs now, as message %d", singleton, name, message_id)
         return message_id

@@ -27,7 +27,7 @@ class Connector:
         transport: Transport,
         peers: Peers,
         events: PeerEvents,
-        refused: Callable[[str, ActorhubError], None],
+        on_refused: Callable[[str, ActorhubError], None],
         supervisor: Supervisor,
         clock: Clock,
     ) -> None:
@@ -37,14 +37,14 @@ class Connector:
             transport: Opens links.
             peers: The open links.
             events: Told of what comes over them.
-            refused: Told of each failed attempt to connect: address and error.
+            on_refused: Told of each failed attempt to connect: address and error.
             supervisor: Owns the attempts.
             clock: Source of jitter.
         """
         self._transport = transport
         self._peers = peers
         self._events = events
-        self._refused = refused
+        self._on_refused = on_refused
         self._supervisor = supervisor
         self._clock = clock
         self._wanted: set[str] = set()
@@ -53,7 +53,7 @@ class Connector:
     def accept(self, link: Link) -> LinkEvents:
         """Take a link, whoever opened it."""
         peer = Peer(link, self._events, self._connect_missing)
-        self._events.linked(peer)
+        self._events.on_linked(peer)
         return peer
 
     def want(self, addresses: Collection[str]) -> None:
@@ -76,7 +76,7 @@ class Connector:
                     await self._transport.connect(address, self, deadline=_CONNECT_DEADLINE)
                 except RunnerUnavailable as error:
                     _log.debug("no link to %s: %s", address, error)
-                    self._refused(address, error)
+                    self._on_refused(address, error)
                     failures += 1
                     await asyncio.sleep(_BACKOFF.delay(failures, self._clock.random()))
         finally:

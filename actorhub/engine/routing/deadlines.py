@@ -21,19 +21,19 @@ T = TypeVar("T", bound=HasDeadline)
 class Deadlines(Generic[T]):
     """Calls back, within 50 ms after their deadline, for the items that were not dropped before."""
 
-    __slots__ = ("_clock", "_expired", "_loop", "_ticks", "_timer", "size")
+    __slots__ = ("_clock", "_loop", "_on_expired", "_ticks", "_timer", "size")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, expired: Callable[[T], None]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, on_expired: Callable[[T], None]) -> None:
         """Prepare an empty table.
 
         Args:
             loop: Runs the sweeper.
             clock: Its monotonic time is what deadlines are given in.
-            expired: Called on the loop for each item whose deadline passed; must not raise.
+            on_expired: Called on the loop for each item whose deadline passed; must not raise.
         """
         self._loop = loop
         self._clock = clock
-        self._expired = expired
+        self._on_expired = on_expired
         self._ticks: dict[int, dict[T, None]] = {}
         self.size = 0
         """How many items are watched."""
@@ -62,7 +62,7 @@ class Deadlines(Generic[T]):
             items = self._ticks.pop(tick)
             self.size -= len(items)
             for item in items:
-                self._expired(item)
+                self._on_expired(item)
         self._timer = self._loop.call_later(1 / _TICKS_PER_SECOND, self._sweep) if self._ticks else None
 
     def close(self) -> None:

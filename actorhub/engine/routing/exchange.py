@@ -28,7 +28,7 @@ from actorhub.engine.routing.router import Router
 _log: Final = logging.getLogger("actorhub.exchange")
 
 
-class News(Protocol):
+class NodeEvents(Protocol):
     """What a process does with news that are not messages."""
 
     def on_linked(self, peer: Peer) -> None:
@@ -59,45 +59,47 @@ class News(Protocol):
 class Exchange:
     """Handles everything that links bring. A client's exchange has no inbound side and refuses requests."""
 
-    def __init__(self, *, peers: Peers, router: Router, inbound: Inbound | None, clock: Clock, news: News) -> None:
+    def __init__(
+        self, *, peers: Peers, router: Router, inbound: Inbound | None, clock: Clock, events: NodeEvents
+    ) -> None:
         self._peers = peers
         self._router = router
         self._inbound = inbound
         self._monotonic = clock.monotonic
-        self._news = news
+        self._node_events = events
         self.unexpected = 0
         """Envelopes that made no sense from that peer; dropped."""
 
-    def linked(self, peer: Peer) -> None:
+    def on_linked(self, peer: Peer) -> None:
         """Note the link, and let go what waited for it."""
         self._peers.add(peer)
-        self._news.on_linked(peer)
+        self._node_events.on_linked(peer)
         if peer.is_runner:
             self._router.release(self._router.table.of_runner(peer.runner))
 
-    def unlinked(self, peer: Peer, reason: str, unsent: Sequence[Envelope]) -> None:
+    def on_unlinked(self, peer: Peer, reason: str, unsent: Sequence[Envelope]) -> None:
         """Settle what was in flight on the link."""
         _log.info("link to %s closed: %s", peer.runner, reason)
         self._peers.remove(peer)
         if self._inbound is not None:
-            self._inbound.abandoned(peer)
-        self._router.link_lost(peer, [e.id for e in unsent if type(e) is Request], reason)
-        self._news.on_lost(peer)
+            self._inbound.on_link_lost(peer)
+        self._router.on_link_lost(peer, [e.id for e in unsent if type(e) is Request], reason)
+        self._node_events.on_lost(peer)
 
-    def received(self, peer: Peer, envelopes: Sequence[Envelope]) -> None:
+    def on_received(self, peer: Peer, envelopes: Sequence[Envelope]) -> None:
         """Handle one frame."""
         inbound = self._inbound
         for envelope in envelopes:
             if isinstance(envelope, Reply):
-                message = self._answered(peer, envelope)
+                message = self._take_answered(peer, envelope)
                 if message is not None:
                     message.completed(envelope.body)
             elif isinstance(envelope, Request) and inbound is not None:
-                inbound.request(peer, envelope)
+                inbound.on_request(peer, envelope)
             else:
-                self._control(peer, envelope)
+                self._on_control(peer, envelope)
 
-    def _answered(self, peer: Peer, envelope: Reply | Failure) -> Message | None:
+    def _take_answered(self, peer: Peer, envelope: Reply | Failure) -> Message | None:
         """Return the call that this answers, now done; `None` for one that nobody waits for."""
         message = peer.pending.pop(envelope.id, None)
         if message is None or message.phase != SENT:
@@ -109,36 +111,36 @@ class Exchange:
             and self._router.table.is_superseded(shard, envelope.epoch, self._monotonic())
         ):
             self._router.refused_replies += 1
-            self._router.lost(message, peer, "it no longer owns the shard")
+            self._router.on_lost(message, peer, "it no longer owns the shard")
             return None
         message.phase = DONE
         return message
 
-    def _control(self, peer: Peer, envelope: Envelope) -> None:
+    def _on_control(self, peer: Peer, envelope: Envelope) -> None:
         match envelope:
             case Failure():
-                message = self._answered(peer, envelope)
+                message = self._take_answered(peer, envelope)
                 if message is not None:
                     message.failed(decode_error(envelope.body))
             case NotOwner():
-                self._router.not_owner(peer, envelope.id, envelope.hint)
+                self._router.on_not_owner(peer, envelope.id, envelope.hint)
             case Chunk():
                 message = peer.pending.get(envelope.id)
                 if message is not None and message.phase == SENT:
                     message.chunk(envelope.bodies)
             case Credit() | Cancel() if self._inbound is not None:
-                self._inbound.control(peer, envelope)
+                self._inbound.on_control(peer, envelope)
             case Owners():
-                self._learn(peer, envelope)
+                self._on_owners(peer, envelope)
             case Members():
-                self._news.on_members(peer, envelope)
+                self._node_events.on_members(peer, envelope)
             case Leaving():
                 peer.is_leaving = True
                 _log.info("%s is leaving: %s", peer.runner, envelope.reason)
             case _:
                 self.unexpected += 1
 
-    def _learn(self, peer: Peer, news: Owners) -> None:
+    def _on_owners(self, peer: Peer, news: Owners) -> None:
         table = self._router.table
         if news.complete:
             still = {owner.shard for owner in news.owned}
@@ -148,5 +150,5 @@ class Exchange:
         for shard in news.released:
             table.forget(shard, peer.runner)
         changed = table.learn(news.owned, self._monotonic())
-        self._news.on_owners(peer, news)
-        self._router.owners_changed(changed)
+        self._node_events.on_owners(peer, news)
+        self._router.on_owners_changed(changed)

@@ -85,7 +85,7 @@ class RemoteMessage(Message):
         if self.caller.serving.pop(self.caller_id, None) is self:
             self._inbound.fail(self.caller, self.caller_id, self.epoch, error)
         elif self.kind == TELL:
-            self._inbound.dropped(self, error)
+            self._inbound.on_dropped(self, error)
 
     def chunk(self, bodies: Sequence[bytes]) -> None:
         """Send items of a stream."""
@@ -106,7 +106,7 @@ class Inbound:
         limits: Limits,
         is_coming: Callable[[ShardId], bool],
         serve: Callable[[Message], None],
-        dropped: Callable[[Message, ActorhubError], None],
+        on_dropped: Callable[[Message, ActorhubError], None],
     ) -> None:
         """Prepare.
 
@@ -118,7 +118,7 @@ class Inbound:
             limits: Of messages.
             is_coming: Whether this process is about to own a shard.
             serve: Serves requests that belong to no entity.
-            dropped: Told of a tell that ended in an error that nobody waits for.
+            on_dropped: Told of a tell that ended in an error that nobody waits for.
         """
         self._host = host
         self._router = router
@@ -127,24 +127,24 @@ class Inbound:
         self._limits = limits
         self._is_coming = is_coming
         self._serve = serve
-        self.dropped = dropped
+        self.on_dropped = on_dropped
 
     def may_reply(self) -> bool:
         """Whether this process is sure enough of its ownership for its replies to count."""
         return self._lease.is_fresh()
 
-    def request(self, peer: Peer, request: Request) -> None:
+    def on_request(self, peer: Peer, request: Request) -> None:
         """Start, queue, send back or refuse one call."""
         if request.kind in ANY_RUNNER:
-            self._any_runner(peer, request)
+            self._on_anycast(peer, request)
             return
         try:
-            spec = self._checked(peer, request)
+            spec = self._check(peer, request)
         except ActorhubError as error:
             self.fail(peer, request.id, 0, error)
             return
         if request.kind == BROADCAST:
-            self._broadcast(peer, request, spec)
+            self._on_broadcast(peer, request, spec)
             return
         message = RemoteMessage(self, peer, request, spec)
         if request.timeout_ms:
@@ -187,16 +187,16 @@ class Inbound:
             # Routed at once it would come back to its cell, and back here, until the watchdog got its turn: never.
             self._router.wait_for_owner(message)
 
-    def control(self, peer: Peer, envelope: Credit | Cancel) -> None:
+    def on_control(self, peer: Peer, envelope: Credit | Cancel) -> None:
         """The caller takes more items, or no longer waits."""
         if isinstance(envelope, Cancel):
-            self._cancel(peer, envelope)
+            self._on_cancel(peer, envelope)
             return
         message = peer.serving.get(envelope.id)
         if message is not None and message.producer is not None:
             message.producer.grant(envelope.count)
 
-    def _cancel(self, peer: Peer, cancel: Cancel) -> None:
+    def _on_cancel(self, peer: Peer, cancel: Cancel) -> None:
         message = peer.serving.get(cancel.id)
         if message is None:
             return
@@ -210,7 +210,7 @@ class Inbound:
         if waited:
             message.failed(error)
 
-    def abandoned(self, peer: Peer) -> None:
+    def on_link_lost(self, peer: Peer) -> None:
         """The link to a caller broke: what it asked for is called back; what it told goes on."""
         serving, peer.serving = peer.serving, {}
         for message in serving.values():
@@ -221,7 +221,7 @@ class Inbound:
         """Answer with an error."""
         peer.link.send(Failure(request_id, epoch, encode_error(error)))
 
-    def _checked(self, peer: Peer, request: Request) -> HandlerSpec:
+    def _check(self, peer: Peer, request: Request) -> HandlerSpec:
         hosted = self._host.types.get(request.entity_type)
         if hosted is None:
             known = ", ".join(sorted(self._host.types)) or "none"
@@ -241,7 +241,7 @@ class Inbound:
             check_chain(request.chain, f"{request.entity_type}/{request.entity_id}", spec, self._limits.max_call_depth)
         return spec
 
-    def _any_runner(self, peer: Peer, request: Request) -> None:
+    def _on_anycast(self, peer: Peer, request: Request) -> None:
         """Serve a request that belongs to no entity."""
         if len(peer.serving) >= MAX_IN_FLIGHT:
             self.fail(peer, request.id, 0, _too_many(peer))
@@ -250,7 +250,7 @@ class Inbound:
         peer.serving[request.id] = message
         self._serve(message)
 
-    def _broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
+    def _on_broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
         count = self.broadcast_here(spec, request.body, request.message_id)
         peer.link.send(Reply(request.id, 0, msgspec.msgpack.encode(count)))
 
@@ -279,7 +279,7 @@ class Detached(Message):
 
     def failed(self, error: ActorhubError) -> None:
         """Log and count the error."""
-        self._inbound.dropped(self, error)
+        self._inbound.on_dropped(self, error)
 
 
 def check_chain(chain: Sequence[str], address: str, spec: HandlerSpec, max_depth: int) -> None:

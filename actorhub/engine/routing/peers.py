@@ -17,15 +17,15 @@ MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
 class PeerEvents(Protocol):
     """What is done with what peers say."""
 
-    def linked(self, peer: "Peer") -> None:
+    def on_linked(self, peer: "Peer") -> None:
         """A link is up."""
         ...
 
-    def received(self, peer: "Peer", envelopes: Sequence[Envelope]) -> None:
+    def on_received(self, peer: "Peer", envelopes: Sequence[Envelope]) -> None:
         """A frame arrived."""
         ...
 
-    def unlinked(self, peer: "Peer", reason: str, unsent: Sequence[Envelope]) -> None:
+    def on_unlinked(self, peer: "Peer", reason: str, unsent: Sequence[Envelope]) -> None:
         """The link is gone; `peer.pending` and `peer.serving` are the receiver's to settle."""
         ...
 
@@ -33,18 +33,18 @@ class PeerEvents(Protocol):
 class Peer:
     """One link to one incarnation of one process."""
 
-    __slots__ = ("_ended", "_events", "is_leaving", "link", "pending", "runner", "serving")
+    __slots__ = ("_events", "_on_ended", "is_leaving", "link", "pending", "runner", "serving")
 
-    def __init__(self, link: Link, events: PeerEvents, ended: Callable[[], None]) -> None:
+    def __init__(self, link: Link, events: PeerEvents, on_ended: Callable[[], None]) -> None:
         """Take an open link.
 
         Args:
             link: To the peer.
             events: Told of what comes.
-            ended: Called once `events` knows that the link is gone.
+            on_ended: Called once `events` knows that the link is gone.
         """
         self._events = events
-        self._ended = ended
+        self._on_ended = on_ended
         self.link = link
         self.runner = RunnerAddress(link.peer.address, link.peer.incarnation)
         """Address is empty for a client."""
@@ -84,12 +84,12 @@ class Peer:
 
     def received(self, envelopes: Sequence[Envelope]) -> None:
         """Pass a frame on."""
-        self._events.received(self, envelopes)
+        self._events.on_received(self, envelopes)
 
     def closed(self, reason: str, unsent: Sequence[Envelope]) -> None:
         """Pass the end of the link on."""
-        self._events.unlinked(self, reason, unsent)
-        self._ended()
+        self._events.on_unlinked(self, reason, unsent)
+        self._on_ended()
 
 
 class Peers:

@@ -44,10 +44,10 @@ _log: Final = logging.getLogger("actorhub.router")
 
 MAX_HOPS: Final = 16
 """How often a call may be sent on before it only waits for news."""
-_LAST_WORD: Final = 0.1
+_OUTCOME_WAIT: Final = 0.1
 """Seconds that a peer has, once the caller's deadline passed, to say whether the call's handler ever started."""
 MAX_PARKED: Final = 100_000
-_PATIENCE: Final = 1.1
+_REPLY_GRACE: Final = 1.1
 """Seconds that a former owner's replies may still be on their way: a little more than the routing table allows them."""
 _LONGEST_TIMEOUT_MS: Final = 2**31 - 1
 
@@ -75,7 +75,7 @@ class Router:
         host: Host | None,
         clock: Clock,
         store: MessageStore | None,
-        stranded: Callable[[], None],
+        on_stranded: Callable[[], None],
     ) -> None:
         """Prepare.
 
@@ -85,18 +85,18 @@ class Router:
             host: What is hosted here; `None` for a client.
             clock: Its monotonic time is what deadlines are given in.
             store: Where durable tells without an owner can be stored directly; `None`: a runner must be asked.
-            stranded: Told when a message starts to wait for an owner.
+            on_stranded: Told when a message starts to wait for an owner.
         """
         self.sharding = sharding
         self.table = RoutingTable()
         self.host = host
         self.deposits = Deposits(store, self)
-        self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self._expire)
+        self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self._on_expired)
         self.known_types: frozenset[str] = frozenset()
         """Entity types that live runners host; empty until somebody said."""
         self._peers = peers
         self._monotonic = clock.monotonic
-        self._stranded = stranded
+        self._on_stranded = on_stranded
         self._parked: dict[ShardId, deque[Message]] = {}
         self._parked_since: dict[ShardId, float] = {}
         """Since when (monotonic seconds) messages for the shard wait without a break."""
@@ -149,7 +149,7 @@ class Router:
         """Park a message of this runner's until there is news of its shard's owner, or of the cluster."""
         self._park(message, self.sharding.shard_of_target(message))
 
-    def cluster_values_known(self, shards_per_group: int) -> None:
+    def on_cluster_values(self, shards_per_group: int) -> None:
         """Let everything go that waited for the number of shards."""
         self.sharding.shards_per_group = shards_per_group
         early, self._early = self._early, []
@@ -172,7 +172,7 @@ class Router:
             if shard not in self._parked:
                 self._parked_since.pop(shard, None)
 
-    def owners_changed(self, shards: Iterable[ShardId]) -> None:
+    def on_owners_changed(self, shards: Iterable[ShardId]) -> None:
         """Route what waits for these shards, and before long give up what their former owners did not answer.
 
         A former owner whose event loop is blocked, or whose commit hangs, keeps its links alive: nothing else ends the
@@ -180,7 +180,7 @@ class Router:
         """
         self._moved.update(shards)
         if self._moved and self._moved_timer is None:
-            self._moved_timer = asyncio.get_running_loop().call_later(_PATIENCE, self._give_up_on_former_owners)
+            self._moved_timer = asyncio.get_running_loop().call_later(_REPLY_GRACE, self._give_up_on_former_owners)
         self.release(shards)
 
     def has_undelivered_tells(self) -> bool:
@@ -207,7 +207,7 @@ class Router:
                     self._refuse(message, error)
             self.release([shard])
 
-    def not_owner(self, peer: Peer, request_id: int, hint: ShardOwner | None) -> None:
+    def on_not_owner(self, peer: Peer, request_id: int, hint: ShardOwner | None) -> None:
         """A peer sent our call back unexecuted: believe its hint if it is news, and route again."""
         message = peer.pending.pop(request_id, None)
         if message is None:
@@ -219,9 +219,9 @@ class Router:
         if hint is not None and hint.runner != peer.runner:
             self.table.learn([hint], self._monotonic())
         message.hops += 1
-        self._again(message)
+        self._route_again(message)
 
-    def link_lost(self, peer: Peer, unsent: Iterable[int], reason: str) -> None:
+    def on_link_lost(self, peer: Peer, unsent: Iterable[int], reason: str) -> None:
         """Route again what never left, fail what may have been executed."""
         never_left = set(unsent)
         pending, peer.pending = peer.pending, {}
@@ -229,22 +229,22 @@ class Router:
             if message.phase != SENT:
                 continue
             if request_id in never_left:
-                self._again(message)
+                self._route_again(message)
             else:
-                self.lost(message, peer, f"the link broke before the reply came: {reason}")
+                self.on_lost(message, peer, f"the link broke before the reply came: {reason}")
 
-    def lost(self, message: Message, peer: Peer, reason: str) -> None:
+    def on_lost(self, message: Message, peer: Peer, reason: str) -> None:
         """The peer may or may not have run the call, and its answer will not come or does not count.
 
         A durable call is sent again: it is known by its id, and runs once.
         """
         if message.delivery is not None or message.resumes():
-            self._again(message, unsure=True)
+            self._route_again(message, unsure=True)
             return
         message.phase = DONE
         message.failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
 
-    def _expire(self, message: Message) -> None:
+    def _on_expired(self, message: Message) -> None:
         """The caller's deadline passed: call back what can be called back, and tell the caller what is known then."""
         phase = message.phase
         left = message.what + "(" + message.entity_id + ")"
@@ -257,7 +257,7 @@ class Router:
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
             message.abandoned_for = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
             message.peer.ask_outcome(message)
-            message.deadline = self._monotonic() + _LAST_WORD
+            message.deadline = self._monotonic() + _OUTCOME_WAIT
             self.deadlines.add(message)
         elif phase in (SENT, RUNNING, COMMITTING):
             error = message.abandoned_for or CallTimeout(f"{left}: no reply before the deadline")
@@ -301,9 +301,9 @@ class Router:
                 if owner is not None and owner.runner != peer.runner:
                     del peer.pending[message.request_id]
                     peer.link.send(Cancel(message.request_id, timed_out=False))
-                    self.lost(message, peer, f"{owner.runner} took the shard over before the reply came")
+                    self.on_lost(message, peer, f"{owner.runner} took the shard over before the reply came")
 
-    def _again(self, message: Message, *, unsure: bool = False) -> None:
+    def _route_again(self, message: Message, *, unsure: bool = False) -> None:
         if (error := message.abandoned_for) is not None:
             message.phase = DONE
             error.possibly_executed = unsure or message.was_sent_before
@@ -373,7 +373,7 @@ class Router:
         self._parked_since.setdefault(shard, self._monotonic())
         if message.kind == TELL and message.delivery is not None and not message.delivery.is_stored:
             self.deposits.parked(message)
-        self._stranded()
+        self._on_stranded()
 
     def _refuse(self, message: Message, error: ActorhubError) -> None:
         """Fail a message that waits here; one that was sent before may have run elsewhere."""
