@@ -1,4 +1,4 @@
-"""Calls that come from other processes, and the replies that go back."""
+"""Calls that come from other processes, and their replies."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -46,7 +46,11 @@ _SERVED: Final = operation_spec("runner", "request")
 
 
 class RemoteMessage(Message):
-    """A call whose reply goes back over a link. Nothing is sent once the lease is not fresh (invariant B)."""
+    """A call whose reply goes back over a link.
+
+    `serving` of the caller's link holds the call until it is answered. Whoever removes it from there may answer, so
+    that a call gets at most one answer, and none after the caller cancelled it.
+    """
 
     __slots__ = ("_inbound", "caller", "caller_id", "skip")
 
@@ -66,35 +70,39 @@ class RemoteMessage(Message):
         self.skip = request.skip
 
     def accepted(self) -> None:
-        """Tell the sender of a tell that its message is in a mailbox; from here on it has no deadline."""
+        """Tell the sender of a tell that the message is in a mailbox. From now on it has no deadline."""
         self.deadline = FOREVER
         if self.caller.serving.pop(self.caller_id, None) is self:
             self.caller.link.send(Reply(self.caller_id, self.epoch, b""))
 
     def completed(self, body: bytes) -> None:
-        """Send the result."""
+        """Send the result, if this process is still sure that it owns the shard.
+
+        The lease may have run out while the handler ran. Then another runner may own the shard, and a result of a
+        volatile handler, which no commit has confirmed, could be stale. What was committed durably stands whoever owns
+        the shard, and requests that any runner may answer do not depend on ownership at all.
+        """
         if self.caller.serving.pop(self.caller_id, None) is self:
-            # What is durable is committed, like what any runner may do: it does not depend on who owns the shard now.
             if self.delivery is not None or self.kind in ANY_RUNNER or self._inbound.may_reply():
                 self.caller.link.send(Reply(self.caller_id, self.epoch, body))
             else:
                 self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
 
     def failed(self, error: ActorhubError) -> None:
-        """Send the error; a tell that was accepted before has nobody to hear of it."""
+        """Send the error. If it is a tell that was accepted before, nobody waits for it: count it instead."""
         if self.caller.serving.pop(self.caller_id, None) is self:
             self._inbound.fail(self.caller, self.caller_id, self.epoch, error)
         elif self.kind == TELL:
             self._inbound.on_dropped(self, error)
 
     def chunk(self, bodies: Sequence[bytes]) -> None:
-        """Send items of a stream."""
+        """Send items of a stream, as long as this process is sure that it owns the shard."""
         if self._inbound.may_reply():
             self.caller.link.send(Chunk(self.caller_id, self.epoch, list(bodies)))
 
 
 class Inbound:
-    """Turns requests of peers into messages on the host."""
+    """Turns the requests of peers into messages for the host."""
 
     def __init__(
         self,
@@ -111,14 +119,14 @@ class Inbound:
         """Prepare.
 
         Args:
-            host: What is hosted here.
-            router: Sends on what this process does not own.
-            lease: Replies count only while it lasts.
-            clock: Its monotonic time is what deadlines are given in.
+            host: Runs the messages.
+            router: Routes messages whose shard this process does not own.
+            lease: Volatile results are sent only while it lasts.
+            clock: Deadlines are in its monotonic seconds.
             limits: Of messages.
-            is_coming: Whether this process is about to own a shard.
-            serve: Serves requests that belong to no entity.
-            on_dropped: Told of a tell that ended in an error that nobody waits for.
+            is_coming: Returns whether this process is about to own a shard.
+            serve: Serves requests that any runner can answer.
+            on_dropped: Told of a tell that failed after it was accepted.
         """
         self._host = host
         self._router = router
@@ -130,11 +138,11 @@ class Inbound:
         self.on_dropped = on_dropped
 
     def may_reply(self) -> bool:
-        """Whether this process is sure enough of its ownership for its replies to count."""
+        """Whether this process can prove its ownership right now, so that its replies count."""
         return self._lease.is_fresh()
 
     def on_request(self, peer: Peer, request: Request) -> None:
-        """Start, queue, send back or refuse one call."""
+        """Start a call, queue it, give it back or refuse it."""
         if request.kind in ANY_RUNNER:
             self._on_anycast(peer, request)
             return
@@ -149,6 +157,8 @@ class Inbound:
         message = RemoteMessage(self, peer, request, spec)
         if request.timeout_ms:
             message.deadline = self._monotonic() + request.timeout_ms / 1000
+        # In each branch the call is in `serving` before it is handed on, because it may be answered before that
+        # returns.
         cell = self._host.types[spec.entity_type].cells.get(request.entity_id)
         if cell is not None and message.delivery is None:
             peer.serving[request.id] = message
@@ -172,7 +182,11 @@ class Inbound:
             self._host.submit(message, shard)
 
     def give_back(self, message: Message) -> None:
-        """Answer that we do not own the shard, or keep the call where we are about to own it; nothing ran."""
+        """Pass on a message that did not run here and whose shard this process does not own.
+
+        A peer's call goes back to the peer, which knows better whom to ask next. It is kept if this process is about to
+        own the shard: the peer was probably told so by the former owner, and would only send it here again.
+        """
         if isinstance(message, RemoteMessage) and message.caller.serving.get(message.caller_id) is message:
             shard = self._router.sharding.shard_of_target(message)
             if self._is_coming(shard):
@@ -184,11 +198,13 @@ class Inbound:
         elif self.may_reply():
             self._router.route(message)
         else:
-            # Routed at once it would come back to its cell, and back here, until the watchdog got its turn: never.
+            # The lease has run out and the watchdog has not fenced this process yet, so the host still has the shard. A
+            # message that was routed now would go to its cell, be refused there and come back here, without ever
+            # letting the event loop reach the watchdog.
             self._router.wait_for_owner(message)
 
     def on_control(self, peer: Peer, envelope: Credit | Cancel) -> None:
-        """The caller takes more items, or no longer waits."""
+        """Handle a caller that takes more items of a stream, or that no longer waits."""
         if isinstance(envelope, Cancel):
             self._on_cancel(peer, envelope)
             return
@@ -200,7 +216,8 @@ class Inbound:
         message = peer.serving.get(cancel.id)
         if message is None:
             return
-        # Who ran out of time waits a moment longer, to learn whether its handler started.
+        # A caller whose deadline has passed waits a moment longer, to learn whether the handler started. One that went
+        # away gets no answer.
         if not cancel.timed_out:
             del peer.serving[cancel.id]
         waited = message.phase in (NEW, PARKED)
@@ -211,21 +228,24 @@ class Inbound:
             message.failed(error)
 
     def on_link_lost(self, peer: Peer) -> None:
-        """The link to a caller broke: what it asked for is called back; what it told goes on."""
+        """Cancel what the peer asked for, because nobody can be answered. What it told goes on.
+
+        The table is replaced first: cancelling answers some of the calls, and those answers must find nothing there.
+        """
         serving, peer.serving = peer.serving, {}
         for message in serving.values():
             if message.kind != TELL:
                 self._router.withdraw(message, CallTimeout(f"{message.what}: the caller's link broke"))
 
     def fail(self, peer: Peer, request_id: int, epoch: int, error: ActorhubError) -> None:
-        """Answer with an error."""
+        """Answer a request with an error."""
         peer.link.send(Failure(request_id, epoch, encode_error(error)))
 
     def _check(self, peer: Peer, request: Request) -> HandlerSpec:
         hosted = self._host.types.get(request.entity_type)
         if hosted is None:
             known = ", ".join(sorted(self._host.types)) or "none"
-            raise UnknownEntityType(f"this runner hosts no entity type {request.entity_type!r}: it hosts {known}")
+            raise UnknownEntityType(f"this runner does not host entity type {request.entity_type!r}: it hosts {known}")
         spec = hosted.spec.handler(request.handler)
         if spec.stream != (request.kind == STREAM):
             text = "is a stream: consume it" if spec.stream else "is not a stream: ask or tell it"
@@ -242,7 +262,7 @@ class Inbound:
         return spec
 
     def _on_anycast(self, peer: Peer, request: Request) -> None:
-        """Serve a request that belongs to no entity."""
+        """Serve a request that any runner can answer."""
         if len(peer.serving) >= MAX_IN_FLIGHT:
             self.fail(peer, request.id, 0, _too_many(peer))
             return
@@ -255,7 +275,7 @@ class Inbound:
         peer.link.send(Reply(request.id, 0, msgspec.msgpack.encode(count)))
 
     def broadcast_here(self, spec: HandlerSpec, body: bytes, message_id: int) -> int:
-        """Tell every resident entity of the type; return to how many."""
+        """Tell every resident entity of the type; return how many there are."""
         cells = list(self._host.types[spec.entity_type].cells.values())
         for cell in cells:
             message = Detached(spec, cell.entity_id, self)
@@ -266,7 +286,7 @@ class Inbound:
 
 
 class Detached(Message):
-    """A tell that nobody waits for; its error is logged and counted."""
+    """A tell whose sender waits for nothing. Its error is logged and counted."""
 
     __slots__ = ("_inbound",)
 
@@ -285,8 +305,14 @@ class Detached(Message):
 def check_chain(chain: Sequence[str], address: str, spec: HandlerSpec, max_depth: int) -> None:
     """Refuse a call that would wait for itself.
 
+    Args:
+        chain: `type/id` of the entities that wait for the call, outermost first.
+        address: `type/id` of the entity that is called.
+        spec: The handler that is called.
+        max_depth: How long the chain may be.
+
     Raises:
-        CallCycle: `address` is on the chain and the handler is not reentrant, or the chain is too deep.
+        CallCycle: The entity is in the chain and the handler is not reentrant, or the chain is too long.
     """
     if address in chain and not spec.reentrant:
         raise CallCycle((*chain, address))
@@ -301,6 +327,6 @@ def _too_many(peer: Peer) -> MailboxFull:
 
 def _stale(message: Message) -> RunnerUnavailable:
     return RunnerUnavailable(
-        f"{message.address}: the runner could not prove its ownership when the reply was ready",
+        f"{message.address}: its runner could not prove its ownership when the reply was ready",
         possibly_executed=True,
     )
