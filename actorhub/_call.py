@@ -34,7 +34,7 @@ STREAM_WINDOW: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class CallTarget:
     """Where the calls of a client go, and how."""
 
     node: Node
@@ -55,7 +55,7 @@ class Call(Message):
 
     __slots__ = ("__weakref__", "_future", "_steps", "_target", "_trace", "_used")
 
-    def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
+    def __init__(self, target: CallTarget, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
         super().__init__(spec, entity_id, ASK)
         self._target = target
         self._used = False
@@ -115,7 +115,7 @@ class Call(Message):
         return f"<call of {self.what}({self.entity_id!r})>"
 
     @property
-    def target(self) -> Target:
+    def target(self) -> CallTarget:
         """Where it goes."""
         return self._target
 
@@ -240,7 +240,7 @@ class Call(Message):
         if not self._future.done():
             self._future.set_exception(error)
         elif self.kind == TELL:
-            self._target.node.tell_failed(self, error)
+            self._target.node.on_tell_failed(self, error)
 
 
 class ToldCall(Message):
@@ -274,7 +274,7 @@ class ToldCall(Message):
         if self._under_way is not None:
             self._under_way.discard(self)
         if self.delivery is None or not self.delivery.is_stored:
-            self._node.tell_failed(self, error)
+            self._node.on_tell_failed(self, error)
 
 
 class StreamCall(AsyncIterator[Any]):
@@ -285,7 +285,7 @@ class StreamCall(AsyncIterator[Any]):
 
     __slots__ = ("__weakref__", "_message")
 
-    def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
+    def __init__(self, target: CallTarget, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
         self._message = _StreamMessage(target, spec, entity_id, args)
 
     def __await__(self) -> Generator[Any, None, Any]:
@@ -337,7 +337,7 @@ class _StreamMessage(Call):
         "skip",
     )
 
-    def __init__(self, target: Target, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
+    def __init__(self, target: CallTarget, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
         super().__init__(target, spec, entity_id, args)
         self.kind = STREAM
         self.items: deque[bytes] = deque()

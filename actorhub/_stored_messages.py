@@ -17,7 +17,7 @@ from actorhub.core.errors import (
     UnknownEntityType,
     UnknownMessage,
 )
-from actorhub.engine.anycast.ask import AnyRunnerRequest, ask, ask_any
+from actorhub.engine.anycast.ask import AnycastRequest, ask, ask_any
 from actorhub.engine.durable.requests import Whereabouts, whereabouts
 from actorhub.engine.model.records import FOREVER, AwaitedMessage
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec, operation_spec
@@ -107,7 +107,7 @@ class StoredMessages:
         self._part.poll()
         for peer in self._node.peers.runners():
             try:
-                request = AnyRunnerRequest(_POLL, POLL_STORAGE)
+                request = AnycastRequest(_POLL, POLL_STORAGE)
                 request.deadline = self._from_now(_PATIENCE)
                 await ask(self._node, request, peer)
             except RunnerUnavailable:

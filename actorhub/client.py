@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, cast
 
 import msgspec
 
-from actorhub._call import Call, StreamCall, Target
+from actorhub._call import Call, CallTarget, StreamCall
 from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec
 from actorhub.core.idempotency import check_key
@@ -24,7 +24,7 @@ _PLAIN_ID_LENGTH: Final = 63
 class Client(Generic[E]):
     """Makes proxies for entities of one type. A method of a proxy returns a lazy call: await, iterate or tell it."""
 
-    def __init__(self, spec: EntitySpec, target: Target, make: Callable[[Target, str], E]) -> None:
+    def __init__(self, spec: EntitySpec, target: CallTarget, make: Callable[[CallTarget, str], E]) -> None:
         self._spec = spec
         self._target = target
         self._make = make
@@ -109,7 +109,7 @@ class _Proxy:
 
     _handlers: ClassVar[Mapping[str, HandlerSpec]] = {}
 
-    def __init__(self, target: Target, entity_id: str) -> None:
+    def __init__(self, target: CallTarget, entity_id: str) -> None:
         self._target = target
         self._id = entity_id
 
@@ -127,10 +127,10 @@ def result_of_call(function: Callable[..., Any]) -> Codec[Any] | None:
     return proxy._result_of(function.__name__) if isinstance(proxy, _Proxy) else None  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
-def make_client(entity: type[E], target: Target) -> Client[E]:
+def make_client(entity: type[E], target: CallTarget) -> Client[E]:
     """Return a client for `entity`. It makes a class for the proxies, so callers keep the client."""
     spec = entity.__declaration__.spec
-    return Client(spec, target, cast("Callable[[Target, str], E]", _proxy_class(spec)))
+    return Client(spec, target, cast("Callable[[CallTarget, str], E]", _proxy_class(spec)))
 
 
 def _proxy_class(spec: EntitySpec) -> type[_Proxy]:

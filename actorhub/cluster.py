@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from actorhub._call import Call, StreamCall, Target, ToldCall
+from actorhub._call import Call, CallTarget, StreamCall, ToldCall
 from actorhub._stored_messages import StoredMessages
 from actorhub.client import Client, make_client
 from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
@@ -49,7 +49,7 @@ class Cluster:
         self._part = part
         self._node: Node = part.node
         self._specs = specs
-        self._target = Target(self._node)
+        self._target = CallTarget(self._node)
         self._clients: dict[type[Declared[Any]], Client[Any]] = {}
         self._stored = StoredMessages(part, specs)
         self._kv = untyped(part.key_values, self._node.clock)
@@ -262,9 +262,9 @@ class Cluster:
         told.kind = BROADCAST
         told.prepare()
         counts = [self._part.broadcast_here(told.spec, told.body)]
-        waiting: list[_BroadcastPart] = []
+        waiting: list[_BroadcastRequest] = []
         for peer in self._node.peers.runners():
-            call = _BroadcastPart(told)
+            call = _BroadcastRequest(told)
             self._node.deadlines.add(call)
             self._node.router.send_to(call, peer)
             waiting.append(call)
@@ -314,7 +314,7 @@ def tell_later(
     return message_id
 
 
-class _BroadcastPart(AwaitedMessage):
+class _BroadcastRequest(AwaitedMessage):
     """A broadcast's request to one runner."""
 
     __slots__ = ()

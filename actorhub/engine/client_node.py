@@ -71,7 +71,7 @@ class ClientNode:
             sharding=Sharding(specs),
             store=None if storage is None else storage.messages,
         )
-        self.node = Node(process, news=self)
+        self.node = Node(process, events=self)
         self.key_values: KeyValues = RemoteKeyValues(self.node) if storage is None else storage.key_values
         """The key-value store, or the way to it."""
         self._runners: list[str] = []
@@ -135,7 +135,7 @@ class ClientNode:
         values = await storage.cluster_values()
         if values is None:
             return False
-        self.node.router.cluster_values_known(values.shards_per_group)
+        self.node.router.on_cluster_values(values.shards_per_group)
         return True
 
     async def _keep_machine_id(self) -> None:
@@ -173,7 +173,7 @@ class ClientNode:
         self.node.router.known_types = frozenset(news.entity_types)
         self.node.connector.want(self._runners)
         if self.node.router.sharding.shards_per_group == 0:
-            self.node.router.cluster_values_known(news.shards_per_group)
+            self.node.router.on_cluster_values(news.shards_per_group)
         self.node.router.reconsider()
 
     def _lease_end(self) -> float:

@@ -30,13 +30,13 @@ from actorhub.engine.runs.residency import Residency, Residents
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.services import RunServices, services
 from actorhub.engine.singletons.leader import LeaderServices
-from actorhub.engine.singletons.registry import Singletons
+from actorhub.engine.singletons.registry import SingletonLeaders
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import Storage
 
 _log: Final = logging.getLogger("actorhub.host")
 
-_TELLING_LOOK: Final = 0.005
+_TOLD_POLL: Final = 0.005
 """Seconds between looks at whether what was told has arrived, while a shard is handed over."""
 
 
@@ -77,7 +77,7 @@ class Surroundings:
 
 
 class Host:
-    """Owns the cells. A cell exists only in a shard that `granted` named and neither `revoked` nor `drain` ended."""
+    """Owns the cells. A cell exists only in a shard that `on_granted` named and neither `on_revoked` nor `drain` ended."""
 
     def __init__(self, around: Surroundings) -> None:
         self.types = around.types
@@ -139,7 +139,7 @@ class Host:
         )
         self.scheduler.context.run(services.set, run_services)
 
-    def _make_singletons(self, around: Surroundings) -> Singletons:
+    def _make_singletons(self, around: Surroundings) -> SingletonLeaders:
         leader_services = LeaderServices(
             address=around.address,
             incarnation=around.incarnation,
@@ -157,7 +157,7 @@ class Host:
             mistrust=around.mistrust,
             new_id=around.new_id,
         )
-        return Singletons(
+        return SingletonLeaders(
             leader_services,
             types=around.types.values(),
             sharding=around.sharding,
@@ -209,15 +209,15 @@ class Host:
         self.singletons.poll()
         self.delivery.poll()
 
-    def granted(self, shards: Mapping[ShardId, int]) -> None:
+    def on_granted(self, shards: Mapping[ShardId, int]) -> None:
         """Start hosting `shards` (shard to epoch)."""
         hosted = [HostedShard(shard, epoch, self.lease) for shard, epoch in shards.items()]
         self.shards.update((shard.id, shard) for shard in hosted)
         if self.has_durable:
             self.delivery.granted(hosted)
-        self.singletons.granted(hosted)
+        self.singletons.on_granted(hosted)
 
-    def revoked(self, shards: Collection[ShardId], reason: str) -> None:
+    def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
         """Stop everything of `shards` now; what runs is cancelled, what did not start goes to its next owner."""
         for shard_id in shards:
             shard = self.shards.pop(shard_id, None)
@@ -257,7 +257,7 @@ class Host:
         store.
         """
         while any(told.phase == SENT for told in shard.told) and self._clock.monotonic() < until:  # noqa: ASYNC110 - once per move
-            await asyncio.sleep(_TELLING_LOOK)
+            await asyncio.sleep(_TOLD_POLL)
 
     def cells(self) -> Iterator[Cell]:
         """Iterate over everything resident."""
@@ -308,7 +308,7 @@ class Host:
 
     def _kill(self, shard: HostedShard) -> None:
         self.delivery.revoked(shard)
-        self.singletons.over(shard)
+        self.singletons.on_lost(shard)
         held, shard.held = shard.held, type(shard.held)()
         for cell in list(shard.cells):
             cell.phase = DEAD

@@ -16,7 +16,7 @@ from actorhub.engine.model.limits import Limits
 from actorhub.engine.model.records import Message
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.routing.connector import Connector
-from actorhub.engine.routing.exchange import Exchange, News
+from actorhub.engine.routing.exchange import Exchange, NodeEvents
 from actorhub.engine.routing.inbound import Inbound
 from actorhub.engine.routing.peers import Peers
 from actorhub.engine.routing.router import Router
@@ -27,7 +27,7 @@ from actorhub.transport.ports import Transport
 
 _log: Final = logging.getLogger("actorhub.node")
 
-_FORWARDING_LOOK: Final = 0.005
+_FORWARDING_POLL: Final = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,12 +60,12 @@ class Serving:
 class Node:
     """One process in the cluster, as its peers see it."""
 
-    def __init__(self, process: Process, *, news: News, serving: Serving | None = None) -> None:
+    def __init__(self, process: Process, *, events: NodeEvents, serving: Serving | None = None) -> None:
         """Prepare.
 
         Args:
             process: What is there already.
-            news: Told of links, owners and members.
+            events: Told of links, owners and members.
             serving: What is served to others; `None` for a client.
         """
         self.incarnation = process.incarnation
@@ -83,7 +83,7 @@ class Node:
             host=None if serving is None else serving.host,
             clock=clock,
             store=process.store,
-            stranded=news.on_stranded,
+            on_stranded=events.on_stranded,
         )
         self.table = self.router.table
         self.deadlines = self.router.deadlines
@@ -98,15 +98,15 @@ class Node:
                 limits=process.limits,
                 is_coming=serving.is_coming,
                 serve=serving.serve,
-                dropped=self.tell_failed,
+                on_dropped=self.on_tell_failed,
             )
         )
-        self.exchange = Exchange(peers=self.peers, router=self.router, inbound=self.inbound, clock=clock, news=news)
+        self.exchange = Exchange(peers=self.peers, router=self.router, inbound=self.inbound, clock=clock, events=events)
         self.connector = Connector(
             transport=process.transport,
             peers=self.peers,
             events=self.exchange,
-            refused=news.on_refused,
+            on_refused=events.on_refused,
             supervisor=process.supervisor,
             clock=clock,
         )
@@ -116,7 +116,7 @@ class Node:
         self.failed_tells = 0
         """Tells that were accepted and ended in an error, or never left."""
 
-    def tell_failed(self, message: Message, error: ActorhubError) -> None:
+    def on_tell_failed(self, message: Message, error: ActorhubError) -> None:
         """Log and count a tell whose error nobody waits for."""
         self.failed_tells += 1
         _log.warning("tell of %s(%s) failed: %s: %s", message.what, message.entity_id, type(error).__name__, error)
@@ -126,7 +126,7 @@ class Node:
         try:
             async with asyncio.timeout(limit):
                 while self.peers.runners() and self.router.has_undelivered_tells():  # noqa: ASYNC110 - once per life
-                    await asyncio.sleep(_FORWARDING_LOOK)
+                    await asyncio.sleep(_FORWARDING_POLL)
         except TimeoutError:
             _log.warning("messages that waited here could not be handed over within %.1f s", limit)
 

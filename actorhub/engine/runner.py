@@ -51,11 +51,11 @@ _FORWARDING: Final = 2.0
 """Seconds that a leaving runner waits at most for the next owners to take what was queued here."""
 _POLL: Final = 10.0
 """Seconds between scans of the store for messages that nobody told this runner of: the safety net."""
-_FORGET_STEP: Final = 1000
+_EXPIRY_STEP: Final = 1000
 _ORPHAN_AGE: Final = 3600.0
 """Seconds after which checkpoints of a message that has ended are forgotten."""
-_FORGET_PAUSE: Final = 0.02
-_FORGET_LOOK: Final = 10.0
+_EXPIRY_PAUSE: Final = 0.02
+_EXPIRY_POLL: Final = 10.0
 """Seconds between looks for settled messages whose retention is over, and for expired values."""
 
 
@@ -130,7 +130,7 @@ class Runner:
             store=storage.messages,
         )
         serving = Serving(host=self.host, lease=lease, is_coming=self._is_coming, serve=self._serve)
-        self.node = Node(process, news=self, serving=serving)
+        self.node = Node(process, events=self, serving=serving)
         self.ownership = Ownership(
             storage=storage,
             clock=clock,
@@ -161,7 +161,7 @@ class Runner:
 
     async def start(self) -> None:
         """Register, and own a first share of the shards. The transport listens already."""
-        self.node.router.cluster_values_known(self.shards_per_group)
+        self.node.router.on_cluster_values(self.shards_per_group)
         await self._renew_machine_id()
         self.host.deferrals.secret = await self.storage.secret()
         await self.ownership.start()
@@ -172,16 +172,16 @@ class Runner:
             _ = self.node.supervisor.loop("backlog", self.host.delivery.loader.run)
             _ = self.node.supervisor.loop("schedule", self.host.delivery.due.run)
             _ = self.node.supervisor.loop("scan the store", self._keep_polling)
-            forget_messages = partial(self._keep_forgetting, self.storage.messages.remove_expired)
-            _ = self.node.supervisor.loop("retention", forget_messages)
-            forget_checkpoints = partial(self.storage.checkpoints.remove_orphans, _ORPHAN_AGE)
-            _ = self.node.supervisor.loop("checkpoint retention", partial(self._keep_forgetting, forget_checkpoints))
+            remove_messages = partial(self._keep_removing, self.storage.messages.remove_expired)
+            _ = self.node.supervisor.loop("retention", remove_messages)
+            remove_checkpoints = partial(self.storage.checkpoints.remove_orphans, _ORPHAN_AGE)
+            _ = self.node.supervisor.loop("checkpoint retention", partial(self._keep_removing, remove_checkpoints))
         if self.host.singletons.has_any:
             _ = self.node.supervisor.loop(
-                "singleton retention", partial(self._keep_forgetting, self._forget_singletons)
+                "singleton retention", partial(self._keep_removing, self._remove_abandoned_singletons)
             )
-        forget_values = partial(self._keep_forgetting, self.storage.key_values.remove_expired)
-        _ = self.node.supervisor.loop("value expiry", forget_values)
+        remove_values = partial(self._keep_removing, self.storage.key_values.remove_expired)
+        _ = self.node.supervisor.loop("value expiry", remove_values)
 
     async def leave(self, grace: float) -> None:
         """Hand every shard over, then end. Bounded by about `grace` seconds, after which the rest is cut off."""
@@ -252,32 +252,32 @@ class Runner:
         """Take an incoming link."""
         return self.node.connector.accept(link)
 
-    def granted(self, shards: Mapping[ShardId, int]) -> None:
+    def on_granted(self, shards: Mapping[ShardId, int]) -> None:
         """Serve these shards from now on."""
         owned = [ShardOwner(shard, self.info.runner, epoch) for shard, epoch in shards.items()]
         self.node.table.learn(owned, self.node.clock.monotonic())
-        self.host.granted(shards)
+        self.host.on_granted(shards)
         self.node.peers.send_to_all(Owners(owned))
-        self.node.router.owners_changed(shards)
+        self.node.router.on_owners_changed(shards)
 
-    def revoked(self, shards: Collection[ShardId], reason: str) -> None:
+    def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
         """Stop these shards now."""
         for shard in shards:
             self.node.table.forget(shard, self.info.runner)
-        self.host.revoked(shards, reason)
+        self.host.on_revoked(shards, reason)
         self.node.peers.send_to_all(Owners([], list(shards)))
 
     async def drain(self, shard: ShardId, grace: float) -> None:
         """Let the shard's runs finish and passivate its entities."""
         await self.host.drain(shard, grace)
 
-    def released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
+    def on_released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
         """Tell everybody, the next owner among them, that these shards are free."""
         for shard in shards:
             self.node.table.forget(shard, self.info.runner)
         self.node.peers.send_to_all(Owners([], list(shards)))
 
-    def members_changed(self, runners: Sequence[LiveRunner]) -> None:
+    def on_members_changed(self, runners: Sequence[LiveRunner]) -> None:
         """Link to who lives, and tell the clients."""
         self.known_runners = runners
         live = [runner.info for runner in runners]
@@ -332,15 +332,15 @@ class Runner:
             await asyncio.sleep(_POLL * (0.5 + self.node.clock.random()))
             self.host.poll()
 
-    async def _keep_forgetting(self, remove_expired: Callable[[int], Awaitable[int]]) -> None:
+    async def _keep_removing(self, remove_expired: Callable[[int], Awaitable[int]]) -> None:
         """Forget what is kept for a time only, in small steps, so that nobody waits for it."""
         while True:
-            removed = await remove_expired(_FORGET_STEP)
+            removed = await remove_expired(_EXPIRY_STEP)
             # One runner at work is enough, but any may be it: with full steps it goes on, else all look rarely.
-            full = removed >= _FORGET_STEP
-            await asyncio.sleep(_FORGET_PAUSE if full else _FORGET_LOOK * (0.5 + self.node.clock.random()))
+            full = removed >= _EXPIRY_STEP
+            await asyncio.sleep(_EXPIRY_PAUSE if full else _EXPIRY_POLL * (0.5 + self.node.clock.random()))
 
-    async def _forget_singletons(self, limit: int) -> int:
+    async def _remove_abandoned_singletons(self, limit: int) -> int:
         return await self.storage.singletons.remove_abandoned()
 
     def _mistrust(self, shard: ShardId) -> None:

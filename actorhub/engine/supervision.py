@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
-from actorhub.core.errors import ActorhubError, ShuttingDown
+from actorhub.core.errors import ActorhubError, PersistenceError, ShuttingDown
 
 T = TypeVar("T")
 
@@ -199,3 +199,15 @@ async def set_or_time(event: asyncio.Event, seconds: float | None) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
+
+
+async def store_call(supervisor: Supervisor, work: Coroutine[Any, Any, T], name: str, seconds: float) -> T:
+    """Return the result of one call of the store, or give up the wait after `seconds`.
+
+    Raises:
+        PersistenceError: the store failed it, or gave no answer in time: then the outcome is unknown.
+    """
+    try:
+        return await supervisor.bounded(work, name, seconds)
+    except TimeoutError as error:
+        raise PersistenceError(f"the store does not answer: {error}") from error

@@ -106,7 +106,7 @@ def _call(runner: LocalRunner, spec: HandlerSpec, request: pb.CallRequest) -> ca
 
 def _prepared(
     runner: LocalRunner, spec: HandlerSpec, request: pb.CallRequest
-) -> tuple[calls.Target, tuple[object, ...]]:
+) -> tuple[calls.CallTarget, tuple[object, ...]]:
     runner.check_entity_id(request.entity_id)
     if request.key and (spec.stream or not spec.durable):
         kind = "a stream" if spec.stream else "not durable"

@@ -19,7 +19,7 @@ from actorhub.core.config import HostPort, Settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.engine.client_node import ClientNode
 from actorhub.engine.model.limits import Limits
-from actorhub.engine.ownership.plan import wishes
+from actorhub.engine.ownership.plan import desired_shards
 from actorhub.engine.runner import LinkAcceptor, Runner
 from actorhub.hub import VERSION, Hub
 from actorhub.storage.memory import MemoryStorage, MemoryStore
@@ -275,8 +275,8 @@ class MemoryCluster:
         for runner in runners:
             statistics = runner.ownership.statistics()
             info = infos.get(runner.node.incarnation, runner.info)
-            wanted = wishes(list(infos.values()), (), info, self.settings.shards_per_group).mine
-            if statistics.shards_acquiring or statistics.shards_draining or set(wanted) != set(runner.ownership.owned):
+            desired = desired_shards(list(infos.values()), (), info, self.settings.shards_per_group).mine
+            if statistics.shards_acquiring or statistics.shards_draining or set(desired) != set(runner.ownership.owned):
                 return False
         return all(self._knows_all(process, runners) for process in self._processes)
 

@@ -25,7 +25,7 @@ from actorhub.core.envelope import (
     encode_frame,
 )
 from actorhub.core.errors import MailboxFull
-from actorhub.engine.ownership import lease, plan
+from actorhub.engine.ownership import plan, session
 from actorhub.storage import ports
 from tests.docs.documents import ROOT, prose, rows
 
@@ -90,7 +90,7 @@ def test_the_numbers_of_ownership_are_those_of_the_code() -> None:
     assert stated["HEARTBEAT_INTERVAL"][0] == ports.HEARTBEAT_INTERVAL.total_seconds()
     assert stated["LEASE"][0] == ports.LEASE.total_seconds()
     assert stated["SESSION_IDLE_LIMIT"][0] == ports.SESSION_IDLE_LIMIT.total_seconds()
-    assert stated["OPERATION_DEADLINE"][0] == lease.OPERATION_DEADLINE
+    assert stated["OPERATION_DEADLINE"][0] == session.OPERATION_DEADLINE
     assert stated["LIVE_WITHIN"][0] == plan.LIVE_WITHIN
     assert stated["STALE_AFTER"][0] == plan.STALE_AFTER
     assert stated["FORGET_AFTER"][0] == plan.FORGET_AFTER

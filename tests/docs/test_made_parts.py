@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actorhub._call import MAX_CALLS, STREAM_WINDOW, Target
+from actorhub._call import MAX_CALLS, STREAM_WINDOW
 from actorhub._declaration import EntityOptions
 from actorhub.core import key_value
 from actorhub.core.config import Settings
@@ -57,7 +57,7 @@ def test_the_limits_in_the_readme_are_the_defaults() -> None:
         "transactions of handlers at a time, per process": MOST,
         "calls in flight to one peer": MAX_IN_FLIGHT,
         "calls that one process waits for": MAX_CALLS,
-        "timeout of an ask, seconds": _default(Target, "timeout"),
+        "timeout of an ask, seconds": _default(CallTarget, "timeout"),
         "items of a stream in flight": STREAM_WINDOW,
         "time for handlers to finish at shutdown, seconds": settings.grace.total_seconds(),
     }

@@ -124,13 +124,13 @@ class RecordingHost:
         self.members: Sequence[LiveRunner] = ()
         self.reasons: list[str] = []
 
-    def granted(self, shards: Mapping[ShardId, int]) -> None:
+    def on_granted(self, shards: Mapping[ShardId, int]) -> None:
         self.events.append(("granted", frozenset(shards)))
         for shard, epoch in shards.items():
             self._node.cluster.ledger.begins(shard, self._node.incarnation, epoch)
         self._node.cluster.changed.set()
 
-    def revoked(self, shards: Collection[ShardId], reason: str) -> None:
+    def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
         self.events.append(("revoked", frozenset(shards)))
         self.reasons.append(reason)
         for shard in shards:
@@ -143,11 +143,11 @@ class RecordingHost:
         self.events.append(("drained", frozenset([shard])))
         self._node.cluster.ledger.ends(shard, self._node.incarnation)
 
-    def members_changed(self, runners: Sequence[LiveRunner]) -> None:
+    def on_members_changed(self, runners: Sequence[LiveRunner]) -> None:
         self.members = runners
         self._node.cluster.changed.set()
 
-    def released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
+    def on_released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
         self.events.append(("released", frozenset(shards)))
         for node in self._node.cluster.nodes:
             theirs = [shard for shard, owner in shards.items() if owner == node.info.runner]

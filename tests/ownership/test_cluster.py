@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from actorhub.core.clock import SystemClock
-from actorhub.engine.ownership.plan import wishes
+from actorhub.engine.ownership.plan import desired_shards
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.postgres.storage import PostgresStorage
 from tests.ownership.cluster import SHARDS, Cluster
@@ -168,5 +168,5 @@ async def test_placement_decides_who_owns_what_in_the_end(cluster: Cluster) -> N
     one, two = await cluster.start("h:1", "h:2")
     await cluster.balanced(one, two)
     infos = [one.info, two.info]
-    assert one.shards == wishes(infos, (), one.info, SHARDS).mine
-    assert two.shards == wishes(infos, (), two.info, SHARDS).mine
+    assert one.shards == desired_shards(infos, (), one.info, SHARDS).mine
+    assert two.shards == desired_shards(infos, (), two.info, SHARDS).mine

@@ -8,7 +8,7 @@ import pytest
 
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.core.errors import ConfigurationError, PersistenceError
-from actorhub.engine.ownership.plan import wishes
+from actorhub.engine.ownership.plan import desired_shards
 from actorhub.engine.ownership.session import Watchdog
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.memory.session import MemoryLockSession
@@ -97,7 +97,7 @@ def test_a_slow_shard_does_not_hold_the_others() -> None:
     async def scenario(cluster: Cluster, store: MemoryStore) -> None:
         (one,) = await cluster.start("h:1")
         two = cluster.node("h:2")
-        theirs = sorted(wishes([one.info, two.info], (), two.info, SHARDS).mine)
+        theirs = sorted(desired_shards([one.info, two.info], (), two.info, SHARDS).mine)
         slow = theirs[0]
         one.host.drain_seconds[slow] = 8.0
         began = cluster.clock.monotonic()
@@ -119,7 +119,7 @@ def test_many_slow_shards_do_not_hold_the_others_either() -> None:
     async def scenario(cluster: Cluster, store: MemoryStore) -> None:
         (one,) = await cluster.start("h:1", handover_grace=60.0)
         two = cluster.node("h:2", weight=29.0)
-        theirs = sorted(wishes([one.info, two.info], (), two.info, SHARDS).mine)
+        theirs = sorted(desired_shards([one.info, two.info], (), two.info, SHARDS).mine)
         assert len(theirs) == 29
         for shard in theirs[:-1]:
             one.host.drain_seconds[shard] = 50.0
@@ -155,7 +155,7 @@ def test_leaving_is_bounded_by_its_grace() -> None:
         began = cluster.clock.monotonic()
         await two.ownership.leave(3.0)
         assert cluster.clock.monotonic() - began <= 3.0
-        assert two.host.reasons == ["the grace time of shutdown is over"]
+        assert two.host.reasons == ["the grace time of the shutdown is over"]
         two.dead = True
         await cluster.until(lambda: len(one.shards) == SHARDS)
         assert cluster.ledger.wrong == []
@@ -361,6 +361,46 @@ def test_a_nudge_reads_the_runner_table_before_its_turn() -> None:
         one.ownership.nudge(theirs)
         await cluster.until(lambda: len(one.shards) == SHARDS)
         assert cluster.clock.monotonic() - began < 0.1
+        assert cluster.ledger.wrong == []
+
+    in_virtual_time(scenario)
+
+
+class _CountedLocks(MemoryLockSession):
+    """Counts how often locks are tried; each attempt takes a millisecond."""
+
+    attempts = 0
+
+    async def try_lock(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
+        """Count, take a moment, then try."""
+        type(self).attempts += 1
+        await asyncio.sleep(0.001)
+        return await super().try_lock(shards)
+
+
+class _CountingStorage(MemoryStorage):
+    """Its lock sessions count."""
+
+    async def open_lock_session(self, incarnation: str) -> MemoryLockSession:
+        """Open a session that counts."""
+        return _CountedLocks(self._store, self._store.open_session(incarnation))
+
+
+def test_locks_that_a_living_peer_holds_are_tried_at_intervals_however_many_batches_there_are() -> None:
+    """A request for another attempt is served once for each attempt that began before it, not again and again."""
+
+    async def scenario(cluster: Cluster, store: MemoryStore) -> None:
+        cluster.make_storage = lambda: _CountingStorage(store)
+        one, two = await cluster.start("h:1", "h:2")
+        await cluster.balanced(one, two)
+        one.ownership._acquisitions._batch = 5
+        _CountedLocks.attempts = 0
+        one.ownership.suspect(two.incarnation)
+        await asyncio.sleep(0.0005)
+        assert one.ownership.statistics().shards_acquiring == SHARDS // 2
+        one.ownership.suspect(two.incarnation)
+        await asyncio.sleep(1.0)
+        assert 6 <= _CountedLocks.attempts < 60
         assert cluster.ledger.wrong == []
 
     in_virtual_time(scenario)

@@ -1,10 +1,10 @@
-"""The pure decisions of ownership: who lives, what to wish for, what to do, whom to suspect."""
+"""The pure decisions of ownership: who lives, what to own, what to do, whom to suspect."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
-from actorhub.engine.ownership.plan import Suspects, decide, living, namesakes, stale, wishes
+from actorhub.engine.ownership.plan import Suspects, decide, desired_shards, living, namesakes, stale
 from actorhub.storage.ports import LiveRunner
 
 SHARDS = 12
@@ -54,19 +54,19 @@ def test_another_incarnation_at_our_address_never_counts() -> None:
     assert [one.info for one in namesakes([row(twin), row(ME), row(PEER)], ME)] == [twin]
 
 
-def test_the_wishes_of_all_runners_are_disjoint_and_complete() -> None:
-    """Without suspicions every shard is wished by exactly one runner, and all agree on whom."""
+def test_the_desired_shards_of_all_runners_are_disjoint_and_complete() -> None:
+    """Without suspicions every shard is desired by exactly one runner, and all agree on whom."""
     infos = [ME, PEER, OTHER]
-    each = [wishes(infos, (), info, SHARDS) for info in infos]
+    each = [desired_shards(infos, (), info, SHARDS) for info in infos]
     assert sum(len(one.mine) for one in each) == SHARDS == len(frozenset().union(*(one.mine for one in each)))
     assert each[0].next_owner == each[1].next_owner == each[2].next_owner
     assert each[0].agreed == frozenset(each[0].next_owner)
 
 
-def test_a_suspicion_adds_wishes_and_never_gives_anything_to_the_suspect() -> None:
+def test_a_suspicion_adds_desired_shards_and_never_gives_anything_to_the_suspect() -> None:
     """What the suspect may have lost is tried; nothing is handed over unless both opinions name the same owner."""
     infos = [ME, PEER, OTHER]
-    calm, alarmed = wishes(infos, (), ME, SHARDS), wishes(infos, {"b"}, ME, SHARDS)
+    calm, alarmed = desired_shards(infos, (), ME, SHARDS), desired_shards(infos, {"b"}, ME, SHARDS)
     assert calm.mine < alarmed.mine
     everything = frozenset(calm.next_owner)
     given = alarmed.given_away(everything, {info.runner for info in infos})
@@ -76,24 +76,24 @@ def test_a_suspicion_adds_wishes_and_never_gives_anything_to_the_suspect() -> No
 
 def test_shards_are_given_only_to_a_receptive_owner() -> None:
     """An owner that was not heard of lately gets nothing yet."""
-    calm = wishes([ME, PEER], (), ME, SHARDS)
+    calm = desired_shards([ME, PEER], (), ME, SHARDS)
     assert calm.given_away(list(calm.next_owner), {ME.runner}) == frozenset()
     assert calm.given_away(list(calm.next_owner), {PEER.runner}) == frozenset(calm.next_owner) - calm.mine
 
 
-def test_a_draining_runner_wishes_nothing() -> None:
+def test_a_draining_runner_desires_no_shard() -> None:
     """Its peers and it itself agree that its shards belong to others."""
     leaving = runner("b", draining=True)
-    assert wishes([ME, leaving], (), leaving, SHARDS).mine == frozenset()
-    assert len(wishes([ME, leaving], (), ME, SHARDS).mine) == SHARDS
+    assert desired_shards([ME, leaving], (), leaving, SHARDS).mine == frozenset()
+    assert len(desired_shards([ME, leaving], (), ME, SHARDS).mine) == SHARDS
 
 
-def test_wishes_are_made_for_hosted_groups_alone() -> None:
-    """A runner wishes shards of its own groups, and shares them with those that host the same."""
+def test_only_shards_of_hosted_groups_are_desired() -> None:
+    """A runner desires shards of its own groups, and shares them with those that host the same."""
     both, one = runner("a", groups=("default", "heavy")), runner("b", groups=("default",))
-    mine = wishes([both, one], (), both, SHARDS).mine
+    mine = desired_shards([both, one], (), both, SHARDS).mine
     assert {shard for shard in mine if shard.group == "heavy"} == {ShardId("heavy", number) for number in range(SHARDS)}
-    assert {shard.group for shard in wishes([both, one], (), one, SHARDS).next_owner} == {"default"}
+    assert {shard.group for shard in desired_shards([both, one], (), one, SHARDS).next_owner} == {"default"}
 
 
 @given(owned=shards, busy=shards, wanted=shards, away=shards, places=st.integers(-2, 20))
@@ -101,7 +101,7 @@ def test_a_plan_touches_nothing_that_is_busy_and_never_both_ways(
     owned: set[ShardId], busy: set[ShardId], wanted: set[ShardId], away: set[ShardId], places: int
 ) -> None:
     """Acquired: wanted and not owned; released: owned, given away and not wanted; bounded by the free places."""
-    plan = decide(owned=owned, busy=busy, wanted=frozenset(wanted), given_away=away, places=places)
+    plan = decide(owned=owned, busy=busy, desired=frozenset(wanted), given_away=away, places=places)
     assert set(plan.acquire) == wanted - owned - busy
     assert set(plan.release) <= (owned & away) - wanted - busy
     assert len(plan.release) <= max(0, places)
@@ -117,7 +117,7 @@ def test_a_suspect_is_tried_at_growing_intervals() -> None:
         now = suspects.next_try()
         assert now is not None
         times.append(now)
-        suspects.tried(now)
+        suspects.on_tried(now)
     gaps = [round(after - before, 3) for before, after in zip([100.0, *times], times, strict=False)]
     assert gaps == [0.02, 0.04, 0.08, 0.16, 0.25, 0.25, 0.25, 0.25]
 

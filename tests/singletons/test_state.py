@@ -364,7 +364,7 @@ async def test_a_step_of_the_clock_makes_nobody_stale(clock: SteppedClock) -> No
         assert one is not None
         for hours in (1, -2, 1):
             clock.step(timedelta(hours=hours))
-            one.began("something")
+            one.on_execution_started("something")
             written = one.execution
             await until(lambda written=written: row(memory).execution == written, "a note")  # type: ignore[misc]
             await until(lambda: abs(one.health().since - row(memory).since) < 1)

@@ -15,13 +15,13 @@ _log: Final = logging.getLogger("actorhub.requests")
 
 _PATIENCE: Final = 30.0
 """Seconds that a request may take."""
-_LINK_LOOK: Final = 0.02
+_LINK_POLL: Final = 0.02
 """Seconds between looks for a runner to ask, while none is linked."""
 
 _turns: Final = itertools.count()
 
 
-class AnyRunnerRequest(AwaitedMessage):
+class AnycastRequest(AwaitedMessage):
     """A request on its way to some runner."""
 
     __slots__ = ()
@@ -66,7 +66,7 @@ async def ask_any(
         if node.closed:
             raise NotConnected("the connection to the cluster is closed")
         if runners := node.peers.to_ask():
-            request = AnyRunnerRequest(spec, kind, body, about=about, message_id=message_id)
+            request = AnycastRequest(spec, kind, body, about=about, message_id=message_id)
             request.deadline = deadline
             try:
                 return await ask(node, request, runners[next(_turns) % len(runners)])
@@ -74,7 +74,7 @@ async def ask_any(
                 if error.possibly_executed and not repeat:
                     raise
                 _log.info("%s: asking another runner: %s", request.what, error)
-        await asyncio.sleep(_LINK_LOOK)
+        await asyncio.sleep(_LINK_POLL)
     raise CallTimeout(f"{spec.entity_type}: no runner could be asked in time")
 
 

@@ -54,14 +54,14 @@ class KeyValueRequests:
             caller.fail_waiting(RunnerUnavailable("key-value store: this runner is leaving"))
             return
         try:
-            operation = _checked(caller.body)
+            operation = _decode_checked(caller.body)
         except ActorhubError as error:
             caller.fail_waiting(error)
             return
         self._has_served = True
         self._under_way += 1
         self._idle.clear()
-        _ = self._supervisor.spawn(self._answered(caller, operation), "serve the key-value store")
+        _ = self._supervisor.spawn(self._answer(caller, operation), "serve the key-value store")
 
     async def leave(self, limit: float) -> None:
         """Let others serve what comes from now on; wait for what is under way, for at most `limit` seconds.
@@ -77,9 +77,9 @@ class KeyValueRequests:
         except TimeoutError:
             _log.warning("%d operations for other processes did not end within %.1f s", self._under_way, limit)
 
-    async def _answered(self, caller: Message, operation: Operation) -> None:
+    async def _answer(self, caller: Message, operation: Operation) -> None:
         try:
-            body = _encode(await self._carried_out(operation))
+            body = _encode(await self._carry_out(operation))
         except ActorhubError as error:
             caller.fail_waiting(error)
         else:
@@ -89,7 +89,7 @@ class KeyValueRequests:
             if self._under_way == 0:
                 self._idle.set()
 
-    async def _carried_out(self, operation: Operation) -> object:
+    async def _carry_out(self, operation: Operation) -> object:
         store = self._store
         match operation:
             case Get(key):
@@ -109,7 +109,7 @@ class KeyValueRequests:
                 assert_never(operation)
 
 
-def _checked(body: bytes) -> Operation:
+def _decode_checked(body: bytes) -> Operation:
     """Return the operation in `body`, if a program of ours may have sent it.
 
     Raises:

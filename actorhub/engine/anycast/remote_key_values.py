@@ -52,11 +52,11 @@ class RemoteKeyValues:
         return msgspec.msgpack.decode(await self._write(Clear(prefix, after, limit), prefix), type=ClearStep)
 
     async def _read(self, operation: Operation, key: str) -> bytes:
-        return await self._carried_out(operation, key, repeat=True)
+        return await self._carry_out(operation, key, repeat=True)
 
     async def _write(self, operation: Operation, key: str) -> bytes:
-        return await self._carried_out(operation, key, repeat=False)
+        return await self._carry_out(operation, key, repeat=False)
 
-    async def _carried_out(self, operation: Operation, key: str, *, repeat: bool) -> bytes:
+    async def _carry_out(self, operation: Operation, key: str, *, repeat: bool) -> bytes:
         spec = _SPECS[type(operation)]
         return await ask_any(self._node, spec, KEY_VALUE, _encode(operation), about=key, repeat=repeat)

@@ -9,7 +9,7 @@ import msgspec
 
 from actorhub.core.envelope import COMPLETE, COMPLETED, HEALTH, POLL_STORAGE
 from actorhub.core.errors import ActorhubError, MalformedMessage
-from actorhub.engine.anycast.ask import AnyRunnerRequest, ask, ask_any
+from actorhub.engine.anycast.ask import AnycastRequest, ask, ask_any
 from actorhub.engine.host import Host
 from actorhub.engine.model.records import SENT, Message
 from actorhub.engine.model.spec import operation_spec
@@ -81,7 +81,7 @@ class RunnerRequests:
             caller.complete_waiting(b"")
         else:
             _ = self._node.supervisor.spawn(
-                self._answered(caller, self._complete(caller.body)), "complete a deferred value"
+                self._serve_answer(caller, self._complete(caller.body)), "complete a deferred value"
             )
 
     async def complete(self, outcome: DeferredOutcome) -> bool:
@@ -105,7 +105,7 @@ class RunnerRequests:
             raise MalformedMessage(f"outcome of a deferred value: {exc}") from exc
         return await self.complete(outcome)
 
-    async def _answered(self, caller: Message, work: Coroutine[Any, Any, bool]) -> None:
+    async def _serve_answer(self, caller: Message, work: Coroutine[Any, Any, bool]) -> None:
         try:
             body = encode(await work)
         except ActorhubError as error:
@@ -122,7 +122,7 @@ async def ask_to_complete(node: Node, outcome: DeferredOutcome) -> bool:
 
 async def ask_health(node: Node) -> list[RunnerHealth]:
     """Return how each linked runner is that answers within a second."""
-    requests = [(AnyRunnerRequest(HEALTH_SPEC, HEALTH, b""), peer) for peer in node.peers.runners()]
+    requests = [(AnycastRequest(HEALTH_SPEC, HEALTH, b""), peer) for peer in node.peers.runners()]
     for request, _ in requests:
         request.deadline = node.clock.monotonic() + _HEALTH_PATIENCE
     async with asyncio.TaskGroup() as tasks:
@@ -130,7 +130,7 @@ async def ask_health(node: Node) -> list[RunnerHealth]:
     return [health for task in asked if (health := task.result()) is not None]
 
 
-async def _answer(node: Node, request: AnyRunnerRequest, peer: Peer) -> RunnerHealth | None:
+async def _answer(node: Node, request: AnycastRequest, peer: Peer) -> RunnerHealth | None:
     try:
         return msgspec.msgpack.decode(await ask(node, request, peer), type=RunnerHealth)
     except ActorhubError as error:

@@ -1,1 +1,1 @@
-"""Which shards this runner owns: lock, lease and epoch."""
+"""Shard ownership: the lock, the lease and the epoch that let this runner act for a shard."""

@@ -1,8 +1,15 @@
-"""Shard ownership of a runner: it acts for a shard only while lock, lease and epoch all say so.
+"""Shard ownership of a runner. It may act for a shard only while lock, lease and epoch all say so.
 
-Three actors share one state (`Holdings`): the heartbeat loop keeps session and lease alive and reads the runner table,
-the watchdog fences when the lease runs out, and the balance loop compares wishes with what is owned, again and again,
-and starts acquisitions and hand-overs. Nothing else decides, so a step that failed half-way is simply seen again.
+- The *lock* of the shard is held by this runner's lock session. Two runners never hold it at once.
+- The *lease* is fresh: the last acknowledged heartbeat was sent less than 2.5 s ago. Without it, a runner that is cut
+  off from the store would go on running handlers after Postgres has given its locks to somebody else.
+- The *epoch* in the store is the one at which this runner took the shard. Lock and lease keep two runners from running;
+  only the epoch, which each commit checks behind its fence, keeps a former owner from committing.
+
+Three actors share one state (`Holdings`). The heartbeat loop keeps session and lease alive and reads the runner table.
+The watchdog fences this runner when the lease runs out. The balance loop compares the desired shards with the owned
+ones and starts acquisitions and hand-overs. It is level-triggered: it goes by what is the case now, not by what has
+happened. So a step that failed half-way needs no repair; the next comparison finds the difference again.
 """
 
 import asyncio
@@ -21,39 +28,40 @@ from actorhub.engine.model.lease import NEVER, Lease
 from actorhub.engine.ownership.members import Membership
 from actorhub.engine.ownership.moves import SLOW_DRAIN, Acquisitions, HandOvers, Holdings, ShardHost, ShardState
 from actorhub.engine.ownership.plan import decide
-from actorhub.engine.ownership.session import GuardedSession, Watchdog, open_session, store_call
-from actorhub.engine.supervision import Supervisor, set_or_time
+from actorhub.engine.ownership.session import GuardedSession, Watchdog, open_session
+from actorhub.engine.supervision import Supervisor, set_or_time, store_call
 from actorhub.storage.ports import LEASE, LiveRunner, SessionLost, Storage
 
 _log: Final = logging.getLogger("actorhub.ownership")
 
 _LEASE: Final = LEASE.total_seconds()
-_LOOK_AT_SESSION: Final = 0.1
-"""Seconds between looks at whether the session's connection broke: cheaper than to wait for the next heartbeat."""
+_SESSION_CHECK: Final = 0.1
+"""Seconds between checks of whether the session's connection broke. Without them only the next heartbeat would notice,
+when peers may already own the shards."""
 _SHORTEST_INTERVAL: Final = 0.02
-"""Seconds that heartbeats are apart, however many peers ask for a look at the runner table."""
+"""Seconds between heartbeats, at the least, however many peers give a reason to read the runner table."""
 _DRAINS_AT_ONCE: Final = 16
-"""Shards that are handed over at a time, or a sixty-fourth of those owned where that is more."""
+"""Shards that are handed over at a time, or one sixty-fourth of the owned ones if that is more."""
 _DRAINS_AT_LEAVE: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class OwnershipStatistics:
-    """Where a runner's ownership stands, and what happened since it started."""
+    """The state of a runner's ownership, and what happened since it started."""
 
     shards_owned: int
     shards_acquiring: int
     shards_draining: int
     takeovers: int
-    """Shards that were granted."""
+    """How many shards were granted."""
     last_takeover_seconds: float
-    """From the wish, or the suspicion that led to it, to the last grant."""
+    """Until the last grant, from the suspicion that led to it, or else from the start of the acquisition."""
     releases: int
-    """Shards that were let go gracefully."""
+    """How many shards were released gracefully."""
     sessions_opened: int
     sessions_lost: int
     self_fenced: int
-    """How often the lease ran out."""
+    """How often this runner fenced itself because its lease ran out."""
     members: int
     suspects: int
     registered: int
@@ -61,7 +69,7 @@ class OwnershipStatistics:
 
 
 class Ownership:
-    """Owns this runner's shards, from `start` to `leave`."""
+    """Acquires, keeps and hands over this runner's shards, from `start` to `leave`."""
 
     def __init__(
         self,
@@ -80,12 +88,12 @@ class Ownership:
         Args:
             storage: Opened already.
             clock: Source of time and jitter.
-            info: What this runner says of itself; its incarnation is that of this start.
+            info: What this runner declares about itself; its incarnation is the one of this start.
             shards_per_group: The value that the cluster agreed on.
-            lease: What everybody else reads: how long this runner may act for its shards.
-            host: What acts for the owned shards.
+            lease: Tells everybody else until when this runner may act for its shards.
+            host: Acts for the owned shards.
             supervisor: Owns the loops.
-            handover_grace: Seconds that running handlers get when a shard moves to another runner.
+            handover_grace: Seconds that running handlers get to finish when a shard moves to another runner.
         """
         self._lease = lease
         self._storage = storage
@@ -104,7 +112,7 @@ class Ownership:
             clock=clock,
             incarnation=self.incarnation,
             next_owner=self.next_owner,
-            again=self._wake.set,
+            rebalance=self._wake.set,
         )
         self._acquisitions = Acquisitions(
             holdings=self._holdings,
@@ -112,9 +120,9 @@ class Ownership:
             host=host,
             supervisor=supervisor,
             clock=clock,
-            wanted=self._wanted,
+            desired=self._desired,
             give_back=self._handovers.give_back,
-            again=self._look_again,
+            rebalance=self._wake.set,
         )
         self._watchdog: Watchdog | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -124,27 +132,26 @@ class Ownership:
             supervisor=supervisor,
             clock=clock,
             shards_per_group=shards_per_group,
-            again=self._look_again,
+            rebalance=self._acquisitions.retry,
         )
         self._last_sent = NEVER
         self._drain_deadline: float | None = None
-        self._drains_waiting = 0
         self._left = False
         self._sessions_opened = self._sessions_lost = self._self_fenced = 0
 
     @property
     def incarnation(self) -> str:
-        """This start of this runner."""
+        """Identifies this start of this runner."""
         return self._info.runner.incarnation
 
     @property
     def owned(self) -> Mapping[ShardId, int]:
-        """Epochs of the shards that this runner may act for while the lease is fresh; draining ones included."""
+        """Epochs of the shards that this runner may act for while the lease is fresh, draining ones included."""
         return self._holdings.owned
 
     @property
     def members(self) -> Sequence[LiveRunner]:
-        """The runners that were alive at the last look at the runner table, this one included."""
+        """The runners that were alive when the runner table was last read, this one included."""
         return self._membership.living
 
     def epoch(self, shard: ShardId) -> int | None:
@@ -156,12 +163,12 @@ class Ownership:
         return self._lease.is_fresh()
 
     def state(self, shard: ShardId) -> ShardState:
-        """Return how this runner stands to `shard`."""
+        """Return what `shard` is to this runner at the moment."""
         return self._holdings.state(shard)
 
     def next_owner(self, shard: ShardId) -> RunnerAddress | None:
-        """Return the other runner that should own `shard` as far as is known; `None`: this one, or nobody."""
-        owner = self._membership.last_wishes.next_owner.get(shard)
+        """Return the other runner that should own `shard`; `None` if that is this one, or not known."""
+        owner = self._membership.last_desired.next_owner.get(shard)
         return None if owner == self._info.runner else owner
 
     def statistics(self) -> OwnershipStatistics:
@@ -182,72 +189,82 @@ class Ownership:
         )
 
     def suspect(self, incarnation: str) -> None:
-        """Try the locks of a peer whose stream broke, at once and again until it is gone or proves alive.
+        """Try the locks of a peer whose link broke, now and at short intervals, until it is gone or proves alive.
 
-        The lock decides: a peer that lives keeps its shards, whatever anybody thinks of it.
+        A broken link is the fastest sign of a dead runner, and a weak one: the link may have broken for another reason.
+        Trying is safe nevertheless, because the lock decides. A peer that lives keeps its shards.
         """
         if incarnation == self.incarnation:
             return
         self._membership.suspects.add(incarnation, self._clock.monotonic())
-        self._look_again()
+        self._acquisitions.retry()
 
     def trust(self, incarnation: str) -> None:
-        """End the suspicion of a peer that was reached again."""
+        """End the suspicion of a peer that there is a link to again."""
         if self._membership.suspects.trust(incarnation):
             self._wake.set()
 
     def nudge(self, shards: Iterable[ShardId]) -> None:
-        """Try the locks of shards that a peer released, should they be ours, by a runner table read anew."""
+        """Try the locks of shards that a peer has just released, if they are ours.
+
+        Whether they are ours may depend on something that this runner has not read yet, such as that the peer is
+        leaving. So the runner table is read as well; a heartbeat does that.
+        """
         if any(shard.group in self._info.groups for shard in shards):
-            self._look_again()
+            self._acquisitions.retry()
             self._beat_now.set()
 
     def refresh(self) -> None:
-        """Read the runner table now instead of at the next heartbeat: a peer just appeared or disappeared."""
+        """Read the runner table now instead of at the next heartbeat, because a peer appeared or disappeared."""
         self._beat_now.set()
 
     def mistrust(self, shard: ShardId) -> None:
-        """Give up a shard for which the store refused a commit, and acquire it anew if it still is ours."""
+        """Give up a shard for which the store refused a commit, and acquire it again if it is still desired.
+
+        Perhaps another runner has taken the shard and this one has not noticed yet. Nothing of it runs when this
+        returns; the locks and the store then tell whether it is still ours.
+        """
         epoch = self._holdings.owned.get(shard)
         if epoch is None:
             return
         del self._holdings.owned[shard]
-        self._host.revoked((shard,), "the store refused its epoch")
+        self._host.on_revoked((shard,), "the store refused its epoch")
         if shard not in self._holdings.releasing:
             self._handovers.give_back({shard: epoch})
 
     async def start(self) -> None:
-        """Register, open the first session, and return after the first attempt at all wished shards.
+        """Register, open the first lock session, and return once all desired shards have been tried.
 
         Raises:
-            ConfigurationError: a living runner has this address.
-            PersistenceError: the store failed.
+            ConfigurationError: Another living runner has this address.
+            PersistenceError: The store failed.
         """
-        self._watchdog = Watchdog(self._clock, self._lease_expired)
+        self._watchdog = Watchdog(self._clock, self._on_lease_expired)
         try:
             await self._membership.replace_namesakes(self._info)
             await self._open_session()
             await self._beat()
             self._loops = [
-                self._supervisor.loop("ownership: heartbeat", self._keep_beating, Backoff(0.05, 1.0)),
-                self._supervisor.loop("ownership: balance", self._keep_balancing, Backoff(0.05, 1.0)),
+                self._supervisor.loop("ownership: heartbeat", self._run_heartbeat, Backoff(0.05, 1.0)),
+                self._supervisor.loop("ownership: balance", self._run_balance, Backoff(0.05, 1.0)),
             ]
             self._balance()
             await self._until_settled()
         except SessionLost as error:
             self._stop("its start failed")
-            raise PersistenceError(f"the first lock session was lost at once: {error}") from error
+            raise PersistenceError(f"the lock session was lost while this runner started: {error}") from error
         except BaseException:
             self._stop("its start failed")
             raise
 
     async def leave(self, grace: float) -> None:
-        """Hand over every shard and deregister, within `grace` seconds; what is left then is fenced, not waited for.
+        """Hand over every shard and deregister, within `grace` seconds. Shards that are left by then are revoked.
 
-        Cancellation fences at once. Can be called twice.
+        On cancellation all shards are revoked at once. Calling it again does nothing.
         """
         if self._left:
             return
+        # Kept back for deregistering, so that peers learn of the end even if the hand-over uses up its time.
         reserve = min(0.5, grace / 4)
         self._drain_deadline = self._clock.monotonic() + grace - reserve
         self._info = msgspec.structs.replace(self._info, draining=True)
@@ -256,7 +273,7 @@ class Ownership:
                 await self._hand_over_everything()
             reason = "this runner has left"
         except TimeoutError:
-            reason = "the grace time of shutdown is over"
+            reason = "the grace time of the shutdown is over"
         except BaseException:
             self._stop("its shutdown was cancelled")
             raise
@@ -267,10 +284,12 @@ class Ownership:
     async def _hand_over_everything(self) -> None:
         if self._holdings.session is not None and self.is_fresh():
             try:
-                # Peers that are told of a release must find in the table that this runner does not want it back.
+                # This heartbeat writes `draining` into this runner's row. It must be there before the first release: a
+                # peer that is told of a release goes by the runner table, and without it placement would still give the
+                # shard to this runner, so nobody would take it.
                 await self._beat()
             except (PersistenceError, SessionLost) as error:
-                _log.warning("leaving without announcing it: %s", error)
+                _log.warning("the store could not be told that this runner is leaving: %s", error)
         self._holdings.leaving = True
         self._wake.set()
         await self._until_settled(empty=True)
@@ -282,7 +301,7 @@ class Ownership:
         try:
             await store_call(self._supervisor, work, "remove runner", max(reserve / 2, 0.1))
         except PersistenceError as error:
-            _log.warning("peers remove this runner's row later: %s", error)
+            _log.warning("this runner's row could not be removed, its peers will do it: %s", error)
 
     def _stop(self, reason: str) -> None:
         self._left = True
@@ -291,7 +310,7 @@ class Ownership:
         self._fence(reason)
 
     async def _until_settled(self, *, empty: bool = False) -> None:
-        """Wait until no acquisition is under way, and if `empty`, until nothing is held or being released either."""
+        """Wait until no acquisition is under way; with `empty`, also until nothing is owned or being released."""
         held = self._holdings
         while held.acquiring or (empty and (held.owned or held.releasing)):
             held.changed.clear()
@@ -303,12 +322,13 @@ class Ownership:
         )
         self._sessions_opened += 1
         self._holdings.session = GuardedSession(
-            raw, supervisor=self._supervisor, clock=self._clock, lost=self._session_lost
+            raw, supervisor=self._supervisor, clock=self._clock, on_lost=self._on_session_lost
         )
         if self._last_sent != NEVER:
+            # This runner has been without a session since then, and perhaps nobody had one.
             self._membership.forgive(self._clock.monotonic() - self._last_sent)
 
-    async def _keep_beating(self) -> None:
+    async def _run_heartbeat(self) -> None:
         while True:
             if self._holdings.session is None:
                 await self._open_session()
@@ -321,6 +341,8 @@ class Ownership:
             return
         sent, rows = await session.heartbeat(self._info)
         if session is not self._holdings.session:
+            # While the answer was on its way, the watchdog fenced this runner. An answer that comes too late must not
+            # make the lease fresh again: the shards have been revoked, and the session has been given up.
             return
         self._last_sent = max(sent, self._last_sent)
         self._lease.fresh_until = self._last_sent + _LEASE
@@ -330,75 +352,76 @@ class Ownership:
         if slot != self._info.slot:
             self._info = msgspec.structs.replace(self._info, slot=slot)
         if self._membership.observe(rows, self._info):
-            self._host.members_changed(self._membership.living)
+            self._host.on_members_changed(self._membership.living)
         self._wake.set()
 
     async def _rest(self) -> None:
-        """Wait for the next heartbeat's time, or for a reason to send it now."""
+        """Wait until the next heartbeat is due, or until there is a reason to send it now."""
         if self._holdings.session is not None:
             await asyncio.sleep(_SHORTEST_INTERVAL)
         until = self._last_sent + self._membership.interval()
         while not self._beat_now.is_set() and (left := until - self._clock.monotonic()) > 0:
             if self._holdings.session is not None:
                 self._holdings.session.check()
-            await set_or_time(self._beat_now, min(left, _LOOK_AT_SESSION))
+            await set_or_time(self._beat_now, min(left, _SESSION_CHECK))
         self._beat_now.clear()
 
-    async def _keep_balancing(self) -> None:
+    async def _run_balance(self) -> None:
         while True:
+            # Cleared before the comparison: what changes during or after it sets the event again and is not missed.
             self._wake.clear()
             await set_or_time(self._wake, self._balance())
 
     def _balance(self) -> float | None:
-        """Start what the wishes demand; return after how many seconds to look again without being woken."""
+        """Start the acquisitions and hand-overs that are due; return the seconds until there may be more to do."""
         held, now = self._holdings, self._clock.monotonic()
         if held.session is None or now >= self._lease.fresh_until:
-            return None
+            return None  # nothing may be acquired or handed over now; the next heartbeat wakes this loop
         limit = max(_DRAINS_AT_LEAVE if held.leaving else _DRAINS_AT_ONCE, len(held.owned) // 64)
         plan = decide(
             owned=held.owned,
             busy=held.busy(),
-            wanted=self._wanted(),
+            desired=self._desired(),
             given_away=self._given_away(),
             places=limit - self._handovers.active(),
         )
         self._acquisitions.start(plan.acquire, self._info, self._membership.suspects.since(now))
         self._handovers.start(plan.release, self._grace(now))
-        self._membership.suspects.tried(now)
+        self._membership.suspects.on_tried(now)
         pauses = [SLOW_DRAIN] if plan.waiting else []
         if (next_try := self._membership.suspects.next_try()) is not None:
             pauses.append(max(0.0, next_try - now))
         return min(pauses, default=None)
 
-    def _wanted(self) -> frozenset[ShardId]:
+    def _desired(self) -> frozenset[ShardId]:
         if self._holdings.leaving:
             return frozenset()
-        return self._membership.wishes(self._info).mine
+        return self._membership.desired(self._info).mine
 
     def _given_away(self) -> frozenset[ShardId]:
-        wishes, owned = self._membership.wishes(self._info), self._holdings.owned
+        desired, owned = self._membership.desired(self._info), self._holdings.owned
         if self._holdings.leaving:
             return frozenset(owned)
-        return wishes.given_away(owned.keys(), self._membership.receptive())
+        return desired.given_away(owned.keys(), self._membership.receptive())
 
     def _grace(self, now: float) -> float:
         return self._handover_grace if self._drain_deadline is None else max(0.0, self._drain_deadline - now)
 
-    def _look_again(self) -> None:
-        self._acquisitions.heard()
-        self._wake.set()
-
-    def _session_lost(self, session: GuardedSession, reason: str) -> None:
+    def _on_session_lost(self, session: GuardedSession, reason: str) -> None:
         if session is self._holdings.session:
             self._sessions_lost += 1
             self._fence(f"the lock session is lost: {reason}")
 
-    def _lease_expired(self) -> None:
+    def _on_lease_expired(self) -> None:
         self._self_fenced += 1
-        self._fence("the lease ran out: no heartbeat was acknowledged in time")
+        self._fence("the lease ran out, because no heartbeat was acknowledged in time")
 
     def _fence(self, reason: str) -> None:
-        """Let go of everything now: nothing of it may run any more when this returns."""
+        """Let go of everything. Synchronous: when this returns, no handler of these shards runs or will be started.
+
+        The state is changed first, so that whatever `on_revoked` calls sees a runner that owns nothing. Everything
+        after that happens even if the host fails, above all giving up the session: its locks let the next owners begin.
+        """
         held = self._holdings
         shards, session = tuple(held.owned), held.session
         held.owned.clear()
@@ -406,7 +429,7 @@ class Ownership:
         self._lease.fresh_until = NEVER
         try:
             if shards:
-                self._host.revoked(shards, reason)
+                self._host.on_revoked(shards, reason)
         finally:
             if shards:
                 _log.warning("let go of %d shards at once: %s", len(shards), reason)

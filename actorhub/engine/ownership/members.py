@@ -1,4 +1,4 @@
-"""Who else is there: the runner table as last read, whom to believe dead, and the wishes that follow."""
+"""The other runners: the runner table as last read, whom to suspect, and the shards that follow from it."""
 
 import asyncio
 import logging
@@ -12,27 +12,27 @@ from actorhub.engine.model.lease import NEVER
 from actorhub.engine.ownership.plan import (
     LIVE_WITHIN,
     RECEPTIVE_WITHIN,
+    DesiredShards,
     Suspects,
-    Wishes,
+    desired_shards,
     living,
     namesakes,
     stale,
-    wishes,
 )
-from actorhub.engine.ownership.session import store_call
-from actorhub.engine.supervision import Supervisor
+from actorhub.engine.supervision import Supervisor, store_call
 from actorhub.storage.ports import HEARTBEAT_INTERVAL, LiveRunner, Storage
 
 _log: Final = logging.getLogger("actorhub.ownership")
 
 _INTERVAL: Final = HEARTBEAT_INTERVAL.total_seconds()
 _WATCHFUL_INTERVAL: Final = 0.25
-"""Seconds between looks while a peer is overdue, so that its end is seen soon."""
+"""Seconds between heartbeats while a peer is overdue, so that its end is noticed soon."""
 _OVERDUE: Final = 2.0
+"""Seconds of silence after which a peer is overdue."""
 _EVICTION_INTERVAL: Final = 1.0
 _NAMESAKE_IS_DEAD: Final = 1.5
-"""Seconds of silence after which a former runner at our address counts as dead: a living one would have been heard."""
-_NAMESAKE_LOOK: Final = 0.1
+"""Seconds of silence after which a former runner at our address counts as dead; a living one sends one every second."""
+_NAMESAKE_POLL: Final = 0.1
 _DEADLINE: Final = 2.0
 
 
@@ -46,19 +46,19 @@ class Membership:
         supervisor: Supervisor,
         clock: Clock,
         shards_per_group: int,
-        again: Callable[[], None],
+        rebalance: Callable[[], None],
     ) -> None:
         self._storage = storage
         self._supervisor = supervisor
         self._clock = clock
         self._shards_per_group = shards_per_group
-        self._again = again
+        self._rebalance = rebalance
         self._rows: Sequence[LiveRunner] = ()
         self.living: tuple[LiveRunner, ...] = ()
-        """Who was alive at the last look, this runner included."""
+        """The runners that were alive when the table was last read, this one included."""
         self.suspects = Suspects()
-        self.last_wishes = Wishes(frozenset(), {}, frozenset())
-        self._wished_for: object = None
+        self.last_desired = DesiredShards(frozenset(), {}, frozenset())
+        self._desired_for: object = None
         self._evicted: dict[str, float] = {}
         self._known_namesakes: set[str] = set()
         self._forgiven = 0.0
@@ -66,16 +66,22 @@ class Membership:
 
     @property
     def registered(self) -> int:
-        """How many runners the table had at the last look, silent ones included."""
+        """How many runners the table had when it was last read, silent ones included."""
         return len(self._rows)
 
     def forgive(self, seconds: float) -> None:
-        """Hold up to `seconds` of silence against nobody for a while: perhaps nobody could reach the store."""
+        """Ignore up to `seconds` of everybody's silence for the next few seconds.
+
+        Called when this runner has a new session after a gap. If the store was away, no peer could send heartbeats
+        either, and every row looks stale when it is back. Without this, the first runner to return would end the lock
+        sessions of all others and take all shards. Peers that are really dead stay silent, and are noticed a few
+        seconds later.
+        """
         self._forgiven = seconds
         self._forgiven_until = self._clock.monotonic() + LIVE_WITHIN
 
     def observe(self, rows: Sequence[LiveRunner], me: RunnerInfo) -> bool:
-        """Take in the current runner table; return whether other runners live, or say other things, than before."""
+        """Take in the runner table; return whether the living runners, or what they declare, changed."""
         now = self._clock.monotonic()
         forgiven = self._forgiven if now < self._forgiven_until else 0.0
         self._rows = rows
@@ -90,19 +96,19 @@ class Membership:
         self._report_namesakes(rows, me)
         return before != [row.info for row in self.living]
 
-    def wishes(self, me: RunnerInfo) -> Wishes:
-        """Return the wishes by what is known now; computed only when that has changed."""
+    def desired(self, me: RunnerInfo) -> DesiredShards:
+        """Return the shards that `me` should own, by what is known now. Computed only when that has changed."""
         excluded = frozenset(
             row.info.runner.incarnation for row in self.living if row.info.runner.incarnation in self.suspects
         )
         infos = tuple(me if row.info.runner == me.runner else row.info for row in self.living)
-        if self._wished_for != (infos, excluded):
-            self.last_wishes = wishes(infos, excluded, me, self._shards_per_group)
-            self._wished_for = (infos, excluded)
-        return self.last_wishes
+        if self._desired_for != (infos, excluded):
+            self.last_desired = desired_shards(infos, excluded, me, self._shards_per_group)
+            self._desired_for = (infos, excluded)
+        return self.last_desired
 
     def receptive(self) -> frozenset[RunnerAddress]:
-        """Return the runners that shards may be handed over to: lately heard of and not suspected."""
+        """Return the runners that shards may be handed over to: recently heard from, and not suspected."""
         return frozenset(
             row.info.runner
             for row in self.living
@@ -110,51 +116,63 @@ class Membership:
         )
 
     def interval(self) -> float:
-        """Return seconds until the next heartbeat: shorter while a peer is overdue, always with some jitter."""
+        """Return the seconds until the next heartbeat: fewer while a peer is overdue, and always with some jitter."""
         overdue = any(row.silent_for >= _OVERDUE for row in self._rows)
         return (_WATCHFUL_INTERVAL if overdue else _INTERVAL) * (0.9 + 0.1 * self._clock.random())
 
     async def replace_namesakes(self, me: RunnerInfo) -> None:
-        """Wait until former runners at this address are proven dead, and remove their rows.
+        """Wait until former runners at this address are known to be dead, and remove their rows.
+
+        Peers find a runner by its address, so of two living ones at one address only one would be reached. Usually the
+        former runner is this one before its restart, and dead. If it lives, its silence shrinks from one reading of the
+        table to the next, whenever a heartbeat has arrived; if it is dead, its silence only grows.
 
         Raises:
-            ConfigurationError: one of them lives.
-            PersistenceError: the store failed.
+            ConfigurationError: One of them is alive.
+            PersistenceError: The store failed.
         """
-        heard: dict[str, float] = {}
+        last_silence: dict[str, float] = {}
         while True:
             rows = await store_call(self._supervisor, self._storage.runners(), "list runners", _DEADLINE)
             silent = {row.info.runner.incarnation: row.silent_for for row in namesakes(rows, me)}
             for incarnation, seconds in silent.items():
-                if seconds < heard.get(incarnation, 0.0):
+                if seconds < last_silence.get(incarnation, 0.0):
                     raise ConfigurationError(
                         f"a living runner has the address {me.runner.address} already (incarnation {incarnation}): "
-                        "stop it, or give this one an address of its own with --listen or --advertise"
+                        "stop it, or give this runner an address of its own with --listen or --advertise"
                     )
                 if seconds >= _NAMESAKE_IS_DEAD:
                     work = self._storage.remove_runner(incarnation)
                     await store_call(self._supervisor, work, "remove runner", _DEADLINE)
-            heard = {name: seconds for name, seconds in silent.items() if seconds < _NAMESAKE_IS_DEAD}
-            if not heard:
+            last_silence = {name: seconds for name, seconds in silent.items() if seconds < _NAMESAKE_IS_DEAD}
+            if not last_silence:
                 return
-            await asyncio.sleep(_NAMESAKE_LOOK)
+            await asyncio.sleep(_NAMESAKE_POLL)
 
     def _report_namesakes(self, rows: Sequence[LiveRunner], me: RunnerInfo) -> None:
         found = {row.info.runner.incarnation for row in namesakes(rows, me) if row.silent_for < _NAMESAKE_IS_DEAD}
         for incarnation in found - self._known_namesakes:
-            _log.error("runner %s also advertises %s: peers reach only one of the two", incarnation, me.runner.address)
+            _log.error(
+                "runner %s advertises %s, which is this runner's address: peers reach only one of the two",
+                incarnation,
+                me.runner.address,
+            )
         self._known_namesakes = found
 
     async def _evict(self, incarnation: str, *, forget: bool) -> None:
-        """End the sessions of a silent runner, so that its locks get free; remove its row when it has none left."""
+        """End the lock sessions of a silent runner, which frees its locks; `forget`: remove its row if it has none.
+
+        A frozen process keeps its TCP connections, so its locks stay taken. Its own lease has run out by now, and what
+        it still sends after it thaws is refused at the epochs of the next owners.
+        """
         try:
             work = self._storage.terminate_sessions(incarnation)
             ended = await store_call(self._supervisor, work, "end sessions of silent runner", _DEADLINE)
             if ended:
-                _log.warning("ended %d lock sessions of the silent runner %s", ended, incarnation)
-                self._again()
+                _log.warning("ended %d lock session(s) of runner %s, which is silent", ended, incarnation)
+                self._rebalance()
             elif forget:
                 work_left = self._storage.remove_runner(incarnation)
                 await store_call(self._supervisor, work_left, "remove runner", _DEADLINE)
         except (PersistenceError, ShuttingDown) as error:
-            _log.warning("cannot evict the silent runner %s, next try in a second: %s", incarnation, error)
+            _log.warning("could not evict runner %s, which is silent; next attempt in a second: %s", incarnation, error)

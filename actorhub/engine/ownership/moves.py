@@ -1,4 +1,12 @@
-"""How shards come and go: acquisitions (lock, take, grant) and hand-overs (drain, release, unlock, tell)."""
+"""How shards come and go.
+
+An acquisition locks a shard, takes it in the store and grants it to the host. A hand-over drains it, releases it in the
+store, unlocks it and announces it. The order is what keeps owners from overlapping:
+
+- The lock comes before the take. The lock keeps two runners from *running* the shard; the take waits for commits that a
+  former owner has under way, then raises the epoch, so that nothing the former owner sends later can be *committed*.
+- The unlock comes after the drain. Whoever gets the lock may start handlers at once, so none may run here by then.
+"""
 
 import asyncio
 import logging
@@ -10,19 +18,19 @@ from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError, ShuttingDown
 from actorhub.engine.model.lease import NEVER, Lease
-from actorhub.engine.ownership.session import GuardedSession, store_call
-from actorhub.engine.supervision import Supervisor
+from actorhub.engine.ownership.session import GuardedSession
+from actorhub.engine.supervision import Supervisor, store_call
 from actorhub.storage.ports import LiveRunner, SessionLost, Storage
 
 _log: Final = logging.getLogger("actorhub.ownership")
 
 TAKE_DEADLINE: Final = 10.0
-"""Longer than the store needs to end a former owner that sits in a transaction."""
+"""Seconds. A take may have to wait until the store ends a former owner that is stuck in a transaction (2 s)."""
 RELEASE_DEADLINE: Final = 2.0
 DRAIN_MARGIN: Final = 1.0
-"""Seconds that a drain may exceed its grace before the shard is revoked."""
+"""Seconds by which a drain may exceed its grace before the shard is revoked."""
 SLOW_DRAIN: Final = 0.5
-"""A drain that lasts longer than this many seconds gives its place to another shard."""
+"""Seconds after which a drain no longer counts against the number of concurrent drains."""
 _LARGEST_BATCH: Final = 2000
 _SHRINK: Final = 8
 
@@ -30,40 +38,45 @@ ShardState = Literal["owned", "acquiring", "draining", "unowned"]
 
 
 class ShardHost(Protocol):
-    """What acts for the owned shards. Its synchronous methods must neither block nor raise."""
+    """What acts for the owned shards. The synchronous methods must neither block nor raise."""
 
-    def granted(self, shards: Mapping[ShardId, int]) -> None:
-        """Serve these shards from now on, at these epochs."""
+    def on_granted(self, shards: Mapping[ShardId, int]) -> None:
+        """Start to serve these shards, at these epochs."""
         ...
 
-    def revoked(self, shards: Collection[ShardId], reason: str) -> None:
-        """Drop these shards now: stop intake, cancel what runs, forget their state. They are lost already."""
+    def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
+        """Drop these shards, which are already lost: accept nothing, cancel what runs, forget their state."""
         ...
 
     async def drain(self, shard: ShardId, grace: float) -> None:
-        """Start no handler any more, finish the running ones within `grace` seconds, passivate.
+        """Start no further handler, let running ones finish within `grace` seconds, and passivate the entities.
 
-        When it returns, nothing of the shard runs or will commit. `revoked` while it waits makes it return.
+        When this returns, nothing of the shard runs and nothing will commit. It also returns if the shard is revoked
+        in the meantime.
         """
         ...
 
-    def members_changed(self, runners: Sequence[LiveRunner]) -> None:
-        """Learn which runners are alive, this one included."""
+    def on_members_changed(self, runners: Sequence[LiveRunner]) -> None:
+        """Take note of the runners that are alive, this one included."""
         ...
 
-    def released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
-        """Learn that drained shards are free to be taken, and by whom (`None`: nobody is there).
+    def on_released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
+        """Announce that drained shards are free, and for whom (`None` if no other runner is known).
 
-        A shard whose drain overran its grace was `revoked` before.
+        A shard whose drain overran its grace was revoked before.
         """
         ...
 
 
 class Holdings:
-    """Every mutable fact about what this runner holds; changed without an `await` between check and act.
+    """Every mutable fact about the shards that this runner holds.
 
-    A shard is in `releasing` from the start of its drain until its lock is free, in `owned` as long as something of it
-    may run, and never in `acquiring` and one of the others at once.
+    A shard is in `acquiring` from the first attempt at its lock until it is granted or given up, in `owned` for as long
+    as anything of it may run, and in `releasing` from the start of its drain until its lock is free. It is never in
+    `acquiring` and in one of the others at the same time.
+
+    Heartbeat, watchdog and balance loop, acquisitions and drains all change this state. Each does so without an `await`
+    between the check and the change, so none of them acts on what another one has just changed.
     """
 
     def __init__(self, lease: Lease) -> None:
@@ -71,18 +84,18 @@ class Holdings:
         self.owned: dict[ShardId, int] = {}
         self.acquiring: set[ShardId] = set()
         self.releasing: dict[ShardId, float] = {}
-        """When its release began."""
+        """When the hand-over of each shard began, in monotonic seconds."""
         self.session: GuardedSession | None = None
         self.leaving = False
         self.changed = asyncio.Event()
-        """Set whenever a shard came, went or was given up."""
+        """Set whenever an acquisition or a hand-over has ended, whatever came of it."""
 
     def may_act(self, session: GuardedSession) -> bool:
-        """Whether `session` still is the session, and the lease fresh."""
+        """Whether `session` is still the current one and the lease is fresh."""
         return session is self.session and self._lease.is_fresh()
 
     def state(self, shard: ShardId) -> ShardState:
-        """Return how this runner stands to `shard`."""
+        """Return what `shard` is to this runner at the moment."""
         if shard in self.releasing:
             return "draining"
         if shard in self.owned:
@@ -90,12 +103,23 @@ class Holdings:
         return "acquiring" if shard in self.acquiring else "unowned"
 
     def busy(self) -> set[ShardId]:
-        """Return the shards that must be left alone until their move has ended."""
+        """Return the shards with an acquisition or a hand-over under way."""
         return self.acquiring | self.releasing.keys()
 
 
 class HandOvers:
-    """Lets go of shards one by one, releases those that are drained together, and tells the host who is next."""
+    """Drains shards one by one, releases the drained ones in batches, and tells the host who is next.
+
+    Args:
+        holdings: What this runner holds.
+        storage: Where a release is written.
+        host: Drains the shards, and announces their release.
+        supervisor: Owns the tasks.
+        clock: Tells how long a drain has taken.
+        incarnation: Of this runner.
+        next_owner: Returns the runner that should own a shard next.
+        rebalance: Has the balance loop run once more.
+    """
 
     def __init__(
         self,
@@ -107,7 +131,7 @@ class HandOvers:
         clock: Clock,
         incarnation: str,
         next_owner: Callable[[ShardId], RunnerAddress | None],
-        again: Callable[[], None],
+        rebalance: Callable[[], None],
     ) -> None:
         self._holdings = holdings
         self._storage = storage
@@ -116,19 +140,24 @@ class HandOvers:
         self._clock = clock
         self._incarnation = incarnation
         self._next_owner = next_owner
-        self._again = again
+        self._rebalance = rebalance
         self._drains: dict[ShardId, asyncio.Task[None]] = {}
         self._drained: dict[ShardId, int] = {}
+        """Epochs of the shards that wait for the next batch of releases."""
         self._flush: asyncio.Task[None] | None = None
         self.released = 0
 
     def active(self) -> int:
-        """Return how many drains occupy a place: slow ones do not, so that they hold up nobody."""
+        """Return how many drains are under way, slow ones not counted.
+
+        A drain waits for the user's handlers. If slow drains counted, a few long handlers would keep every other shard
+        from moving.
+        """
         recent = self._clock.monotonic() - SLOW_DRAIN
         return sum(1 for shard in self._drains if self._holdings.releasing.get(shard, NEVER) > recent)
 
     def start(self, shards: Iterable[ShardId], grace: float) -> None:
-        """Begin to hand over owned shards whose drain may take `grace` seconds."""
+        """Begin to hand over owned shards; each drain may take `grace` seconds."""
         session = self._holdings.session
         if session is None:
             return
@@ -138,7 +167,11 @@ class HandOvers:
             self._drains[shard] = self._supervisor.spawn(work, "hand over shard")
 
     def give_back(self, shards: Mapping[ShardId, int]) -> None:
-        """Release shards at these epochs for which nothing runs."""
+        """Release shards of which nothing runs here, at these epochs.
+
+        Shards that are drained while a batch is being released form the next batch, so that leaving costs a few
+        statements instead of one per shard.
+        """
         for shard in shards:
             self._holdings.releasing.setdefault(shard, self._clock.monotonic())
         self._drained.update(shards)
@@ -147,12 +180,12 @@ class HandOvers:
         try:
             self._flush = self._supervisor.spawn(self._release_drained(), "release shards")
         except ShuttingDown:
-            # Nothing new starts any more: the locks end with their session.
+            # This process is ending, so no task can be started. The locks are freed when the session ends.
             for shard in shards:
                 self._holdings.releasing.pop(shard, None)
 
     def cancel(self) -> None:
-        """Stop waiting for drains: the shards were revoked."""
+        """Stop waiting for drains; the shards have been revoked."""
         for task in self._drains.values():
             task.cancel()
 
@@ -163,22 +196,25 @@ class HandOvers:
             await self._supervisor.bounded(work, "drain shard", grace + DRAIN_MARGIN)
             drained = True
         except TimeoutError:
-            _log.warning("shard %s is not drained %.3g s after its grace: it is revoked", shard, DRAIN_MARGIN)
+            _log.warning("shard %s is revoked: its drain exceeded the grace time by %.3g s", shard, DRAIN_MARGIN)
         finally:
             self._drains.pop(shard, None)
-            self._drain_ended(session, shard, epoch, drained=drained)
+            self._on_drain_ended(session, shard, epoch, drained=drained)
 
-    def _drain_ended(self, session: GuardedSession, shard: ShardId, epoch: int, *, drained: bool) -> None:
+    def _on_drain_ended(self, session: GuardedSession, shard: ShardId, epoch: int, *, drained: bool) -> None:
+        # While the drain waited, this runner may have fenced itself, lost the session, and taken the shard again at
+        # another epoch with another session. Only the tenure that this drain belongs to may be ended here, and a lock
+        # of the present session must not be freed on behalf of a former one.
         if self._holdings.owned.get(shard) == epoch:
             del self._holdings.owned[shard]
             if not drained:
-                self._host.revoked((shard,), "its hand-over failed or overran its grace")
+                self._host.on_revoked((shard,), "its hand-over failed or overran its grace")
         if session is self._holdings.session:
             self.give_back({shard: epoch})
         else:
             self._holdings.releasing.pop(shard, None)
             self._holdings.changed.set()
-            self._again()
+            self._rebalance()
 
     async def _release_drained(self) -> None:
         while self._drained:
@@ -190,8 +226,8 @@ class HandOvers:
                     self._holdings.releasing.pop(shard, None)
                 self.released += len(batch)
                 self._holdings.changed.set()
-                self._again()
-                self._host.released({shard: self._next_owner(shard) for shard in batch})
+                self._rebalance()
+                self._host.on_released({shard: self._next_owner(shard) for shard in batch})
 
     async def _release(self, batch: Mapping[ShardId, int]) -> None:
         session = self._holdings.session
@@ -199,17 +235,29 @@ class HandOvers:
             work = self._storage.release(batch, self._incarnation)
             await store_call(self._supervisor, work, "release shards", RELEASE_DEADLINE)
         except PersistenceError as error:
-            # The next owner's take overwrites the rows, so the lock is freed all the same.
-            _log.warning("%d shards keep their former owner in the store: %s", len(batch), error)
+            # The lock is freed nevertheless: the next owner's take overwrites these rows. If the release is still under
+            # way in the store, it changes nothing after that take, because the epoch no longer matches.
+            _log.warning("the store still names this runner as the owner of %d released shards: %s", len(batch), error)
         if session is not None:
             try:
                 await session.unlock(list(batch))
             except SessionLost as error:
-                _log.warning("the locks of %d released shards ended with their session: %s", len(batch), error)
+                _log.warning("the locks of %d released shards ended with the lock session: %s", len(batch), error)
 
 
 class Acquisitions:
-    """Gets the locks of wished shards, becomes their owner in the store, and grants them to the host."""
+    """Locks desired shards, becomes their owner in the store, and grants them to the host.
+
+    Args:
+        holdings: What this runner holds.
+        storage: Where a take is written.
+        host: Told of granted shards.
+        supervisor: Owns the tasks.
+        clock: Source of time and jitter.
+        desired: Returns the shards that this runner should own now.
+        give_back: Releases shards that were taken too late.
+        rebalance: Has the balance loop run once more.
+    """
 
     def __init__(
         self,
@@ -219,27 +267,34 @@ class Acquisitions:
         host: ShardHost,
         supervisor: Supervisor,
         clock: Clock,
-        wanted: Callable[[], frozenset[ShardId]],
+        desired: Callable[[], frozenset[ShardId]],
         give_back: Callable[[Mapping[ShardId, int]], None],
-        again: Callable[[], None],
+        rebalance: Callable[[], None],
     ) -> None:
         self._holdings = holdings
         self._storage = storage
         self._host = host
         self._supervisor = supervisor
         self._clock = clock
-        self._wanted = wanted
+        self._desired = desired
         self._give_back = give_back
-        self._again = again
+        self._rebalance = rebalance
         self._batch = _LARGEST_BATCH
         self._backoff = Backoff(0.05, 1.0)
         self._failures = 0
-        self._wish_heard = False
+        self._retries_requested = 0
+        """Counts `retry`: an attempt compares it at its start and at its end."""
         self.takeovers = 0
         self.last_duration = 0.0
 
     def start(self, shards: Sequence[ShardId], info: RunnerInfo, since: float) -> None:
-        """Begin to acquire `shards`; `since` (monotonic) is when the wish came up, for statistics."""
+        """Begin to acquire `shards`, in batches.
+
+        Args:
+            shards: Neither owned nor being acquired or released.
+            info: This runner, as the store is to name it.
+            since: Monotonic seconds at which the shards became desired, for the statistics.
+        """
         session = self._holdings.session
         if session is None:
             return
@@ -248,38 +303,53 @@ class Acquisitions:
             self._holdings.acquiring.update(batch)
             _ = self._supervisor.spawn(self._acquire(session, batch, info, since), "acquire shards")
 
-    def heard(self) -> None:
-        """Note that somebody asked for another look: a try that is under way may have come too early."""
-        self._wish_heard = bool(self._holdings.acquiring)
+    def retry(self) -> None:
+        """Try now the locks that are desired and not held; something suggests that some of them are free.
+
+        An attempt that is under way may have asked for its locks just before they became free, and until it ends the
+        balance loop leaves its shards alone. So each attempt that began before this call is followed by one more run of
+        the balance loop. It is one, and not a run whenever some attempt ends: batches end one after the other, and if
+        each end called for the others to be repeated, locks that a living peer holds would be tried without a pause, on
+        the very session that must send the heartbeats.
+        """
+        self._retries_requested += 1
+        self._rebalance()
 
     async def _acquire(
         self, session: GuardedSession, shards: Sequence[ShardId], info: RunnerInfo, since: float
     ) -> None:
+        requested = self._retries_requested
         locked = shards
         epochs: Mapping[ShardId, int] = {}
         try:
             locked = await session.try_lock(shards)
-            wishes = self._wanted()
-            wanted = [shard for shard in locked if shard in wishes]
-            if len(wanted) < len(locked):
-                await session.unlock(sorted(set(locked).difference(wanted)))
-            locked = wanted
-            if wanted and self._holdings.may_act(session):
-                work = self._storage.take(wanted, info)
+            # Placement may have changed while the locks were awaited. A lock that is kept without the shard being
+            # desired would never be freed: the balance loop releases only what is owned.
+            desired = self._desired()
+            kept = [shard for shard in locked if shard in desired]
+            if len(kept) < len(locked):
+                await session.unlock(sorted(set(locked).difference(kept)))
+            locked = kept
+            if kept and self._holdings.may_act(session):
+                work = self._storage.take(kept, info)
                 epochs = await store_call(self._supervisor, work, "take shards", TAKE_DEADLINE)
         except SessionLost as error:
-            _log.info("%d shards were not acquired: %s", len(shards), error)
+            _log.info("%d shards were not acquired, because the lock session ended: %s", len(shards), error)
         except PersistenceError as error:
-            await self._failed(session, locked, error)
+            await self._on_take_failed(session, locked, error)
         finally:
             self._holdings.acquiring.difference_update(shards)
-            self._granted(session, epochs, since)
+            self._grant(session, epochs, since)
             self._holdings.changed.set()
-            if self._wish_heard or session is not self._holdings.session:
-                self._wish_heard = False
-                self._again()
+            # With a new session the locks that this attempt got are gone, and the balance loop may have run already
+            # while these shards still counted as being acquired.
+            if requested != self._retries_requested or session is not self._holdings.session:
+                self._rebalance()
 
-    def _granted(self, session: GuardedSession, epochs: Mapping[ShardId, int], since: float) -> None:
+    def _grant(self, session: GuardedSession, epochs: Mapping[ShardId, int], since: float) -> None:
+        # A take can last seconds. If the lease ran out or the session was lost meanwhile, the store names this runner
+        # as the owner of shards that it must not act for: it takes them again, at higher epochs, once it has a new
+        # session.
         if not epochs or not self._holdings.may_act(session):
             return
         self._failures = 0
@@ -290,16 +360,24 @@ class Acquisitions:
         self._holdings.owned.update(epochs)
         self.takeovers += len(epochs)
         self.last_duration = self._clock.monotonic() - since
-        self._host.granted(epochs)
+        self._host.on_granted(epochs)
 
-    async def _failed(self, session: GuardedSession, locked: Sequence[ShardId], error: PersistenceError) -> None:
-        """Free the locks, so that nothing is stranded, and try again soon in smaller parts: one shard may be stuck."""
+    async def _on_take_failed(
+        self, session: GuardedSession, locked: Sequence[ShardId], error: PersistenceError
+    ) -> None:
+        """Free the locks, so that another runner can try, and retry soon in smaller batches.
+
+        One shard whose former owner is stuck in a transaction fails the take of its whole batch. Smaller batches keep
+        it from holding up the others.
+        """
         self._failures += 1
         self._batch = max(1, min(self._batch, len(locked)) // _SHRINK)
         delay = self._backoff.delay(self._failures, self._clock.random())
-        _log.warning("taking %d shards failed and is tried again in %.3g s: %s", len(locked), delay, error)
-        asyncio.get_running_loop().call_later(delay, self._again)
+        _log.warning("could not take %d shards, next attempt in %.3g s: %s", len(locked), delay, error)
+        # `retry`, because freeing the locks below may last longer than the delay: until then the shards count as being
+        # acquired, and a plain run of the balance loop would pass them over.
+        asyncio.get_running_loop().call_later(delay, self.retry)
         try:
             await session.unlock(locked)
         except SessionLost as lost:
-            _log.info("the locks of %d shards ended with their session: %s", len(locked), lost)
+            _log.info("the locks of %d shards ended with the lock session: %s", len(locked), lost)

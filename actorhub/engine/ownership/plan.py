@@ -1,4 +1,4 @@
-"""What a runner should do about shards, decided without doing it: from the runner table to wishes to a plan."""
+"""What a runner should do about shards, as pure functions: from the runner table to desired shards to a plan."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,25 @@ from actorhub.engine.ownership.placement import Candidate, place
 from actorhub.storage.ports import LiveRunner
 
 LIVE_WITHIN: Final = 3.0
-"""A runner that the store did not hear of for this many seconds gets no shards."""
+"""A runner that has not sent a heartbeat for this many seconds gets no shards."""
 STALE_AFTER: Final = 3.5
-"""Seconds of silence after which a runner's lock sessions are ended: later than its own lease, so it has let go."""
+"""Seconds of silence after which peers end a runner's lock sessions. By then its lease (2.5 s) has run out, so it has
+stopped acting for its shards even if it is only cut off."""
 FORGET_AFTER: Final = 10.0
 """Seconds of silence after which the row of a runner without lock sessions is deleted."""
 RECEPTIVE_WITHIN: Final = 2.5
-"""A shard is handed over only to a runner that was heard of within as many seconds."""
+"""Seconds of silence beyond which no shard is handed over to a runner: it may be dead."""
 
 
 def living(rows: Sequence[LiveRunner], me: RunnerInfo, forgiven: float = 0.0) -> tuple[LiveRunner, ...]:
-    """Return the runners that count as alive, this one included, one per address: the youngest, sorted by address.
+    """Return the runners that count as alive, this one included, sorted by address.
+
+    Of several incarnations at one address, the youngest counts.
 
     Args:
         rows: The runner table.
-        me: This runner; it is alive whatever its row says, and another incarnation at its address is not.
-        forgiven: Seconds of silence that prove nothing, because nobody could reach the store.
+        me: This runner. It is alive whatever its row says, and other incarnations at its address are not.
+        forgiven: Seconds of silence that prove nothing, because no runner could reach the store.
     """
     found: dict[str, LiveRunner] = {}
     for row in rows:
@@ -55,7 +58,7 @@ def namesakes(rows: Sequence[LiveRunner], me: RunnerInfo) -> tuple[LiveRunner, .
 
 
 def stale(rows: Sequence[LiveRunner], me: RunnerInfo, forgiven: float = 0.0) -> dict[str, bool]:
-    """Return the incarnations whose lock sessions are to be ended, and whether the row may go once there are none."""
+    """Return the incarnations whose lock sessions to end, and whether to delete the row once there are none."""
     return {
         row.info.runner.incarnation: row.silent_for - forgiven >= FORGET_AFTER
         for row in rows
@@ -64,18 +67,23 @@ def stale(rows: Sequence[LiveRunner], me: RunnerInfo, forgiven: float = 0.0) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """Which shards this runner should own, and who should own the others of its groups."""
+class DesiredShards:
+    """The shards that this runner should own, and who should own the others of its groups."""
 
     mine: frozenset[ShardId]
-    """Worth a try for their lock: ours by placement, or ours should the suspected runners be dead."""
+    """Shards whose locks to try: ours by placement, or ours if the suspected runners are dead."""
     next_owner: Mapping[ShardId, RunnerAddress]
-    """Placement over the unsuspected runners."""
+    """Placement over the runners that are not suspected."""
     agreed: frozenset[ShardId]
-    """Shards that belong to the same other runner whether or not the suspected ones are dead."""
+    """Shards that have the same owner by placement whether or not the suspected runners are dead."""
 
     def given_away(self, owned: Collection[ShardId], receptive: Collection[RunnerAddress]) -> frozenset[ShardId]:
-        """Return those of `owned` that this runner should hand over now, to one of `receptive`."""
+        """Return those of `owned` that this runner should hand over now.
+
+        Args:
+            owned: The shards that it owns.
+            receptive: Runners that shards may be handed over to.
+        """
         return frozenset(
             shard
             for shard in owned
@@ -83,21 +91,24 @@ class Wishes:
         )
 
 
-def wishes(infos: Sequence[RunnerInfo], suspects: Collection[str], me: RunnerInfo, shards_per_group: int) -> Wishes:
-    """Return the wishes of `me`, a pure function of who is alive and who is suspected.
+def desired_shards(
+    infos: Sequence[RunnerInfo], suspects: Collection[str], me: RunnerInfo, shards_per_group: int
+) -> DesiredShards:
+    """Return what `me` should own, as a pure function of who is alive and who is suspected.
 
-    A suspected runner is believed neither dead nor alive: its shards are tried, which is safe because locks decide, but
-    nothing is handed over on that opinion.
+    A suspicion may be wrong, and two runners may differ in whom they suspect. So a suspect counts as neither dead nor
+    alive: the locks of its shards are tried, which is safe because the lock decides, but no shard is handed over unless
+    placement says the same with and without the suspect.
     """
     trusted = [info for info in infos if info.runner.incarnation not in suspects]
     cautious = _layout(trusted, me, shards_per_group)
     if len(trusted) == len(infos):
         mine = frozenset(shard for shard, owner in cautious.items() if owner == me.runner)
-        return Wishes(mine, cautious, frozenset(cautious))
+        return DesiredShards(mine, cautious, frozenset(cautious))
     hopeful = _layout(infos, me, shards_per_group)
     mine = frozenset(shard for layout in (cautious, hopeful) for shard, owner in layout.items() if owner == me.runner)
     agreed = frozenset(shard for shard, owner in cautious.items() if hopeful.get(shard) == owner)
-    return Wishes(mine, cautious, agreed)
+    return DesiredShards(mine, cautious, agreed)
 
 
 def _layout(infos: Sequence[RunnerInfo], me: RunnerInfo, shards_per_group: int) -> dict[ShardId, RunnerAddress]:
@@ -121,41 +132,43 @@ def _layout(infos: Sequence[RunnerInfo], me: RunnerInfo, shards_per_group: int) 
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to start now. Shards that are being acquired or released already are in neither list."""
+class MovePlan:
+    """The acquisitions and hand-overs to start now. Shards that are already on the move are in neither list."""
 
     acquire: tuple[ShardId, ...]
     release: tuple[ShardId, ...]
     waiting: int
-    """How many shards are to be released later, for want of a free place."""
+    """How many shards are to be released later, because enough are being drained already."""
 
 
 def decide(
     *,
     owned: Collection[ShardId],
     busy: Collection[ShardId],
-    wanted: frozenset[ShardId],
+    desired: frozenset[ShardId],
     given_away: Collection[ShardId],
     places: int,
-) -> Plan:
+) -> MovePlan:
     """Return what to do about every shard.
 
     Args:
         owned: Shards owned now.
-        busy: Shards with an acquisition or a release under way: left alone until that has ended.
-        wanted: Shards to own.
-        given_away: Shards to hand over if they are owned; those also wanted are kept.
-        places: How many hand-overs may be started.
+        busy: Shards with an acquisition or a hand-over under way. They are left alone until that has ended.
+        desired: Shards to own.
+        given_away: Shards to hand over if they are owned. Those that are also desired are kept.
+        places: How many further hand-overs may be started.
     """
-    acquire = sorted(shard for shard in wanted if shard not in owned and shard not in busy)
-    release = sorted(shard for shard in owned if shard in given_away and shard not in wanted and shard not in busy)
+    acquire = sorted(shard for shard in desired if shard not in owned and shard not in busy)
+    release = sorted(shard for shard in owned if shard in given_away and shard not in desired and shard not in busy)
     places = max(0, places)
-    return Plan(tuple(acquire), tuple(release[:places]), len(release[places:]))
+    return MovePlan(tuple(acquire), tuple(release[:places]), len(release[places:]))
 
 
 _RETRIES: Final = Backoff(initial=0.02, maximum=0.25)
 _BEATS_TO_TRUST: Final = 3
+"""One heartbeat proves little: it may have been on its way when the runner died."""
 _SAME_BEAT: Final = 0.1
+"""Two readings of the table whose heartbeats are less than this many seconds apart have seen the same heartbeat."""
 
 
 class _Suspicion(msgspec.Struct):
@@ -167,10 +180,10 @@ class _Suspicion(msgspec.Struct):
 
 
 class Suspects:
-    """Runners that somebody believes dead, and when to try their locks next; times are monotonic seconds.
+    """Runners that may be dead, and when to try their locks next. Times are monotonic seconds.
 
-    A suspicion ends when the row is gone, when the suspect is trusted again, or when three of its heartbeats arrived
-    after it began. A runner that falls silent is suspected without anybody's opinion.
+    A suspicion begins when a link breaks (`add`), or when the runner's heartbeats stop. It ends when the runner's row
+    is gone, when the runner is trusted again, or when three of its heartbeats have arrived since.
     """
 
     def __init__(self) -> None:
@@ -181,19 +194,19 @@ class Suspects:
 
     @property
     def incarnations(self) -> frozenset[str]:
-        """Who is suspected."""
+        """The suspected runners."""
         return frozenset(self._suspicions)
 
     def add(self, incarnation: str, now: float) -> None:
-        """Suspect a runner; the retries start anew."""
+        """Suspect a runner; the intervals between attempts start over."""
         self._suspicions[incarnation] = _Suspicion(since=now, tries=0, next_try=now + _RETRIES.initial, last_beat=now)
 
     def trust(self, incarnation: str) -> bool:
-        """End a suspicion; return whether there was one."""
+        """End the suspicion of a runner; return whether there was one."""
         return self._suspicions.pop(incarnation, None) is not None
 
     def observe(self, rows: Sequence[LiveRunner], now: float, forgiven: float = 0.0) -> None:
-        """Learn from the runner table as read at `now`."""
+        """Begin and end suspicions by the runner table as it was read at `now`."""
         silence = {row.info.runner.incarnation: row.silent_for for row in rows}
         for incarnation in self._suspicions.keys() - silence.keys():
             del self._suspicions[incarnation]
@@ -210,15 +223,19 @@ class Suspects:
                     del self._suspicions[incarnation]
 
     def next_try(self) -> float | None:
-        """Return when to try next; `None` without suspicions."""
+        """Return when to try the suspects' locks next; `None` if nobody is suspected."""
         return min((suspicion.next_try for suspicion in self._suspicions.values()), default=None)
 
     def since(self, now: float) -> float:
-        """Return when the oldest suspicion began; `now` without suspicions."""
+        """Return when the oldest suspicion began; `now` if nobody is suspected."""
         return min((suspicion.since for suspicion in self._suspicions.values()), default=now)
 
-    def tried(self, now: float) -> None:
-        """Note a try at `now`: 20 ms after the suspicion, then at intervals that double up to 250 ms."""
+    def on_tried(self, now: float) -> None:
+        """Plan the next attempt: 20 ms after the suspicion, then at intervals that double up to 250 ms.
+
+        Postgres frees the locks of a killed process when the kernel has closed its socket, which is usually a few
+        milliseconds away.
+        """
         for suspicion in self._suspicions.values():
             if suspicion.next_try <= now:
                 suspicion.tries += 1

@@ -1,4 +1,8 @@
-"""What bounds ownership in time: the watchdog of the lease, and a lock session on which no operation can hang."""
+"""What bounds ownership in time: the watchdog of the lease, and a lock session on which no operation can hang.
+
+A lock session never reconnects. Its locks vanish with it, so after a silent reconnect this runner would go on believing
+in locks that somebody else may hold. Any failure ends the session for good, and with it the claim to every shard.
+"""
 
 import asyncio
 import contextlib
@@ -9,45 +13,37 @@ from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError, ShuttingDown
 from actorhub.engine.model.lease import NEVER
-from actorhub.engine.supervision import Supervisor
+from actorhub.engine.supervision import Supervisor, store_call
 from actorhub.storage.ports import LiveRunner, LockSession, SessionLost, Storage
 
 T = TypeVar("T")
 
 OPERATION_DEADLINE: Final = 1.4
-"""Seconds for one operation on the lock session: with the heartbeat interval it stays below the lease."""
+"""Seconds for one operation on the lock session. Together with the heartbeat interval this is less than the lease."""
 OPEN_DEADLINE: Final = 3.0
 CLOSE_DEADLINE: Final = 1.0
 
 
-async def store_call(supervisor: Supervisor, work: Coroutine[Any, Any, T], name: str, seconds: float) -> T:
-    """Return the result of one call of the store, or give up the wait after `seconds`.
-
-    Raises:
-        PersistenceError: the store failed it, or gave no answer in time: then the outcome is unknown.
-    """
-    try:
-        return await supervisor.bounded(work, name, seconds)
-    except TimeoutError as error:
-        raise PersistenceError(f"the store does not answer: {error}") from error
-
-
 class Watchdog:
-    """Calls `expired` once when the deadline passes without having been moved, whatever else hangs.
+    """Calls `on_expired` once, when the deadline passes without having been moved.
 
-    Moving the deadline costs an assignment: the timer that is set re-arms itself when it finds a later one. After the
-    process was stopped and continued, the timer is due in the first round of the event loop.
+    It is a timer of the event loop and not a task, because it must work when every task hangs: a task that waits for
+    the store cannot report that the store does not answer. If the process was stopped and continued, the timer is due
+    in the first iteration of the event loop. Tasks that were ready before the stop may run in that very iteration,
+    which is why each start and each commit also compares the lease with the clock (see `Lease`).
+
+    Moving the deadline costs one assignment: a timer that is due before the deadline sets itself anew.
     """
 
-    def __init__(self, clock: Clock, expired: Callable[[], None]) -> None:
+    def __init__(self, clock: Clock, on_expired: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self._clock = clock
-        self._expired = expired
+        self._on_expired = on_expired
         self._deadline = NEVER
         self._timer: asyncio.TimerHandle | None = None
 
     def arm(self, deadline: float) -> None:
-        """Watch for `deadline`, in monotonic seconds, instead of an earlier one."""
+        """Replace the deadline by a later one, in monotonic seconds."""
         self._deadline = deadline
         if self._timer is None:
             self._set_timer()
@@ -59,21 +55,24 @@ class Watchdog:
             self._timer = None
 
     def _set_timer(self) -> None:
-        self._timer = self._loop.call_later(max(0.001, self._deadline - self._clock.monotonic()), self._due)
+        self._timer = self._loop.call_later(max(0.001, self._deadline - self._clock.monotonic()), self._on_due)
 
-    def _due(self) -> None:
+    def _on_due(self) -> None:
         self._timer = None
         if self._clock.monotonic() < self._deadline:
             self._set_timer()
         else:
-            self._expired()
+            self._on_expired()
 
 
 class GuardedSession:
-    """A lock session that runs one operation at a time and is given up when one misses its deadline.
+    """A lock session that runs one operation at a time, and that is given up when an operation misses its deadline.
 
-    The wait is bounded, not only the operation: a clean-up that hangs holds nobody. `lost` is called synchronously, at
-    most once, when the loss is seen and before the operation that saw it raises `SessionLost`.
+    The *wait* is bounded, not only the operation: if the operation's own clean-up hangs, because the network is gone,
+    the caller goes on nevertheless.
+
+    `on_lost` is called synchronously and at most once, before the operation that noticed the loss raises `SessionLost`.
+    So shards are revoked before anybody can act on the error.
     """
 
     def __init__(
@@ -82,12 +81,12 @@ class GuardedSession:
         *,
         supervisor: Supervisor,
         clock: Clock,
-        lost: Callable[["GuardedSession", str], None],
+        on_lost: Callable[["GuardedSession", str], None],
     ) -> None:
         self._session = session
         self._supervisor = supervisor
         self._clock = clock
-        self._lost = lost
+        self._on_lost = on_lost
         self._turn = asyncio.Lock()
         self._gone = False
         self._closing: asyncio.Task[None] | None = None
@@ -98,7 +97,7 @@ class GuardedSession:
         return self._gone or self._session.lost
 
     def check(self) -> None:
-        """Report a loss that no operation has run into yet.
+        """Raise if the session is gone, even if no operation has noticed yet.
 
         Raises:
             SessionLost: the session is gone.
@@ -107,11 +106,16 @@ class GuardedSession:
             raise self._lose("the connection of the lock session broke")
 
     async def heartbeat(self, info: RunnerInfo) -> tuple[float, Sequence[LiveRunner]]:
-        """Return when the heartbeat was sent, in monotonic seconds, and the registered runners."""
+        """Return when the heartbeat was sent, in monotonic seconds, and the registered runners.
+
+        The lease counts from the sending. Peers count this runner's silence from when the store received the heartbeat,
+        which is later, so this runner's lease always ends before they act on its silence.
+        """
         sent = NEVER
 
         async def beat() -> Sequence[LiveRunner]:
             nonlocal sent
+            # Taken here and not by the caller, who may wait for another operation of the session first.
             sent = self._clock.monotonic()
             return await self._session.heartbeat(info)
 
@@ -119,14 +123,16 @@ class GuardedSession:
         return sent, rows
 
     async def try_lock(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:
-        """Return those of `shards` whose lock is held now. Failed or cancelled on the way: some may be held."""
+        """Return those of `shards` whose lock this session holds now. If this fails, it may hold some of them."""
         return await self._run(lambda: self._session.try_lock(shards), "lock session: lock")
 
     async def unlock(self, shards: Sequence[ShardId]) -> None:
-        """Free the locks of `shards`; when that fails the whole session is given up, so that none stays stuck.
+        """Free the locks of `shards`. If that fails, the session is given up, so that no lock is left behind.
+
+        A lock that is held by nobody's will keeps its shard from every other runner for as long as the session lives.
 
         Raises:
-            SessionLost: the locks are (about to be) gone with the session.
+            SessionLost: The session is gone, and the server frees its locks.
         """
         if not shards:
             return
@@ -135,18 +141,18 @@ class GuardedSession:
         except SessionLost:
             raise
         except PersistenceError as error:
-            raise self._lose(f"its locks cannot be freed: {error}") from error
+            raise self._lose(f"its locks could not be freed: {error}") from error
 
     def abandon(self) -> None:
         """Give the session up and end it in the background."""
         self._gone = True
         if self._closing is not None:
             return
-        with contextlib.suppress(ShuttingDown):  # Then the server ends the silent session itself.
+        with contextlib.suppress(ShuttingDown):  # The server ends the session after some seconds of silence.
             self._closing = self._supervisor.spawn(self._session.aclose(), "lock session: close")
 
     async def aclose(self) -> None:
-        """End the session, which frees its locks; returns within a second even if the connection hangs."""
+        """End the session, which frees its locks. Returns within a second even if the connection hangs."""
         self.abandon()
         if self._closing is not None:
             await asyncio.wait((self._closing,), timeout=CLOSE_DEADLINE)
@@ -158,7 +164,8 @@ class GuardedSession:
             try:
                 return await self._supervisor.bounded(operation(), name, OPERATION_DEADLINE)
             except asyncio.CancelledError:
-                # Nobody knows whether the operation still runs: another one must not be sent behind it.
+                # The operation may still be running at the server. A second one on the same connection would wait
+                # behind it, or fail, and whether locks were taken or freed is unknown.
                 self._lose(f"{name} was cancelled")
                 raise
             except (SessionLost, TimeoutError) as error:
@@ -167,14 +174,15 @@ class GuardedSession:
     def _lose(self, reason: str) -> SessionLost:
         if not self._gone:
             self.abandon()
-            self._lost(self, reason)
+            self._on_lost(self, reason)
         return SessionLost(reason)
 
 
 async def open_session(storage: Storage, incarnation: str, *, supervisor: Supervisor, again: bool) -> LockSession:
-    """Return a new lock session; when it is opened `again`, former ones of this incarnation are ended first.
+    """Return a new lock session. If it is not the first, earlier sessions of this incarnation are ended before.
 
-    A session that was given up may live on at the server and hold the locks that the new one needs.
+    A session that was given up may live on at the server, behind a connection that hangs, and hold the very locks that
+    the new one needs.
 
     Raises:
         PersistenceError: the store failed or did not answer in time.

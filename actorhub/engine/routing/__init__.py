@@ -1,1 +1,1 @@
-"""The way of a message to its shard's owner, and of replies back."""
+"""How a message finds the owner of its shard, and how its reply comes back."""

@@ -1,4 +1,4 @@
-"""Opening links: one to every runner that is wanted, whoever of the two opened it."""
+"""Opening links: there is one to every wanted runner, whichever of the two opened it."""
 
 import asyncio
 import logging
@@ -15,11 +15,16 @@ from actorhub.transport.ports import Link, LinkEvents, Transport
 _log: Final = logging.getLogger("actorhub.peers")
 
 _CONNECT_DEADLINE: Final = 2.0
+"""Seconds that one attempt may take."""
 _BACKOFF: Final = Backoff(initial=0.1, maximum=1.0)
 
 
 class Connector:
-    """Connects to the addresses that are wanted, and again when a link breaks; takes the links that others open."""
+    """Connects to the wanted addresses, reconnects when a link breaks, and takes the links that others open.
+
+    Two runners that start together may connect to each other at the same moment, and both attempts may succeed. That
+    does no harm: each process sends over the link that it learned of last, and serves what comes over either.
+    """
 
     def __init__(
         self,
@@ -27,7 +32,7 @@ class Connector:
         transport: Transport,
         peers: Peers,
         events: PeerEvents,
-        refused: Callable[[str, ActorhubError], None],
+        on_refused: Callable[[str, ActorhubError], None],
         supervisor: Supervisor,
         clock: Clock,
     ) -> None:
@@ -37,14 +42,14 @@ class Connector:
             transport: Opens links.
             peers: The open links.
             events: Told of what comes over them.
-            refused: Told of each failed attempt to connect: address and error.
+            on_refused: Told of each failed attempt to connect, with address and error.
             supervisor: Owns the attempts.
             clock: Source of jitter.
         """
         self._transport = transport
         self._peers = peers
         self._events = events
-        self._refused = refused
+        self._on_refused = on_refused
         self._supervisor = supervisor
         self._clock = clock
         self._wanted: set[str] = set()
@@ -54,7 +59,7 @@ class Connector:
         """Take a link, whoever opened it."""
         peer = Peer(link, self._events, self._connect_missing)
         try:
-            self._events.linked(peer)
+            self._events.on_linked(peer)
         except BaseException:
             # The transport refuses the link then, and nobody would ever hear that it is closed.
             self._peers.remove(peer)
@@ -62,13 +67,14 @@ class Connector:
         return peer
 
     def want(self, addresses: Collection[str]) -> None:
-        """Keep links to exactly these addresses; other attempts end, other open links stay until they break."""
+        """Keep a link to each of these addresses. Attempts at others end; other open links stay until they break."""
         self._wanted = set(addresses)
         for address in [a for a in self._connecting if a not in self._wanted]:
             self._connecting.pop(address).cancel()
         self._connect_missing()
 
     def _connect_missing(self) -> None:
+        # Nothing watches an open link, whoever opened it, so each link calls this when it has ended.
         linked = {peer.runner.address for peer in self._peers.linked.values()}
         for address in self._wanted - linked - self._connecting.keys():
             self._connecting[address] = self._supervisor.spawn(self._connect(address), "connect")
@@ -81,10 +87,11 @@ class Connector:
                     await self._transport.connect(address, self, deadline=_CONNECT_DEADLINE)
                 except RunnerUnavailable as error:
                     _log.debug("no link to %s: %s", address, error)
-                    self._refused(address, error)
+                    self._on_refused(address, error)
                     failures += 1
                     await asyncio.sleep(_BACKOFF.delay(failures, self._clock.random()))
         finally:
+            # If the address was dropped and wanted again meanwhile, a later attempt has its place in the table by now.
             if self._connecting.get(address) is asyncio.current_task():
                 del self._connecting[address]
 

@@ -1,4 +1,8 @@
-"""One sweeper for every deadline in the process: adding and dropping one costs two dictionary steps, no timer."""
+"""One sweeper for all deadlines of the process. Adding and dropping one costs two dictionary operations and no timer.
+
+Almost every call is answered long before its deadline. With a timer of the event loop for each call, throughput would
+drop by a third.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +14,7 @@ _TICKS_PER_SECOND: Final = 20
 
 
 class HasDeadline(Protocol):
-    """Something that expires at `deadline`, in seconds of the monotonic clock."""
+    """An item that expires at `deadline`, in monotonic seconds."""
 
     deadline: float
 
@@ -19,28 +23,31 @@ T = TypeVar("T", bound=HasDeadline)
 
 
 class Deadlines(Generic[T]):
-    """Calls back, within 50 ms after their deadline, for the items that were not dropped before."""
+    """Calls back for each item within 50 ms after its deadline, unless it was dropped before.
 
-    __slots__ = ("_clock", "_expired", "_loop", "_ticks", "_timer", "size")
+    Items are kept by tick, the twentieth of a second in which they expire.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, expired: Callable[[T], None]) -> None:
+    __slots__ = ("_clock", "_loop", "_on_expired", "_ticks", "_timer", "size")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, on_expired: Callable[[T], None]) -> None:
         """Prepare an empty table.
 
         Args:
             loop: Runs the sweeper.
-            clock: Its monotonic time is what deadlines are given in.
-            expired: Called on the loop for each item whose deadline passed; must not raise.
+            clock: Deadlines are in its monotonic seconds.
+            on_expired: Called in the event loop for each item whose deadline has passed. Must not raise.
         """
         self._loop = loop
         self._clock = clock
-        self._expired = expired
+        self._on_expired = on_expired
         self._ticks: dict[int, dict[T, None]] = {}
         self.size = 0
-        """How many items are watched."""
+        """The number of items that are watched."""
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, item: T) -> None:
-        """Watch `item`; its deadline must not change before it is dropped."""
+        """Watch `item`. Its deadline must not change until it is dropped: it says where the item is found."""
         tick = int(item.deadline * _TICKS_PER_SECOND)
         items = self._ticks.get(tick)
         if items is None:
@@ -51,22 +58,24 @@ class Deadlines(Generic[T]):
         self.size += 1
 
     def drop(self, item: T) -> None:
-        """Forget `item`; nothing happens when it expired or was dropped before."""
+        """Forget `item`. Does nothing if it has expired or was dropped before."""
         items = self._ticks.get(int(item.deadline * _TICKS_PER_SECOND))
         if items is not None and items.pop(item, 0) is None:
             self.size -= 1
 
     def _sweep(self) -> None:
         current = int(self._clock.monotonic() * _TICKS_PER_SECOND)
+        # Ticks leave the table before their callbacks run, which may add and drop items. Empty ticks go as well:
+        # usually every item of a tick was dropped in time.
         for tick in sorted(tick for tick, items in self._ticks.items() if tick < current or not items):
             items = self._ticks.pop(tick)
             self.size -= len(items)
             for item in items:
-                self._expired(item)
+                self._on_expired(item)
         self._timer = self._loop.call_later(1 / _TICKS_PER_SECOND, self._sweep) if self._ticks else None
 
     def close(self) -> None:
-        """Stop watching; what is left never expires."""
+        """Stop watching. What is left never expires."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""What goes on over the links: replies find their calls, requests find the host, news finds the routing table."""
+"""Handles what comes over the links: replies find their calls, requests the host, announcements the routing table."""
 
 import logging
 from collections.abc import Sequence
@@ -28,77 +28,88 @@ from actorhub.engine.routing.router import Router
 _log: Final = logging.getLogger("actorhub.exchange")
 
 
-class News(Protocol):
-    """What a process does with news that are not messages."""
+class NodeEvents(Protocol):
+    """What a process learns about its peers and about its own messages. Implemented by `Runner` and `ClientNode`."""
 
     def on_linked(self, peer: Peer) -> None:
-        """A link is up."""
+        """A link has been established."""
         ...
 
     def on_lost(self, peer: Peer) -> None:
-        """A link is gone; its calls are settled."""
+        """A link is gone, and the calls that were in flight on it are settled."""
         ...
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
-        """A runner says what it owns; the routing table knows already."""
+        """A runner has announced what it owns or has released. The routing table knows already."""
         ...
 
     def on_members(self, peer: Peer, news: Members) -> None:
-        """A runner says who is in the cluster."""
+        """A runner has announced who is in the cluster."""
         ...
 
     def on_refused(self, address: str, error: ActorhubError) -> None:
-        """An attempt to connect failed."""
+        """An attempt to connect has failed."""
         ...
 
     def on_stranded(self) -> None:
-        """A message starts to wait for an owner."""
+        """A message has begun to wait for an owner of its shard."""
         ...
 
 
 class Exchange:
-    """Handles everything that links bring. A client's exchange has no inbound side and refuses requests."""
+    """Handles what comes over the links. A client has no inbound side: it drops requests, and counts them."""
 
-    def __init__(self, *, peers: Peers, router: Router, inbound: Inbound | None, clock: Clock, news: News) -> None:
+    def __init__(
+        self, *, peers: Peers, router: Router, inbound: Inbound | None, clock: Clock, events: NodeEvents
+    ) -> None:
         self._peers = peers
         self._router = router
         self._inbound = inbound
         self._monotonic = clock.monotonic
-        self._news = news
+        self._node_events = events
         self.unexpected = 0
-        """Envelopes that made no sense from that peer; dropped."""
+        """How many envelopes made no sense coming from their peer. They were dropped."""
 
-    def linked(self, peer: Peer) -> None:
-        """Note the link, and let go what waited for it."""
+    def on_linked(self, peer: Peer) -> None:
+        """Add the link, and send what was waiting for it."""
         self._peers.add(peer)
-        self._news.on_linked(peer)
+        self._node_events.on_linked(peer)
+        # Owners are read from the store, too, so messages may have been waiting for a link to a runner that was known
+        # to own their shards.
         if peer.is_runner:
             self._router.release(self._router.table.of_runner(peer.runner))
 
-    def unlinked(self, peer: Peer, reason: str, unsent: Sequence[Envelope]) -> None:
-        """Settle what was in flight on the link."""
-        _log.info("link to %s closed: %s", peer.runner, reason)
+    def on_unlinked(self, peer: Peer, reason: str, unsent: Sequence[Envelope]) -> None:
+        """Settle what was in flight on the link.
+
+        The peer leaves the table first, so that what is routed again does not choose the link that has just broken.
+        """
+        _log.info("the link to %s is closed: %s", peer.runner, reason)
         self._peers.remove(peer)
         if self._inbound is not None:
-            self._inbound.abandoned(peer)
-        self._router.link_lost(peer, [e.id for e in unsent if type(e) is Request], reason)
-        self._news.on_lost(peer)
+            self._inbound.on_link_lost(peer)
+        self._router.on_link_lost(peer, [e.id for e in unsent if type(e) is Request], reason)
+        self._node_events.on_lost(peer)
 
-    def received(self, peer: Peer, envelopes: Sequence[Envelope]) -> None:
+    def on_received(self, peer: Peer, envelopes: Sequence[Envelope]) -> None:
         """Handle one frame."""
         inbound = self._inbound
         for envelope in envelopes:
             if isinstance(envelope, Reply):
-                message = self._answered(peer, envelope)
+                message = self._take_answered(peer, envelope)
                 if message is not None:
                     message.completed(envelope.body)
             elif isinstance(envelope, Request) and inbound is not None:
-                inbound.request(peer, envelope)
+                inbound.on_request(peer, envelope)
             else:
-                self._control(peer, envelope)
+                self._on_control(peer, envelope)
 
-    def _answered(self, peer: Peer, envelope: Reply | Failure) -> Message | None:
-        """Return the call that this answers, now done; `None` for one that nobody waits for."""
+    def _take_answered(self, peer: Peer, envelope: Reply | Failure) -> Message | None:
+        """Mark the call that this answers as done, and return it; `None` if nobody waits for the answer.
+
+        An answer of a former owner is refused: it could report state that the present owner has changed since, or a run
+        whose commit the store refused. The call counts as lost then, as if its link had broken.
+        """
         message = peer.pending.pop(envelope.id, None)
         if message is None or message.phase != SENT:
             return None
@@ -109,37 +120,39 @@ class Exchange:
             and self._router.table.is_superseded(shard, envelope.epoch, self._monotonic())
         ):
             self._router.refused_replies += 1
-            self._router.lost(message, peer, "it no longer owns the shard")
+            self._router.on_lost(message, peer, "it no longer owned the shard when it replied")
             return None
         message.phase = DONE
         return message
 
-    def _control(self, peer: Peer, envelope: Envelope) -> None:
+    def _on_control(self, peer: Peer, envelope: Envelope) -> None:
         match envelope:
             case Failure():
-                message = self._answered(peer, envelope)
+                message = self._take_answered(peer, envelope)
                 if message is not None:
                     message.failed(decode_error(envelope.body))
             case NotOwner():
-                self._router.not_owner(peer, envelope.id, envelope.hint)
+                self._router.on_not_owner(peer, envelope.id, envelope.hint)
             case Chunk():
                 message = peer.pending.get(envelope.id)
                 if message is not None and message.phase == SENT:
                     message.chunk(envelope.bodies)
             case Credit() | Cancel() if self._inbound is not None:
-                self._inbound.control(peer, envelope)
+                self._inbound.on_control(peer, envelope)
             case Owners():
-                self._learn(peer, envelope)
+                self._on_owners(peer, envelope)
             case Members():
-                self._news.on_members(peer, envelope)
+                self._node_events.on_members(peer, envelope)
             case Leaving():
                 peer.is_leaving = True
-                _log.info("%s is leaving: %s", peer.runner, envelope.reason)
+                _log.info("runner %s is leaving the cluster: %s", peer.runner, envelope.reason)
             case _:
                 self.unexpected += 1
 
-    def _learn(self, peer: Peer, news: Owners) -> None:
+    def _on_owners(self, peer: Peer, news: Owners) -> None:
         table = self._router.table
+        # The announcements of one runner arrive in the order in which it sent them, so what a complete list does not
+        # name is no longer its own. About other runners' shards it says nothing.
         if news.complete:
             still = {owner.shard for owner in news.owned}
             for shard in table.of_runner(peer.runner):
@@ -148,5 +161,5 @@ class Exchange:
         for shard in news.released:
             table.forget(shard, peer.runner)
         changed = table.learn(news.owned, self._monotonic())
-        self._news.on_owners(peer, news)
-        self._router.owners_changed(changed)
+        self._node_events.on_owners(peer, news)
+        self._router.on_owners_changed(changed)

@@ -1,4 +1,4 @@
-"""Calls that come from other processes, and the replies that go back."""
+"""Calls that come from other processes, and their replies."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -46,7 +46,11 @@ _SERVED: Final = operation_spec("runner", "request")
 
 
 class RemoteMessage(Message):
-    """A call whose reply goes back over a link. Nothing is sent once the lease is not fresh (invariant B)."""
+    """A call whose reply goes back over a link.
+
+    `serving` of the caller's link holds the call until it is answered. Whoever removes it from there may answer, so
+    that a call gets at most one answer, and none after the caller cancelled it.
+    """
 
     __slots__ = ("_inbound", "caller", "caller_id", "skip")
 
@@ -66,35 +70,39 @@ class RemoteMessage(Message):
         self.skip = request.skip
 
     def accepted(self) -> None:
-        """Tell the sender of a tell that its message is in a mailbox; from here on it has no deadline."""
+        """Tell the sender of a tell that the message is in a mailbox. From now on it has no deadline."""
         self.deadline = FOREVER
         if self.caller.serving.pop(self.caller_id, None) is self:
             self.caller.link.send(Reply(self.caller_id, self.epoch, b""))
 
     def completed(self, body: bytes) -> None:
-        """Send the result."""
+        """Send the result, if this process is still sure that it owns the shard.
+
+        The lease may have run out while the handler ran. Then another runner may own the shard, and a result of a
+        volatile handler, which no commit has confirmed, could be stale. What was committed durably stands whoever owns
+        the shard, and requests that any runner may answer do not depend on ownership at all.
+        """
         if self.caller.serving.pop(self.caller_id, None) is self:
-            # What is durable is committed, like what any runner may do: it does not depend on who owns the shard now.
             if self.delivery is not None or self.kind in ANY_RUNNER or self._inbound.may_reply():
                 self.caller.link.send(Reply(self.caller_id, self.epoch, body))
             else:
                 self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
 
     def failed(self, error: ActorhubError) -> None:
-        """Send the error; a tell that was accepted before has nobody to hear of it."""
+        """Send the error. If it is a tell that was accepted before, nobody waits for it: count it instead."""
         if self.caller.serving.pop(self.caller_id, None) is self:
             self._inbound.fail(self.caller, self.caller_id, self.epoch, error)
         elif self.kind == TELL:
-            self._inbound.dropped(self, error)
+            self._inbound.on_dropped(self, error)
 
     def chunk(self, bodies: Sequence[bytes]) -> None:
-        """Send items of a stream."""
+        """Send items of a stream, as long as this process is sure that it owns the shard."""
         if self._inbound.may_reply():
             self.caller.link.send(Chunk(self.caller_id, self.epoch, list(bodies)))
 
 
 class Inbound:
-    """Turns requests of peers into messages on the host."""
+    """Turns the requests of peers into messages for the host."""
 
     def __init__(
         self,
@@ -106,19 +114,19 @@ class Inbound:
         limits: Limits,
         is_coming: Callable[[ShardId], bool],
         serve: Callable[[Message], None],
-        dropped: Callable[[Message, ActorhubError], None],
+        on_dropped: Callable[[Message, ActorhubError], None],
     ) -> None:
         """Prepare.
 
         Args:
-            host: What is hosted here.
-            router: Sends on what this process does not own.
-            lease: Replies count only while it lasts.
-            clock: Its monotonic time is what deadlines are given in.
+            host: Runs the messages.
+            router: Routes messages whose shard this process does not own.
+            lease: Volatile results are sent only while it lasts.
+            clock: Deadlines are in its monotonic seconds.
             limits: Of messages.
-            is_coming: Whether this process is about to own a shard.
-            serve: Serves requests that belong to no entity.
-            dropped: Told of a tell that ended in an error that nobody waits for.
+            is_coming: Returns whether this process is about to own a shard.
+            serve: Serves requests that any runner can answer.
+            on_dropped: Told of a tell that failed after it was accepted.
         """
         self._host = host
         self._router = router
@@ -127,28 +135,30 @@ class Inbound:
         self._limits = limits
         self._is_coming = is_coming
         self._serve = serve
-        self.dropped = dropped
+        self.on_dropped = on_dropped
 
     def may_reply(self) -> bool:
-        """Whether this process is sure enough of its ownership for its replies to count."""
+        """Whether this process can prove its ownership right now, so that its replies count."""
         return self._lease.is_fresh()
 
-    def request(self, peer: Peer, request: Request) -> None:
-        """Start, queue, send back or refuse one call."""
+    def on_request(self, peer: Peer, request: Request) -> None:
+        """Start a call, queue it, give it back or refuse it."""
         if request.kind in ANY_RUNNER:
-            self._any_runner(peer, request)
+            self._on_anycast(peer, request)
             return
         try:
-            spec = self._checked(peer, request)
+            spec = self._check(peer, request)
         except ActorhubError as error:
             self.fail(peer, request.id, 0, error)
             return
         if request.kind == BROADCAST:
-            self._broadcast(peer, request, spec)
+            self._on_broadcast(peer, request, spec)
             return
         message = RemoteMessage(self, peer, request, spec)
         if request.timeout_ms:
             message.deadline = self._monotonic() + request.timeout_ms / 1000
+        # In each branch the call is in `serving` before it is handed on, because it may be answered before that
+        # returns.
         cell = self._host.types[spec.entity_type].cells.get(request.entity_id)
         if cell is not None and message.delivery is None:
             peer.serving[request.id] = message
@@ -172,7 +182,11 @@ class Inbound:
             self._host.submit(message, shard)
 
     def give_back(self, message: Message) -> None:
-        """Answer that we do not own the shard, or keep the call where we are about to own it; nothing ran."""
+        """Pass on a message that did not run here and whose shard this process does not own.
+
+        A peer's call goes back to the peer, which knows better whom to ask next. It is kept if this process is about to
+        own the shard: the peer was probably told so by the former owner, and would only send it here again.
+        """
         if isinstance(message, RemoteMessage) and message.caller.serving.get(message.caller_id) is message:
             shard = self._router.sharding.shard_of_target(message)
             if self._is_coming(shard):
@@ -184,23 +198,26 @@ class Inbound:
         elif self.may_reply():
             self._router.route(message)
         else:
-            # Routed at once it would come back to its cell, and back here, until the watchdog got its turn: never.
+            # The lease has run out and the watchdog has not fenced this process yet, so the host still has the shard. A
+            # message that was routed now would go to its cell, be refused there and come back here, without ever
+            # letting the event loop reach the watchdog.
             self._router.wait_for_owner(message)
 
-    def control(self, peer: Peer, envelope: Credit | Cancel) -> None:
-        """The caller takes more items, or no longer waits."""
+    def on_control(self, peer: Peer, envelope: Credit | Cancel) -> None:
+        """Handle a caller that takes more items of a stream, or that no longer waits."""
         if isinstance(envelope, Cancel):
-            self._cancel(peer, envelope)
+            self._on_cancel(peer, envelope)
             return
         message = peer.serving.get(envelope.id)
         if message is not None and message.producer is not None:
             message.producer.grant(envelope.count)
 
-    def _cancel(self, peer: Peer, cancel: Cancel) -> None:
+    def _on_cancel(self, peer: Peer, cancel: Cancel) -> None:
         message = peer.serving.get(cancel.id)
         if message is None:
             return
-        # Who ran out of time waits a moment longer, to learn whether its handler started.
+        # A caller whose deadline has passed waits a moment longer, to learn whether the handler started. One that went
+        # away gets no answer.
         if not cancel.timed_out:
             del peer.serving[cancel.id]
         waited = message.phase in (NEW, PARKED)
@@ -210,22 +227,25 @@ class Inbound:
         if waited:
             message.failed(error)
 
-    def abandoned(self, peer: Peer) -> None:
-        """The link to a caller broke: what it asked for is called back; what it told goes on."""
+    def on_link_lost(self, peer: Peer) -> None:
+        """Cancel what the peer asked for, because nobody can be answered. What it told goes on.
+
+        The table is replaced first: cancelling answers some of the calls, and those answers must find nothing there.
+        """
         serving, peer.serving = peer.serving, {}
         for message in serving.values():
             if message.kind != TELL:
                 self._router.withdraw(message, CallTimeout(f"{message.what}: the caller's link broke"))
 
     def fail(self, peer: Peer, request_id: int, epoch: int, error: ActorhubError) -> None:
-        """Answer with an error."""
+        """Answer a request with an error."""
         peer.link.send(Failure(request_id, epoch, encode_error(error)))
 
-    def _checked(self, peer: Peer, request: Request) -> HandlerSpec:
+    def _check(self, peer: Peer, request: Request) -> HandlerSpec:
         hosted = self._host.types.get(request.entity_type)
         if hosted is None:
             known = ", ".join(sorted(self._host.types)) or "none"
-            raise UnknownEntityType(f"this runner hosts no entity type {request.entity_type!r}: it hosts {known}")
+            raise UnknownEntityType(f"this runner does not host entity type {request.entity_type!r}: it hosts {known}")
         spec = hosted.spec.handler(request.handler)
         if spec.stream != (request.kind == STREAM):
             text = "is a stream: consume it" if spec.stream else "is not a stream: ask or tell it"
@@ -241,8 +261,8 @@ class Inbound:
             check_chain(request.chain, f"{request.entity_type}/{request.entity_id}", spec, self._limits.max_call_depth)
         return spec
 
-    def _any_runner(self, peer: Peer, request: Request) -> None:
-        """Serve a request that belongs to no entity."""
+    def _on_anycast(self, peer: Peer, request: Request) -> None:
+        """Serve a request that any runner can answer."""
         if len(peer.serving) >= MAX_IN_FLIGHT:
             self.fail(peer, request.id, 0, _too_many(peer))
             return
@@ -250,12 +270,12 @@ class Inbound:
         peer.serving[request.id] = message
         self._serve(message)
 
-    def _broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
+    def _on_broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
         count = self.broadcast_here(spec, request.body, request.message_id)
         peer.link.send(Reply(request.id, 0, msgspec.msgpack.encode(count)))
 
     def broadcast_here(self, spec: HandlerSpec, body: bytes, message_id: int) -> int:
-        """Tell every resident entity of the type; return to how many."""
+        """Tell every resident entity of the type; return how many there are."""
         cells = list(self._host.types[spec.entity_type].cells.values())
         for cell in cells:
             message = Detached(spec, cell.entity_id, self)
@@ -266,7 +286,7 @@ class Inbound:
 
 
 class Detached(Message):
-    """A tell that nobody waits for; its error is logged and counted."""
+    """A tell whose sender waits for nothing. Its error is logged and counted."""
 
     __slots__ = ("_inbound",)
 
@@ -279,14 +299,20 @@ class Detached(Message):
 
     def failed(self, error: ActorhubError) -> None:
         """Log and count the error."""
-        self._inbound.dropped(self, error)
+        self._inbound.on_dropped(self, error)
 
 
 def check_chain(chain: Sequence[str], address: str, spec: HandlerSpec, max_depth: int) -> None:
     """Refuse a call that would wait for itself.
 
+    Args:
+        chain: `type/id` of the entities that wait for the call, outermost first.
+        address: `type/id` of the entity that is called.
+        spec: The handler that is called.
+        max_depth: How long the chain may be.
+
     Raises:
-        CallCycle: `address` is on the chain and the handler is not reentrant, or the chain is too deep.
+        CallCycle: The entity is in the chain and the handler is not reentrant, or the chain is too long.
     """
     if address in chain and not spec.reentrant:
         raise CallCycle((*chain, address))
@@ -301,6 +327,6 @@ def _too_many(peer: Peer) -> MailboxFull:
 
 def _stale(message: Message) -> RunnerUnavailable:
     return RunnerUnavailable(
-        f"{message.address}: the runner could not prove its ownership when the reply was ready",
+        f"{message.address}: its runner could not prove its ownership when the reply was ready",
         possibly_executed=True,
     )

@@ -10,90 +10,95 @@ from actorhub.engine.model.records import Message
 from actorhub.transport.ports import Link
 
 MAX_IN_FLIGHT: Final = 65_536
-"""Calls that one process may have in flight to one peer, and serves for one peer."""
+"""Calls that one process may have in flight to one peer, and that it serves for one peer at a time."""
 MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
+"""Bytes that may wait to be sent to one peer."""
 
 
 class PeerEvents(Protocol):
-    """What is done with what peers say."""
+    """Handles what happens on the links."""
 
-    def linked(self, peer: "Peer") -> None:
-        """A link is up."""
+    def on_linked(self, peer: "Peer") -> None:
+        """A link has been established."""
         ...
 
-    def received(self, peer: "Peer", envelopes: Sequence[Envelope]) -> None:
-        """A frame arrived."""
+    def on_received(self, peer: "Peer", envelopes: Sequence[Envelope]) -> None:
+        """A frame has arrived."""
         ...
 
-    def unlinked(self, peer: "Peer", reason: str, unsent: Sequence[Envelope]) -> None:
-        """The link is gone; `peer.pending` and `peer.serving` are the receiver's to settle."""
+    def on_unlinked(self, peer: "Peer", reason: str, unsent: Sequence[Envelope]) -> None:
+        """The link is gone. What is left in `peer.pending` and `peer.serving` is the receiver's to settle."""
         ...
 
 
 class Peer:
-    """One link to one incarnation of one process."""
+    """One link to one incarnation of one process.
 
-    __slots__ = ("_ended", "_events", "is_leaving", "link", "pending", "runner", "serving")
+    What is in flight belongs to the link, not to the process at its other end: when the link breaks, no answer to it
+    will come, even if there is another link to the same process.
+    """
 
-    def __init__(self, link: Link, events: PeerEvents, ended: Callable[[], None]) -> None:
+    __slots__ = ("_events", "_on_ended", "is_leaving", "link", "pending", "runner", "serving")
+
+    def __init__(self, link: Link, events: PeerEvents, on_ended: Callable[[], None]) -> None:
         """Take an open link.
 
         Args:
-            link: To the peer.
-            events: Told of what comes.
-            ended: Called once `events` knows that the link is gone.
+            link: Leads to the peer.
+            events: Told of what happens on it.
+            on_ended: Called when the link is gone, after `events` has been told.
         """
         self._events = events
-        self._ended = ended
+        self._on_ended = on_ended
         self.link = link
         self.runner = RunnerAddress(link.peer.address, link.peer.incarnation)
-        """Address is empty for a client."""
+        """A client's address is empty."""
         self.pending: dict[int, Message] = {}
-        """Our calls that the peer has not answered, by request id."""
+        """Our calls that the peer has not answered yet, by request id."""
         self.serving: dict[int, Message] = {}
-        """Its calls that we have not answered."""
+        """The peer's calls that we have not answered yet, by request id."""
         self.is_leaving = False
-        """It said that it drains: others had better be asked."""
+        """Whether it has announced that it is leaving; others should be asked first."""
 
     @property
     def is_runner(self) -> bool:
-        """Whether it hosts shards."""
+        """Whether the peer hosts shards."""
         return bool(self.runner.address)
 
     def check_room(self) -> None:
-        """Refuse another call when too much is in flight.
+        """Refuse another call if too much is in flight.
 
         Raises:
-            MailboxFull: at the limit of calls or bytes; nothing was sent.
+            MailboxFull: The limit of calls or of bytes has been reached. Nothing was sent.
         """
         if len(self.pending) >= MAX_IN_FLIGHT or self.link.queued_bytes > MAX_QUEUED_BYTES:
             raise MailboxFull(f"{len(self.pending)} calls are in flight to {self.runner}: wait for some of them")
 
     def recall(self, message: Message) -> None:
-        """Nobody waits for the message: have the peer drop it, and forget it."""
+        """Forget the message, and have the peer drop it, because nobody waits for its reply."""
         if self.pending.pop(message.request_id, None) is not None:
             self.link.send(Cancel(message.request_id))
 
     def grant(self, message: Message, count: int) -> None:
-        """The consumer took `count` items of the stream: the peer's producer may send as many more."""
+        """Allow the peer's producer to send `count` more items of the stream."""
         self.link.send(Credit(message.request_id, count))
 
     def ask_outcome(self, message: Message) -> None:
-        """The caller's time is up: have the peer end the message and say whether its handler started."""
+        """Have the peer end the message, whose deadline has passed, and say whether its handler had started."""
         self.link.send(Cancel(message.request_id, timed_out=True))
 
     def received(self, envelopes: Sequence[Envelope]) -> None:
         """Pass a frame on."""
-        self._events.received(self, envelopes)
+        self._events.on_received(self, envelopes)
 
     def closed(self, reason: str, unsent: Sequence[Envelope]) -> None:
         """Pass the end of the link on."""
-        self._events.unlinked(self, reason, unsent)
-        self._ended()
+        self._events.on_unlinked(self, reason, unsent)
+        self._on_ended()
 
 
 class Peers:
-    """The peers with an open link, clients too: one for each incarnation."""
+    """The peers with an open link, runners and clients: one for each incarnation."""
 
     def __init__(self) -> None:
         self.linked: dict[str, Peer] = {}
@@ -104,20 +109,20 @@ class Peers:
         return [peer for peer in self.linked.values() if peer.is_runner]
 
     def to_ask(self) -> list[Peer]:
-        """Return the runners for what any of them can do: those that do not leave, unless all do."""
+        """Return the runners to ask for what any of them can do: those that are not leaving, or all if every one is."""
         runners = self.runners()
         return [peer for peer in runners if not peer.is_leaving] or runners
 
     def by_runner(self, runner: RunnerAddress) -> Peer | None:
-        """Return the linked peer of that incarnation."""
+        """Return the peer of that incarnation; `None` if there is no link to it."""
         return self.linked.get(runner.incarnation)
 
     def add(self, peer: Peer) -> None:
-        """Note an open link; a later one to the same incarnation takes its place for new calls."""
+        """Add a link. If there is one to the same incarnation already, new calls go over the later one."""
         self.linked[peer.runner.incarnation] = peer
 
     def remove(self, peer: Peer) -> None:
-        """Note a closed link."""
+        """Remove a closed link, unless a later one has taken its place."""
         if self.linked.get(peer.runner.incarnation) is peer:
             del self.linked[peer.runner.incarnation]
 

@@ -1,4 +1,4 @@
-"""Routing: every message goes to its shard's owner, here or elsewhere, and waits for one where there is none."""
+"""Routing: every message goes to the owner of its shard, here or elsewhere, or waits until there is one."""
 
 import asyncio
 import copy
@@ -43,29 +43,36 @@ from actorhub.storage.message_ports import MessageStore
 _log: Final = logging.getLogger("actorhub.router")
 
 MAX_HOPS: Final = 16
-"""How often a call may be sent on before it only waits for news."""
-_LAST_WORD: Final = 0.1
-"""Seconds that a peer has, once the caller's deadline passed, to say whether the call's handler ever started."""
+"""How often a call may come back before it waits for an announcement. Two runners that each believe the other one to be
+the owner would otherwise send it to and fro."""
+_OUTCOME_WAIT: Final = 0.1
+"""Seconds that a peer has, after the caller's deadline, to say whether the handler of the call had started."""
 MAX_PARKED: Final = 100_000
-_PATIENCE: Final = 1.1
-"""Seconds that a former owner's replies may still be on their way: a little more than the routing table allows them."""
+"""Calls that may wait for owners at once."""
+_REPLY_GRACE: Final = 1.1
+"""Seconds to wait for a former owner's replies: a little longer than the routing table accepts them."""
 _LONGEST_TIMEOUT_MS: Final = 2**31 - 1
 
 
 class RouterStatistics(msgspec.Struct, frozen=True):
-    """Counts since the start of this process, and how much waits now."""
+    """Counts since the start of this process, and how many messages wait now."""
 
     local: int
     remote: int
     parked: int
     not_owner: int
-    """Calls that came back because their receiver did not own the shard."""
+    """How many calls came back because their receiver did not own the shard."""
     refused_replies: int
-    """Replies of former owners that were dropped."""
+    """How many replies of former owners were refused."""
 
 
 class Router:
-    """Sends messages on their way. All methods are synchronous; what waits is in `_parked` and the peers' tables."""
+    """Sends messages on their way.
+
+    A message waits in one of three places: in `_early` until the number of shards is known, in `_parked` until its
+    shard has a reachable owner, or in the `pending` table of the link that it was sent over. Every method is
+    synchronous, so none of them sees a message between two places.
+    """
 
     def __init__(
         self,
@@ -75,47 +82,49 @@ class Router:
         host: Host | None,
         clock: Clock,
         store: MessageStore | None,
-        stranded: Callable[[], None],
+        on_stranded: Callable[[], None],
     ) -> None:
         """Prepare.
 
         Args:
             sharding: Maps ids to shards, once the cluster's number of shards is known.
             peers: The open links.
-            host: What is hosted here; `None` for a client.
-            clock: Its monotonic time is what deadlines are given in.
-            store: Where durable tells without an owner can be stored directly; `None`: a runner must be asked.
-            stranded: Told when a message starts to wait for an owner.
+            host: Runs messages here; `None` for a client.
+            clock: Deadlines are in its monotonic seconds.
+            store: Takes durable tells that find no owner; `None` if a runner must be asked to store them.
+            on_stranded: Told when a message begins to wait for an owner.
         """
         self.sharding = sharding
         self.table = RoutingTable()
         self.host = host
         self.deposits = Deposits(store, self)
-        self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self._expire)
+        self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self._on_expired)
         self.known_types: frozenset[str] = frozenset()
-        """Entity types that live runners host; empty until somebody said."""
+        """The entity types that living runners host; empty until that is known."""
         self._peers = peers
         self._monotonic = clock.monotonic
-        self._stranded = stranded
+        self._on_stranded = on_stranded
         self._parked: dict[ShardId, deque[Message]] = {}
         self._parked_since: dict[ShardId, float] = {}
-        """Since when (monotonic seconds) messages for the shard wait without a break."""
+        """Since when some message has been waiting for each shard, in monotonic seconds."""
         self._parked_count = 0
         self._ids = itertools.count(1)
         self._early: list[Message] = []
-        """Messages that wait for the cluster's number of shards."""
+        """Messages that wait until the cluster's number of shards is known."""
         self._closed: ActorhubError | None = None
         self._local = self._remote = self._not_owner = self.refused_replies = 0
         self._moved: set[ShardId] = set()
         self._moved_timer: asyncio.TimerHandle | None = None
 
     def statistics(self) -> RouterStatistics:
-        """Return counts."""
+        """Return the counters as they are now."""
         return RouterStatistics(self._local, self._remote, self._parked_count, self._not_owner, self.refused_replies)
 
     def route(self, message: Message) -> None:
-        """Deliver here, send to the owner, or park until there is one. Errors arrive as the message's reply."""
+        """Deliver the message here, send it to the owner, or park it until there is one. Errors become its reply."""
         host = self.host
+        # Most local calls end here: a resident entity is found without hashing its id. Calls of durable handlers do not
+        # go straight to the mailbox, because they are stored first.
         if host is not None and message.delivery is None:
             hosted = host.types.get(message.spec.entity_type)
             if hosted is not None and (cell := hosted.cells.get(message.entity_id)) is not None:
@@ -142,15 +151,15 @@ class Router:
             self._park(message, shard_id)
 
     def send_to(self, message: Message, peer: Peer) -> None:
-        """Send to that peer, whoever owns what."""
+        """Send the message to that peer, whoever owns the shard."""
         self._send(message, peer)
 
     def wait_for_owner(self, message: Message) -> None:
-        """Park a message of this runner's until there is news of its shard's owner, or of the cluster."""
+        """Park a message until an owner of its shard is announced, or the members of the cluster change."""
         self._park(message, self.sharding.shard_of_target(message))
 
-    def cluster_values_known(self, shards_per_group: int) -> None:
-        """Let everything go that waited for the number of shards."""
+    def on_cluster_values(self, shards_per_group: int) -> None:
+        """Route what was waiting for the number of shards."""
         self.sharding.shards_per_group = shards_per_group
         early, self._early = self._early, []
         for message in early:
@@ -159,7 +168,10 @@ class Router:
                 self.route(message)
 
     def release(self, shards: Iterable[ShardId]) -> None:
-        """Route again what is parked for `shards`, in the order in which it was parked."""
+        """Route again what is parked for `shards`, in the order in which it was parked (invariant G).
+
+        Some of it may be parked again at once. Then the time since which the shard's messages wait stays as it was.
+        """
         for shard in shards:
             parked = self._parked.pop(shard, None)
             if parked is None:
@@ -172,34 +184,39 @@ class Router:
             if shard not in self._parked:
                 self._parked_since.pop(shard, None)
 
-    def owners_changed(self, shards: Iterable[ShardId]) -> None:
-        """Route what waits for these shards, and before long give up what their former owners did not answer.
+    def on_owners_changed(self, shards: Iterable[ShardId]) -> None:
+        """Route what waits for these shards, and soon give up what their former owners have not answered.
 
-        A former owner whose event loop is blocked, or whose commit hangs, keeps its links alive: nothing else ends the
-        wait. By then its reply would be refused anyway.
+        A former owner whose event loop is blocked, or whose commit hangs, keeps its links open, so no broken link would
+        end the wait for its replies. By the time they are given up, the routing table would refuse them anyway.
         """
         self._moved.update(shards)
         if self._moved and self._moved_timer is None:
-            self._moved_timer = asyncio.get_running_loop().call_later(_PATIENCE, self._give_up_on_former_owners)
+            self._moved_timer = asyncio.get_running_loop().call_later(_REPLY_GRACE, self._give_up_on_former_owners)
         self.release(shards)
 
     def has_undelivered_tells(self) -> bool:
-        """Whether a tell that was accepted here waits for an owner, or for one to accept it."""
+        """Whether a tell that was accepted here is parked, or on its way to an owner that has not accepted it yet."""
         waiting = itertools.chain(*self._parked.values(), *(peer.pending.values() for peer in self._peers.runners()))
         return any(message.kind == TELL and message.phase in (PARKED, SENT) for message in waiting)
 
     def parked_shards(self) -> list[ShardId]:
-        """Return the shards for which something waits."""
+        """Return the shards that something is parked for."""
         return list(self._parked)
 
     def longest_wait(self) -> float:
-        """Return for how many seconds messages for some shard have been waiting for an owner without a break."""
+        """Return for how many seconds some shard has had messages that wait for its owner."""
+        # A message that was given up stays in its queue, as done, until the queue is routed again.
         waiting = (shard for shard, parked in self._parked.items() if any(m.phase == PARKED for m in parked))
         since = min((self._parked_since[shard] for shard in waiting), default=None)
         return 0.0 if since is None else self._monotonic() - since
 
     def reconsider(self) -> None:
-        """Fail what can never be delivered, and give what was sent on too often another round."""
+        """Try again everything that is parked; fail what no runner of the cluster can take.
+
+        Called when the members of the cluster have changed or owners were read from the store. Messages that came back
+        too often get another `MAX_HOPS` attempts.
+        """
         for shard, parked in list(self._parked.items()):
             for message in list(parked):
                 message.hops = 0
@@ -207,8 +224,12 @@ class Router:
                     self._refuse(message, error)
             self.release([shard])
 
-    def not_owner(self, peer: Peer, request_id: int, hint: ShardOwner | None) -> None:
-        """A peer sent our call back unexecuted: believe its hint if it is news, and route again."""
+    def on_not_owner(self, peer: Peer, request_id: int, hint: ShardOwner | None) -> None:
+        """Route again a call that a peer sent back unexecuted.
+
+        The peer's hint is taken only as far as its epoch is newer than what is known, and never if it names the peer
+        itself: an out-of-date hint would lead the message in a circle.
+        """
         message = peer.pending.pop(request_id, None)
         if message is None:
             return
@@ -219,33 +240,38 @@ class Router:
         if hint is not None and hint.runner != peer.runner:
             self.table.learn([hint], self._monotonic())
         message.hops += 1
-        self._again(message)
+        self._route_again(message)
 
-    def link_lost(self, peer: Peer, unsent: Iterable[int], reason: str) -> None:
-        """Route again what never left, fail what may have been executed."""
+    def on_link_lost(self, peer: Peer, unsent: Iterable[int], reason: str) -> None:
+        """Route again what never left this process, and treat as lost what may have been executed."""
         never_left = set(unsent)
         pending, peer.pending = peer.pending, {}
         for request_id, message in pending.items():
             if message.phase != SENT:
                 continue
             if request_id in never_left:
-                self._again(message)
+                self._route_again(message)
             else:
-                self.lost(message, peer, f"the link broke before the reply came: {reason}")
+                self.on_lost(message, peer, f"the link broke before the reply came: {reason}")
 
-    def lost(self, message: Message, peer: Peer, reason: str) -> None:
-        """The peer may or may not have run the call, and its answer will not come or does not count.
+    def on_lost(self, message: Message, peer: Peer, reason: str) -> None:
+        """Settle a call that the peer may or may not have run, and whose answer will not come or does not count.
 
-        A durable call is sent again: it is known by its id, and runs once.
+        A durable call is sent again: the store knows it by its id, so it takes effect once. Any other call fails, and
+        the error says that it may have been executed; only the caller can know whether repeating it does harm.
         """
         if message.delivery is not None or message.resumes():
-            self._again(message, unsure=True)
+            self._route_again(message, unsure=True)
             return
         message.phase = DONE
         message.failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
 
-    def _expire(self, message: Message) -> None:
-        """The caller's deadline passed: call back what can be called back, and tell the caller what is known then."""
+    def _on_expired(self, message: Message) -> None:
+        """End a call whose deadline has passed, and tell the caller whether its handler may have run (invariant F).
+
+        A call that waits here has certainly not run. Of one that was sent, the peer alone knows: it is asked, and the
+        answer, or a second deadline shortly after the first, settles the call.
+        """
         phase = message.phase
         left = message.what + "(" + message.entity_id + ")"
         if phase in (NEW, PARKED):
@@ -257,7 +283,7 @@ class Router:
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
             message.abandoned_for = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
             message.peer.ask_outcome(message)
-            message.deadline = self._monotonic() + _LAST_WORD
+            message.deadline = self._monotonic() + _OUTCOME_WAIT
             self.deadlines.add(message)
         elif phase in (SENT, RUNNING, COMMITTING):
             error = message.abandoned_for or CallTimeout(f"{left}: no reply before the deadline")
@@ -266,7 +292,7 @@ class Router:
             self.withdraw(message, error)
 
     def withdraw(self, message: Message, error: ActorhubError) -> None:
-        """The caller no longer waits: dequeue the message or cancel its run, wherever it is."""
+        """Take back a message whose caller no longer waits: dequeue it or cancel its run, wherever it is."""
         if message.phase == SENT:
             message.phase = DONE
             if message.peer is not None:
@@ -277,7 +303,7 @@ class Router:
             self.host.scheduler.abandon(message, error)
 
     def close(self, error: ActorhubError) -> None:
-        """Fail everything that is parked, and whatever would be parked from now on."""
+        """Fail everything that is parked, and everything that would be parked from now on."""
         self._closed = error
         self.deadlines.close()
         if self._moved_timer is not None:
@@ -297,28 +323,33 @@ class Router:
         for peer in self._peers.runners():
             for message in [m for m in peer.pending.values() if m.phase == SENT and m.shard_id in moved]:
                 assert message.shard_id is not None
+                # The shard may have come back to this peer meanwhile, or have no known owner; then its answer counts.
                 owner = self.table.owner(message.shard_id)
                 if owner is not None and owner.runner != peer.runner:
                     del peer.pending[message.request_id]
                     peer.link.send(Cancel(message.request_id, timed_out=False))
-                    self.lost(message, peer, f"{owner.runner} took the shard over before the reply came")
+                    self.on_lost(message, peer, f"{owner.runner} took the shard over before the reply came")
 
-    def _again(self, message: Message, *, unsure: bool = False) -> None:
+    def _route_again(self, message: Message, *, unsure: bool = False) -> None:
+        """Route a message that came back, unless its caller has given up; `unsure`: it may have been executed."""
         if (error := message.abandoned_for) is not None:
             message.phase = DONE
             error.possibly_executed = unsure or message.was_sent_before
             message.failed(error)
             return
         if message.kind in ANY_RUNNER:
+            # There is no shard to route it by. Whoever asks knows which other runner to try.
             message.phase = DONE
-            message.failed(RunnerUnavailable(f"{message.address}: the link broke before it was sent"))
+            message.failed(RunnerUnavailable(f"{message.address}: the link broke before the request was sent"))
             return
         message.phase = NEW
         message.peer = None
         if message.delivery is not None:
-            said = message.delivery
+            durable = message.delivery
+            # `is_repeated` has the store look among settled messages, too: the first sending may have run to its end. A
+            # tell that was to be deposited goes the usual way again, since there may be an owner by now.
             message.delivery = msgspec.structs.replace(
-                said, is_repeated=True, is_deposit=said.is_deposit and said.is_stored
+                durable, is_repeated=True, is_deposit=durable.is_deposit and durable.is_stored
             )
         self.route(message)
 
@@ -363,7 +394,8 @@ class Router:
     def _park(self, message: Message, shard: ShardId) -> None:
         error = self._closed or self._undeliverable(message)
         if error is None and self._parked_count >= MAX_PARKED:
-            error = MailboxFull(f"{message.address}: {self._parked_count} calls wait for owners already")
+            text = f"{message.address}: {self._parked_count} calls already wait for the owners of their shards"
+            error = MailboxFull(text)
         if error is not None:
             self._refuse(message, error)
             return
@@ -373,18 +405,18 @@ class Router:
         self._parked_since.setdefault(shard, self._monotonic())
         if message.kind == TELL and message.delivery is not None and not message.delivery.is_stored:
             self.deposits.parked(message)
-        self._stranded()
+        self._on_stranded()
 
     def _refuse(self, message: Message, error: ActorhubError) -> None:
-        """Fail a message that waits here; one that was sent before may have run elsewhere."""
+        """Fail a message that waits here. One that was sent before may have run elsewhere, and its error says so."""
         if message.was_sent_before:
-            error = copy.copy(error)
+            error = copy.copy(error)  # the same error may fail other messages, of which that is not true
             error.possibly_executed = True
         message.phase = DONE
         message.failed(error)
 
     def unpark(self, message: Message) -> None:
-        """Take a message out of what waits for owners."""
+        """Remove a message from what is parked."""
         shard = message.shard_id
         assert shard is not None
         parked = self._parked.get(shard)
@@ -393,14 +425,14 @@ class Router:
             self._parked_count -= 1
 
     def ask_a_runner(self, message: Message) -> bool:
-        """Have any runner store a durable tell that this process cannot store; `False`: there is none."""
+        """Have some runner store a durable tell that this process cannot store; return whether there is a runner."""
         peers = self._peers.runners()
         if peers:
             self._send(message, peers[0])
         return bool(peers)
 
     def _undeliverable(self, message: Message) -> ActorhubError | None:
-        """Return the error of a message that no runner of the cluster can take, ever."""
+        """Return the error of a message whose entity type no runner hosts; `None` if one does, or that is not known."""
         name = message.spec.entity_type
         if not self.known_types or name in self.known_types:
             return None

@@ -1,4 +1,8 @@
-"""The routing table: who owns which shard, as far as this process knows. A hint: owner and fence decide."""
+"""The routing table: who owns which shard, as far as this process knows.
+
+It is a hint. A message that is sent to the wrong runner comes back unexecuted, and what a former owner tries to commit
+is refused by the store.
+"""
 
 from collections.abc import Iterable
 from typing import Final
@@ -6,34 +10,42 @@ from typing import Final
 from actorhub.core.address import RunnerAddress, ShardId, ShardOwner
 
 _OVERTAKING: Final = 1.0
-"""Seconds."""
+"""Seconds for which replies at an earlier epoch are still accepted."""
 
 
 class RoutingTable:
-    """Keeps the newest owner per shard by epoch; news from different peers may come in any order."""
+    """Keeps the newest known owner of each shard.
+
+    What runners announce travels over a link for each of them, so the announcement of a new owner may arrive before
+    that of an older one. The epoch tells which one is newer.
+    """
 
     def __init__(self) -> None:
         self._owners: dict[ShardId, ShardOwner] = {}
         self.newest: dict[ShardId, int] = {}
-        """Highest epoch ever heard of, which outlives a release."""
+        """The highest epoch ever announced. It outlives a release, so that late announcements are known as old."""
         self._since: dict[ShardId, float] = {}
-        """When that was, in monotonic seconds."""
+        """When that epoch was announced, in monotonic seconds."""
 
     def owner(self, shard: ShardId) -> ShardOwner | None:
-        """Return the owner, if one is known."""
+        """Return the owner of a shard, if one is known."""
         return self._owners.get(shard)
 
     def is_superseded(self, shard: ShardId, epoch: int, now: float) -> bool:
-        """Whether a reply given at `epoch` must be refused, because a newer owner acts for the shard.
+        """Whether a reply that was given at `epoch` must be refused because a newer owner acts for the shard.
 
-        A second's delay is allowed for replies that a graceful hand-over's news overtook on another link.
+        Such a reply may come from a runner that lost the shard without noticing, and may report what the new owner has
+        since changed. But after a graceful hand-over the announcement of the new owner can overtake, on another link, a
+        reply that its former owner gave while it still was the owner. Refusing that one would fail a call that has
+        succeeded, so replies are accepted for one more second.
         """
         return epoch < self.newest.get(shard, 0) and now - self._since[shard] > _OVERTAKING
 
     def learn(self, owners: Iterable[ShardOwner], now: float) -> list[ShardId]:
-        """Take news at monotonic time `now`; return the shards whose owner changed."""
+        """Take in an announcement at monotonic time `now`; return the shards whose owner has changed by it."""
         changed: list[ShardId] = []
         for owner in owners:
+            # At an equal epoch, the owner is news only if it was forgotten, because its link broke, for example.
             known = self.newest.get(owner.shard, 0)
             if owner.epoch > known or (owner.epoch == known and owner.shard not in self._owners):
                 self.newest[owner.shard] = owner.epoch
@@ -43,18 +55,18 @@ class RoutingTable:
         return changed
 
     def forget(self, shard: ShardId, runner: RunnerAddress) -> None:
-        """`runner` does not own the shard (any more)."""
+        """Take in that `runner` does not own the shard. Does nothing if another runner is known as its owner."""
         owner = self._owners.get(shard)
         if owner is not None and owner.runner == runner:
             del self._owners[shard]
 
     def forget_runner(self, runner: RunnerAddress) -> list[ShardId]:
-        """`runner` is gone: return the shards that have no known owner now."""
+        """Forget everything that `runner` owned; return the shards that have no known owner now."""
         lost = [shard for shard, owner in self._owners.items() if owner.runner == runner]
         for shard in lost:
             del self._owners[shard]
         return lost
 
     def of_runner(self, runner: RunnerAddress) -> list[ShardId]:
-        """Return the shards that `runner` owns, as far as known."""
+        """Return the shards that `runner` owns, as far as is known."""
         return [shard for shard, owner in self._owners.items() if owner.runner == runner]

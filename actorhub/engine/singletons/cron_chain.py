@@ -1,7 +1,7 @@
-"""The schedules of a led singleton: each instant's message is stored before it is due, one after the other.
+"""The schedules of a led singleton: each fire time's message is stored before it is due, one after the other.
 
-A schedule's row names the next instant; its message is stored first, under a key of schedule and instant, and the row
-after it. So whoever goes on from the row stores no instant twice and leaves none out, whatever happens in between.
+A schedule's row names the next fire_time; its message is stored first, under a key of schedule and fire_time, and the row
+after it. So whoever goes on from the row stores no fire_time twice and leaves none out, whatever happens in between.
 """
 
 import logging
@@ -34,20 +34,20 @@ class ScheduleEvents(Protocol):
         """Store the message of a fire time, once per key; return once it is stored."""
         ...
 
-    def began(self, what: str) -> None:
+    def on_execution_started(self, what: str) -> None:
         """Something of the singleton runs."""
         ...
 
-    def ended(self, seconds: float, error: BaseException | None) -> None:
+    def on_execution_ended(self, seconds: float, error: BaseException | None) -> None:
         """It is over."""
         ...
 
-    def counted(self) -> None:
-        """There is something to write of a schedule: `Schedules.step` does it."""
+    def on_run_counted(self) -> None:
+        """There is something to write of a schedule: `CronChain.step` does it."""
         ...
 
 
-class Schedules:
+class CronChain:
     """Plans and runs the schedules of one singleton, for its leader. `load` comes first."""
 
     def __init__(
@@ -118,7 +118,7 @@ class Schedules:
             if (planned := schedule.planned(self._server.now())) is not None:
                 await self._advance(schedule, planned)
             elif schedule.is_dirty:
-                await self._keep(schedule)
+                await self._write_row(schedule)
             if (at := schedule.wakes_at(self._server.now())) is not None:
                 due.append(at)
         return max(min(due) - self._server.now(), _EARLIEST) if due else None
@@ -131,19 +131,19 @@ class Schedules:
         """
         for schedule in self._schedules.values():
             if schedule.is_dirty:
-                await self._keep(schedule)
+                await self._write_row(schedule)
 
     async def run(self, message: DurableMessage, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Call the method for the instant of a message, unless it is not to be run; `call` is what a person sent."""
+        """Call the method for the fire_time of a message, unless it is not to be run; `call` is what a person sent."""
         parsed = parse_fire_time_key(message.key) if message.key else None
         if parsed is None:
             return await self._tracked(self._schedules[str(message.spec.cron)], message, None, call)
-        name, instant, revision = parsed
+        name, fire_time, revision = parsed
         schedule = self._schedules.get(name)
-        if schedule is None or not await self._is_run(schedule, message, instant, revision):
+        if schedule is None or not await self._is_run(schedule, message, fire_time, revision):
             _log.info("%s: %s is not run", message.what, message.key)
             return None
-        return await self._tracked(schedule, message, instant, call)
+        return await self._tracked(schedule, message, fire_time, call)
 
     def health(self) -> list[ScheduleHealth]:
         """Return how each schedule is, by name."""
@@ -151,24 +151,24 @@ class Schedules:
 
     async def _advance(self, schedule: CronSchedule, planned: CronPlan) -> None:
         if planned.next_at is not None:
-            await self._store_instant(schedule, planned.next_at)
+            await self._store_message(schedule, planned.next_at)
         schedule.advance(planned, self._server.now())
-        await self._keep(schedule)
+        await self._write_row(schedule)
 
-    async def _store_instant(self, schedule: CronSchedule, at: float) -> None:
+    async def _store_message(self, schedule: CronSchedule, at: float) -> None:
         key, time = fire_time_key(schedule.name, at, schedule.row.revision), datetime.fromtimestamp(at, UTC)
         try:
             await self._leader.tell(schedule.handler, time, key=key, deliver_at=schedule.due(at))
         except DuplicateKey as error:
             _log.error(
-                "%s.%s: an instant is left to who used its key: %s", schedule.row.singleton, schedule.name, error
+                "%s.%s: a fire time is left to who used its key: %s", schedule.row.singleton, schedule.name, error
             )
         except PersistenceError:
             raise
         except ActorhubError as error:
             raise PersistenceError(f"the message {key} could not be stored: {error}") from error
 
-    async def _keep(self, schedule: CronSchedule) -> None:
+    async def _write_row(self, schedule: CronSchedule) -> None:
         """Write the row; where an operator changed it meanwhile, go by what the operator said."""
         schedule.is_dirty = False
         try:
@@ -178,34 +178,38 @@ class Schedules:
             raise
         schedule.merge(stored)
 
-    async def _is_run(self, schedule: CronSchedule, message: DurableMessage, instant: float, revision: int) -> bool:
-        """Whether to run the instant; one that began in an earlier run of the message goes on, come what may."""
+    async def _is_run(self, schedule: CronSchedule, message: DurableMessage, fire_time: float, revision: int) -> bool:
+        """Whether to run the fire_time; one that began in an earlier run of the message goes on, come what may."""
         row = schedule.row
         is_current = revision == row.revision
-        if message.attempts > 1 or (is_current and row.last_at is not None and instant <= row.last_at):
+        if message.attempts > 1 or (is_current and row.last_at is not None and fire_time <= row.last_at):
             return True
         reason = ""
-        if is_current and schedule.has(instant):
-            reason = schedule.why_skipped(instant, self._server.now())
-            if not reason and await self._is_held_up(schedule, instant):
+        if is_current and schedule.has(fire_time):
+            reason = schedule.why_skipped(fire_time, self._server.now())
+            if not reason and await self._is_held_up(schedule, fire_time):
                 reason = "an earlier run had not ended"
             if not reason:
                 return True
         if (await self._checkpoints.progress_of(message)).saved:
             return True
         if reason:
-            schedule.skip(reason, instant)
-            self._leader.counted()
+            schedule.skip(reason, fire_time)
+            self._leader.on_run_counted()
         return False
 
     async def _tracked(
-        self, schedule: CronSchedule, message: DurableMessage, instant: float | None, call: Callable[[], Awaitable[Any]]
+        self,
+        schedule: CronSchedule,
+        message: DurableMessage,
+        fire_time: float | None,
+        call: Callable[[], Awaitable[Any]],
     ) -> Any:
         began = self._clock.monotonic()
-        schedule.began(instant, message.message_id, self._server.now())
-        self._leader.began(schedule.name)
+        schedule.on_started(fire_time, message.message_id, self._server.now())
+        self._leader.on_execution_started(schedule.name)
         if not isinstance(message.events, CountedRuns):
-            message.events = CountedRuns(message.events, schedule, instant, self._leader.counted)
+            message.events = CountedRuns(message.events, schedule, fire_time, self._leader.on_run_counted)
         error: BaseException | None = None
         try:
             return await call()
@@ -214,13 +218,13 @@ class Schedules:
             raise
         finally:
             seconds = self._clock.monotonic() - began
-            schedule.ended(seconds, self._server.now())
-            self._leader.ended(seconds, error)
+            schedule.on_ended(seconds, self._server.now())
+            self._leader.on_execution_ended(seconds, error)
 
-    async def _is_held_up(self, schedule: CronSchedule, instant: float) -> bool:
-        """Whether an earlier instant of a schedule whose runs may not overlap began here and waits for its next run."""
+    async def _is_held_up(self, schedule: CronSchedule, fire_time: float) -> bool:
+        """Whether an earlier fire_time of a schedule whose runs may not overlap began here and waits for its next run."""
         for earlier, message_id in list(schedule.begun.items()):
-            if earlier == instant:
+            if earlier == fire_time:
                 continue
             row = await self._messages.find(message_id)
             if row is not None and row.reply is None:

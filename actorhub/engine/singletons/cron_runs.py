@@ -1,4 +1,4 @@
-"""How a method with `@cron` is called: its schedule decides whether the instant is run, and notes what became of it."""
+"""How a method with `@cron` is called: its schedule decides whether the fire_time is run, and notes what became of it."""
 
 import functools
 from collections.abc import Callable, Coroutine
@@ -18,7 +18,7 @@ Method = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def cron_function(method: Method) -> Method:
-    """Return what runs instead of the method; a skipped instant returns `None`."""
+    """Return what runs instead of the method; a skipped fire_time returns `None`."""
 
     @functools.wraps(method)
     async def run(instance: object, at: datetime) -> Any:
@@ -37,29 +37,29 @@ class CountedRuns:
     Args:
         events: Who settles the message.
         schedule: Where it is counted.
-        instant: Which one it is; `None`: the method is run by hand.
-        counted: Told that there is something to write.
+        fire_time: Which one it is; `None`: the method is run by hand.
+        on_counted: Told that there is something to write.
     """
 
     def __init__(
-        self, events: RunEvents, schedule: CronSchedule, instant: float | None, counted: Callable[[], None]
+        self, events: RunEvents, schedule: CronSchedule, fire_time: float | None, on_counted: Callable[[], None]
     ) -> None:
         self._events = events
         self._schedule = schedule
-        self._instant = instant
-        self._counted = counted
+        self._fire_time = fire_time
+        self._on_counted = on_counted
 
     def run_committed(self, message: DurableMessage, body: bytes) -> None:
         """Count a run that is committed."""
-        self._schedule.succeeded(self._instant)
-        self._counted()
+        self._schedule.on_succeeded(self._fire_time)
+        self._on_counted()
         self._events.run_committed(message, body)
 
     def run_failed(self, message: DurableMessage, error: ActorhubError) -> None:
         """Count a run that failed."""
         if not _was_lost(message, error):
-            self._schedule.failed(self._instant, _text(error), for_good=_is_last(message, error))
-            self._counted()
+            self._schedule.on_failed(self._fire_time, _text(error), for_good=_is_last(message, error))
+            self._on_counted()
         self._events.run_failed(message, error)
 
     def run_taken_back(self, message: DurableMessage) -> None:

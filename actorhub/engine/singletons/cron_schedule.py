@@ -54,16 +54,16 @@ class CronSchedule:
         """When it was planned anew: what was due before does not make it overdue."""
         self._is_over = False
         """The expression has no more instants."""
-        self._read: tuple[str, str] | None = None
+        self._parsed: tuple[str, str] | None = None
         self._expression: CronExpression | None = None
-        self._adopt()
+        self._adopt_code()
 
     @property
     def expression(self) -> CronExpression | None:
         """When it runs; `None`: what is stored makes no sense here, so it does not."""
         stored = (self.row.expression, self.row.timezone)
-        if stored != self._read:
-            self._read = stored
+        if stored != self._parsed:
+            self._parsed = stored
             try:
                 self._expression = CronExpression(*stored)
             except ValueError as error:
@@ -86,15 +86,15 @@ class CronSchedule:
             next_at=None,
         )
         self._is_over = False
-        self._adopt()
+        self._adopt_code()
 
     def planned(self, now: float) -> CronPlan | None:
-        """Return the next instant, and what is left out before it, if it is time to plan; `None`: it is not."""
+        """Return the next fire_time, and what is left out before it, if it is time to plan; `None`: it is not."""
         row, expression = self.row, self.expression
         if row.paused or expression is None or self._is_over or (row.next_at is not None and row.next_at > now):
             return None
         if row.next_at is None:
-            # What was changed is planned anew, but an instant that began before does not come again.
+            # What was changed is planned anew, but an fire_time that began before does not come again.
             now = max(now, row.last_at or now)
         return plan(
             expression,
@@ -105,7 +105,7 @@ class CronSchedule:
         )
 
     def advance(self, planned: CronPlan, now: float) -> None:
-        """Wait for the planned instant, whose message is stored."""
+        """Wait for the planned fire_time, whose message is stored."""
         for skipped in planned.skipped:
             self._skip_all(skipped)
         if self.row.next_at is None:
@@ -119,17 +119,17 @@ class CronSchedule:
             return None
         return now if self.row.next_at is None else self.row.next_at
 
-    def due(self, instant: float) -> float:
-        """Return when an instant is to run, jitter included."""
-        return instant + delivery_delay(self.name, instant, self.options.jitter.total_seconds())
+    def due(self, fire_time: float) -> float:
+        """Return when an fire_time is to run, jitter included."""
+        return fire_time + delivery_delay(self.name, fire_time, self.options.jitter.total_seconds())
 
-    def has(self, instant: float) -> bool:
-        """Whether the expression, as it is now, has this instant."""
-        return self.expression is not None and self.expression.after(instant - 1) == instant
+    def has(self, fire_time: float) -> bool:
+        """Whether the expression, as it is now, has this fire_time."""
+        return self.expression is not None and self.expression.after(fire_time - 1) == fire_time
 
-    def why_skipped(self, instant: float, now: float) -> str:
-        """Return why an instant that is due, and did not begin before, is not run; empty: it is."""
-        row, options, due = self.row, self.options, self.due(instant)
+    def why_skipped(self, fire_time: float, now: float) -> str:
+        """Return why an fire_time that is due, and did not begin before, is not run; empty: it is."""
+        row, options, due = self.row, self.options, self.due(fire_time)
         if row.paused:
             return "paused"
         if now - due > options.skip_if_older_than.total_seconds():
@@ -137,36 +137,36 @@ class CronSchedule:
         if options.overlap == "skip" and self._ran_at(due):
             return "an earlier run had not ended"
         if options.breaker is not None and options.breaker.is_open(row.failures_in_a_row, row.last_finished_at, now):
-            return f"{row.failures_in_a_row} instants in a row failed"
+            return f"{row.failures_in_a_row} fire times in a row failed"
         return ""
 
-    def skip(self, reason: str, instant: float) -> None:
-        """Count an instant that is not run."""
-        self._skip(reason, 1, _text(instant))
+    def skip(self, reason: str, fire_time: float) -> None:
+        """Count an fire_time that is not run."""
+        self._skip(reason, 1, _text(fire_time))
 
-    def began(self, instant: float | None, message_id: int, now: float) -> None:
+    def on_started(self, fire_time: float | None, message_id: int, now: float) -> None:
         """A run begins; `None`: somebody runs the method by hand."""
         self._change(last_started_at=now)
-        if instant is not None:
-            self._change(last_at=max(instant, self.row.last_at or instant))
+        if fire_time is not None:
+            self._change(last_at=max(fire_time, self.row.last_at or fire_time))
             if self.options.overlap == "skip":
-                self.begun[instant] = message_id
+                self.begun[fire_time] = message_id
 
-    def ended(self, seconds: float, now: float) -> None:
+    def on_ended(self, seconds: float, now: float) -> None:
         """A run is over, and whether it counts is not known yet."""
         self._change(last_finished_at=now, last_duration=seconds)
 
-    def succeeded(self, instant: float | None) -> None:
+    def on_succeeded(self, fire_time: float | None) -> None:
         """A run was committed."""
         self._change(runs=self.row.runs + 1, failures_in_a_row=0, last_error="")
-        self._settle(instant)
+        self._settle(fire_time)
 
-    def failed(self, instant: float | None, text: str, *, for_good: bool) -> None:
+    def on_failed(self, fire_time: float | None, text: str, *, for_good: bool) -> None:
         """A run failed; there is another one unless that was `for_good`."""
         self._change(last_error=text[:_LONGEST_TEXT])
         if for_good:
             self._change(failures=self.row.failures + 1, failures_in_a_row=self.row.failures_in_a_row + 1)
-            self._settle(instant)
+            self._settle(fire_time)
 
     def health(self, now: float) -> ScheduleHealth:
         """Return how it is."""
@@ -188,7 +188,7 @@ class CronSchedule:
         row, since = self.row, self._counts_from
         if row.paused:
             return "paused"
-        # Until the first instant after a change, what ran before it says nothing.
+        # Until the first fire_time after a change, what ran before it says nothing.
         last_at = None if since is not None and row.last_at is not None and row.last_at < since else row.last_at
         created_at = row.created_at if since is None else max(since, row.created_at)
         now -= self.options.jitter.total_seconds()
@@ -196,7 +196,7 @@ class CronSchedule:
             return "overdue"
         return "never executed" if row.last_at is None else "healthy"
 
-    def _adopt(self) -> None:
+    def _adopt_code(self) -> None:
         """Go by the code if it has changed since the row was written."""
         if self.row.declared == self._declared:
             return
@@ -214,9 +214,9 @@ class CronSchedule:
         began, ended = self.row.last_started_at, self.row.last_finished_at
         return began is not None and ended is not None and began <= due < ended
 
-    def _settle(self, instant: float | None) -> None:
-        if instant is not None:
-            self.begun.pop(instant, None)
+    def _settle(self, fire_time: float | None) -> None:
+        if fire_time is not None:
+            self.begun.pop(fire_time, None)
 
     def _skip_all(self, skipped: Skipped) -> None:
         reason = skipped.reason if not skipped.is_more else f"{skipped.reason}, more than {skipped.count}"
@@ -232,5 +232,5 @@ class CronSchedule:
         self.is_dirty = True
 
 
-def _text(instant: float) -> str:
-    return datetime.fromtimestamp(instant, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _text(fire_time: float) -> str:
+    return datetime.fromtimestamp(fire_time, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

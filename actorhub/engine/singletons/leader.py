@@ -35,13 +35,12 @@ from actorhub.engine.model.records import (
     RunKind,
 )
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
-from actorhub.engine.ownership.session import store_call
 from actorhub.engine.runs.checkpoints import Checkpoints
 from actorhub.engine.runs.hooks import Hooks
 from actorhub.engine.runs.scheduler import Scheduler
-from actorhub.engine.singletons.cron_chain import Schedules
+from actorhub.engine.singletons.cron_chain import CronChain
 from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, is_stale
-from actorhub.engine.supervision import Supervisor, set_or_time
+from actorhub.engine.supervision import Supervisor, set_or_time, store_call
 from actorhub.storage.checkpoint_ports import BODY, Scope
 from actorhub.storage.message_ports import MessageStore
 from actorhub.storage.ports import Fenced
@@ -53,9 +52,9 @@ LOSS_LIMIT: Final = 5.0
 """Seconds that `on_lose_leadership` may take, and that handlers may take to end before it after a forced loss."""
 _RETRY: Final = 1.0
 """Seconds until the next try after the store failed."""
-_NOTE_PAUSE: Final = 0.5
+_WRITE_PAUSE: Final = 0.5
 """Seconds between notes of executions."""
-_QUIET_LOOK: Final = 0.005
+_QUIET_POLL: Final = 0.005
 _BACKOFF: Final = Backoff(initial=0.1, maximum=30.0)
 
 
@@ -101,17 +100,17 @@ class MainLoopRun(Message):
 
     def taken_back(self) -> bool:
         """End with its activation: the next one starts its own."""
-        self.leader.main_loop_taken_back()
+        self.leader.on_main_loop_taken_back()
         return True
 
     def completed(self, body: bytes) -> None:
         """Note that it returned."""
-        self.leader.main_loop_ended(None)
+        self.leader.on_main_loop_ended(None)
 
     def failed(self, error: ActorhubError) -> None:
         """Note that it failed, or was cut short with its activation."""
         is_over = self.cell is not None and self.cell.phase != ACTIVE
-        self.leader.main_loop_ended(error, cut_short=is_over and isinstance(error, RunnerUnavailable))
+        self.leader.on_main_loop_ended(error, cut_short=is_over and isinstance(error, RunnerUnavailable))
 
 
 class FireTimeTell(AwaitedMessage):
@@ -157,7 +156,7 @@ class SingletonLeader:
             incarnation=services.incarnation,
         )
         self.execution = Execution()
-        self.schedules = Schedules(
+        self.schedules = CronChain(
             spec=hosted_type.spec,
             leadership=self.leadership,
             store=self._store,
@@ -178,7 +177,7 @@ class SingletonLeader:
         self._since: float | None = None
         self._heartbeat_at: float | None = None
         self._granted_at = clock.monotonic()
-        self._sign_at: float | None = None
+        self._sign_of_life_at: float | None = None
         """Monotonic seconds of the last sign of life, a former leader's too: steps of the clock do not age it."""
         self._failures = 0
         self._main_loop_failures = 0
@@ -186,7 +185,7 @@ class SingletonLeader:
         """Monotonic seconds when `run` starts, again; `None`: it runs, or is not to."""
         self._main_loop_began = 0.0
         self._beat_at = 0.0
-        self._noted_at = 0.0
+        self._written_at = 0.0
         self._is_dirty = False
         self._is_stopping = False
         self._changed = asyncio.Event()
@@ -209,14 +208,14 @@ class SingletonLeader:
             if not self.registered.done():
                 await self._register()
                 continue
-            await self._see_off(self._services.open(self._hosted_type, self._shard))
+            await self._until_gone(self._services.open(self._hosted_type, self._shard))
             if self._is_owner:
                 self._failures += 1
-                await self._rest(_BACKOFF.delay(self._failures, self._clock.random()))
+                await self._pause(_BACKOFF.delay(self._failures, self._clock.random()))
         if not self.registered.done():
             self.registered.cancel()
         if (left := self.cell or self._resident) is not None:
-            await self._see_off(left)
+            await self._until_gone(left)
         await self._leave()
 
     def track_task(self, cell: Cell, task: "asyncio.Task[None]") -> None:
@@ -233,7 +232,7 @@ class SingletonLeader:
         if self.spec.main_loop is not None:
             self._main_loop_at = self._clock.monotonic()
         self._beat_at = 0.0
-        self.track_task(cell, self._supervisor.loop("tend a singleton", partial(self._tend_to, cell)))
+        self.track_task(cell, self._supervisor.loop("tend a singleton", partial(self._keep_tending, cell)))
 
     async def lose(self, cell: Cell) -> None:
         """Run `on_lose_leadership`, once for each `on_become_leader` that returned; or wait for it. Bounded."""
@@ -270,12 +269,12 @@ class SingletonLeader:
         self._set(state_errors=errors, state_error=f"{reason}: {text}"[:1000])
         _log.error("singleton %s: %s: %s", self.spec.name, reason, text)
 
-    def began(self, what: str) -> None:
+    def on_execution_started(self, what: str) -> None:
         """A schedule, or `run`, runs."""
         now = self._server.now()
         self._set(executions=self.execution.executions + 1, last_execution=what, last_execution_at=now)
 
-    def ended(self, seconds: float, error: BaseException | None) -> None:
+    def on_execution_ended(self, seconds: float, error: BaseException | None) -> None:
         """It is over."""
         if error is None:
             self._set(last_duration=seconds, last_error="")
@@ -284,11 +283,11 @@ class SingletonLeader:
             text = f"{type(error).__name__}: {error}"[:1000]
             self._set(last_duration=seconds, last_error=text, last_error_at=now)
 
-    def counted(self) -> None:
+    def on_run_counted(self) -> None:
         """There is something to write of a schedule."""
         self._wake.set()
 
-    def main_loop_ended(self, error: ActorhubError | None, *, cut_short: bool = False) -> None:
+    def on_main_loop_ended(self, error: ActorhubError | None, *, cut_short: bool = False) -> None:
         """`run` returned, failed, or was cut short; if it failed while the singleton leads, it is started again."""
         if self.execution.body != "running":
             return
@@ -296,7 +295,7 @@ class SingletonLeader:
         if cut_short:
             self._set(body="", last_duration=seconds)
             return
-        self.ended(seconds, error)
+        self.on_execution_ended(seconds, error)
         if error is None:
             self._set(body="returned")
         elif self.cell is not None and self.cell.phase == ACTIVE:
@@ -308,7 +307,7 @@ class SingletonLeader:
         else:
             self._set(body="")
 
-    def main_loop_taken_back(self) -> None:
+    def on_main_loop_taken_back(self) -> None:
         """`run` could not start after all: it is started again if its activation goes on."""
         self._main_loop_at = self._clock.monotonic()
         self._settle_main_loop()
@@ -317,7 +316,7 @@ class SingletonLeader:
         """Return how the singleton is."""
         since = self._server.now() if self._since is None else self._since
         now = self._clock.monotonic()
-        stale = is_stale(heartbeat_at=self._sign_at, since=self._granted_at, now=now)
+        stale = is_stale(heartbeat_at=self._sign_of_life_at, since=self._granted_at, now=now)
         schedules = self.schedules.health()
         run = self.execution
         never = run.last_execution_at is None and bool(schedules or self.spec.main_loop)
@@ -375,18 +374,20 @@ class SingletonLeader:
             row, now = await self._store.lead(self.leadership, address, self.spec.state_ttl)
             await self.schedules.load()  # before the first handler: an instant whose schedule is not known is not run
         except PersistenceError as error:
-            self._failed("its leader could not be registered", error)
+            self._on_store_failed("its leader could not be registered", error)
             until = self._clock.monotonic() + _RETRY
             while self._is_owner and self._clock.monotonic() < until:
                 await self._until_changed(until)
             return
         self._server.observe_time(now)
         self._since, self._heartbeat_at = row.since, row.heartbeat_at
-        self._sign_at = self._clock.monotonic() - (now - (row.since if row.heartbeat_at is None else row.heartbeat_at))
+        self._sign_of_life_at = self._clock.monotonic() - (
+            now - (row.since if row.heartbeat_at is None else row.heartbeat_at)
+        )
         self.execution = msgspec.structs.replace(row.execution, body="")
         self.registered.set_result(None)
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         """Wait before the next activation, unless a message made one."""
         until = self._clock.monotonic() + seconds
         while self._is_owner and self._resident is None and self._clock.monotonic() < until:
@@ -396,7 +397,7 @@ class SingletonLeader:
         self._changed.clear()
         await set_or_time(self._changed, None if until is None else until - self._clock.monotonic())
 
-    async def _see_off(self, cell: Cell) -> None:
+    async def _until_gone(self, cell: Cell) -> None:
         """Return once the activation is over and nothing of it runs any more, as far as that can be awaited."""
         while cell.phase != DEAD:
             await self._until_changed()
@@ -407,7 +408,7 @@ class SingletonLeader:
         while self._clock.monotonic() < until and (  # noqa: ASYNC110 - once per activation
             cell.load or cell.nested or cell.streams or not all(task.done() for task in tasks)
         ):
-            await asyncio.sleep(_QUIET_LOOK)
+            await asyncio.sleep(_QUIET_POLL)
         await self.lose(cell)
 
     async def _run_loss(self, cell: Cell) -> None:
@@ -423,15 +424,15 @@ class SingletonLeader:
         if not self._owns or self.registered.cancelled():
             return
         try:
-            await store_call(self._supervisor, self._last_notes(), "note that a leader leaves", LOSS_LIMIT)
+            await store_call(self._supervisor, self._write_last(), "note that a leader leaves", LOSS_LIMIT)
         except (PersistenceError, ShuttingDown) as error:
             _log.warning("singleton %s: that its leader left could not be noted: %s", self.spec.name, error)
 
-    async def _last_notes(self) -> None:
+    async def _write_last(self) -> None:
         await self.schedules.write()
-        await self._note(heartbeat=False, leaves=True)
+        await self._write(heartbeat=False, leaves=True)
 
-    async def _tend_to(self, cell: Cell) -> None:
+    async def _keep_tending(self, cell: Cell) -> None:
         """See to what is due until the activation is over."""
         began = self._clock.monotonic()
         while cell.phase == ACTIVE and self._is_owner:
@@ -439,7 +440,7 @@ class SingletonLeader:
             try:
                 pause = await self._tend(cell)
             except PersistenceError as error:
-                self._failed("it could not be tended to", error)
+                self._on_store_failed("it could not be tended to", error)
                 await asyncio.sleep(_RETRY)
                 continue
             if self._clock.monotonic() - began > _BACKOFF.maximum:
@@ -453,17 +454,17 @@ class SingletonLeader:
             await self._start_main_loop(cell)
         if self._beat_at <= now:
             self.schedules.poll()
-            await self._note(heartbeat=True)
+            await self._write(heartbeat=True)
             self._beat_at = now + HEARTBEAT
-        elif self._is_dirty and self._noted_at + _NOTE_PAUSE <= now:
-            await self._note(heartbeat=False)
+        elif self._is_dirty and self._written_at + _WRITE_PAUSE <= now:
+            await self._write(heartbeat=False)
         due = [self._beat_at - now]
         if (schedule := await self.schedules.step()) is not None:
             due.append(schedule)
         if self._main_loop_at is not None:
             due.append(self._main_loop_at - now)
         if self._is_dirty:
-            due.append(self._noted_at + _NOTE_PAUSE - now)
+            due.append(self._written_at + _WRITE_PAUSE - now)
         return max(min(due), 0.001)
 
     async def _start_main_loop(self, cell: Cell) -> None:
@@ -474,7 +475,7 @@ class SingletonLeader:
             return
         self._main_loop_at = None
         self._main_loop_began = self._clock.monotonic()
-        self.began("run")
+        self.on_execution_started("run")
         self._set(body="running")
         self._services.scheduler.enqueue(cell, MainLoopRun(self, spec, cell, progress))
 
@@ -482,9 +483,9 @@ class SingletonLeader:
         if self.execution.body == "running":
             self._set(body="")
 
-    async def _note(self, *, heartbeat: bool, leaves: bool = False) -> None:
+    async def _write(self, *, heartbeat: bool, leaves: bool = False) -> None:
         self._is_dirty = False
-        self._noted_at = self._clock.monotonic()
+        self._written_at = self._clock.monotonic()
         try:
             now = await self._store.record(self.leadership, self.execution, heartbeat=heartbeat, leaves=leaves)
         except PersistenceError:
@@ -492,7 +493,7 @@ class SingletonLeader:
             raise
         self._server.observe_time(now)
         if heartbeat:
-            self._heartbeat_at, self._sign_at = now, self._noted_at
+            self._heartbeat_at, self._sign_of_life_at = now, self._written_at
 
     async def tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
         """Store the message of a fire time, once per key; return once it is stored."""
@@ -502,7 +503,7 @@ class SingletonLeader:
         self._services.accept(told, self._shard)
         await told.future
 
-    def _failed(self, what: str, error: PersistenceError) -> None:
+    def _on_store_failed(self, what: str, error: PersistenceError) -> None:
         if isinstance(error, Fenced) and self._owns:
             self._services.mistrust(self._shard.id)
         _log.warning("singleton %s: %s: %s; trying again in %g s", self.spec.name, what, error, _RETRY)

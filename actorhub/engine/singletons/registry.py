@@ -21,7 +21,7 @@ _SAVE_ATTEMPTS: Final = 4
 _SAVE_PAUSE: Final = Backoff(initial=0.05, maximum=1.0)
 
 
-class Singletons:
+class SingletonLeaders:
     """Starts a leader for each singleton of a shard that this runner gets, and tells it what becomes of both."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Singletons:
         """Return how each singleton is that is led here, by name."""
         return [self._leaders[name].health() for name in sorted(self._leaders)]
 
-    def granted(self, shards: Iterable[HostedShard]) -> None:
+    def on_granted(self, shards: Iterable[HostedShard]) -> None:
         """Lead the singletons of these shards."""
         if not self._types:
             return
@@ -74,7 +74,7 @@ class Singletons:
         for leader in self._of(shard):
             leader.stop()
 
-    def over(self, shard: HostedShard) -> None:
+    def on_lost(self, shard: HostedShard) -> None:
         """The shard is no longer this process's."""
         for leader in self._of(shard):
             leader.stop()
