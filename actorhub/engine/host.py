@@ -77,7 +77,7 @@ class Surroundings:
 
 
 class Host:
-    """Owns the cells. A cell exists only in a shard that `on_granted` named and neither `on_revoked` nor `drain` ended."""
+    """Owns the cells. A cell exists only in a shard that was granted, and neither revoked nor drained since."""
 
     def __init__(self, around: Surroundings) -> None:
         self.types = around.types

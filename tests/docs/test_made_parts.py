@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actorhub._call import MAX_CALLS, STREAM_WINDOW
+from actorhub._call import MAX_CALLS, STREAM_WINDOW, CallTarget
 from actorhub._declaration import EntityOptions
 from actorhub.core import key_value
 from actorhub.core.config import Settings
