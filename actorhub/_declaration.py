@@ -144,14 +144,14 @@ class Declaration:
             return dataclasses.replace(
                 spec, concurrency=options.concurrency, max_idle=options.max_idle, shard_key=options.shard_key
             )
-        body = self._hook("run")
+        main_loop = self._hook("run")
         return dataclasses.replace(
             spec,
             singleton_id=options.name,
             state_ttl=_seconds(options.state_ttl),
             on_become_leader=self._hook("on_become_leader"),
             on_lose_leadership=self._hook("on_lose_leadership"),
-            body=None if body is None else dataclasses.replace(body, interleaved=True),
+            body=None if main_loop is None else dataclasses.replace(main_loop, interleaved=True),
         )
 
     def _hook(self, name: str) -> HandlerSpec | None:
