@@ -67,7 +67,8 @@ async def test_what_is_encoded_has_the_types_that_are_stated(
     for column, value in zip(table.columns, encoded, strict=True):
         assert row[column.name] == value, column.name
         if value is not None:
-            assert len(row[column.name].split("\n") if column.type == "text" else value) == len(records), column.name
+            found = row[column.name]
+            assert len(found.split("\n") if column.type == "text" else found) == len(records), column.name
 
 
 def test_what_no_record_has_is_not_sent() -> None:
