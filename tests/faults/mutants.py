@@ -32,7 +32,7 @@ Patch: TypeAlias = Callable[[Any, str, Any], None]
 
 EntityAddress: TypeAlias = tuple[ShardId, str, str]
 MUTANTS: Final[dict[str, Callable[[Patch], None]]] = {}
-_OWNS: Final = "s.epoch = r.e and s.owner_incarnation = committer"
+_OWNS: Final = "s.epoch = r.epoch and s.owner_incarnation = committer"
 """How statements check that the committer owns a shard."""
 _AHEAD: Final = 0.15
 """Seconds that a wrong clock is ahead."""

@@ -18,7 +18,8 @@ from actorhub.conformance.messages import (
     run,
     stored,
 )
-from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.message_care import in_every_state
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, commit, runner
 from actorhub.core.address import ShardId
 from actorhub.storage.message_ports import (
     MessageFilter,
@@ -85,12 +86,15 @@ async def test_statements_prepared_on_empty_tables_use_indexes_later(postgres_wo
     messages = storage.messages
     await sql.execute("vacuum analyze")
     await _cycle(messages, 10_000_000)
+    await results([storage.commit_state(commit(f"x{number}", 1), "a") for number in range(200)])
     await messages.load_backlog(dict.fromkeys(SHARDS, ("", "")), 8, 8)
     await sql.execute(_FILL)
     await sql.execute("select pg_stat_reset()")
     started = time.monotonic()
     for number in range(11, 14):
         await _cycle(messages, number * 1_000_000)
+        await results([storage.commit_state(commit(f"x{each}", number - 9), "a") for each in range(200)])
+        await results([storage.commit_state(commit(f"y{number}.{each}", 1), "a") for each in range(200)])
     found, done = await messages.load_backlog(dict.fromkeys(SHARDS, ("", "")), 8, 8)
     assert len(found) >= 2 * 8 * 8
     assert SHARDS[1] not in done

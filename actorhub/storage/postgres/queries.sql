@@ -37,7 +37,8 @@ delete from runner where incarnation = $1;
 
 -- name: try_lock
 -- Take those of the session locks that are free; the keys must not be held by this session already.
-select k.key, pg_try_advisory_lock(k.key) as taken, pg_backend_pid() as this_backend from unnest($1::bigint[]) as k (key);
+select k.key, pg_try_advisory_lock(k.key) as taken, pg_backend_pid() as this_backend
+from unnest($1::bigint[]) as k (key);
 
 -- name: unlock
 -- Free session locks; returns those that were not held.
@@ -84,7 +85,10 @@ select release_shards($1, $2, $3, $4, $5);
 
 -- name: shards
 -- Every shard that ever had an owner.
-select shard_group, number, epoch, owner_incarnation, owner_address from shard where epoch > 0 order by shard_group, number;
+select shard_group, number, epoch, owner_incarnation, owner_address
+from shard
+where epoch > 0
+order by shard_group, number;
 
 -- name: agree
 -- Store cluster-wide values that are not there yet.
@@ -202,8 +206,8 @@ cross join lateral (
 order by r.place, m.message_id;
 
 -- name: load_scheduled
--- The first $4 messages of shards ($1, $2), by due time, that are due before $3 (Unix time), and the clock: on a row of its
--- own where there are none.
+-- The first $4 messages of shards ($1, $2), by due time, that are due before $3 (Unix time), and the clock: on a row of
+-- its own where there are none.
 select
     extract(epoch from clock_timestamp())::double precision as clock,
     m.message_id, m.shard_group, m.shard_number, m.entity_type, m.entity_id, m.handler, m.headers, m.key,
@@ -295,8 +299,8 @@ order by v.message_id
 limit $9;
 
 -- name: purge
--- Delete dead letters by entity ($1, $2), handler ($3), shard ($4), key ($5) and age ($6), after an id ($7): at most $8, and
--- their keys; returns how many, and the last id.
+-- Delete dead letters by entity ($1, $2), handler ($3), shard ($4), key ($5) and age ($6), after an id ($7): at most
+-- $8, and their keys; returns how many, and the last id.
 with gone as (
     delete from dead_letter
     where message_id in (
@@ -357,10 +361,11 @@ select
     current_setting('full_page_writes')::boolean as full_page_writes,
     current_setting('server_encoding') as encoding,
     pg_is_in_recovery() as standby,
-    current_setting('search_path') = format('"%s"', $1::text) and current_setting('default_transaction_isolation') = 'read committed'
-        as settings_kept,
+    current_setting('search_path') = format('"%s"', $1::text)
+        and current_setting('default_transaction_isolation') = 'read committed' as settings_kept,
     current_setting('max_locks_per_transaction')::bigint
-        * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint) as lock_slots;
+        * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)
+        as lock_slots;
 
 -- name: migration_table
 -- Whether the namespace has been migrated at all.
@@ -460,7 +465,8 @@ where c.singleton = $1 and c.name = $2
 returning c.*;
 
 -- name: remove_abandoned
--- Delete singletons that nobody led, and whose state nobody wrote, for longer than their state is kept; returns how many.
+-- Delete singletons that nobody led, and whose state nobody wrote, for longer than their state is kept; returns how
+-- many.
 select remove_abandoned();
 
 -- name: keep_secret
@@ -472,8 +478,8 @@ insert into cluster_secret (secret) values ($1) on conflict do nothing;
 select secret from cluster_secret;
 
 -- name: get_values
--- Values by key; keys without one are left out. Once the data exceed $2 bytes, the rest comes without data, to be asked for
--- again.
+-- Values by key; keys without one are left out. Once the data exceed $2 bytes, the rest comes without data, to be asked
+-- for again.
 select
     found.position - 1 as position,
     case when found.bytes_so_far - octet_length(found.data) < $2 then found.data end as data,
@@ -532,8 +538,8 @@ from (
 ) as found;
 
 -- name: clear_values
--- Delete the first $3 keys that match the pattern $1 and come after $2; returns how many values that were, and the last key
--- unless there are no more.
+-- Delete the first $3 keys that match the pattern $1 and come after $2; returns how many values that were, and the last
+-- key unless there are no more.
 with gone as (
     delete from key_value
     where key = any(array(

@@ -29,8 +29,8 @@ comment on table runner is 'Registered runners; each writes its row again with e
 comment on column runner.backend_pid is 'Server process of the lock session.';
 comment on column runner.slot is 'Given once, at the first heartbeat: placement depends on it.';
 
--- Two runners that start at the same moment would both find the same slot free and register with it. The lock lets one of
--- them choose at a time; the other one searches in a later statement, with a snapshot that has the first one's row.
+-- Two runners that start at the same moment would both find the same slot free and register with it. The lock lets one
+-- of them choose at a time; the other one searches in a later statement, with a snapshot that has the first one's row.
 create function runner_slot(new_incarnation text, new_address text, new_groups text[]) returns integer
 language plpgsql as $$
 declare
@@ -65,8 +65,8 @@ create table machine_id (
 );
 comment on table machine_id is 'Leased machine ids of snowflakes.';
 
--- The guard keeps two processes from leasing the same free id. Ids that were never used come before expired ones, and of
--- those the one that expired first: a holder that was cut off may not know yet that its lease ran out.
+-- The guard keeps two processes from leasing the same free id. Ids that were never used come before expired ones, and
+-- of those the one that expired first: a holder that was cut off may not know yet that its lease ran out.
 create function lease_machine_id(new_holder text, duration interval, guard bigint) returns smallint
 language plpgsql as $$
 declare
@@ -103,4 +103,5 @@ begin
     return leased;
 end
 $$;
-comment on function lease_machine_id is 'The holder''s id, renewed, else one that was never used, else the one that expired first; null: none.';
+comment on function lease_machine_id is
+    'The holder''s id, renewed, else one that was never used, else the one that expired first; null: none is free.';

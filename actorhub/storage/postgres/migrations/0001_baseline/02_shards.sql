@@ -4,20 +4,21 @@
 -- another runner takes the shard, loads the state and goes on. Now the stalled commit writes. To check the epoch in the
 -- same transaction is not enough under READ COMMITTED: the check may come before the takeover and the write after it.
 --
--- What prevents it is the fence: an advisory lock of the owner's incarnation, whose key stands in the shard's row so that
--- whoever takes the shard knows what to wait for. Each commit takes the fence shared before it checks, and holds it until
--- its transaction ends. Whoever takes the shard takes the fence of the former owner exclusively. Either the commit came
--- first: then the takeover waits for its end, and the new owner reads what it wrote. Or the takeover came first: then the
--- commit's check, a later statement with a snapshot of its own, sees the new epoch, and nothing is written.
+-- What prevents it is the fence: an advisory lock of the owner's incarnation, whose key stands in the shard's row so
+-- that whoever takes the shard knows what to wait for. Each commit takes the fence shared before it checks, and holds
+-- it until its transaction ends. Whoever takes the shard takes the fence of the former owner exclusively. Either the
+-- commit came first: then the takeover waits for its end, and the new owner reads what it wrote. Or the takeover came
+-- first: then the commit's check, a later statement with a snapshot of its own, sees the new epoch, and nothing is
+-- written.
 --
--- All this needs READ COMMITTED, where each statement of a volatile function has a fresh snapshot. Under a stricter level
--- they share the first one, taken before the fence was, which proves nothing: connections pin the level, and commit_runs,
--- which also runs in transactions of handlers, checks it.
+-- All this needs READ COMMITTED, where each statement of a volatile function has a fresh snapshot. Under a stricter
+-- level they share the first one, taken before the fence was, which proves nothing: connections pin the level, and
+-- commit_runs, which also runs in transactions of handlers, checks it.
 --
 -- One fence per incarnation, not per shard: a batch would need a lock for each of its shards.
 --
--- No deadlocks: takeovers and releases lock rows of shards first, in order, then fences, in order; commits lock a fence and
--- no row of a shard; deposits (hold_shards) lock rows of shards, in order, and no fence.
+-- No deadlocks: takeovers and releases lock rows of shards first, in order, then fences, in order; commits lock a fence
+-- and no row of a shard; deposits (hold_shards) lock rows of shards, in order, and no fence.
 
 create table shard (
     shard_group text not null,
@@ -59,7 +60,8 @@ begin
     order by r.shard_group, r.number
     on conflict do nothing;
 
-    -- From here on nobody else takes, releases or deposits into one of these, so the fences read next are the last ones.
+    -- From here on nobody else takes, releases or deposits into one of these, so the fences read next are the last
+    -- ones.
     perform 1
     from shard as s
     join unnest(groups, numbers) as r (shard_group, number) using (shard_group, number)
@@ -88,7 +90,8 @@ begin
     returning s.shard_group, s.number, s.epoch;
 end
 $$;
-comment on function take_shards is 'Waits out the commits of the former owners, then makes the caller owner at the next epochs.';
+comment on function take_shards is
+    'Waits out the commits of the former owners, then makes the caller owner at the next epochs.';
 
 -- A release erases the fence's key from the row, so whoever takes the shard next has no fence to wait for. The release
 -- itself therefore waits for the owner's own commits, some of which may still be under way.
@@ -135,8 +138,9 @@ $$;
 comment on function hold_ownership is
     'Whether the committer owns the shard at that epoch; if so, it does until the transaction ends.';
 
--- Most batches are of one group and one epoch per shard. For those the owner is looked up once per shard instead of once
--- per row. Columns of numbers and names travel as one text each, a line per row: arrays of them cost more on either side.
+-- Most batches are of one group and one epoch per shard. For those the owner is looked up once per shard instead of
+-- once per row. Columns of numbers and names travel as one text each, a line per row: arrays of them cost more on
+-- either side.
 create type held_shards as (
     shard_group text,
     numbers text,
@@ -144,6 +148,7 @@ create type held_shards as (
 );
 comment on type held_shards is 'Shards of one group in order of their numbers, each once, with the epoch of each.';
 
+-- Plans once; 12_settings.sql says what that asks of a function.
 create function owns_all(committer text, held held_shards) returns boolean
 language plpgsql set plan_cache_mode = force_generic_plan as $$
 begin

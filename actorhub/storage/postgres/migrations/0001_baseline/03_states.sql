@@ -24,15 +24,16 @@ create type state_columns as (
 );
 comment on type state_columns is 'States to be written, an element of each array for each.';
 
--- The shared fence is held until the transaction ends: whoever takes one of the shards waits for it, so an owner that was
--- seen under it stays owner until the write is committed.
+-- The shared fence is held until the transaction ends: whoever takes one of the shards waits for it, so an owner that
+-- was seen under it stays owner until the write is committed.
 --
 -- Fence, check and write are one function because as three statements they would take three round trips.
 --
--- Repeating is harmless, and needed: a connection that is lost during the commit leaves its outcome open, and the batch is
--- sent again. A row that holds exactly this version, epoch and bytes was written by the first one, and counts as written.
+-- Repeating is harmless, and needed: a connection that is lost during the commit leaves its outcome open, and the batch
+-- is sent again. A row that holds exactly this version, epoch and bytes was written by the first one, and counts as
+-- written.
 create function commit_states(fence bigint, committer text, states state_columns) returns smallint[]
-language plpgsql as $$
+language plpgsql set plan_cache_mode = force_generic_plan as $$
 declare
     written bigint := 0;
     updated bigint;
@@ -49,7 +50,7 @@ begin
         from unnest(
             states.groups, states.numbers, states.epochs, states.types, states.ids, states.versions, states.bodies
         ) as r (shard_group, number, epoch, type, id, version, body)
-        join shard as s on s.shard_group = r.shard_group and s.number = r.number
+        join shard as s on s.shard_group = any (array[r.shard_group]) and s.number = any (array[r.number])
         where r.version = 1 and s.epoch = r.epoch and s.owner_incarnation = committer
         on conflict do nothing;
         get diagnostics written = row_count;
@@ -62,8 +63,8 @@ begin
         from unnest(
             states.groups, states.numbers, states.epochs, states.types, states.ids, states.versions, states.bodies
         ) as r (shard_group, number, epoch, type, id, version, body)
-        join shard as s on s.shard_group = r.shard_group and s.number = r.number
-        where x.entity_type = r.type and x.entity_id = r.id and x.version = r.version - 1
+        join shard as s on s.shard_group = any (array[r.shard_group]) and s.number = any (array[r.number])
+        where x.entity_type = any (array[r.type]) and x.entity_id = any (array[r.id]) and x.version = r.version - 1
             and s.epoch = r.epoch and s.owner_incarnation = committer and x.epoch <= r.epoch;
         get diagnostics updated = row_count;
         written := written + updated;
@@ -85,8 +86,8 @@ begin
         from unnest(
             states.groups, states.numbers, states.epochs, states.types, states.ids, states.versions, states.bodies
         ) with ordinality as r (shard_group, number, epoch, type, id, version, body, place)
-        left join shard as s on s.shard_group = r.shard_group and s.number = r.number
-        left join entity_state as x on x.entity_type = r.type and x.entity_id = r.id
+        left join shard as s on s.shard_group = any (array[r.shard_group]) and s.number = any (array[r.number])
+        left join entity_state as x on x.entity_type = any (array[r.type]) and x.entity_id = any (array[r.id])
     );
 end
 $$;

@@ -1,13 +1,13 @@
 -- Durable messages: pending ones, replies, dead letters and idempotency keys.
 --
--- No claims: a claim that times out is either too short for a slow handler or too long for a dead runner. Only the owner of
--- a shard works on the shard's messages, so ownership is the claim.
+-- No claims: a claim that times out is either too short for a slow handler or too long for a dead runner. Only the
+-- owner of a shard works on the shard's messages, so ownership is the claim.
 --
--- No NOTIFY: at each commit it takes one lock for the whole database, so it would serialise commits. Owners are told over
--- their links, and scan the store now and then for what they missed.
+-- No NOTIFY: at each commit it takes one lock for the whole database, so it would serialise commits. Owners are told
+-- over their links, and scan the store now and then for what they missed.
 --
--- No state column: what is settled leaves this table, and a row of another table says how it ended. An update of a state
--- would leave a dead version in every index, and the indexes of what waits would carry what has ended.
+-- No state column: what is settled leaves this table, and a row of another table says how it ended. An update of a
+-- state would leave a dead version in every index, and the indexes of what waits would carry what has ended.
 
 -- Addresses are compared byte by byte, so that every database and Python agree on what comes after what. Counting an
 -- attempt changes no indexed column: the new version stays on its page, for which the fill factor leaves room.

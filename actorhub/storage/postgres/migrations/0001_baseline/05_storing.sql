@@ -1,11 +1,5 @@
 -- Storing durable messages.
 
--- Functions that work on messages plan once (`plan_cache_mode`), for index look-ups from a few rows (the last file forbids
--- every other kind of plan): planning costs more than running, and what a table holds when a plan is made says nothing of
--- later. An exists() inside an or might read a whole table into a hash. For the comparison = any (array[x]) nothing but
--- a look-up per row is possible: after = x, a table that was empty at the last analyze would be read as a whole through
--- its index, with all that was deleted since.
-
 -- Simple enough for the planner to inline it.
 create function due_time(due double precision, delay double precision) returns timestamptz
 language sql volatile as $$
@@ -37,12 +31,13 @@ create type message_columns as (
 comment on type message_columns is
     'Messages to be stored: a text has a line, an array an element for each; null: what none of them has.';
 
--- Locks are taken in this order everywhere, so that nothing deadlocks: fence or rows of shards, messages that are there,
--- keys in order, new messages in order.
+-- Locks are taken in this order everywhere, so that nothing deadlocks: fence or rows of shards, messages that are
+-- there, keys in order, new messages in order.
 --
--- Messages of one id or one key may be stored by several transactions at once: a caller that lost its link sends its ask
--- again by another runner, a batch whose connection was lost is sent again while the first one may still be under way. An
--- insert that meets the other one's row waits until that transaction is over; the next statement sees what it wrote.
+-- Messages of one id or one key may be stored by several transactions at once: a caller that lost its link sends its
+-- ask again by another runner, a batch whose connection was lost is sent again while the first one may still be under
+-- way. An insert that meets the other one's row waits until that transaction is over; the next statement sees what it
+-- wrote.
 create function store_messages(fence bigint, committer text, held held_shards, messages message_columns)
 returns table (
     place integer, verdict smallint, found_id bigint, found_due double precision, clock double precision,
@@ -59,8 +54,8 @@ begin
     end if;
 
     -- As long as nothing conflicts, this goes without on conflict, which costs a sixth of all.
-    if coalesce(messages.key_hashes, messages.payload_hashes) is null and coalesce(messages.dues, messages.delays) is null
-        and messages.repeats is null and owns_all(committer, held)
+    if coalesce(messages.key_hashes, messages.payload_hashes) is null
+        and coalesce(messages.dues, messages.delays) is null and messages.repeats is null and owns_all(committer, held)
     then
         begin
             insert into message (
@@ -140,7 +135,8 @@ begin
             string_to_table(messages.types, E'\n'), string_to_table(messages.ids, E'\n'),
             string_to_table(messages.handlers, E'\n'), string_to_table(messages.attempts, E'\n')
         ) as r (
-            message_id, shard_group, number, epoch, body, headers, key, key_hash, due, delay, type, id, handler, attempts
+            message_id, shard_group, number, epoch, body, headers, key, key_hash, due, delay, type, id, handler,
+            attempts
         )
         left join shard as s on s.shard_group = any (array[r.shard_group]) and s.number = any (array[r.number])
         where (committer is null or s.epoch = r.epoch and s.owner_incarnation = committer)
@@ -152,9 +148,9 @@ begin
     select coalesce(array_agg(w.message_id), '{}'), bool_or(w.deliver_at is not null) into written, timed from w;
 
     -- A message that was settled has left the table, so inserting it again does not conflict. Whoever repeats a request
-    -- says so: then its row is removed again if the message is found among the settled ones. They are searched after the
-    -- insert. If they were searched before it, the first request's run might be committed in between, and the message
-    -- would run twice.
+    -- says so: then its row is removed again if the message is found among the settled ones. They are searched after
+    -- the insert. If they were searched before it, the first request's run might be committed in between, and the
+    -- message would run twice.
     if messages.repeats is not null then
         with w as (
             delete from message as m

@@ -9,8 +9,8 @@ create type start_columns as (
 );
 comment on type start_columns is 'Runs that are about to start, a line of each text for each.';
 
--- A run is counted before it starts: a message that kills its runner would never be counted after it, so it would kill one
--- runner after the other. Counting says a number instead of adding one, so that a batch may be repeated.
+-- A run is counted before it starts: a message that kills its runner would never be counted after it, so it would kill
+-- one runner after the other. Counting says a number instead of adding one, so that a batch may be repeated.
 --
 -- Nothing runs early, whatever a runner's clock says: it is this database's clock that the due time is compared with.
 create function start_runs(fence bigint, committer text, held held_shards, starts start_columns) returns smallint[]
@@ -119,7 +119,8 @@ create type failure_columns as (
 comment on type failure_columns is 'Failed runs, an element of each array for each; no pause: it was the last run.';
 
 -- Repeating is harmless: a run whose line ends the history already was written before, and so was a dead letter of this
--- epoch. The number of the run that failed is written with it: checkpoints set the count back, so the row may be behind.
+-- epoch. The number of the run that failed is written with it: checkpoints set the count back, so the row may be
+-- behind.
 create function fail_runs(fence bigint, committer text, failures failure_columns) returns double precision[]
 language plpgsql set plan_cache_mode = force_generic_plan as $$
 begin

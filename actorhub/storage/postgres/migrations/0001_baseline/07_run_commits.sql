@@ -19,18 +19,18 @@ comment on type run_columns is
     'Runs to be committed: a text has a line, an array an element for each; null: what none of them has. Message 0: a '
     'volatile one ran. Version 0: the state stays.';
 
--- The gate. A run's commit may meet its own twin (of a batch that was sent again over a new connection), a cancellation, a
--- second run of the message by a former owner, or another writer of the state. Whether a run may be written is settled by
--- one statement: it picks the runs whose shard has this owner and epoch and whose state follows the stored one, and deletes
--- their messages. Of all who want the message's row, one deletes it. What comes after the gate either succeeds for every
--- run that passed, or fails the whole transaction with a serialization error, to be repeated; that happens when a twin, or
--- another sender with the same key, was committed in between.
+-- The gate. A run's commit may meet its own twin (of a batch that was sent again over a new connection), a
+-- cancellation, a second run of the message by a former owner, or another writer of the state. Whether a run may be
+-- written is settled by one statement: it picks the runs whose shard has this owner and epoch and whose state follows
+-- the stored one, and deletes their messages. Of all who want the message's row, one deletes it. What comes after the
+-- gate either succeeds for every run that passed, or fails the whole transaction with a serialization error, to be
+-- repeated; that happens when a twin, or another sender with the same key, was committed in between.
 --
--- Repeating is harmless: a reply with this epoch and body counts as written, a stored id or key is stored once, and a run
--- that is counted to n stays at n.
+-- Repeating is harmless: a reply with this epoch and body counts as written, a stored id or key is stored once, and a
+-- run that is counted to n stays at n.
 --
--- Next runs are counted last: their rows are locked out of order, which is safe because nothing else locks more than one
--- message of an entity.
+-- Next runs are counted last: their rows are locked out of order, which is safe because nothing else locks more than
+-- one message of an entity.
 create function commit_runs(
     fence bigint, committer text, held held_shards, runs run_columns, tellers integer[], told message_columns
 ) returns smallint[]
@@ -40,7 +40,8 @@ declare
     verdicts smallint[];
     started bigint[];
 begin
-    -- A handler's own SQL may have changed the level of this transaction. Under a stricter one the fence proves nothing.
+    -- A handler's own SQL may have changed the level of this transaction. Under a stricter one the fence proves
+    -- nothing.
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'a handler''s transaction must stay at isolation level read committed'
         using errcode = 'feature_not_supported';
@@ -133,6 +134,9 @@ declare
     clashing bigint[] := '{}';
     won bigint[];
     all_won boolean;
+    wanted bigint;
+    written bigint;
+    updated bigint;
 begin
     if told.key_hashes is not null then
         clashing := clashing_runs(tellers, told);
@@ -187,7 +191,30 @@ begin
     ) as w;
 
     if 0 < any (runs.versions) then
-        perform write_states(groups, numbers, epochs, runs, won);
+        insert into entity_state (entity_type, entity_id, version, epoch, shard_group, shard_number, updated_at, data)
+        select r.type, r.id, r.version, r.epoch, r.shard_group, r.number, now(), r.body
+        from unnest(groups, numbers, epochs, runs.types, runs.ids, runs.versions, runs.bodies)
+            with ordinality as r (shard_group, number, epoch, type, id, version, body, place)
+        where r.version = 1 and (all_won or r.place = any (won))
+        on conflict do nothing;
+        get diagnostics written = row_count;
+
+        update entity_state as x
+        set version = r.version, epoch = r.epoch, shard_group = r.shard_group, shard_number = r.number,
+            updated_at = now(), data = r.body
+        from unnest(groups, numbers, epochs, runs.types, runs.ids, runs.versions, runs.bodies)
+            with ordinality as r (shard_group, number, epoch, type, id, version, body, place)
+        where r.version > 1 and (all_won or r.place = any (won))
+            and x.entity_type = any (array[r.type]) and x.entity_id = any (array[r.id])
+            and x.version = r.version - 1 and x.epoch <= r.epoch;
+        get diagnostics updated = row_count;
+
+        select count(*) into wanted
+        from unnest(runs.versions) with ordinality as r (version, place)
+        where r.version > 0 and (all_won or r.place = any (won));
+        if written + updated < wanted then
+            raise exception 'a state was written at the same time' using errcode = 'serialization_failure';
+        end if;
     end if;
     if tellers is not null then
         perform store_outbox(won, tellers, told);
@@ -200,43 +227,6 @@ begin
 end
 $$;
 comment on function commit_one_by_one is 'What commit_runs says, whatever the runs leave behind, without next runs.';
-
-create function write_states(groups text[], numbers integer[], epochs bigint[], runs run_columns, won bigint[])
-returns void
-language plpgsql set plan_cache_mode = force_generic_plan as $$
-declare
-    all_won boolean := cardinality(won) = cardinality(groups);
-    wanted bigint;
-    written bigint;
-    updated bigint;
-begin
-    insert into entity_state (entity_type, entity_id, version, epoch, shard_group, shard_number, updated_at, data)
-    select r.type, r.id, r.version, r.epoch, r.shard_group, r.number, now(), r.body
-    from unnest(groups, numbers, epochs, runs.types, runs.ids, runs.versions, runs.bodies)
-        with ordinality as r (shard_group, number, epoch, type, id, version, body, place)
-    where r.version = 1 and (all_won or r.place = any (won))
-    on conflict do nothing;
-    get diagnostics written = row_count;
-
-    update entity_state as x
-    set version = r.version, epoch = r.epoch, shard_group = r.shard_group, shard_number = r.number, updated_at = now(),
-        data = r.body
-    from unnest(groups, numbers, epochs, runs.types, runs.ids, runs.versions, runs.bodies)
-        with ordinality as r (shard_group, number, epoch, type, id, version, body, place)
-    where r.version > 1 and (all_won or r.place = any (won))
-        and x.entity_type = any (array[r.type]) and x.entity_id = any (array[r.id])
-        and x.version = r.version - 1 and x.epoch <= r.epoch;
-    get diagnostics updated = row_count;
-
-    select count(*) into wanted
-    from unnest(runs.versions) with ordinality as r (version, place)
-    where r.version > 0 and (all_won or r.place = any (won));
-    if written + updated < wanted then
-        raise exception 'a state was written at the same time' using errcode = 'serialization_failure';
-    end if;
-end
-$$;
-comment on function write_states is 'Writes the states of the runs that may be written.';
 
 create function clashing_runs(tellers integer[], told message_columns) returns bigint[]
 language plpgsql set plan_cache_mode = force_generic_plan as $$
@@ -251,8 +241,8 @@ end
 $$;
 comment on function clashing_runs is 'The runs whose outbox has a key that was used before with another payload.';
 
--- The keys come first. Another sender's insert of the same key holds this one up until that transaction is over; then the
--- second check finds either the same payload, and the message that has the key is the one that counts, or another
+-- The keys come first. Another sender's insert of the same key holds this one up until that transaction is over; then
+-- the second check finds either the same payload, and the message that has the key is the one that counts, or another
 -- payload, and the run should not have passed the gate.
 create function store_outbox(won bigint[], tellers integer[], told message_columns) returns void
 language plpgsql set plan_cache_mode = force_generic_plan as $$
@@ -274,8 +264,8 @@ begin
     end if;
 
     insert into message (
-        message_id, deliver_at, attempts, shard_number, shard_group, entity_type, entity_id, handler, body, headers, key,
-        key_hash
+        message_id, deliver_at, attempts, shard_number, shard_group, entity_type, entity_id, handler, body, headers,
+        key, key_hash
     )
     select
         o.message_id, due_time(o.due, o.delay), o.attempts::integer, o.number::integer, o.shard_group, o.type, o.id,

@@ -1,7 +1,7 @@
 -- What people do to durable messages: cancel them, and retry those that failed.
 
--- A message moves between tables: from pending to settled, or to dead letters and back. The tables are searched one after
--- the other, so a message that moves to one that was searched already is missed; the second round finds it.
+-- A message moves between tables: from pending to settled, or to dead letters and back. The tables are searched one
+-- after the other, so a message that moves to one that was searched already is missed; the second round finds it.
 create function cancel_message(
     fence bigint, committer text, cancelled_id bigint, its_group text, its_number integer, its_epoch bigint,
     retention double precision
@@ -67,8 +67,8 @@ begin
         delete from dead_letter as d where d.message_id = any (message_ids) returning d.*
     )
     insert into message as m (
-        message_id, created_at, attempts, shard_number, shard_group, entity_type, entity_id, handler, body, headers, key,
-        key_hash, history
+        message_id, created_at, attempts, shard_number, shard_group, entity_type, entity_id, handler, body, headers,
+        key, key_hash, history
     )
     select
         x.message_id, x.created_at, 0, x.shard_number, x.shard_group, x.entity_type, x.entity_id, x.handler, x.body,

@@ -29,12 +29,12 @@ create index completion_by_age on completion (created_at) where message_id <> 0;
 
 -- Written in the transaction of a run's commit, after commit_runs, and only if that wrote the run now.
 --
--- A commit whose outcome nobody knows is sent again, and the first one may still be under way. Where the run leaves a state
--- or a reply, commit_runs tells the two apart. Where it leaves nothing but a step, the step itself does: the second insert
--- of its name fails the whole transaction.
+-- A commit whose outcome nobody knows is sent again, and the first one may still be under way. Where the run leaves a
+-- state or a reply, commit_runs tells the two apart. Where it leaves nothing but a step, the step itself does: the
+-- second insert of its name fails the whole transaction.
 --
--- The singleton's row is locked before anything else of it. remove_abandoned locks in the same order and passes over what
--- is locked, so neither waits for the other.
+-- The singleton's row is locked before anything else of it. remove_abandoned locks in the same order and passes over
+-- what is locked, so neither waits for the other.
 create function write_checkpoints(
     its_type text, its_id text, its_message bigint, names text[], bodies bytea[], closes boolean,
     next_message bigint, next_attempts integer
@@ -77,8 +77,8 @@ begin
 end
 $$;
 comment on function write_checkpoints is
-    'Writes the checkpoints of a run that commit_runs has just written in this transaction; returns whether its next run '
-    'was counted. A message that made progress has its attempts counted anew, and is due at once.';
+    'Writes the checkpoints of a run that commit_runs has just written in this transaction; returns whether its next '
+    'run was counted. A message that made progress has its attempts counted anew, and is due at once.';
 
 create function remove_orphans(older_than double precision, most integer) returns bigint
 language plpgsql set plan_cache_mode = force_generic_plan as $$

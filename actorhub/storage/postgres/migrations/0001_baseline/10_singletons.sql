@@ -228,9 +228,9 @@ end
 $$;
 comment on function remove_schedules is 'Deletes schedules; false where the leader no longer owns the shard.';
 
--- Rows that somebody else has locked are passed over. A commit that closes a run's checkpoints locks the state's row first
--- and the singleton's second; this function comes from the other side, so if it waited, the two could wait for each other.
--- What is locked is in use, so it is not abandoned.
+-- Rows that somebody else has locked are passed over. A commit that closes a run's checkpoints locks the state's row
+-- first and the singleton's second; this function comes from the other side, so if it waited, the two could wait for
+-- each other. What is locked is in use, so it is not abandoned.
 create function remove_abandoned() returns integer
 language plpgsql as $$
 declare

@@ -1,10 +1,19 @@
--- Settings that functions have in common. `create or replace function` forgets them: a migration that makes or replaces
--- functions calls pin_functions again at its end.
+-- Settings that functions have in common.
 
 -- Each function finds the tables of its own schema, whatever the search path of the caller: commit_runs and
 -- write_checkpoints are called in transactions of handlers, whose search path is the role's own.
 --
--- A function that plans once may only look rows up by index, since its plan must hold for any size of the tables.
+-- Functions on the hot path plan once (`set plan_cache_mode = force_generic_plan` beside their language): planning
+-- costs more than running, and what a table holds when a plan is made says nothing about later. Such a plan must hold
+-- for any size of the tables, so it may look up rows by index and nothing else. Three rules keep their statements to
+-- that:
+--
+-- - For the comparison = any (array[x]) nothing but a look-up per row is possible. After = x, a table that was empty at
+--   the last analyze would be read as a whole through its index, with everything that was deleted since.
+-- - No exists() inside an or: it might read a whole table into a hash.
+-- - The settings below.
+--
+-- `create or replace function` forgets settings: a migration that makes or replaces functions calls this at its end.
 create function pin_functions() returns void
 language plpgsql as $$
 declare
