@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.postgres_server import PostgresServer, PostgresTemplate
 
-pytest_plugins = ("tests.support.clusters",)
+pytest_plugins = ("tests.support.alone", "tests.support.clusters")
 
 
 @pytest.fixture(scope="session")
