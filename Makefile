@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := $(wildcard actorhub tests examples benchmarks protos)
+# Processes that share the tests; each has a Postgres of its own.
+WORKERS ?= 2
 # pyright's wrapper would ask the package index for a newer release.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -33,7 +35,7 @@ nightly: venv ## a job in steps, its leader killed or moved at every boundary; e
 	$(BIN)/python -m examples.nightly
 
 test: check ## everything that CI runs: check, then the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: lint types imports protos-check ## lint, types, imports and generated code
 

@@ -7,31 +7,39 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.postgres_server import PostgresServer
+from tests.support.postgres_server import PostgresServer, PostgresTemplate
 
-pytest_plugins = ("tests.support.clusters",)
+pytest_plugins = ("tests.support.alone", "tests.support.clusters")
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
-    """One real Postgres for the whole session: never stop it, other tests share it."""
-    server = PostgresServer()
+def postgres_template() -> Iterator[PostgresTemplate]:
+    """The data that each server of the tests begins with."""
+    template = PostgresTemplate()
+    yield template
+    template.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(postgres_template: PostgresTemplate) -> Iterator[PostgresServer]:
+    """One real Postgres for the whole session (each worker of xdist has its own): never stop it, others share it."""
+    server = PostgresServer(postgres_template)
     yield server
     server.close()
 
 
 @pytest.fixture
 async def postgres_url(postgres_server: PostgresServer) -> AsyncIterator[str]:
-    """The URL of an empty database, gone after the test."""
+    """The URL of an empty database, whose contents are gone after the test."""
     url = await postgres_server.create_database()
     yield url
     await postgres_server.drop_database(url)
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
+def own_postgres(postgres_template: PostgresTemplate) -> Iterator[PostgresServer]:
     """A real Postgres of this test alone, to be stopped, crashed and restarted."""
-    server = PostgresServer()
+    server = PostgresServer(postgres_template)
     yield server
     server.close()
 

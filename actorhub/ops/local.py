@@ -85,7 +85,9 @@ class LocalRunner:
         key: str | None = None,
     ) -> calls.CallTarget:
         """Return where calls from this process go, and how: see `Target`."""
-        return calls.CallTarget(self._runner.node, timeout=timeout, waits_for_room=waits_for_room, headers=headers, key=key)
+        return calls.CallTarget(
+            self._runner.node, timeout=timeout, waits_for_room=waits_for_room, headers=headers, key=key
+        )
 
     def spec(self, entity_type: str) -> EntitySpec:
         """Return the declaration of an entity type.

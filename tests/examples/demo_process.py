@@ -15,9 +15,16 @@ import asyncpg
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEADLINE = 60.0
 AS_FROM_A_TERMINAL = (
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    "import ctypes, os, signal, sys\n"
+    "prctl = getattr(ctypes.CDLL(None), 'prctl', None)\n"
+    "prctl and prctl(1, int(signal.SIGINT))\n"
+    "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
+    "os.execv(sys.argv[1], sys.argv[1:])\n"
 )
-"""What is started in the background of a shell script ignores SIGINT, and so does what it starts."""
+"""What is started in the background of a shell script ignores SIGINT, and so does what it starts.
+
+Linux interrupts the demo when the process of the test is gone, so that it ends its runners and cleans up.
+"""
 
 
 class Demo:

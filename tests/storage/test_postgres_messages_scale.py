@@ -18,7 +18,6 @@ from actorhub.conformance.messages import (
     run,
     stored,
 )
-from actorhub.conformance.message_care import in_every_state
 from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, commit, runner
 from actorhub.core.address import ShardId
 from actorhub.storage.message_ports import (

@@ -18,8 +18,9 @@ from actorhub.core.clock import SystemClock
 ROOT = Path(__file__).resolve().parents[2]
 SHOP = "tests.support.shop:hub"
 
-# Makes Linux kill the process when its starter dies, and becomes the command: no test leaves a runner behind.
-_TIED = (
+# Makes Linux kill the process when its starter dies, frozen or not, and becomes `python -m`: no run of tests that ends,
+# however it does, leaves a runner behind.
+TIED = (
     "import ctypes, os, sys\n"
     "prctl = getattr(ctypes.CDLL(None), 'prctl', None)\n"
     "prctl and prctl(1, 9)\n"
@@ -51,7 +52,7 @@ class ActorhubProcess:
         self._out, self._err = directory / f"{name}.out", directory / f"{name}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-c", _TIED, *arguments],
+                [sys.executable, "-S", "-c", TIED, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

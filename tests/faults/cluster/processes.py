@@ -22,8 +22,8 @@ from tests.faults.cluster.program import Applications
 from tests.faults.cluster.proxy import TcpProxy
 from tests.faults.registers.history import Start, Stored, read_starts
 from tests.support.postgres_server import PostgresServer
+from tests.support.processes import ROOT, TIED
 
-ROOT: Final = Path(__file__).resolve().parents[3]
 START_SECONDS: Final = 30.0
 LOCK, COMMIT, LOAD, CONTROL, OWNERSHIP, OTHER = "lock", "commit", "load", "control", "ownership", "other"
 _STORE_MARKERS: Final = {
@@ -35,6 +35,7 @@ _STORE_MARKERS: Final = {
     OTHER: b"actorhub ",
 }
 """Labels of connections to Postgres; the first that fits counts."""
+_PORT_PARTS: Final = 64
 _PROGRAM: Final = "tests.faults.cluster.program"
 
 
@@ -49,9 +50,11 @@ async def until(condition: Callable[[], Any], what: str, deadline: float = START
 
 
 def _free_port() -> int:
-    # Below the ephemeral range, so that no outgoing connection takes it while its runner is down.
+    # Below the ephemeral range, so that no outgoing connection takes it while its runner is down; and no other worker,
+    # which may look at the same moment, draws from this one's part.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _PORT_PARTS
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000 + worker, 32_000, _PORT_PARTS)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
@@ -114,7 +117,7 @@ class RunnerProcess:
         }
         with self._out.open("wb") as out, stem.with_name(f"{stem.name}.log").open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.program, json.dumps(arguments)],
+                [sys.executable, "-S", "-c", TIED, self.program, json.dumps(arguments)],
                 cwd=ROOT,
                 env={**os.environ, **self.environment},
                 stdin=subprocess.PIPE,

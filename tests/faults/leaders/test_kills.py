@@ -86,6 +86,7 @@ def told(hurt: LeaderKills, chronicle: Chronicle) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.alone
 async def test_a_singleton_survives_twenty_kills_of_its_leader(leaders: ClusterProcesses) -> None:
     """Through kills and freezes of leaders, one at a time commits, nothing is lost, and no second is left out."""
     await run_kills(leaders, FIRST_SEED, kills=22, freezes=2)
