@@ -1,8 +1,7 @@
 """The documents: their files, their code blocks, their tables, and the parts that are made from the code."""
 
-import ast
+import asyncio
 import re
-import tomllib
 from collections.abc import Iterator
 from datetime import timedelta
 from functools import cache
@@ -15,9 +14,17 @@ import msgspec
 from actorhub.cli import COMMANDS, main
 from actorhub.core.config import SETTINGS, Setting
 from actorhub.ops.metrics import FAMILIES
+from tests.hygiene.structure import report
+from tests.hygiene.walk import counts, walk
 
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
-DOCUMENTS: Final = tuple(sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]))
+FOR_DEVELOPERS: Final = (
+    ROOT / "ARCHITECTURE.md",
+    ROOT / "tests" / "INVARIANTS.md",
+    *sorted((ROOT / "docs" / "design").glob("*.md")),
+)
+"""Documents about the code: what they name is defined where they say."""
+DOCUMENTS: Final = tuple(sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *FOR_DEVELOPERS}))
 
 _FENCE: Final = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE_NAME: Final = re.compile(r"# (\w+\.py)\n")
@@ -74,7 +81,8 @@ def made_parts() -> Iterator[tuple[Path, str, str]]:
     yield ROOT / "docs" / "operating.md", "settings", settings_table()
     yield ROOT / "docs" / "operating.md", "commands", commands_table()
     yield ROOT / "docs" / "operating.md", "metrics", metrics_table()
-    yield ROOT / "ARCHITECTURE.md", "map", package_map()
+    yield ROOT / "ARCHITECTURE.md", "structure", structure()
+    yield ROOT / "ARCHITECTURE.md", "walk", walk_list()
 
 
 @cache
@@ -144,35 +152,22 @@ def modules() -> tuple[Path, ...]:
     return tuple(sorted(path for path in found if "_pb" not in path.parts))
 
 
-def layers() -> list[str]:
-    """Return the package's floors as import-linter checks them, the highest first."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    contract = next(one for one in project["tool"]["importlinter"]["contracts"] if one["id"] == "layers")
-    return [name.strip() for layer in contract["layers"] for name in layer.split("|")]
+def structure() -> str:
+    """Return what there is to say of how the engine hangs together."""
+    return "\n".join(("```text", *report(ROOT / "actorhub" / "engine"), "```")) + "\n"
 
 
-def package_map() -> str:
-    """Return a list of the package's files by floor, each with the first sentence of its docstring."""
-    lines: list[str] = []
-    for floor in layers():
-        found = [path for path in modules() if path.relative_to(ROOT / "actorhub").parts[0] in {floor, f"{floor}.py"}]
-        named = {path: _first_sentence(path) for path in found}
-        front = next((path for path in found if path == ROOT / "actorhub" / floor / "__init__.py"), None)
-        if front is not None:
-            lines.append(f"- **`{floor}/`** {named.pop(front)}")
-        for path, sentence in named.items():
-            name = path.relative_to(ROOT / "actorhub")
-            if front is None:
-                lines.append(f"- **`{name}`** {sentence}")
-            elif path.name != "__init__.py":
-                lines.append(f"  - `{name}` {sentence}")
+def walk_list() -> str:
+    """Return the files that a durable ask enters, in order, each time with what is called there."""
+    entries = asyncio.run(walk())
+    lines = [
+        f"{number}. `actorhub/{entry.file}`: {', '.join(f'`{_short(name)}`' for name in entry.functions)}"
+        for number, entry in enumerate(entries, start=1)
+    ]
+    found = counts(entries)
+    lines += ["", f"{len(found)} files, none of which is entered more than {max(found.values())} times."]
     return "\n".join(lines) + "\n"
 
 
-def _first_sentence(path: Path) -> str:
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".sql":
-        said = text.splitlines()[0].removeprefix("--").strip()
-        return said if not said.startswith("name:") else "The statements, by name."
-    paragraph = " ".join((ast.get_docstring(ast.parse(text)) or "").partition("\n\n")[0].split())
-    return re.split(r"(?<=[.!?]) (?=[A-Z])", paragraph)[0]
+def _short(function: str) -> str:
+    return function.rpartition(".")[2]

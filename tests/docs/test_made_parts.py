@@ -15,7 +15,7 @@ from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.routing.peers import MAX_IN_FLIGHT
 from actorhub.engine.runs.checkpoints import MOST_STEPS
 from actorhub.storage.postgres.transaction import MOST
-from tests.docs.documents import ROOT, layers, made_parts, modules, package_map, rows, section
+from tests.docs.documents import ROOT, made_parts, rows, section
 
 MADE = list(made_parts())
 
@@ -24,16 +24,6 @@ MADE = list(made_parts())
 def test_a_made_part_is_current(document: Path, name: str, made: str) -> None:
     """What stands in the document is what the code says: run `python -m tests.docs.update` where it differs."""
     assert section(document, name).splitlines() == made.splitlines(), "run: python -m tests.docs.update"
-
-
-def test_the_map_has_every_module_on_a_floor() -> None:
-    """No file of the package is missing from the map but the front, the entry point and empty packages."""
-    shown = package_map()
-    floors = layers()
-    for path in modules():
-        name = path.relative_to(ROOT / "actorhub")
-        if path.name != "__init__.py" and str(name) != "__main__.py":
-            assert f"`{name}`" in shown, f"{name} belongs to none of the floors {floors}"
 
 
 def test_the_limits_in_the_readme_are_the_defaults() -> None:

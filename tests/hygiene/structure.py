@@ -1,7 +1,7 @@
-"""How modules of a folder hang together, from their own imports: `python -m tests.hygiene.structure [FOLDER]`.
+"""How the modules of a folder hang together, from their own imports: `python -m tests.hygiene.structure [FOLDER]`.
 
-Imports for type checkers alone count like any other: a reader follows them, too. FOLDER is a package's directory, of
-this checkout or of another one; default: `actorhub/engine`.
+An arrow leads from a module to one that it imports. Imports for type checkers count like all others: a reader follows
+them, too. FOLDER is a package's directory, of this checkout or of another one; `actorhub/engine` by default.
 """
 
 import ast
@@ -95,13 +95,19 @@ def report(folder: Path) -> Iterator[str]:
     modules = imports(folder)
     for what, graph in (("modules", modules), ("folders", folders(modules))):
         groups = circles(graph)
-        arrows = sum(map(len, graph.values()))
+        inside = f" ({sum(map(len, groups))} of the {what} in {'it' if len(groups) == 1 else 'them'})" if groups else ""
+        up = upward(graph)
         yield (
-            f"{what}: {len(graph)} rooms, {arrows} arrows, {floors(graph)} floors, {len(groups)} circles "
-            f"({sum(map(len, groups))} rooms in them), {upward(graph)} arrows that run back up"
+            f"{len(graph)} {what}, {sum(map(len, graph.values()))} arrows, {floors(graph)} floors, "
+            f"{_counted(len(groups), 'circle')}{inside}, "
+            f"{_counted(up, 'arrow')} that {'runs' if up == 1 else 'run'} back up"
         )
         for group in groups:
             yield f"  circle: {', '.join(sorted(group))}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _needed(graph: Mapping[str, set[str]], node: str, group: Iterable[str]) -> int:
