@@ -35,8 +35,8 @@ from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.services import RunServices, services
 from actorhub.engine.runs.streams import Streams
 from actorhub.engine.runs.waits import DurableWaits
-from actorhub.engine.singletons.leader import LeaderServices
 from actorhub.engine.singletons.registry import SingletonLeaders
+from actorhub.engine.singletons.services import LeaderServices
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import Storage
 
