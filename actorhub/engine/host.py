@@ -29,8 +29,8 @@ from actorhub.engine.runs.parts import RunParts
 from actorhub.engine.runs.residency import Residency, Residents
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.services import RunServices, services
-from actorhub.engine.singletons.leader import LeaderServices
 from actorhub.engine.singletons.registry import SingletonLeaders
+from actorhub.engine.singletons.services import LeaderServices
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import Storage
 

@@ -266,7 +266,7 @@ async def test_a_breaker_lets_a_schedule_rest_and_tries_again(stage: Stage, cloc
         assert stage.began == [_noon + number * MINUTE for number in (0, 1, 3, 5, 6)]
         await ran(memory, _noon + 5 * MINUTE, _noon + 6 * MINUTE)
         await until(lambda: _counts(memory) == (2, 3, 2), "counts")
-        assert row(memory).last_skip == "3 instants in a row failed: 2026-11-27T12:04:00Z"
+        assert row(memory).last_skip == "3 fire times in a row failed: 2026-11-27T12:04:00Z"
         assert row(memory).failures_in_a_row == 0
 
 

@@ -1,1 +1,1 @@
-"""Requests that belong to no entity: any runner answers them."""
+"""Requests that belong to no entity, so that any runner can answer them."""

@@ -1,4 +1,4 @@
-"""Requests that belong to no entity: any runner answers them."""
+"""Requests that belong to no entity, so that any runner can answer them."""
 
 import asyncio
 import itertools
@@ -14,9 +14,9 @@ from actorhub.engine.routing.peers import Peer
 _log: Final = logging.getLogger("actorhub.requests")
 
 _PATIENCE: Final = 30.0
-"""Seconds that a request may take."""
+"""Seconds that a request may take by default."""
 _LINK_POLL: Final = 0.02
-"""Seconds between looks for a runner to ask, while none is linked."""
+"""Seconds between attempts to find a runner, while none is linked or the last one was lost."""
 
 _turns: Final = itertools.count()
 
@@ -45,21 +45,25 @@ async def ask_any(
     deadline: float | None = None,
     repeat: bool = True,
 ) -> bytes:
-    """Return the answer of one of the linked runners, which take turns; wait for a link where there is none.
+    """Return the answer of one of the linked runners, which take turns. Wait for a link if there is none.
+
+    A runner that is lost before it has answered may have carried the request out. If that does no harm, another one is
+    asked.
 
     Args:
-        node: Of this process.
-        spec: Names the request.
-        kind: Of the envelope.
-        body: What is asked.
-        about: For error messages.
-        message_id: Of the message that it is about.
-        deadline: Monotonic seconds; default: 30 seconds from now.
-        repeat: Ask another runner where one was lost that may have carried it out: it does no harm.
+        node: This process.
+        spec: Names the request in error messages.
+        kind: Kind of the envelope.
+        body: The encoded request.
+        about: The id that error messages name.
+        message_id: Id of the message that the request is about.
+        deadline: Monotonic seconds; by default 30 seconds from now.
+        repeat: Whether carrying the request out twice does no harm.
 
     Raises:
-        RunnerUnavailable: the runner was lost, and the request is not repeated.
-        CallTimeout: no runner answered in time.
+        RunnerUnavailable: The runner was lost, and the request must not be repeated.
+        CallTimeout: No runner answered in time.
+        NotConnected: This process has left the cluster.
     """
     deadline = node.clock.monotonic() + _PATIENCE if deadline is None else deadline
     while node.clock.monotonic() < deadline:
@@ -75,14 +79,16 @@ async def ask_any(
                     raise
                 _log.info("%s: asking another runner: %s", request.what, error)
         await asyncio.sleep(_LINK_POLL)
-    raise CallTimeout(f"{spec.entity_type}: no runner could be asked in time")
+    raise CallTimeout(f"{spec.entity_type}: no runner could be reached in time")
 
 
 async def ask(node: Node, request: AwaitedMessage, peer: Peer | None = None) -> bytes:
-    """Return the answer of `peer`; without one, of the owner of the request's entity.
+    """Return the answer of `peer` or, if that is `None`, of the owner of the request's entity.
+
+    On cancellation the request is called back.
 
     Raises:
-        ActorhubError: it failed, or none came before the request's deadline.
+        ActorhubError: The request failed, or no answer came before its deadline.
     """
     node.deadlines.add(request)
     try:

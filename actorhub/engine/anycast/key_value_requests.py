@@ -1,4 +1,4 @@
-"""The key-value store for programs that do not reach it themselves: a runner carries out their operations."""
+"""The key-value store for programs without a database: a runner carries out their operations."""
 
 import asyncio
 import logging
@@ -27,16 +27,19 @@ from actorhub.storage.key_value_ports import KeyValues
 _log: Final = logging.getLogger("actorhub.key_values")
 
 _MAX_BODY_BYTES: Final = 2 * MAX_VALUE_BYTES + (1 << 14)
-"""Two values, of a swap, and what surrounds them."""
+"""A swap contains two values; the rest is for the key and the encoding."""
 _ON_THE_WAY: Final = 0.1
-"""Seconds that requests may still arrive from who did not know yet that this runner leaves."""
+"""Seconds for requests that were sent before their senders learned that this runner is leaving."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Operation).decode
 
 
 class KeyValueRequests:
-    """Serves operations on a runner's store. Each has a task of its own; who asks limits how many there are."""
+    """Carries out operations on a runner's store, each in a task of its own.
+
+    Their number is bounded by how many calls a peer may have in flight.
+    """
 
     def __init__(self, store: KeyValues, supervisor: Supervisor) -> None:
         self._store = store
@@ -48,10 +51,10 @@ class KeyValueRequests:
         self._has_served = False
 
     def serve(self, caller: Message) -> None:
-        """Carry out the operation in the caller's body; the answer is its result, encoded."""
+        """Carry out the operation in the caller's body, and answer with the encoded result."""
         caller.phase = SENT
         if self._leaving:
-            caller.fail_waiting(RunnerUnavailable("key-value store: this runner is leaving"))
+            caller.fail_waiting(RunnerUnavailable("key-value store: this runner is leaving the cluster"))
             return
         try:
             operation = _decode_checked(caller.body)
@@ -64,9 +67,11 @@ class KeyValueRequests:
         _ = self._supervisor.spawn(self._answer(caller, operation), "serve the key-value store")
 
     async def leave(self, limit: float) -> None:
-        """Let others serve what comes from now on; wait for what is under way, for at most `limit` seconds.
+        """Refuse further operations, and wait for those under way, for at most `limit` seconds.
 
-        Whoever asks was told before that this runner leaves.
+        Peers were told before that this runner is leaving, and ask others. But requests that they sent before they
+        learned of it are still on their way: they are refused, as not executed, which lets the peers ask somebody else.
+        If this runner closed its links instead, their writes would fail as possibly executed.
         """
         self._leaving = True
         try:
@@ -75,7 +80,9 @@ class KeyValueRequests:
                     await asyncio.sleep(_ON_THE_WAY)
                 await self._idle.wait()
         except TimeoutError:
-            _log.warning("%d operations for other processes did not end within %.1f s", self._under_way, limit)
+            _log.warning(
+                "%d key-value operations for other processes did not end within %.1f s", self._under_way, limit
+            )
 
     async def _answer(self, caller: Message, operation: Operation) -> None:
         try:
@@ -110,11 +117,11 @@ class KeyValueRequests:
 
 
 def _decode_checked(body: bytes) -> Operation:
-    """Return the operation in `body`, if a program of ours may have sent it.
+    """Return the operation in `body`, checked as if this process had made it: the peer is not trusted to have done so.
 
     Raises:
-        MalformedMessage: it is no operation, or its key cannot be one.
-        MessageTooLarge: its value is larger than 1 MiB.
+        MalformedMessage: It is not an operation, or its key is not valid.
+        MessageTooLarge: Its value is larger than 1 MiB.
     """
     if len(body) > _MAX_BODY_BYTES:
         raise MessageTooLarge(f"key-value store: an operation of {len(body)} bytes, the limit is {_MAX_BODY_BYTES}")

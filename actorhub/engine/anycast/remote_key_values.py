@@ -1,4 +1,4 @@
-"""The key-value store of a program without a database: it asks the runners that it is linked to."""
+"""The key-value store for a program without a database, which asks the runners that it is linked to."""
 
 from typing import Final
 
@@ -18,21 +18,21 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class RemoteKeyValues:
-    """`KeyValues` over the links of a client; the runners take turns.
+    """`KeyValues` over the links of a client. The runners take turns.
 
-    An operation that a lost runner may have carried out is repeated at another one if it only reads; a write fails
-    with `RunnerUnavailable`, whose `possibly_executed` is set then.
+    If a runner is lost that may have carried out an operation, a read is repeated at another one. A write fails with
+    `RunnerUnavailable`, whose `possibly_executed` is `True` then.
     """
 
     def __init__(self, node: Node) -> None:
         self._node = node
 
     async def get(self, key: str) -> StoredValue | None:
-        """Return the value; `None` if there is none."""
+        """Return the value of a key; `None` if there is none."""
         return msgspec.msgpack.decode(await self._read(Get(key), key), type=StoredValue | None)
 
     async def put(self, key: str, data: bytes, ttl: float | None) -> None:
-        """Write a value, whatever was there; without `ttl` it stays for ever."""
+        """Write a value, whatever was there before; without `ttl` it does not expire."""
         await self._write(Put(key, data, ttl), key)
 
     async def swap(self, key: str, expected: bytes | None, data: bytes | None, ttl: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""What any runner answers, besides messages and values: how it is, and outcomes of deferred values."""
+"""Requests that any runner answers about itself, and outcomes of deferred values."""
 
 import asyncio
 import logging
@@ -26,13 +26,13 @@ _COMPLETED_SPEC: Final = operation_spec("deferred value", "completed")
 _log: Final = logging.getLogger("actorhub.requests")
 
 _HEALTH_PATIENCE: Final = 1.0
-"""Seconds that a runner may take to say how it is."""
+"""Seconds that a runner has to report its health."""
 
 encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class DeferredOutcome(msgspec.Struct, frozen=True, array_like=True):
-    """The outcome of a deferred value, as it travels. A wire format: append fields only."""
+    """The outcome of a deferred value, as it is sent between processes. A wire format: append fields only."""
 
     token: str
     kind: CompletionKind
@@ -43,7 +43,10 @@ _outcome: Final = msgspec.msgpack.Decoder(DeferredOutcome).decode
 
 
 class CompletionNotice(Message):
-    """Tells a runner of a completion; nobody waits for its answer, since whoever it misses looks by itself."""
+    """Tells a runner that a deferred value was completed.
+
+    Nobody waits for the answer. A runner that the notice does not reach finds the outcome when it next polls the store.
+    """
 
     __slots__ = ()
 
@@ -52,15 +55,15 @@ class CompletionNotice(Message):
         self.body = token_hash
 
     def completed(self, body: bytes) -> None:
-        """It was heard."""
+        """Do nothing: the runner knows."""
 
     def failed(self, error: ActorhubError) -> None:
-        """Note that it was not."""
-        _log.debug("a runner was not told of a completion: %s", error)
+        """Log that the runner was not reached."""
+        _log.debug("a runner was not told that a deferred value was completed: %s", error)
 
 
 class RunnerRequests:
-    """Serves them on a runner."""
+    """Answers them on a runner."""
 
     def __init__(self, *, node: Node, store: CheckpointStore, host: Host, health: Callable[[], RunnerHealth]) -> None:
         self._node = node
@@ -85,11 +88,14 @@ class RunnerRequests:
             )
 
     async def complete(self, outcome: DeferredOutcome) -> bool:
-        """Store an outcome unless there is one; return whether it is this one, and have whoever waits look.
+        """Store an outcome unless there is one already; return whether the stored outcome is this one.
+
+        The outcome is stored before any runner is told, so that a run that is woken finds it. All runners are told,
+        because the run that waits may be on any of them, and may move.
 
         Raises:
-            MalformedMessage: this cluster did not make the token.
-            PersistenceError: the store failed; repeating is harmless.
+            MalformedMessage: This cluster did not make the token.
+            PersistenceError: The store failed. Repeating the call is harmless.
         """
         made = completion(outcome.token, self._host.deferrals.secret, outcome.kind, outcome.data)
         is_first = await self._store.complete(made)
@@ -115,13 +121,13 @@ class RunnerRequests:
 
 
 async def ask_to_complete(node: Node, outcome: DeferredOutcome) -> bool:
-    """Have some runner store an outcome; return whether it is the first."""
+    """Have some runner store an outcome; return whether the stored outcome is this one."""
     body = await ask_any(node, COMPLETE_SPEC, COMPLETE, encode(outcome))
     return msgspec.msgpack.decode(body, type=bool)
 
 
 async def ask_health(node: Node) -> list[RunnerHealth]:
-    """Return how each linked runner is that answers within a second."""
+    """Return the health of each linked runner that answers within a second."""
     requests = [(AnycastRequest(HEALTH_SPEC, HEALTH, b""), peer) for peer in node.peers.runners()]
     for request, _ in requests:
         request.deadline = node.clock.monotonic() + _HEALTH_PATIENCE
@@ -134,5 +140,5 @@ async def _answer(node: Node, request: AnycastRequest, peer: Peer) -> RunnerHeal
     try:
         return msgspec.msgpack.decode(await ask(node, request, peer), type=RunnerHealth)
     except ActorhubError as error:
-        _log.info("the runner at %s does not say how it is: %s", peer.runner.address, error)
+        _log.info("the runner at %s did not report its health: %s", peer.runner.address, error)
         return None

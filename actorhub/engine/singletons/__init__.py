@@ -1,1 +1,1 @@
-"""Singletons: their leaders, and their schedules."""
+"""Singletons: their leaders and their schedules."""

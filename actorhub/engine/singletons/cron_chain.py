@@ -1,7 +1,10 @@
-"""The schedules of a led singleton: each fire time's message is stored before it is due, one after the other.
+"""The schedules of a led singleton, each a chain of durable messages: one per fire time, stored before it is due.
 
-A schedule's row names the next fire_time; its message is stored first, under a key of schedule and fire_time, and the row
-after it. So whoever goes on from the row stores no fire_time twice and leaves none out, whatever happens in between.
+The row of a schedule names its next fire time. The message of that fire time is stored first, under a key made of
+schedule, fire time and revision, and the row after it. Both are separate commits, and the leader may be lost between
+them. The next leader goes on from the row, so at worst it stores the same message again, and the key makes that the
+same message: no fire time is stored twice. And the row never names a later fire time before the message of the present
+one is stored: none is left out. The store keeps the key for longer than the fire time could still run.
 """
 
 import logging
@@ -9,81 +12,80 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from actorhub.core.clock import Clock
 from actorhub.core.cron import CronPlan, fire_time_key, parse_fire_time_key
 from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
-from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
-from actorhub.engine.runs.checkpoints import Checkpoints
 from actorhub.engine.singletons.cron_runs import CountedRuns
 from actorhub.engine.singletons.cron_schedule import CronSchedule
 from actorhub.engine.singletons.health import ScheduleHealth
-from actorhub.storage.message_ports import MessageStore
-from actorhub.storage.singleton_ports import Leadership, SingletonStore
+from actorhub.engine.singletons.services import LeaderServices
+from actorhub.storage.singleton_ports import Leadership
 
 _log: Final = logging.getLogger("actorhub.cron")
 
 _EARLIEST: Final = 0.001
 
 
-class ScheduleEvents(Protocol):
-    """Who leads the singleton: stores the messages of its fire times, and is told of executions."""
+class Teller(Protocol):
+    """Stores the message of a fire time, once per key."""
 
-    async def tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
-        """Store the message of a fire time, once per key; return once it is stored."""
+    def __call__(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> Awaitable[None]:
+        """Return once the message is stored."""
         ...
 
+
+class Executions(Protocol):
+    """Is told of executions: runs of schedules, and of the main loop."""
+
     def on_execution_started(self, what: str) -> None:
-        """Something of the singleton runs."""
+        """An execution has begun; `what` is the name of its schedule, or `run`."""
         ...
 
     def on_execution_ended(self, seconds: float, error: BaseException | None) -> None:
-        """It is over."""
+        """It has ended."""
         ...
 
     def on_run_counted(self) -> None:
-        """There is something to write of a schedule: `CronChain.step` does it."""
+        """The row of a schedule has changed, for `CronChain.step` to write."""
         ...
 
 
 class CronChain:
-    """Plans and runs the schedules of one singleton, for its leader. `load` comes first."""
+    """Plans and runs the schedules of one singleton, for its leader. `load` must have returned before anything else."""
 
     def __init__(
         self,
+        services: LeaderServices,
         *,
         spec: EntitySpec,
         leadership: Leadership,
-        store: SingletonStore,
-        messages: MessageStore,
-        checkpoints: Checkpoints,
-        clock: Clock,
-        server: ServerClock,
-        leader: ScheduleEvents,
+        tell: Teller,
+        executions: Executions,
     ) -> None:
         self._declared = {
             str(cron.name): (handler, cron) for handler in spec.handlers.values() for cron in handler.crons
         }
         self._leadership = leadership
-        self._store = store
-        self._messages = messages
-        self._checkpoints = checkpoints
-        self._clock = clock
-        self._server = server
-        self._leader = leader
+        self._store = services.store
+        self._messages = services.messages
+        self._checkpoints = services.checkpoints
+        self._clock = services.clock
+        self._server = services.server
+        self._tell = tell
+        self._executions = executions
         self._schedules: dict[str, CronSchedule] = {}
         self._must_load = False
 
     def poll(self) -> None:
-        """Read at the next step what operators changed."""
+        """Read at the next step what operators have changed."""
         self._must_load = True
 
     async def load(self) -> None:
-        """Join what the code says with what is stored; delete what is gone.
+        """Join the declared schedules with the stored ones, and delete the rows of those that are no longer declared.
 
         Raises:
-            PersistenceError: the store failed, or the shard was lost.
+            PersistenceError: The store failed, or the shard was lost.
         """
         self._must_load = False
         singleton = self._leadership.singleton
@@ -104,10 +106,10 @@ class CronChain:
                 known.merge(row)
 
     async def step(self) -> float | None:
-        """Do what is due; return the seconds until something is, `None`: there are no schedules.
+        """Do what is due; return the seconds until something is due next, or `None` if there are no schedules.
 
         Raises:
-            PersistenceError: the store failed, or the shard was lost. The next step goes on.
+            PersistenceError: The store failed, or the shard was lost. The next step continues from there.
         """
         if not self._declared:
             return None
@@ -124,32 +126,36 @@ class CronChain:
         return max(min(due) - self._server.now(), _EARLIEST) if due else None
 
     async def write(self) -> None:
-        """Write what is not written yet, before somebody else leads.
+        """Write the rows that have changed, before another runner leads.
 
         Raises:
-            PersistenceError: the store failed, or the shard was lost.
+            PersistenceError: The store failed, or the shard was lost.
         """
         for schedule in self._schedules.values():
             if schedule.is_dirty:
                 await self._write_row(schedule)
 
     async def run(self, message: DurableMessage, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Call the method for the fire_time of a message, unless it is not to be run; `call` is what a person sent."""
+        """Run the method for the fire time of a message, unless that is to be skipped.
+
+        A message without the key of a fire time was sent by a person, and always runs.
+        """
         parsed = parse_fire_time_key(message.key) if message.key else None
         if parsed is None:
             return await self._tracked(self._schedules[str(message.spec.cron)], message, None, call)
         name, fire_time, revision = parsed
         schedule = self._schedules.get(name)
         if schedule is None or not await self._is_run(schedule, message, fire_time, revision):
-            _log.info("%s: %s is not run", message.what, message.key)
+            _log.info("%s: the fire time of %s is not run", message.what, message.key)
             return None
         return await self._tracked(schedule, message, fire_time, call)
 
     def health(self) -> list[ScheduleHealth]:
-        """Return how each schedule is, by name."""
+        """Return the health of each schedule, sorted by name."""
         return [self._schedules[name].health(self._server.now()) for name in sorted(self._schedules)]
 
     async def _advance(self, schedule: CronSchedule, planned: CronPlan) -> None:
+        # The message before the row: see the module's docstring.
         if planned.next_at is not None:
             await self._store_message(schedule, planned.next_at)
         schedule.advance(planned, self._server.now())
@@ -158,10 +164,16 @@ class CronChain:
     async def _store_message(self, schedule: CronSchedule, at: float) -> None:
         key, time = fire_time_key(schedule.name, at, schedule.row.revision), datetime.fromtimestamp(at, UTC)
         try:
-            await self._leader.tell(schedule.handler, time, key=key, deliver_at=schedule.due(at))
+            await self._tell(schedule.handler, time, key=key, deliver_at=schedule.due(at))
         except DuplicateKey as error:
+            # Somebody sent a message of their own under this key. Failing here would be repeated forever and stop the
+            # schedule, so the fire time is given up and the next one is planned.
             _log.error(
-                "%s.%s: a fire time is left to who used its key: %s", schedule.row.singleton, schedule.name, error
+                "%s.%s: the fire time %s is left to another message with its key: %s",
+                schedule.row.singleton,
+                schedule.name,
+                time,
+                error,
             )
         except PersistenceError:
             raise
@@ -169,7 +181,8 @@ class CronChain:
             raise PersistenceError(f"the message {key} could not be stored: {error}") from error
 
     async def _write_row(self, schedule: CronSchedule) -> None:
-        """Write the row; where an operator changed it meanwhile, go by what the operator said."""
+        """Write the row, and take over what an operator has changed in the meantime."""
+        # Before the write, not after it: what changes while the write is under way is to be written by the next one.
         schedule.is_dirty = False
         try:
             stored = await self._store.keep_schedule(self._leadership, schedule.row)
@@ -179,7 +192,15 @@ class CronChain:
         schedule.merge(stored)
 
     async def _is_run(self, schedule: CronSchedule, message: DurableMessage, fire_time: float, revision: int) -> bool:
-        """Whether to run the fire_time; one that began in an earlier run of the message goes on, come what may."""
+        """Return whether to run the fire time of a message.
+
+        A fire time that began in an earlier run of its message always goes on: by now it may have done half of its
+        work. It began if the message has more than one attempt, if the row says so, or if a step of it is stored, which
+        resets the count of attempts. The last one costs a read, so it comes last.
+
+        Otherwise a fire time runs if the present plan has it. Messages of an earlier revision are still in the store
+        after an edit, and are not run. That is how an edit takes effect without a search for messages.
+        """
         row = schedule.row
         is_current = revision == row.revision
         if message.attempts > 1 or (is_current and row.last_at is not None and fire_time <= row.last_at):
@@ -195,7 +216,7 @@ class CronChain:
             return True
         if reason:
             schedule.skip(reason, fire_time)
-            self._leader.on_run_counted()
+            self._executions.on_run_counted()
         return False
 
     async def _tracked(
@@ -207,9 +228,9 @@ class CronChain:
     ) -> Any:
         began = self._clock.monotonic()
         schedule.on_started(fire_time, message.message_id, self._server.now())
-        self._leader.on_execution_started(schedule.name)
+        self._executions.on_execution_started(schedule.name)
         if not isinstance(message.events, CountedRuns):
-            message.events = CountedRuns(message.events, schedule, fire_time, self._leader.on_run_counted)
+            message.events = CountedRuns(message.events, schedule, fire_time, self._executions.on_run_counted)
         error: BaseException | None = None
         try:
             return await call()
@@ -219,10 +240,13 @@ class CronChain:
         finally:
             seconds = self._clock.monotonic() - began
             schedule.on_ended(seconds, self._server.now())
-            self._leader.on_execution_ended(seconds, error)
+            self._executions.on_execution_ended(seconds, error)
 
     async def _is_held_up(self, schedule: CronSchedule, fire_time: float) -> bool:
-        """Whether an earlier fire_time of a schedule whose runs may not overlap began here and waits for its next run."""
+        """Whether an earlier fire time of a schedule whose runs must not overlap began here and has not ended.
+
+        It may wait for its next attempt, so that nothing of it runs at the moment; the store knows.
+        """
         for earlier, message_id in list(schedule.begun.items()):
             if earlier == fire_time:
                 continue

@@ -1,4 +1,4 @@
-"""How a method with `@cron` is called: its schedule decides whether the fire_time is run, and notes what became of it."""
+"""Runs of methods with `@cron`: their schedule decides whether a fire time runs, and counts how the run ended."""
 
 import functools
 from collections.abc import Callable, Coroutine
@@ -18,7 +18,7 @@ Method = Callable[..., Coroutine[Any, Any, Any]]
 
 
 def cron_function(method: Method) -> Method:
-    """Return what runs instead of the method; a skipped fire_time returns `None`."""
+    """Return the function that runs in place of a method with `@cron`. For a skipped fire time it returns `None`."""
 
     @functools.wraps(method)
     async def run(instance: object, at: datetime) -> Any:
@@ -30,15 +30,15 @@ def cron_function(method: Method) -> Method:
 
 
 class CountedRuns:
-    """Stands between the message of a schedule and whoever settles it, and counts how its runs end.
+    """Stands between the message of a fire time and its settlement, and counts how its runs end.
 
-    A run that was cut short, or whose commit was refused, is not counted: the message runs again.
+    A run that was cut short, or whose commit was refused, is not counted, because the message runs again.
 
     Args:
-        events: Who settles the message.
-        schedule: Where it is counted.
-        fire_time: Which one it is; `None`: the method is run by hand.
-        on_counted: Told that there is something to write.
+        events: Settles the message.
+        schedule: Counts the runs.
+        fire_time: Of the message; `None` if a person runs the method.
+        on_counted: Told that the row of the schedule has changed.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class CountedRuns:
         self._on_counted = on_counted
 
     def run_committed(self, message: DurableMessage, body: bytes) -> None:
-        """Count a run that is committed."""
+        """Count a run that was committed."""
         self._schedule.on_succeeded(self._fire_time)
         self._on_counted()
         self._events.run_committed(message, body)
@@ -63,12 +63,12 @@ class CountedRuns:
         self._events.run_failed(message, error)
 
     def run_taken_back(self, message: DurableMessage) -> None:
-        """Nothing ran, so there is nothing to count."""
+        """Count nothing, because nothing ran."""
         self._events.run_taken_back(message)
 
 
 def _was_lost(message: DurableMessage, error: ActorhubError) -> bool:
-    """Whether the end of the run is not the message's: somebody else has it, or it runs again as if it had not run."""
+    """Whether the message's outcome is open: another runner has it now, or it runs again as if this run never was."""
     if message.place is Place.GONE or isinstance(error, RunMoved | Fenced | NotPending):
         return True
     if not message.is_counted:

@@ -1,4 +1,4 @@
-"""One schedule of a led singleton: what the code says, what is stored of it, and what follows from both."""
+"""One schedule of a led singleton: what the code declares, what is stored, and what follows from both."""
 
 import logging
 from datetime import UTC, datetime
@@ -14,21 +14,23 @@ from actorhub.storage.singleton_ports import ScheduleRow
 _log: Final = logging.getLogger("actorhub.cron")
 
 _SHORT_GAP: Final = 60.0
-"""Seconds: what was missed for a shorter time, as in a takeover, is made up for."""
+"""Seconds. A fire time that was missed by less than this, because of a takeover for example, is made up for."""
 _LONGEST_TEXT: Final = 1000
-"""Characters of an error."""
+"""Characters of an error that are kept."""
 _changed: Final = msgspec.structs.replace
 
 
 class CronSchedule:
-    """One schedule. Every method is synchronous: it answers from, or changes, the row, which others write.
+    """One schedule of a singleton.
+
+    Every method is synchronous. It reads or changes `row`; `CronChain` writes the row when `is_dirty` says so.
 
     Args:
-        handler: Its method.
-        options: What the code says.
-        row: What is stored; `None`: nothing is.
-        singleton: Whose schedule it is.
-        now: The store's clock.
+        handler: The method with `@cron`.
+        options: What the code declares.
+        row: What is stored; `None` if nothing is.
+        singleton: Name of the singleton.
+        now: The time by the store's clock.
     """
 
     def __init__(
@@ -47,20 +49,20 @@ class CronSchedule:
             created_at=now,
         )
         self.is_dirty = False
-        """The row has changes that are not written."""
+        """Whether the row has changes that have not been written."""
         self.begun: dict[float, int] = {}
-        """Instants that began here and whose end is not known, with their messages; where runs may not overlap."""
+        """The messages of fire times that began here and may not have ended. Kept only for `overlap="skip"`."""
         self._counts_from: float | None = None
-        """When it was planned anew: what was due before does not make it overdue."""
+        """When it was last planned from scratch. Fire times before that do not make it overdue."""
         self._is_over = False
-        """The expression has no more instants."""
+        """Whether the expression has no further fire times."""
         self._parsed: tuple[str, str] | None = None
         self._expression: CronExpression | None = None
         self._adopt_code()
 
     @property
     def expression(self) -> CronExpression | None:
-        """When it runs; `None`: what is stored makes no sense here, so it does not."""
+        """The expression in force; `None` if what is stored is not valid here, so that the schedule does not run."""
         stored = (self.row.expression, self.row.timezone)
         if stored != self._parsed:
             self._parsed = stored
@@ -69,11 +71,14 @@ class CronSchedule:
             except ValueError as error:
                 self._expression = None
                 self._change(last_error=f"{error}"[:_LONGEST_TEXT])
-                _log.error("%s.%s is not run: %s", self.row.singleton, self.name, error)
+                _log.error("schedule %s.%s does not run: %s", self.row.singleton, self.name, error)
         return self._expression
 
     def merge(self, stored: ScheduleRow) -> None:
-        """Go by what operators decided since the row was read, if they did; it is planned anew then."""
+        """Take over what an operator has changed since the row was read. If anything, plan from scratch.
+
+        Each change by an operator raises the revision. All other columns are the leader's own.
+        """
         if stored.revision == self.row.revision:
             return
         self._change(
@@ -89,12 +94,13 @@ class CronSchedule:
         self._adopt_code()
 
     def planned(self, now: float) -> CronPlan | None:
-        """Return the next fire_time, and what is left out before it, if it is time to plan; `None`: it is not."""
+        """Return the next fire time and those that are skipped before it, or `None` if it is not time to plan."""
         row, expression = self.row, self.expression
         if row.paused or expression is None or self._is_over or (row.next_at is not None and row.next_at > now):
             return None
         if row.next_at is None:
-            # What was changed is planned anew, but an fire_time that began before does not come again.
+            # After a change the plan starts from now. But a fire time that has already begun must not come again, even
+            # if the clock was set back since.
             now = max(now, row.last_at or now)
         return plan(
             expression,
@@ -105,7 +111,7 @@ class CronSchedule:
         )
 
     def advance(self, planned: CronPlan, now: float) -> None:
-        """Wait for the planned fire_time, whose message is stored."""
+        """Count the skipped fire times, and wait for the planned one. Its message is stored."""
         for skipped in planned.skipped:
             self._skip_all(skipped)
         if self.row.next_at is None:
@@ -114,21 +120,21 @@ class CronSchedule:
         self._change(next_at=planned.next_at)
 
     def wakes_at(self, now: float) -> float | None:
-        """Return when there is something to plan; `None`: not before somebody changes it."""
+        """Return when it is time to plan; `None` if that depends on an operator."""
         if self.row.paused or self._is_over or self.expression is None:
             return None
         return now if self.row.next_at is None else self.row.next_at
 
     def due(self, fire_time: float) -> float:
-        """Return when an fire_time is to run, jitter included."""
+        """Return when a fire time is to run, jitter included."""
         return fire_time + delivery_delay(self.name, fire_time, self.options.jitter.total_seconds())
 
     def has(self, fire_time: float) -> bool:
-        """Whether the expression, as it is now, has this fire_time."""
+        """Whether the expression in force has this fire time."""
         return self.expression is not None and self.expression.after(fire_time - 1) == fire_time
 
     def why_skipped(self, fire_time: float, now: float) -> str:
-        """Return why an fire_time that is due, and did not begin before, is not run; empty: it is."""
+        """Return why a fire time that is due and has not begun is skipped; an empty string if it is to run."""
         row, options, due = self.row, self.options, self.due(fire_time)
         if row.paused:
             return "paused"
@@ -141,11 +147,11 @@ class CronSchedule:
         return ""
 
     def skip(self, reason: str, fire_time: float) -> None:
-        """Count an fire_time that is not run."""
+        """Count a fire time that is skipped."""
         self._skip(reason, 1, _text(fire_time))
 
     def on_started(self, fire_time: float | None, message_id: int, now: float) -> None:
-        """A run begins; `None`: somebody runs the method by hand."""
+        """A run begins. Without a fire time, a person runs the method."""
         self._change(last_started_at=now)
         if fire_time is not None:
             self._change(last_at=max(fire_time, self.row.last_at or fire_time))
@@ -153,23 +159,23 @@ class CronSchedule:
                 self.begun[fire_time] = message_id
 
     def on_ended(self, seconds: float, now: float) -> None:
-        """A run is over, and whether it counts is not known yet."""
+        """A run has ended. Whether it succeeded is known only after its commit."""
         self._change(last_finished_at=now, last_duration=seconds)
 
     def on_succeeded(self, fire_time: float | None) -> None:
-        """A run was committed."""
+        """A run has been committed."""
         self._change(runs=self.row.runs + 1, failures_in_a_row=0, last_error="")
         self._settle(fire_time)
 
     def on_failed(self, fire_time: float | None, text: str, *, for_good: bool) -> None:
-        """A run failed; there is another one unless that was `for_good`."""
+        """A run has failed. Another attempt follows unless it failed `for_good`."""
         self._change(last_error=text[:_LONGEST_TEXT])
         if for_good:
             self._change(failures=self.row.failures + 1, failures_in_a_row=self.row.failures_in_a_row + 1)
             self._settle(fire_time)
 
     def health(self, now: float) -> ScheduleHealth:
-        """Return how it is."""
+        """Return the health of the schedule."""
         row = self.row
         return ScheduleHealth(
             name=row.name,
@@ -188,7 +194,7 @@ class CronSchedule:
         row, since = self.row, self._counts_from
         if row.paused:
             return "paused"
-        # Until the first fire_time after a change, what ran before it says nothing.
+        # A schedule that was just resumed or changed has had no chance to run by its present plan.
         last_at = None if since is not None and row.last_at is not None and row.last_at < since else row.last_at
         created_at = row.created_at if since is None else max(since, row.created_at)
         now -= self.options.jitter.total_seconds()
@@ -197,10 +203,13 @@ class CronSchedule:
         return "never executed" if row.last_at is None else "healthy"
 
     def _adopt_code(self) -> None:
-        """Go by the code if it has changed since the row was written."""
+        """Take over expression and time zone from the code if they have changed there since the row was written.
+
+        An edit by an operator holds until then: the row keeps what the code declared at the time.
+        """
         if self.row.declared == self._declared:
             return
-        _log.info("%s.%s: the code has another expression now: %s", self.row.singleton, self.name, self._declared)
+        _log.info("schedule %s.%s was changed in the code: %s", self.row.singleton, self.name, self._declared)
         self._change(
             declared=self._declared,
             expression=self.options.expression,
@@ -210,7 +219,7 @@ class CronSchedule:
         )
 
     def _ran_at(self, due: float) -> bool:
-        """Whether the last run began before that moment, and ended after it."""
+        """Whether the last run was under way at `due`."""
         began, ended = self.row.last_started_at, self.row.last_finished_at
         return began is not None and ended is not None and began <= due < ended
 
@@ -225,7 +234,9 @@ class CronSchedule:
 
     def _skip(self, reason: str, count: int, which: str) -> None:
         self._change(skipped=self.row.skipped + count, last_skip=f"{reason}: {which}")
-        _log.warning("%s.%s: skipped %d: %s", self.row.singleton, self.name, count, self.row.last_skip)
+        _log.warning(
+            "schedule %s.%s skipped %d fire time(s): %s", self.row.singleton, self.name, count, self.row.last_skip
+        )
 
     def _change(self, **what: object) -> None:
         self.row = _changed(self.row, **what)

@@ -1,4 +1,4 @@
-"""How a led singleton and its schedules are, as values. Times are seconds since the Unix epoch by the store's clock."""
+"""The health of runners, singletons and schedules, as values. Times are in Unix seconds by the store's clock."""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -6,7 +6,7 @@ from typing import Final, Literal
 import msgspec
 
 HEARTBEAT: Final = 30.0
-"""Seconds between the heartbeats of a led singleton, whatever its schedules."""
+"""Seconds between the heartbeats of a led singleton. They do not depend on its schedules."""
 STALE_AFTER: Final = 2 * HEARTBEAT
 """Seconds without a heartbeat after which a singleton counts as stale."""
 
@@ -19,17 +19,17 @@ class ScheduleHealth(msgspec.Struct, frozen=True, kw_only=True):
     timezone: str
     paused: bool
     next_at: float | None
-    """The instant that it waits for; `None`: not planned yet, or paused."""
+    """The next fire time; `None` if it is not planned yet, or the schedule is paused."""
     last_at: float | None
-    """The instant that ran last; `None`: none ever did."""
+    """The last fire time that ran; `None` if none did."""
     status: Literal["healthy", "overdue", "never executed", "paused"]
-    """`overdue`: nothing ran for twice its expected interval."""
+    """`overdue`: nothing has run for twice the expected interval."""
     runs: int
     """Runs that succeeded."""
     failures: int
-    """Instants given up after their last attempt."""
+    """Fire times that were given up after their last attempt."""
     skipped: int
-    """Instants that were not run."""
+    """Fire times that were skipped."""
 
 
 class SingletonHealth(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,18 +41,18 @@ class SingletonHealth(msgspec.Struct, frozen=True, kw_only=True):
     """`group:number`."""
     epoch: int
     since: float
-    """When this runner began to lead it."""
+    """When this runner became its leader."""
     heartbeat_at: float | None
-    """The last heartbeat, of an earlier leader too; `None`: there never was one."""
+    """The last heartbeat, possibly an earlier leader's; `None` if there never was one."""
     is_stale: bool
-    """No heartbeat for 60 seconds: see `is_stale`."""
+    """Whether there was no heartbeat for 60 seconds; see `is_stale`."""
     state: Literal["starting", "leading", "failed", "stopping"]
     body: str
-    """What its `run` does: `running`, `returned`, `failed` (it will start again), or nothing where it has none."""
+    """The state of its `run`: `running`, `returned`, `failed` (it will be started again), or empty if it has none."""
     executions: int
-    """Runs of its schedules and starts of its `run`, of all leaders."""
+    """Runs of its schedules and starts of its `run`, under all leaders."""
     last_execution: str
-    """What ran last: a schedule's name, or `run`."""
+    """What ran last: the name of a schedule, or `run`."""
     last_execution_at: float | None
     last_duration: float | None
     """Seconds."""
@@ -64,27 +64,27 @@ class SingletonHealth(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunnerHealth(msgspec.Struct, frozen=True, kw_only=True):
-    """How a runner is."""
+    """The health of a runner."""
 
     serving: bool
-    """It takes work, and leads no stale singleton."""
+    """Whether it takes work and leads no stale singleton."""
     reason: str
-    """Why it is not serving, in a sentence; empty when it is."""
+    """Why it is not serving; empty if it is."""
     runner: str
     """Its address."""
     incarnation: str
     version: str
     shards_owned: int
     live_runners: int
-    """As far as it knows."""
+    """How many runners are alive, as far as it knows."""
     singletons: Sequence[SingletonHealth] = ()
-    """Those that it leads."""
+    """The singletons that it leads."""
 
 
 def is_stale(*, heartbeat_at: float | None, since: float, now: float) -> bool:
-    """Whether a singleton's last sign of life is too old.
+    """Return whether a singleton's last sign of life is too old.
 
-    Strict: an old heartbeat of the leader before counts right after a move, until the new one has shown itself. Where
-    there never was one, the time since the leader began counts.
+    An earlier leader's heartbeat counts. So a singleton stays stale right after a move until its new leader has sent a
+    heartbeat; being taken over is not a sign of life. If there never was a heartbeat, the start of the leader counts.
     """
     return now - (since if heartbeat_at is None else heartbeat_at) > STALE_AFTER

@@ -1,134 +1,69 @@
-"""One led singleton: kept alive while this runner owns its shard, with its `run`, its schedules and its heartbeat."""
+"""The leader of one singleton: keeps it alive while this runner owns its shard.
+
+`SingletonLeader.supervise` is level-triggered. It registers the leader in the store, opens the activation, waits until
+that is over and starts again, for as long as the shard is owned. An activation that fails, a refused commit and a store
+that is away all end in this one loop, so none of them needs a way back of its own. Heartbeat, main loop and schedules
+are tended in a second loop, one per activation.
+
+At most one activation is led at a time, in the whole cluster and in this process:
+
+- Between runners, the shard decides. A hand-over waits until the leader has written that it left; a former leader that
+  was cut off commits nothing, because its epoch is out of date.
+- Within this process, the supervision of a new leadership waits for that of the former one, and within one leadership
+  an activation is opened only after everything of the one before it has ended.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal
 
 import msgspec
 
-from actorhub.core.address import ShardId
 from actorhub.core.backoff import Backoff
-from actorhub.core.clock import Clock
-from actorhub.core.envelope import TELL, Durable
+from actorhub.core.envelope import Durable
 from actorhub.core.errors import (
     ActorhubError,
     PersistenceError,
-    RunnerUnavailable,
     ShuttingDown,
     SingletonErrorReason,
 )
 from actorhub.core.idempotency import payload_hash
-from actorhub.engine.durable.server_clock import ServerClock
-from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.records import (
     ACTIVE,
     DEAD,
-    AwaitedMessage,
     Cell,
     HostedShard,
     HostedType,
-    Message,
-    RunKind,
 )
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
-from actorhub.engine.runs.checkpoints import Checkpoints
-from actorhub.engine.runs.hooks import Hooks
-from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.singletons.cron_chain import CronChain
 from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, is_stale
-from actorhub.engine.supervision import Supervisor, set_or_time, store_call
+from actorhub.engine.singletons.own_messages import FireTimeTell, MainLoopRun
+from actorhub.engine.singletons.services import LeaderServices
+from actorhub.engine.supervision import set_or_time, store_call
 from actorhub.storage.checkpoint_ports import BODY, Scope
-from actorhub.storage.message_ports import MessageStore
 from actorhub.storage.ports import Fenced
-from actorhub.storage.singleton_ports import Execution, Leadership, SingletonStore
+from actorhub.storage.singleton_ports import Execution, Leadership
 
 _log: Final = logging.getLogger("actorhub.singletons")
 
 LOSS_LIMIT: Final = 5.0
-"""Seconds that `on_lose_leadership` may take, and that handlers may take to end before it after a forced loss."""
+"""Seconds that `on_lose_leadership` may take. Handlers get as long to end before it if leadership is lost by force."""
 _RETRY: Final = 1.0
-"""Seconds until the next try after the store failed."""
+"""Seconds until the next attempt after the store failed."""
 _WRITE_PAUSE: Final = 0.5
-"""Seconds between notes of executions."""
+"""Seconds between writes of executions, at the least."""
 _QUIET_POLL: Final = 0.005
+"""Seconds between checks of whether an ended activation has become quiet."""
 _BACKOFF: Final = Backoff(initial=0.1, maximum=30.0)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaderServices:
-    """What a leader needs of its runner."""
-
-    address: str
-    incarnation: str
-    shards: Mapping[ShardId, HostedShard]
-    """Those that are owned now."""
-    store: SingletonStore
-    checkpoints: Checkpoints
-    messages: MessageStore
-    server: ServerClock
-    clock: Clock
-    supervisor: Supervisor
-    scheduler: Scheduler
-    hooks: Hooks
-    open: Callable[[HostedType, HostedShard], Cell]
-    """Returns the singleton's activation, made now if there is none."""
-    accept: Callable[[Message, HostedShard], None]
-    """Takes a durable message of an owned shard."""
-    mistrust: Callable[[ShardId], None]
-    """Told of a shard for which the store refused something: ownership must be checked."""
-    new_id: Callable[[], int]
-    """Returns the id of a new message."""
-
-
-class MainLoopRun(Message):
-    """One run of a singleton's `run`: nobody sent it, and its leader is told how it ends."""
-
-    __slots__ = ("leader",)
-
-    run_kind = RunKind.MAIN_LOOP
-
-    def __init__(self, leader: "SingletonLeader", spec: HandlerSpec, cell: Cell, progress: Progress) -> None:
-        super().__init__(spec, cell.entity_id)
-        self.leader = leader
-        self.args = ()
-        self.waits_for_room = True
-        self.progress = progress
-
-    def taken_back(self) -> bool:
-        """End with its activation: the next one starts its own."""
-        self.leader.on_main_loop_taken_back()
-        return True
-
-    def completed(self, body: bytes) -> None:
-        """Note that it returned."""
-        self.leader.on_main_loop_ended(None)
-
-    def failed(self, error: ActorhubError) -> None:
-        """Note that it failed, or was cut short with its activation."""
-        is_over = self.cell is not None and self.cell.phase != ACTIVE
-        self.leader.on_main_loop_ended(error, cut_short=is_over and isinstance(error, RunnerUnavailable))
-
-
-class FireTimeTell(AwaitedMessage):
-    """The tell of a fire time's message to the singleton's own mailbox."""
-
-    __slots__ = ()
-
-    def __init__(self, spec: HandlerSpec, entity_id: str, *, message_id: int, at: datetime, when: Durable) -> None:
-        super().__init__(spec, entity_id, TELL)
-        self.message_id = message_id
-        self.body = spec.arguments.encode((at,))
-        self.delivery = when
-
-
 class SingletonLeader:
-    """A singleton whose shard this runner owns.
+    """Leads one singleton for as long as this runner owns its shard at one epoch.
 
-    `supervise` sees to its activations; other methods note what happened.
+    `supervise` makes and ends activations. The other methods are told what has happened, or asked.
     """
 
     def __init__(
@@ -138,7 +73,14 @@ class SingletonLeader:
         shard: HostedShard,
         former: "asyncio.Task[None] | None",
     ) -> None:
-        """Prepare; `former` sees to who led here before, and perhaps is not done yet."""
+        """Prepare.
+
+        Args:
+            services: The runner's parts.
+            hosted_type: The singleton's type.
+            shard: Its shard, at the epoch of this leadership.
+            former: The supervision of this runner's last leadership of the singleton. It may not have ended yet.
+        """
         assert hosted_type.spec.singleton_id is not None
         self._services = services
         self._hosted_type = hosted_type
@@ -157,32 +99,25 @@ class SingletonLeader:
         )
         self.execution = Execution()
         self.schedules = CronChain(
-            spec=hosted_type.spec,
-            leadership=self.leadership,
-            store=self._store,
-            messages=services.messages,
-            checkpoints=services.checkpoints,
-            clock=clock,
-            server=services.server,
-            leader=self,
+            services, spec=hosted_type.spec, leadership=self.leadership, tell=self._tell, executions=self
         )
         self.registered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done once the store knows who leads; cancelled if that will never be."""
+        """Done once the store knows that this runner leads; cancelled if that will never be."""
         self.cell: Cell | None = None
-        """The activation that leads: its `on_become_leader` returned, its `on_lose_leadership` has not begun."""
+        """The activation that leads: its `on_become_leader` has returned, its `on_lose_leadership` has not begun."""
         self._tasks: dict[Cell, list[asyncio.Task[None]]] = {}
-        """What makes, tends and ends activations, hooks included."""
+        """The tasks that make, tend and end each activation, hooks included."""
         self._loss: asyncio.Task[None] | None = None
-        """Runs `on_lose_leadership`."""
+        """The task that runs `on_lose_leadership`."""
         self._since: float | None = None
         self._heartbeat_at: float | None = None
         self._granted_at = clock.monotonic()
         self._sign_of_life_at: float | None = None
-        """Monotonic seconds of the last sign of life, a former leader's too: steps of the clock do not age it."""
+        """The last sign of life, possibly a former leader's, in monotonic seconds: steps of the clock do not age it."""
         self._failures = 0
         self._main_loop_failures = 0
         self._main_loop_at: float | None = None
-        """Monotonic seconds when `run` starts, again; `None`: it runs, or is not to."""
+        """When to start `run`, in monotonic seconds; `None` if it is running, or not to be started."""
         self._main_loop_began = 0.0
         self._beat_at = 0.0
         self._written_at = 0.0
@@ -191,17 +126,19 @@ class SingletonLeader:
         self._changed = asyncio.Event()
         """Wakes `supervise`."""
         self._wake = asyncio.Event()
-        """Wakes whoever tends the singleton."""
+        """Wakes the loop that tends the activation."""
 
     @property
     def spec(self) -> EntitySpec:
-        """What the code says of the singleton."""
+        """What the code declares about the singleton."""
         return self._hosted_type.spec
 
     async def supervise(self) -> None:
-        """Keep the singleton alive for as long as its shard is owned; then see it off."""
+        """Keep the singleton alive for as long as its shard is owned, then wait for its end and write that it left."""
         if self._former is not None:
-            # Two leaders must not overlap: the former one's `on_lose_leadership` comes first.
+            # This runner may lose a shard and get it back at the next epoch while handlers of the old activation are
+            # still being cancelled. The old `on_lose_leadership` must come before the new `on_become_leader`. The wait
+            # is bounded, so that a hook that hangs does not keep the singleton down.
             await asyncio.wait((self._former,), timeout=3 * LOSS_LIMIT)
             self._former = None
         while self._is_owner:
@@ -214,28 +151,34 @@ class SingletonLeader:
                 await self._pause(_BACKOFF.delay(self._failures, self._clock.random()))
         if not self.registered.done():
             self.registered.cancel()
+        # An activation that was never led here, but resides in this shard, was made by a message.
         if (left := self.cell or self._resident) is not None:
             await self._until_gone(left)
         await self._leave()
 
     def track_task(self, cell: Cell, task: "asyncio.Task[None]") -> None:
-        """`task` makes an activation, on behalf of `supervise` or of a message, or tends or ends it."""
+        """Take note of a task that makes, tends or ends an activation. It is waited for when the activation is over."""
         self._tasks.setdefault(cell, []).append(task)
         self._changed.set()
 
     def became(self, cell: Cell) -> None:
-        """The activation's `on_become_leader` returned: it is owed an `on_lose_leadership`."""
+        """The activation's `on_become_leader` has returned, so it is owed an `on_lose_leadership`."""
         self.cell = cell
 
     def started(self, cell: Cell) -> None:
-        """The activation takes messages from now on."""
+        """The activation takes messages from now on: start its main loop, and tend it."""
         if self.spec.main_loop is not None:
             self._main_loop_at = self._clock.monotonic()
         self._beat_at = 0.0
         self.track_task(cell, self._supervisor.loop("tend a singleton", partial(self._keep_tending, cell)))
 
     async def lose(self, cell: Cell) -> None:
-        """Run `on_lose_leadership`, once for each `on_become_leader` that returned; or wait for it. Bounded."""
+        """Run `on_lose_leadership`, exactly once for each `on_become_leader` that returned, and wait for it.
+
+        Two may ask for it at once: `Activations`, which passivates the activation, and `supervise`, which waits for its
+        end. The first one finds the activation leading and starts the hook, without an `await` in between; the other
+        one waits for the same task. The wait is bounded by `LOSS_LIMIT`.
+        """
         if self.cell is cell:
             self.cell = None
             self._settle_main_loop()
@@ -244,38 +187,38 @@ class SingletonLeader:
         if self._loss is not None:
             await asyncio.wait((self._loss,), timeout=LOSS_LIMIT)
             if not self._loss.done():
-                _log.error("singleton %s: on_lose_leadership did not end within %g s", self.spec.name, LOSS_LIMIT)
+                _log.error("singleton %s: on_lose_leadership was cancelled after %g s", self.spec.name, LOSS_LIMIT)
                 self._loss.cancel()
             self._loss = None
 
     def on_gone(self) -> None:
-        """An activation is over, or could not be made."""
+        """An activation has ended, or could not be made."""
         self._changed.set()
 
     def stop(self) -> None:
-        """The shard is on its way to another runner, or lost: make no further activation."""
+        """Make no further activation: the shard is being handed over, or was lost."""
         self._is_stopping = True
         self._changed.set()
         self._wake.set()
 
     def poll(self) -> None:
-        """Read soon what operators changed."""
+        """Have the schedules read what operators have changed."""
         self.schedules.poll()
         self._wake.set()
 
     def state_error(self, reason: SingletonErrorReason, text: str) -> None:
-        """Count a failure of the state."""
+        """Count a failure to load, decode or store the state."""
         errors = self.execution.state_errors + 1
         self._set(state_errors=errors, state_error=f"{reason}: {text}"[:1000])
         _log.error("singleton %s: %s: %s", self.spec.name, reason, text)
 
     def on_execution_started(self, what: str) -> None:
-        """A schedule, or `run`, runs."""
+        """An execution has begun; `what` is the name of its schedule, or `run`."""
         now = self._server.now()
         self._set(executions=self.execution.executions + 1, last_execution=what, last_execution_at=now)
 
     def on_execution_ended(self, seconds: float, error: BaseException | None) -> None:
-        """It is over."""
+        """It has ended."""
         if error is None:
             self._set(last_duration=seconds, last_error="")
         else:
@@ -284,11 +227,11 @@ class SingletonLeader:
             self._set(last_duration=seconds, last_error=text, last_error_at=now)
 
     def on_run_counted(self) -> None:
-        """There is something to write of a schedule."""
+        """The row of a schedule has changed and is to be written."""
         self._wake.set()
 
     def on_main_loop_ended(self, error: ActorhubError | None, *, cut_short: bool = False) -> None:
-        """`run` returned, failed, or was cut short; if it failed while the singleton leads, it is started again."""
+        """`run` has returned, failed or been cut short. If it failed while the singleton leads, it is started again."""
         if self.execution.body != "running":
             return
         seconds = self._clock.monotonic() - self._main_loop_began
@@ -303,17 +246,17 @@ class SingletonLeader:
             pause = _BACKOFF.delay(self._main_loop_failures, self._clock.random())
             self._main_loop_at = self._clock.monotonic() + pause
             self._set(body="failed")
-            _log.warning("singleton %s: run() failed and starts again in %.3g s: %s", self.spec.name, pause, error)
+            _log.warning("singleton %s: run() failed and will start again in %.3g s: %s", self.spec.name, pause, error)
         else:
             self._set(body="")
 
     def on_main_loop_taken_back(self) -> None:
-        """`run` could not start after all: it is started again if its activation goes on."""
+        """`run` could not start: start it again if its activation goes on."""
         self._main_loop_at = self._clock.monotonic()
         self._settle_main_loop()
 
     def health(self) -> SingletonHealth:
-        """Return how the singleton is."""
+        """Return the health of the singleton."""
         since = self._server.now() if self._since is None else self._since
         now = self._clock.monotonic()
         stale = is_stale(heartbeat_at=self._sign_of_life_at, since=self._granted_at, now=now)
@@ -368,11 +311,16 @@ class SingletonLeader:
         return cell if cell is not None and cell.shard is self._shard else None
 
     async def _register(self) -> None:
-        """Write who leads, or wait a little before the next try."""
+        """Write that this runner leads, or wait a little before the next attempt.
+
+        Activations wait for `registered`, so no handler runs before the store knows the leader and before the schedules
+        are known. Without the schedules, a message of a fire time would be taken for one of a schedule that was
+        deleted, and dropped.
+        """
         try:
             address = self._services.address
             row, now = await self._store.lead(self.leadership, address, self.spec.state_ttl)
-            await self.schedules.load()  # before the first handler: an instant whose schedule is not known is not run
+            await self.schedules.load()
         except PersistenceError as error:
             self._on_store_failed("its leader could not be registered", error)
             until = self._clock.monotonic() + _RETRY
@@ -388,7 +336,7 @@ class SingletonLeader:
         self.registered.set_result(None)
 
     async def _pause(self, seconds: float) -> None:
-        """Wait before the next activation, unless a message made one."""
+        """Wait before the next activation, unless a message makes one sooner."""
         until = self._clock.monotonic() + seconds
         while self._is_owner and self._resident is None and self._clock.monotonic() < until:
             await self._until_changed(until)
@@ -398,7 +346,11 @@ class SingletonLeader:
         await set_or_time(self._changed, None if until is None else until - self._clock.monotonic())
 
     async def _until_gone(self, cell: Cell) -> None:
-        """Return once the activation is over and nothing of it runs any more, as far as that can be awaited."""
+        """Return once the activation is over, nothing of it runs and `on_lose_leadership` has returned.
+
+        The waits are bounded, since a handler can resist its cancellation. What it still does cannot be committed: its
+        cell is dead.
+        """
         while cell.phase != DEAD:
             await self._until_changed()
         tasks = self._tasks.pop(cell, [])
@@ -420,27 +372,27 @@ class SingletonLeader:
             _log.exception("singleton %s: on_lose_leadership failed", self.spec.name)
 
     async def _leave(self) -> None:
-        """Write what is known, and that nobody leads any more, if the shard is still there to be handed over."""
+        """Write the last rows, and that nobody leads, if this runner still owns the shard, as in a hand-over."""
         if not self._owns or self.registered.cancelled():
             return
         try:
             await store_call(self._supervisor, self._write_last(), "note that a leader leaves", LOSS_LIMIT)
         except (PersistenceError, ShuttingDown) as error:
-            _log.warning("singleton %s: that its leader left could not be noted: %s", self.spec.name, error)
+            _log.warning("singleton %s: the end of its leadership could not be written: %s", self.spec.name, error)
 
     async def _write_last(self) -> None:
         await self.schedules.write()
         await self._write(heartbeat=False, leaves=True)
 
     async def _keep_tending(self, cell: Cell) -> None:
-        """See to what is due until the activation is over."""
+        """Do what is due until the activation is over."""
         began = self._clock.monotonic()
         while cell.phase == ACTIVE and self._is_owner:
             self._wake.clear()
             try:
                 pause = await self._tend(cell)
             except PersistenceError as error:
-                self._on_store_failed("it could not be tended to", error)
+                self._on_store_failed("its schedules or its heartbeat could not be written", error)
                 await asyncio.sleep(_RETRY)
                 continue
             if self._clock.monotonic() - began > _BACKOFF.maximum:
@@ -472,7 +424,7 @@ class SingletonLeader:
         assert spec is not None
         progress = await self._services.checkpoints.load(Scope(self.spec.name, cell.entity_id, BODY))
         if cell.phase != ACTIVE:
-            return
+            return  # it ended during the read; the next activation starts its own `run`
         self._main_loop_at = None
         self._main_loop_began = self._clock.monotonic()
         self.on_execution_started("run")
@@ -484,6 +436,7 @@ class SingletonLeader:
             self._set(body="")
 
     async def _write(self, *, heartbeat: bool, leaves: bool = False) -> None:
+        # Before the write, not after it: what changes while the write is under way is to be written by the next one.
         self._is_dirty = False
         self._written_at = self._clock.monotonic()
         try:
@@ -495,8 +448,7 @@ class SingletonLeader:
         if heartbeat:
             self._heartbeat_at, self._sign_of_life_at = now, self._written_at
 
-    async def tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
-        """Store the message of a fire time, once per key; return once it is stored."""
+    async def _tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
         when = Durable(key=key, deliver_at=deliver_at, payload_hash=payload_hash((at,)))
         number = self._services.new_id()
         told = FireTimeTell(spec, self.leadership.entity_id, message_id=number, at=at, when=when)
@@ -506,7 +458,7 @@ class SingletonLeader:
     def _on_store_failed(self, what: str, error: PersistenceError) -> None:
         if isinstance(error, Fenced) and self._owns:
             self._services.mistrust(self._shard.id)
-        _log.warning("singleton %s: %s: %s; trying again in %g s", self.spec.name, what, error, _RETRY)
+        _log.warning("singleton %s: %s, next attempt in %g s: %s", self.spec.name, what, _RETRY, error)
 
     def _set(self, **what: Any) -> None:
         self.execution = msgspec.structs.replace(self.execution, **what)

@@ -1,4 +1,4 @@
-"""The singletons that this runner leads: those whose shard it owns."""
+"""The singletons that this runner leads, which are those whose shard it owns."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
@@ -14,7 +14,9 @@ from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.saving import Saving
 from actorhub.engine.singletons.health import SingletonHealth
-from actorhub.engine.singletons.leader import LeaderServices, MainLoopRun, SingletonLeader
+from actorhub.engine.singletons.leader import SingletonLeader
+from actorhub.engine.singletons.own_messages import MainLoopRun
+from actorhub.engine.singletons.services import LeaderServices
 from actorhub.storage.ports import Fenced, VersionConflict
 
 _SAVE_ATTEMPTS: Final = 4
@@ -22,7 +24,7 @@ _SAVE_PAUSE: Final = Backoff(initial=0.05, maximum=1.0)
 
 
 class SingletonLeaders:
-    """Starts a leader for each singleton of a shard that this runner gets, and tells it what becomes of both."""
+    """Starts a leader for each singleton whose shard this runner gets, and tells it what happens to the shard."""
 
     def __init__(
         self,
@@ -40,24 +42,24 @@ class SingletonLeaders:
         self._types = [hosted for hosted in types if hosted.spec.singleton_id is not None]
         self._leaders: dict[str, SingletonLeader] = {}
         self._supervisions: dict[str, asyncio.Task[None]] = {}
-        """What last saw to each singleton: the next leader waits until `on_lose_leadership` has run."""
+        """The last supervision of each singleton here. The next one waits until it has run `on_lose_leadership`."""
 
     @property
     def has_any(self) -> bool:
-        """Whether this process hosts singletons, led or not."""
+        """Whether this process hosts singletons, whether or not it leads them."""
         return bool(self._types)
 
     @property
     def leaders(self) -> Iterable[SingletonLeader]:
-        """Of the singletons whose shard is owned here."""
+        """The leaders of the singletons whose shard is owned here."""
         return self._leaders.values()
 
     def report(self) -> list[SingletonHealth]:
-        """Return how each singleton is that is led here, by name."""
+        """Return the health of each singleton that is led here, sorted by name."""
         return [self._leaders[name].health() for name in sorted(self._leaders)]
 
     def on_granted(self, shards: Iterable[HostedShard]) -> None:
-        """Lead the singletons of these shards."""
+        """Start to lead the singletons of these shards."""
         if not self._types:
             return
         here = {shard.id: shard for shard in shards}
@@ -70,18 +72,18 @@ class SingletonLeaders:
                 self._supervisions[name] = self._services.supervisor.loop("lead a singleton", leader.supervise)
 
     def stop(self, shard: HostedShard) -> None:
-        """The shard is handed over: its singletons end with it."""
+        """End the singletons of a shard that is being handed over."""
         for leader in self._of(shard):
             leader.stop()
 
     def on_lost(self, shard: HostedShard) -> None:
-        """The shard is no longer this process's."""
+        """End the singletons of a shard that this process no longer owns, and forget their leaders."""
         for leader in self._of(shard):
             leader.stop()
             del self._leaders[leader.spec.name]
 
     def poll(self) -> None:
-        """Read soon what operators changed."""
+        """Have the leaders read what operators have changed."""
         for leader in self._leaders.values():
             leader.poll()
 
@@ -89,60 +91,70 @@ class SingletonLeaders:
         """Return the leader that an activation belongs to.
 
         Raises:
-            NotConnected: the shard was lost.
+            NotConnected: The shard was lost.
         """
         leader = self._found(cell)
         if leader is None:
-            raise NotConnected(f"{cell.address}: this runner no longer leads it")
+            raise NotConnected(f"{cell.address}: this runner no longer leads this singleton")
         return leader
 
     def track_task(self, cell: Cell, task: "asyncio.Task[None]") -> None:
-        """`task` makes or ends an activation of a singleton: the next one waits for it."""
+        """Take note of a task that makes or ends an activation. The next activation waits for it."""
         if (leader := self._found(cell)) is not None:
             leader.track_task(cell, task)
 
     async def until_leading(self, cell: Cell) -> bool:
-        """Wait until the store knows that this runner leads; `False`: it will not, or not for long."""
+        """Wait until the store knows that this runner leads; return `False` if that will not be, or not for long."""
         registered = self.leader_of(cell).registered
         await asyncio.wait((registered,))
         return not registered.cancelled() and not cell.shard.draining
 
     async def lose(self, cell: Cell) -> None:
-        """Run `on_lose_leadership` of an activation that ends here, if that is due."""
+        """Run `on_lose_leadership` of an activation that ends, if that is due."""
         if (leader := self._found(cell)) is not None:
             await leader.lose(cell)
 
     def state_error(self, cell: Cell, reason: SingletonErrorReason, text: str) -> None:
-        """Count a failure of the state."""
+        """Count a failure to load, decode or store the state."""
         self.leader_of(cell).state_error(reason, text)
 
     def on_gone(self, cell: Cell) -> None:
-        """An activation of a singleton is over."""
+        """Tell the leader that an activation has ended."""
         leader = self._leaders.get(cell.hosted_type.spec.name)
         if leader is not None:
             leader.on_gone()
 
     async def run_scheduled(self, message: DurableMessage, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Call the method for the fire time of a message, unless that is not to be run."""
+        """Run the method with `@cron` for the fire time of a message, unless that is to be skipped."""
         assert message.cell is not None
         return await self.leader_of(message.cell).schedules.run(message, call)
 
     async def handed_over(self, shard: HostedShard, limit: float) -> None:
-        """Wait, for at most `limit` seconds, until nothing is left to be done for the shard's singletons."""
+        """Wait, for at most `limit` seconds, until the shard's leaders have done everything and written that they left.
+
+        The shard is released after that. So the next leader reads the last rows of this one, and its `on_become_leader`
+        comes after the `on_lose_leadership` of this one.
+        """
         supervisions = [self._supervisions[leader.spec.name] for leader in self._of(shard)]
         if supervisions:
             await asyncio.wait(supervisions, timeout=max(0.0, limit))
 
     async def aclose(self, limit: float) -> None:
-        """Wait, for at most `limit` seconds, until every `on_lose_leadership` that is due has run."""
+        """Wait, for at most `limit` seconds, until every `on_lose_leadership` that is due has run.
+
+        After a hand-over all of them have. After a fence they run while the shards may already be led elsewhere.
+        """
         if self._supervisions:
             await asyncio.wait(self._supervisions.values(), timeout=limit)
 
     async def save(self, message: Message, cell: Cell, state: Any) -> None:
-        """Commit the state of a singleton in its `run`; the steps before it become history.
+        """Commit the state of a singleton from within its `run`. The steps before it become history.
+
+        A failed write is repeated, because `run` is not: an error here would end it. A refusal is not repeated, since
+        the store would refuse again.
 
         Raises:
-            SingletonError: `state_persist_failed`: ownership was lost, or the store failed several times.
+            SingletonError: `state_persist_failed`. Ownership was lost, or the store failed several times.
         """
         assert isinstance(message, MainLoopRun)
         assert message.progress is not None
