@@ -105,10 +105,14 @@ class InMemory:
         ):
             cell.has_backlog = True
             return False
-        message.place = Place.MAILBOX
         self.entities += cell.durable_count == 0
         cell.durable_count += 1
-        self._scheduler.enqueue(cell, message)
+        if not message.is_stored and cell.give_turn(message):
+            # Nobody waits before it, so it starts as soon as it is stored.
+            message.place = Place.STARTING
+        else:
+            message.place = Place.MAILBOX
+            self._scheduler.enqueue(cell, message)
         return True
 
     def spill(self, message: DurableMessage) -> None:
@@ -125,13 +129,14 @@ class InMemory:
                     self._spill(other)
         self._spill(message)
 
-    def stored(self, message: DurableMessage) -> bool:
-        """The store has the message; `False` if it was to leave memory then, and has left it."""
-        message.is_stored = True
-        if message.place is Place.SPILLING:
-            self._leave(message)
-            return False
-        return True
+    def spilled(self, message: DurableMessage) -> None:
+        """The store has a message that was to be out of memory then: the loader brings it in again."""
+        is_waited_for = any(caller.kind != TELL and caller.phase == SENT for caller in message.waiters)
+        self.leave_in_store(message)
+        if is_waited_for:
+            self._backlog.ask_for(message.shard, message.entity)
+        else:
+            self._backlog.mark(message.shard)
 
     def schedule(self, message: DurableMessage, due: float) -> None:
         """Run the message at that time, in seconds since the Unix epoch by the store's clock."""
@@ -181,16 +186,7 @@ class InMemory:
         self._leave_entity(message)
         message.place = Place.SPILLING
         if message.is_stored:
-            self._leave(message)
-
-    def _leave(self, message: DurableMessage) -> None:
-        """Take the message out of memory, for the loader to bring in again."""
-        is_waited_for = any(caller.kind != TELL and caller.phase == SENT for caller in message.waiters)
-        self.leave_in_store(message)
-        if is_waited_for:
-            self._backlog.ask_for(message.shard, message.entity)
-        else:
-            self._backlog.mark(message.shard)
+            self.spilled(message)
 
     def _leave_entity(self, message: DurableMessage) -> None:
         """Give back the turn that it waits with, and its place at its entity."""

@@ -19,7 +19,7 @@ from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.schedule import Schedule
 from actorhub.engine.durable.settlement import Settlement
 from actorhub.engine.model.durable_message import DurableMessage, Place, new_row
-from actorhub.engine.model.records import NEW, RUNNING, SENT, HostedShard, Message
+from actorhub.engine.model.records import NEW, SENT, HostedShard, Message
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import Stored, Verdict
 
@@ -106,7 +106,7 @@ class Intake:
             message.place = Place.STORING
         elif not self._memory.admit(message, from_store=False):
             message.place = Place.SPILLING
-        elif message.phase == RUNNING:
+        elif message.place is Place.STARTING:
             attempts = 1
         self._store_message(message, attempts)
 
@@ -205,9 +205,10 @@ class Intake:
                 message.waiters.append(caller)
             else:
                 self._settlement.answer_sender(caller)
-        if not self._memory.stored(message):
-            return
-        if stored.deliver_at:
+        message.is_stored = True
+        if message.place is Place.SPILLING:
+            self._memory.spilled(message)
+        elif stored.deliver_at:
             self._memory.schedule(message, stored.deliver_at)
         elif message.failure is not None:
             self._settlement.run_failed(message, message.failure)

@@ -356,6 +356,14 @@ class Cell:
                 return True
         return False
 
+    def give_turn(self, message: Message) -> bool:
+        """Let a message that comes now run, unless others wait or run that it must not run beside."""
+        if self.phase == ACTIVE and self.queue is None and self.admit(message.spec):
+            message.cell = self
+            message.phase = RUNNING
+            return True
+        return False
+
     def next_runnable(self) -> Message | None:
         """Take the head of the queue if it may start now; it is counted as started."""
         queue = self.queue

@@ -177,7 +177,7 @@ class Inbound:
         elif shard is None:
             self.give_back(message)
         elif message.delivery is not None:
-            self._host.take_durable(message, shard)
+            self._host.delivery.accept(message, shard)
         else:
             self._host.submit(message, shard)
 

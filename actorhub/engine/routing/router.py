@@ -141,7 +141,7 @@ class Router:
             if message.delivery is None:
                 host.submit(message, shard)
             else:
-                host.take_durable(message, shard)
+                host.delivery.accept(message, shard)
             return
         owner = self.table.owner(shard_id)
         peer = self._peers.by_runner(owner.runner) if owner is not None else None
