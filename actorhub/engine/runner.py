@@ -378,9 +378,9 @@ class Runner:
         self.ownership.mistrust(shard)
 
     def on_refused(self, address: str, error: ActorhubError) -> None:
-        """Suspect a registered runner that cannot be reached. It may have died before this runner started, so that
-        there
-        never was a link whose end would have told.
+        """Suspect a registered runner that cannot be reached.
+
+        It may have died before this runner started, so that there never was a link whose end would have told.
         """
         for known in self.known_runners:
             if known.info.runner.address == address:
