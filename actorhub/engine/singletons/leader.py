@@ -449,9 +449,9 @@ class SingletonLeader:
             self._heartbeat_at, self._sign_of_life_at = now, self._written_at
 
     async def _tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
-        when = Durable(key=key, deliver_at=deliver_at, payload_hash=payload_hash((at,)))
+        delivery = Durable(key=key, deliver_at=deliver_at, payload_hash=payload_hash((at,)))
         number = self._services.new_id()
-        told = FireTimeTell(spec, self.leadership.entity_id, message_id=number, at=at, when=when)
+        told = FireTimeTell(spec, self.leadership.entity_id, message_id=number, at=at, delivery=delivery)
         self._services.accept(told, self._shard)
         await told.future
 
