@@ -286,7 +286,7 @@ class Host:
                 _log.warning("shard %s: %d entities did not finish within %.1f s", shard_id, len(shard.cells), grace)
         await self._until_told(shard, until)
         await self.singletons.handed_over(shard, until - self._clock.monotonic())
-        # Meanwhile the shard may have been revoked, and even granted again as another `HostedShard`.
+        # In the meantime the shard may have been revoked, and even granted again as another `HostedShard`.
         if self.shards.get(shard_id) is shard:
             del self.shards[shard_id]
             self._kill(shard)
@@ -331,6 +331,7 @@ class Host:
     def _gone(self, cell: Cell) -> None:
         """Forget a cell without an instance. What is left in its mailbox gets a new activation, here or elsewhere."""
         shard = cell.shard
+        # The cell is forgotten before its messages are placed again, so that they make a new one.
         self.residents.forget(cell)
         left = [message for message in cell.take_queue() if not message.taken_back()]
         self.delivery.backlog.left(cell)
@@ -348,6 +349,7 @@ class Host:
                 self._take_back(message)
 
     def _kill(self, shard: HostedShard) -> None:
+        # All cells are dead before the first message is sent on: it could come back to a cell of this very shard.
         self.delivery.revoked(shard)
         self.singletons.on_lost(shard)
         held, shard.held = shard.held, type(shard.held)()

@@ -169,6 +169,7 @@ class Runner:
     async def start(self) -> None:
         """Register, and acquire a first share of the shards. The transport must listen already."""
         self.node.router.on_cluster_values(self.shards_per_group)
+        # Handlers and singletons start with the first shard that is granted. They need ids and tokens.
         await self._renew_machine_id()
         self.host.deferrals.secret = await self.storage.secret()
         await self.ownership.start()
@@ -198,8 +199,10 @@ class Runner:
         """
         self.is_leaving = True
         self.watch.stop()
+        # First of all, so that peers no longer choose this runner for what any runner can do.
         self.node.peers.send_to_all(Leaving("shutdown"))
         await self.ownership.leave(grace)
+        # Now nothing is owned. What was left in mailboxes has been routed, and is on its way to the next owners.
         await self.node.forward(min(grace, _FORWARDING))
         await self._key_value_requests.leave(min(grace, _FORWARDING))
         await self.host.carriers.aclose()
@@ -417,6 +420,8 @@ class Runner:
         while True:
             await asyncio.sleep(RENEW_MACHINE)
             await self._renew_machine_id()
+            # A client without a database cannot renew its own lease. All runners that it is linked to do, which is
+            # harmless.
             for peer in list(self.node.peers.linked.values()):
                 if not peer.is_runner and peer.link.peer.machine_id_wanted:
                     await self.storage.lease_machine_id(peer.runner.incarnation, MACHINE_LEASE)
