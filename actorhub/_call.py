@@ -1,4 +1,4 @@
-"""What a proxy method returns: a lazy call, sent when it is awaited, iterated or told."""
+"""What the methods of a proxy return: lazy calls, which are sent when they are awaited, iterated or told."""
 
 import asyncio
 import warnings
@@ -28,29 +28,29 @@ from actorhub.engine.routing.inbound import check_chain
 from actorhub.engine.runs.streams import STREAM_WINDOW_BYTES
 
 MAX_CALLS: Final = 200_000
-"""Calls that one process may wait for."""
+"""Calls that one process may wait for at a time."""
 STREAM_WINDOW: Final = 256
-"""Items of a stream that may be under way to a consumer."""
+"""Items of a stream that may be on their way to a consumer."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallTarget:
-    """Where the calls of a client go, and how."""
+    """Where the calls of a client go, and with which options."""
 
     node: Node
     timeout: float | None = 30.0
-    """Seconds; `None` waits for ever."""
+    """Seconds; `None` for no limit."""
     waits_for_room: bool = False
     headers: dict[str, str] | None = None
     broadcast: bool = False
     key: str | None = None
-    """Idempotency key of durable calls; `None`: the payload's own, if it has one."""
+    """Idempotency key of durable calls; `None` for the payload's own, if it has one."""
 
 
 class Call(Message):
-    """One lazy call: `await` it (ask), or hand it to `tell`. It can be used once; a dropped one warns.
+    """One lazy call: await it to ask, or hand it to `tell`. It can be used once, and warns if it is dropped unused.
 
-    It is a coroutine, as its type says, so `TaskGroup.create_task` and the like take it.
+    To its users it is a coroutine, so `TaskGroup.create_task` and the like take it.
     """
 
     __slots__ = ("__weakref__", "_future", "_steps", "_target", "_trace", "_used")
@@ -60,12 +60,12 @@ class Call(Message):
         self._target = target
         self._used = False
         self._trace: Any = None
-        """What the tracing of calls remembers of it."""
+        """What the tracing of calls keeps about it."""
         self.args = args
         self._future: asyncio.Future[bytes] | None = None
-        """Its outcome, once it was sent."""
+        """Its outcome, once it has been sent."""
         self._steps: Generator[Any, Any, Any] | None = None
-        """Its steps when a task runs it as a coroutine; `await` makes its own."""
+        """Its steps, if a task runs it as a coroutine; `await` makes its own."""
 
     def __await__(self) -> Generator[Any, None, Any]:
         if self._target.broadcast:
@@ -95,14 +95,14 @@ class Call(Message):
         return self._steps.send(value)
 
     def throw(self, *error: Any) -> Any:
-        """Raise `error` where it waits, as a task does; before its start, nothing was or will be sent."""
+        """Raise `error` where it waits, as a task does. If it has not started, nothing is sent."""
         if self._steps is None:
             self._used = True
             self._steps = _not_started()
         return self._steps.throw(*error)
 
     def close(self) -> None:
-        """End it; before its start, nothing was or will be sent."""
+        """End it. If it has not started, nothing is sent."""
         self._used = True
         if self._steps is not None:
             self._steps.close()
@@ -119,22 +119,23 @@ class Call(Message):
         """Where it goes."""
         return self._target
 
-    async def tell(self, message_id: int, when: Durable | None = None) -> int:
-        """Send it as a tell; return its message id once it is in a mailbox, or stored if its handler is durable.
+    async def tell(self, message_id: int, delivery: Durable | None = None) -> int:
+        """Send it as a tell; return its message id once it is in a mailbox or, if durable, stored.
 
-        Where a key was used before, it is the earlier message's id.
+        If its key was used before, that is the id of the earlier message.
 
         Raises:
-            ActorhubError: it was not accepted; no handler ran, or `possibly_executed` says otherwise.
+            ActorhubError: It was not accepted. `possibly_executed` tells whether it may run nevertheless.
         """
         node = self._target.node
-        self.begin_tell(message_id, when)
+        self.begin_tell(message_id, delivery)
         future = self._future = asyncio.get_running_loop().create_future()
         node.deadlines.add(self)
         try:
             node.router.route(self)
             body = await future
         except asyncio.CancelledError:
+            # If it was accepted just before, it goes its way, as if it had been told a moment earlier.
             if future.cancelled():
                 node.router.withdraw(self, CallTimeout(f"{self.what}: the teller was cancelled"))
             raise
@@ -144,28 +145,23 @@ class Call(Message):
                 self.trace_ended(_error_of(future))
         return message_id if self.delivery is None else msgspec.msgpack.decode(body, type=int)
 
-    def begin_tell(self, message_id: int, when: Durable | None = None) -> None:
-        """Make it a tell; it does not belong to the caller's chain.
-
-        Args:
-            message_id: Its id.
-            when: Key and due time of a durable one.
-        """
+    def begin_tell(self, message_id: int, delivery: Durable | None = None) -> None:
+        """Make it a tell. Since nobody waits for its run, it cannot be part of a cycle of calls."""
         self.kind = TELL
         self.message_id = message_id
-        self.prepare(when)
+        self.prepare(delivery)
         self.trace_started()
         self.chain = ()
 
-    def prepare(self, when: Durable | None = None) -> None:
-        """Encode, and inherit deadline and chain from the handler that this runs in.
+    def prepare(self, delivery: Durable | None = None) -> None:
+        """Encode it, and let it inherit deadline and chain from the handler that makes it.
 
         Args:
-            when: Key and due time of a durable tell.
+            delivery: Key and due time of a durable tell.
 
         Raises:
-            ActorhubError: the call cannot be sent; no handler ran.
-            RuntimeError: it was used before.
+            ActorhubError: The call cannot be sent. No handler ran.
+            RuntimeError: It was used before.
         """
         if self._used:
             raise RuntimeError(f"{self!r} was used before: make a new one for each await or tell")
@@ -175,12 +171,12 @@ class Call(Message):
         if node.closed:
             raise NotConnected(f"{self.what}: the connection to the cluster is closed")
         if node.deadlines.size >= MAX_CALLS:
-            raise MailboxFull(f"{self.what}: this process waits for {MAX_CALLS} calls already")
+            raise MailboxFull(f"{self.what}: this process already waits for {MAX_CALLS} calls")
         if target.timeout is not None:
             self.deadline = node.clock.monotonic() + target.timeout
         parent = running.get()
         if parent is not None and parent.phase == RUNNING:
-            # An interleaved run lends its entity's turn while it waits, so calls may come back to that.
+            # An interleaved run lends its entity's turn while it waits, so calls that come back to the entity can run.
             self.chain = parent.chain if parent.spec.interleaved else (*parent.chain, parent.address)
             if not target.broadcast and self.kind != TELL:
                 check_chain(self.chain, self.address, spec, node.limits.max_call_depth)
@@ -188,24 +184,24 @@ class Call(Message):
                 self.deadline = parent.deadline
         assert self.args is not None
         if spec.durable and self.kind != STREAM:
-            self._make_durable(self.args, when or Durable())
-        elif when is not None or target.key is not None:
+            self._make_durable(self.args, delivery or Durable())
+        elif delivery is not None or target.key is not None:
             self._used = True
             why = "a stream" if self.kind == STREAM else "not durable: mark it @handler(durable=True)"
-            raise TypeError(f"{self.what} takes no key or due time, because it is {why}")
+            raise TypeError(f"{self.what} takes neither a key nor a due time, because it is {why}")
         self.body = check_size(spec.arguments.encode(self.args), node.limits.max_message_bytes, spec.arguments.what)
         self.args = None
         self.headers = target.headers
         self.waits_for_room = target.waits_for_room
 
     def trace_started(self) -> None:
-        """Begin the call's span, where traces are wanted."""
+        """Begin the call's span, if traces are wanted."""
         tracing = self._target.node.tracing
         if tracing is not None:
             self._trace = tracing.call_started(self)
 
     def trace_ended(self, error: BaseException | None) -> None:
-        """End the call's span, if it has one: its outcome is known, or nobody waits for it."""
+        """End the call's span, if it has one, because its outcome is known or nobody waits for it."""
         trace, self._trace = self._trace, None
         if trace is not None:
             assert self._target.node.tracing is not None
@@ -222,7 +218,7 @@ class Call(Message):
         self.delivery = durable
 
     def accepted(self) -> None:
-        """Let the teller go on; from here on the message has no deadline."""
+        """Wake the sender of a tell. From now on the message has no deadline."""
         self._target.node.deadlines.drop(self)
         self.deadline = FOREVER
         self.completed(b"")
@@ -235,7 +231,7 @@ class Call(Message):
             future.set_result(body)
 
     def failed(self, error: ActorhubError) -> None:
-        """Wake the caller with the error; one that waits no longer does not hear of it."""
+        """Wake the caller with the error, if it still waits. Count a tell that fails after it was accepted."""
         assert self._future is not None
         if not self._future.done():
             self._future.set_exception(error)
@@ -244,7 +240,7 @@ class Call(Message):
 
 
 class ToldCall(Message):
-    """A tell from inside a handler: it leaves when the handler's run is committed, and nobody waits for it."""
+    """A tell from inside a handler. It is sent when the handler's run is committed, and nobody waits for it."""
 
     __slots__ = ("_node", "_under_way")
 
@@ -260,17 +256,17 @@ class ToldCall(Message):
         self._under_way: set[Message] | None = None
 
     def told_by(self, under_way: set[Message]) -> None:
-        """Be in `under_way` until the receiver knows of this tell."""
+        """Stay in `under_way` until the receiver knows of this tell."""
         self._under_way = under_way
         under_way.add(self)
 
     def completed(self, body: bytes) -> None:
-        """Nobody waits."""
+        """Take note that the receiver knows."""
         if self._under_way is not None:
             self._under_way.discard(self)
 
     def failed(self, error: ActorhubError) -> None:
-        """Log and count, unless it is stored, and so will be found by its owner."""
+        """Log and count the error, unless the tell is stored: then the owner of its shard will find it."""
         if self._under_way is not None:
             self._under_way.discard(self)
         if self.delivery is None or not self.delivery.is_stored:
@@ -278,9 +274,10 @@ class ToldCall(Message):
 
 
 class StreamCall(AsyncIterator[Any]):
-    """A lazy stream: sent at the first item asked for, with a window of credit.
+    """A lazy stream, sent when the first item is asked for.
 
-    Closing it cancels the producer, and so does dropping it: the engine holds the message behind it, not this.
+    Closing it cancels the producer. So does dropping it: the engine refers to the message behind it, not to this
+    object.
     """
 
     __slots__ = ("__weakref__", "_message")
@@ -305,11 +302,11 @@ class StreamCall(AsyncIterator[Any]):
         return decode_result(message.spec, body)
 
     def discard(self) -> None:
-        """Do without it: it does not warn when it is dropped."""
+        """Mark it as used, so that it does not warn when it is dropped."""
         self._message.mark_used()
 
     async def aclose(self) -> None:
-        """Stop the stream; the producer is cancelled."""
+        """Stop the stream, and cancel its producer."""
         self.discard()
         self._message.withdraw()
         self._message.items.clear()
@@ -322,7 +319,7 @@ class StreamCall(AsyncIterator[Any]):
 
 
 class _StreamMessage(Call):
-    """What the engine knows of a stream's consumer."""
+    """The message behind a stream: what the engine knows of its consumer."""
 
     __slots__ = (
         "_error",
@@ -341,7 +338,7 @@ class _StreamMessage(Call):
         super().__init__(target, spec, entity_id, args)
         self.kind = STREAM
         self.items: deque[bytes] = deque()
-        """Items that arrived and were not taken."""
+        """Items that have arrived and were not taken yet."""
         self._is_over = False
         self._error: ActorhubError | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -350,19 +347,19 @@ class _StreamMessage(Call):
         self._resumed_at = -1
         self._resumptions = 0
         self._taken = self._taken_bytes = 0
-        """What the consumer took since it last granted credit."""
+        """What the consumer has taken since it last granted credit."""
 
     def mark_used(self) -> None:
-        """Note that somebody did something with it."""
+        """Mark it as used."""
         self._used = True
 
     async def wait_for_items(self) -> None:
         """Return once there is an item.
 
         Raises:
-            StopAsyncIteration: the stream ended.
-            ActorhubError: the stream ended with it.
-            RuntimeError: another task waits for an item already.
+            StopAsyncIteration: The stream has ended.
+            ActorhubError: The stream has ended with this error.
+            RuntimeError: Another task is waiting for an item already.
         """
         if self._loop is None:
             self._start()
@@ -373,19 +370,19 @@ class _StreamMessage(Call):
                     raise error
                 raise StopAsyncIteration
             if self._waiter is not None:
-                raise RuntimeError(f"two tasks take items of one stream of {self.what}: make one stream each")
+                raise RuntimeError(f"two tasks take items of one stream of {self.what}: make a stream for each task")
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             except asyncio.CancelledError:
-                # As in a generator of this process: cancelling who waits for the next item ends the stream.
+                # As with a local async generator, cancelling whoever waits for the next item ends the stream.
                 self.withdraw()
                 raise
             finally:
                 self._waiter = None
 
     def taken(self, size: int) -> None:
-        """Count an item that the consumer took; grant credit in batches, by number or by bytes."""
+        """Count an item that the consumer took. Grant credit in batches, by number of items or by bytes."""
         self._taken += 1
         self._taken_bytes += size
         if (self._taken >= STREAM_WINDOW // 2 or self._taken_bytes >= STREAM_WINDOW_BYTES // 4) and not self._is_over:
@@ -396,11 +393,11 @@ class _StreamMessage(Call):
                 self.peer.grant(self, count)
 
     def completed(self, body: bytes) -> None:
-        """The producer's end."""
+        """End the stream."""
         self._end(None)
 
     def failed(self, error: ActorhubError) -> None:
-        """The producer's error, after the items before it; a durable stream that lost its runner goes on elsewhere."""
+        """End the stream with the error, after its items; a durable one that lost its runner goes on elsewhere."""
         if isinstance(error, RunnerUnavailable) and self.resumes():
             self.phase = NEW
             self.peer = self.cell = self.producer = self.task = None
@@ -409,9 +406,10 @@ class _StreamMessage(Call):
             self._end(error)
 
     def resumes(self) -> bool:
-        """Whether it goes on at the next owner, with the item after the last one that arrived.
+        """Prepare it to go on at the next owner, after the last item that arrived; return `False` if it does not.
 
-        `skip` counts what arrived. Each item that arrives gives it `retry.attempts` further losses.
+        The next producer runs the generator from the start, and drops the first `skip` items, which have arrived. The
+        stream fails if `retry.attempts` runners are lost without an item arriving.
         """
         if not self.spec.durable or self._is_over:
             return False
@@ -433,7 +431,7 @@ class _StreamMessage(Call):
             self._target.node.router.route(self)
 
     def chunk(self, bodies: Sequence[bytes]) -> None:
-        """Take items; the first sign of life ends the deadline, since a stream may be long."""
+        """Take items. The first ones end the deadline, since a stream may be long."""
         if self.deadline != FOREVER:
             self._target.node.deadlines.drop(self)
             self.deadline = FOREVER
@@ -453,14 +451,14 @@ class _StreamMessage(Call):
             node.router.withdraw(self, CallTimeout(f"{self.what}: the consumer went away"))
 
     def withdraw_soon(self) -> None:
-        """End it in the loop's next turn, from whatever thread the garbage is collected in."""
+        """End it soon. Can be called in any thread, since garbage may be collected in any."""
         if self._loop is not None and not self._is_over and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.withdraw)
 
     def _start(self) -> None:
         if self._target.broadcast:
             self._used = True
-            raise TypeError(f"{self.what} of active(): a broadcast has no reply, so no stream either")
+            raise TypeError(f"{self.what} of active(): a broadcast has no reply, and so no stream")
         self.prepare()
         self.trace_started()
         self._loop = asyncio.get_running_loop()
@@ -493,8 +491,8 @@ def _error_of(outcome: "asyncio.Future[bytes]") -> BaseException | None:
 
 
 def decode_result(spec: HandlerSpec, body: bytes) -> Any:
-    """Return the handler's value; one that does not fit its annotation is the handler's failure."""
+    """Return the handler's value. If it does not fit the annotation, the handler has failed."""
     try:
         return spec.result.decode(body)
     except MalformedMessage as exc:
-        raise HandlerFailed("TypeError", f"the handler returned something else than it declares: {exc}") from exc
+        raise HandlerFailed("TypeError", f"the handler returned something other than it declares: {exc}") from exc

@@ -1,4 +1,4 @@
-"""What `current().step` and `current().deferred` give to user code, typed."""
+"""What `current().step` and `current().deferred` give to user code, with types."""
 
 import collections.abc
 import functools
@@ -21,7 +21,7 @@ _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine)
 
 
 class Deferred(Generic[T]):
-    """A value that somebody else provides: `cluster.complete(token, value)`. Made by `current().deferred`."""
+    """A value that somebody else provides, by `cluster.complete(token, value)`. Made by `current().deferred`."""
 
     def __init__(self, message: Message, cell: Cell, name: str, type_: Any) -> None:
         self._message = message
@@ -30,21 +30,24 @@ class Deferred(Generic[T]):
         self._deferral = deferral_of(self._progress, name)
         self._codec: Codec[T] = checked_codec(type_, f"{message.what}: deferred value {name!r}")
         self.token: str = services.get().deferrals.token(self._deferral)
-        """Names the value: text that may be put in a URL, and that only this cluster can make.
+        """Names the value. It is text that can be put into a URL, and nobody outside of the cluster can guess it.
 
-        It is the same in each run of the message, so it can be handed out in a step.
+        It is the same in every run of the message, so it can be handed out in a step.
         """
 
     async def wait(self) -> T:
-        """Return the value once somebody completed it: at once where that is done, in an earlier run, too.
+        """Return the value once somebody has completed it, which may have been during an earlier run.
 
-        The wait survives restarts: the next run of the message, or of the singleton's `run`, waits on. A hand-over or a
-        lost runner meanwhile does not count as a failed attempt. The wait of a durable handler keeps its entity's turn.
+        The wait survives restarts: the next run of the message, or of the singleton's `run`, goes on waiting. A
+        hand-over or a lost runner in the meantime does not count as a failed attempt. While a durable handler waits, it
+        keeps its entity's turn, so the entity's other messages wait as well.
 
         Raises:
-            DeferredFailed: it was completed by `cluster.fail` with a text; with an `EntityError`, this one is raised.
-            MalformedMessage: the value that it was completed with is not of the type.
-            RuntimeError: it is waited for in a step, after its run, or after a `save()` that made it history.
+            DeferredFailed: The value was completed by `cluster.fail` with a text.
+            EntityError: The value was completed by `cluster.fail` with this error.
+            MalformedMessage: The value that it was completed with does not fit the type.
+            RuntimeError: The wait is inside a step, after the run has ended, or after a `save()` that made the value
+                history.
         """
         message, progress = self._message, self._progress
         if known_progress(message) is not progress or self._deferral.generation != progress.generation:
@@ -56,23 +59,24 @@ class Deferred(Generic[T]):
 
 
 def without_arguments(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function behind partials."""
+    """Return the function that is wrapped in partials."""
     while isinstance(function, functools.partial):
         function = function.func
     return function
 
 
 def step_codec(function: Callable[..., Any]) -> Codec[Any] | None:
-    """Return the codec of what a step's function returns; `None` where nothing says what that is.
+    """Return the codec for the result of a step's function; `None` if it has no annotation.
 
     Raises:
-        TypeError: the annotation cannot be resolved, or is of a type that cannot be stored.
+        TypeError: The annotation cannot be resolved, or names a type that cannot be stored.
     """
     if not isinstance(function, type):
         if not inspect.isroutine(function):
             function = type(function).__call__
         function = inspect.unwrap(getattr(function, "__func__", function))
-    # A function that is made anew at each call would stay in the cache, with all that it closes over.
+    # A local function is a new object each time its outer function runs. In the cache it would live on, together with
+    # everything that it closes over.
     is_lasting = "<locals>" not in getattr(function, "__qualname__", "<locals>")
     return _known_codec(function) if is_lasting else _codec(function)
 
@@ -93,7 +97,7 @@ def _codec(function: Callable[..., Any]) -> Codec[Any] | None:
 
 
 def _annotation(function: Callable[..., Any], what: str) -> Any:
-    """Return what the function says that it returns; its parameters need not be resolvable."""
+    """Return the annotation of the function's result, even if those of its parameters cannot be resolved."""
     try:
         annotations: Mapping[str, Any] = getattr(function, "__annotations__", {})
         if "return" not in annotations:
@@ -106,7 +110,7 @@ def _annotation(function: Callable[..., Any], what: str) -> Any:
 
 
 def _enclosing(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """Return the names that a local function shares with the functions around it."""
+    """Return the variables that a local function shares with the functions around it."""
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     if code is None or not cells:
         return {}

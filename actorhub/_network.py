@@ -1,4 +1,8 @@
-"""The parts of a real cluster, made from settings: Postgres and gRPC."""
+"""The parts of a real cluster, made from settings: Postgres and gRPC.
+
+The hub imports this module when it connects, not when it is imported itself. So declaring entities, and printing help,
+load neither gRPC nor asyncpg.
+"""
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -17,7 +21,7 @@ from actorhub.transport.outbox import LinkLimits
 
 
 async def postgres_storage(settings: Settings, clock: Clock, stack: AsyncExitStack) -> PostgresStorage:
-    """Return the store at the database given, or in an embedded Postgres, which `stack` lets go of."""
+    """Return the store in the given database or, without one, in an embedded Postgres that `stack` stops again."""
     url = settings.database_url
     if url is None:
         server = EmbeddedPostgres()
@@ -29,7 +33,10 @@ async def postgres_storage(settings: Settings, clock: Clock, stack: AsyncExitSta
 async def runner_finder(
     settings: Settings, clock: Clock, stack: AsyncExitStack
 ) -> tuple[Callable[[], Awaitable[Collection[str]]], PostgresStorage | None]:
-    """Return what a client asks for runners' addresses: the gateways given, or the store's table; and that store."""
+    """Return how a client finds the addresses of runners, and the store if it can reach that.
+
+    Given gateways are taken as they are. Otherwise the runner table of the store is read.
+    """
     if settings.gateway or settings.database_url is None:
         gateways = [str(address) for address in settings.gateway or (settings.admin,)]
 
@@ -50,7 +57,7 @@ async def runner_finder(
 def runner_transport(
     settings: Settings, hello: Hello, acceptor: LinkAcceptor, specs: Mapping[str, EntitySpec]
 ) -> GrpcTransport:
-    """Return a transport that listens, with the operator's services on the same port."""
+    """Return a transport that listens, and that serves operators and gateway clients on the same port."""
     return grpc_transport(
         settings, hello, listen=str(settings.listen), services=port_services(acceptor, specs, settings)
     )
@@ -59,7 +66,7 @@ def runner_transport(
 def grpc_transport(
     settings: Settings, hello: Hello, *, listen: str | None = None, services: Sequence[AddService] = ()
 ) -> GrpcTransport:
-    """Return a transport; without `listen` it only connects."""
+    """Return a transport. Without `listen`, it only connects."""
     return GrpcTransport(
         hello,
         listen=listen,

@@ -1,4 +1,4 @@
-"""What a connected program asks about durable messages by their ids."""
+"""What a connected program can ask about durable messages by their ids."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -33,7 +33,11 @@ _POLL: Final = operation_spec("store", "poll")
 
 
 class StoredMessages:
-    """Finds a message's owner, and asks it; where nobody owns it, and this process has the store, the store itself."""
+    """Finds the owner of a message, and asks it.
+
+    The owner is asked rather than the store, because it has messages in memory, and knows whether one is running. If
+    nobody owns the shard, and this process can reach the store, the store is asked.
+    """
 
     def __init__(self, part: Part, specs: Mapping[str, EntitySpec]) -> None:
         self._part = part
@@ -84,12 +88,12 @@ class StoredMessages:
             return result == CancelResult.CANCELLED
         if msgspec.msgpack.decode(body, type=bool):
             return True
-        # Perhaps the answer to this very request was lost with its runner, and it was sent again.
+        # If the first answer was lost with its runner, the request was sent again, and found nothing left to cancel.
         found = await self._find(message_id, self._from_now(_PATIENCE))
         return found is not None and found.outcome == Outcome.CANCELLED
 
     async def retry(self, message_id: int) -> bool:
-        """Return whether the message is to run anew; see `Cluster.retry`."""
+        """Return whether the message will run again; see `Cluster.retry`."""
         found = await self._find(message_id, self._from_now(_PATIENCE))
         if found is None or found.outcome not in (None, Outcome.DEAD):
             return False
@@ -111,7 +115,7 @@ class StoredMessages:
                 request.deadline = self._from_now(_PATIENCE)
                 await ask(self._node, request, peer)
             except RunnerUnavailable:
-                continue  # its shards' next owners look on their own
+                continue  # the next owners of its shards scan the store when they take them
 
     @property
     def _patience(self) -> float:
@@ -121,14 +125,14 @@ class StoredMessages:
         return self._node.clock.monotonic() + seconds
 
     async def _find(self, message_id: int, deadline: float) -> Whereabouts | None:
-        """Say what is known of a message, by whoever can; reading again where a runner was lost does no harm."""
+        """Return what is known about a message, from the store or from some runner; `None` if there is none."""
         if self._node.store is not None:
             row = await self._node.store.find(message_id)
             return None if row is None else whereabouts(row)
         try:
             body = await ask_any(self._node, _FIND, FIND_MESSAGE, message_id=message_id, deadline=deadline)
         except CallTimeout as error:
-            error.possibly_executed = True  # of the message that was asked about, nothing is known
+            error.possibly_executed = True  # it says nothing about the message that was asked about
             raise
         return msgspec.msgpack.decode(body, type=Whereabouts | None)
 

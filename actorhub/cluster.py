@@ -1,4 +1,4 @@
-"""A connected hub: clients, tells, ids, and where entities live."""
+"""A connection to the cluster: clients, tells, durable messages, ids, and where entities live."""
 
 from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
@@ -39,11 +39,15 @@ SingletonT = TypeVar("SingletonT", bound=Singleton[Any])
 _LONGEST_DELAY: Final = timedelta(days=1_000_000)
 
 cluster_here: ContextVar["Cluster"] = ContextVar("actorhub_cluster")
-"""The cluster that the handlers of this process belong to."""
+"""The cluster, as the handlers of this process see it."""
 
 
 class Cluster:
-    """This program's connection to the cluster. Made by `hub.connect()` and `hub.runner()`; closed with them."""
+    """This program's connection to the cluster.
+
+    `hub.connect()` and `hub.runner()` make one, and close it at the end of their block. After that, calls raise
+    `NotConnected`. All methods must be called in the event loop in which the connection was made.
+    """
 
     def __init__(self, part: Part, specs: Mapping[str, EntitySpec]) -> None:
         self._part = part
@@ -56,10 +60,17 @@ class Cluster:
         self._leaving = False
 
     def client(self, entity: type[E]) -> Client[E]:
-        """Return a typed client of an entity class.
+        """Return the client of an entity class. Calling the client with an id returns a typed proxy of that entity.
+
+        Nothing is sent, and no entity is created, until a call is awaited. The client can be kept for as long as the
+        connection lasts.
+
+        Args:
+            entity: A class that is registered with the hub.
 
         Raises:
-            ConfigurationError: the class was not registered with the hub.
+            ConfigurationError: The class is not registered with the hub.
+            TypeError: The class is a singleton; see `singleton`.
         """
         if entity.__declaration__.spec.singleton_id is not None:
             raise TypeError(f"{entity.__name__} is a singleton: use cluster.singleton({entity.__name__})")
@@ -72,19 +83,20 @@ class Cluster:
         timeout: timedelta | msgspec.UnsetType | None = msgspec.UNSET,
         key: str | msgspec.UnsetType | None = msgspec.UNSET,
     ) -> SingletonT:
-        """Return a typed proxy of a singleton; calls go to whoever leads it.
+        """Return a typed proxy of a singleton. Its calls go to the runner that leads the singleton at the time.
 
         Args:
-            singleton: The class.
-            timeout: How long an ask may take; `None`: for ever. Default: 30 s.
-            key: Idempotency key of durable calls.
+            singleton: A class that is registered with the hub.
+            timeout: How long an ask may take, or `None` for no limit. By default 30 seconds.
+            key: The idempotency key of durable calls.
 
         Raises:
-            ConfigurationError: the class was not registered with the hub.
+            ConfigurationError: The class is not registered with the hub.
+            TypeError: The class is not a singleton; see `client`.
         """
         singleton_id = singleton.__declaration__.spec.singleton_id
         if singleton_id is None:
-            raise TypeError(f"{singleton.__name__} is no singleton: use cluster.client({singleton.__name__})")
+            raise TypeError(f"{singleton.__name__} is not a singleton: use cluster.client({singleton.__name__})")
         client = self._client_of(singleton)
         if timeout is not msgspec.UNSET or key is not msgspec.UNSET:
             client = client.options(timeout=timeout, key=key)
@@ -109,153 +121,186 @@ class Cluster:
         delay: timedelta | None = None,
         key: str | None = None,
     ) -> int:
-        """Send a call without waiting for its reply; return once it is in the entity's mailbox, or stored.
+        """Send a call without waiting for its reply.
 
-        A tell of a durable handler is stored when this returns, also while no runner is up, and gets exactly one
-        reply (`reply` waits for it), whatever fails in between. A volatile tell is lost with its runner.
+        If the handler is durable, the message is stored when this returns. It gets exactly one reply, which `reply`
+        waits for, whatever fails in the meantime. With a database this also works while there is no runner. If the
+        handler is not durable, the message is in the entity's mailbox when this returns, and is lost if its runner
+        dies.
+
+        If this is cancelled, the message may or may not have been accepted.
 
         Args:
-            call: What a proxy's method returned. Of `client.active()`: it goes to every resident entity of the type.
-            deliver_at: When it is to run, with a time zone; never earlier by the database's clock. The past means now.
-            delay: Instead, how long after it was stored.
-            key: Idempotency key: tells and asks of one handler of one entity with equal keys are one message. Default:
-                what `primary_key()` of the first argument that has it returns.
+            call: A call that has not been awaited, such as `client("id").method(...)`. A call of `client.active()` is a
+                broadcast: it goes to every entity of the type that is in memory.
+            deliver_at: When a durable message is to run; must have a time zone. It never runs earlier, by the clock of
+                the database. A time in the past means now.
+            delay: How long after it is stored a durable message is to run. Excludes `deliver_at`.
+            key: Idempotency key of a durable message. Calls of the same handler of the same entity with the same key
+                are one message, whether told or asked, for as long as the key is kept. By default the result of
+                `primary_key()` of the first argument that has such a method.
 
         Returns:
-            The message's id, the earlier one's where the key was used before; of a broadcast, how many entities got it.
+            The id of the message; if the key was used before, the id of the earlier message. For a broadcast, the
+            number of entities that it was sent to.
 
         Raises:
-            ActorhubError: it was not accepted.
-            DuplicateKey: the key was used with another payload.
-            TypeError: key or time for a handler that is not durable.
-            ValueError: `deliver_at` has no time zone, or is given together with `delay`.
+            ActorhubError: The message was not accepted. If `possibly_executed` is `False`, no handler ran or will run.
+            DuplicateKey: The key was used before with other arguments.
+            TypeError: `deliver_at`, `delay` or `key` is given for a handler that is not durable, or a broadcast is of a
+                durable handler.
+            ValueError: `deliver_at` has no time zone, or both `deliver_at` and `delay` are given.
         """
         told = as_call(call)
         try:
-            when = _when(deliver_at, delay, key)
-            if told.target.broadcast and (told.spec.durable or when is not None):
-                raise TypeError(f"{told.what} is durable: a broadcast goes to whoever is resident, and is not stored")
+            delivery = _delivery(deliver_at, delay, key)
+            if told.target.broadcast and (told.spec.durable or delivery is not None):
+                raise TypeError(
+                    f"{told.what} is durable: a broadcast goes to the entities in memory, and is not stored"
+                )
         except (TypeError, ValueError):
             told.close()
             raise
         if told.target.broadcast:
             return await self._broadcast(told)
-        return await told.tell(int(self.snowflake()), when)
+        return await told.tell(int(self.snowflake()), delivery)
 
     async def reply(self, message_id: int, *, timeout: timedelta | None = timedelta(seconds=30)) -> Any:  # noqa: ANN401 - what the handler returned
-        """Wait for the reply of a durable message, also of one that was settled long ago; return its value.
+        """Wait for the reply of a durable message, and return its value.
+
+        The reply can be asked for any number of times, from any process, until its retention is over. Giving up the
+        wait does not affect the message.
 
         Args:
-            message_id: What `tell` returned.
-            timeout: How long to wait at most; `None`: for ever.
+            message_id: The id that `tell` returned.
+            timeout: How long to wait, or `None` for no limit.
 
         Raises:
-            EntityError: the handler raised it.
-            HandlerFailed: it is a dead letter; type, text and traceback of the last run.
-            MessageCancelled: it was cancelled.
-            UnknownMessage: there is none, or its retention is over.
-            CallTimeout: it is not settled yet.
+            EntityError: The handler raised this error.
+            HandlerFailed: The message is a dead letter. The error has the type, text and traceback of its last run.
+            MessageCancelled: The message was cancelled.
+            UnknownMessage: There is no such message, or its retention is over.
+            CallTimeout: The message was not settled in time.
         """
         return await self._stored.reply(message_id, timeout)
 
     async def cancel(self, message_id: int) -> bool:
-        """Cancel a durable message that waits, is not yet due, or is a dead letter.
+        """Cancel a durable message that is waiting, is not due yet, or is a dead letter.
+
+        A message that was cancelled does not run. Whoever waits for its reply gets `MessageCancelled`.
+
+        Args:
+            message_id: The id that `tell` returned.
 
         Returns:
-            Whether it was cancelled: `False` means that it had ended, or is unknown.
+            Whether the message was cancelled. If not, it has a reply already, or is unknown.
 
         Raises:
-            AlreadyProcessing: its handler runs.
+            AlreadyProcessing: The handler is running.
         """
         return await self._stored.cancel(message_id)
 
     async def retry(self, message_id: int) -> bool:
-        """Run a dead letter, or a message that waits for its next attempt or its due time, now and from attempt 1.
+        """Run a durable message now, starting again from attempt 1.
 
-        `reset` is an alias of this method.
+        This is for dead letters, and for messages that wait for their next attempt or for their due time. `reset` is an
+        alias of this method.
+
+        Args:
+            message_id: The id that `tell` returned.
 
         Returns:
-            Whether there was such a message. A message that has a reply keeps it.
+            Whether there was such a message. A message that has a reply keeps it and does not run.
 
         Raises:
-            AlreadyProcessing: The message is running, or just being stored.
+            AlreadyProcessing: The message is running, or is just being stored.
         """
         return await self._stored.retry(message_id)
 
     reset = retry
 
     async def poll_storage(self) -> None:
-        """Have every runner look into the store for messages now; they find them without this, only later."""
+        """Have every runner scan the store for messages now.
+
+        Only needed if something other than actorhub has changed the store. Runners scan it from time to time anyway.
+        """
         await self._stored.poll()
 
     async def complete(self, token: str, value: Any) -> bool:  # noqa: ANN401 - what the run waits for
-        """Complete a deferred value, for which some run waits or will wait; the first outcome wins.
+        """Complete a deferred value that some run waits for, or will wait for.
 
-        The value is not checked against the type that the run expects: one that does not fit fails the run's wait.
-        Repeating the same call is harmless.
+        The first outcome wins. Repeating the same call is harmless. The value is not checked here against the type that
+        the run expects: if it does not fit, the wait of the run fails.
 
         Args:
-            token: From `current().deferred(...)`.
-            value: What msgspec can encode.
+            token: The `token` of `current().deferred(...)`.
+            value: Anything that msgspec can encode.
 
         Returns:
-            Whether this is its outcome; `False`: it had another one before.
+            Whether this is the outcome. If not, there was another one before.
 
         Raises:
-            MalformedMessage: this cluster did not make the token, or the value cannot be encoded.
+            MalformedMessage: The token was not made by this cluster, or the value cannot be encoded.
+            MessageTooLarge: The encoded value is larger than a message may be.
+            PersistenceError: The store failed. The value may or may not be completed.
         """
         data = check_size(encode(value, "deferred value"), self._node.limits.max_message_bytes, "deferred value")
         return await self._part.complete(DeferredOutcome(token, CompletionKind.VALUE, data))
 
     async def fail(self, token: str, error: EntityError | str) -> bool:
-        """Let the wait for a deferred value fail, with this `EntityError`, or a `DeferredFailed` of this text.
+        """Complete a deferred value with an error, which the wait for it raises.
+
+        Args:
+            token: The `token` of `current().deferred(...)`.
+            error: The error to raise, or the text of a `DeferredFailed`.
 
         Returns:
-            Whether this is its outcome; `False`: it had another one before.
+            Whether this is the outcome. If not, there was another one before.
 
         Raises:
-            MalformedMessage: this cluster did not make the token.
+            MalformedMessage: The token was not made by this cluster.
+            PersistenceError: The store failed. The value may or may not be completed.
         """
         failure = error if isinstance(error, EntityError) else DeferredFailed(error)
         return await self._part.complete(DeferredOutcome(token, CompletionKind.FAILED, encode_error(failure)))
 
     async def health(self) -> Sequence[RunnerHealth]:
-        """Return how this runner is; of a client: how each runner is that it is linked to and that answers.
+        """Return the health of this runner; on a client, of each runner that it is linked to and that answers in time.
 
-        A client that is linked to none gets an empty sequence.
+        A client without links gets an empty sequence.
         """
         return await self._part.runner_healths()
 
     @property
     def kv(self) -> KeyValue[Any]:
-        """The cluster's key-value store: small values that belong to no entity, written at once."""
+        """The key-value store of the cluster, for small values that belong to no entity. Writes take effect at once."""
         return self._kv
 
     def snowflake(self) -> Snowflake:
-        """Return a new id: unique in the cluster, strictly increasing within this process.
+        """Return a new id. It is unique in the cluster, and greater than all ids that this process made before.
 
         Raises:
-            PersistenceError: this process has no machine id, or could not renew its lease of it.
+            PersistenceError: This process has no machine id yet, or could not renew its lease of one.
         """
         return self._node.ids.snowflake()
 
     def shard_of(self, entity: type[Declared[Any]], entity_id: str) -> ShardId:
-        """Return the shard of an id."""
+        """Return the shard that an entity belongs to. The entity does not have to exist."""
         check_entity_id(entity_id, self._node.limits.max_entity_id_bytes)
         return self._node.router.sharding.shard_of(entity.__declaration__.spec, entity_id)
 
     def is_local(self, entity: type[Declared[Any]], entity_id: str) -> bool:
-        """Whether this very process owns the id's shard."""
+        """Return whether this process owns the shard of an entity at the moment. Always `False` on a client."""
         return self._part.owns(self.shard_of(entity, entity_id))
 
     @property
     def is_shutting_down(self) -> bool:
-        """Whether this process is leaving."""
+        """Whether this process is leaving the cluster."""
         return self._leaving
 
     @property
     def runner(self) -> RunnerAddress | None:
-        """This process as a runner; `None` for a client."""
+        """The address and incarnation of this process if it is a runner; `None` if it is a client."""
         return self._part.address
 
     async def _broadcast(self, told: Call) -> int:
@@ -279,13 +324,13 @@ class Cluster:
 
 
 async def leave(cluster: Cluster, grace: float) -> None:
-    """Leave the cluster; from now on `cluster.is_shutting_down` holds."""
+    """Leave the cluster, within about `grace` seconds. From now on `cluster.is_shutting_down` is `True`."""
     cluster._leaving = True  # noqa: SLF001 - its own module
     await cluster._part.leave(grace)  # noqa: SLF001
 
 
 def part_of(cluster: Cluster) -> Part:
-    """Return the engine underneath, for operations."""
+    """Return the engine under a connection, for operations and tests."""
     return cluster._part  # noqa: SLF001 - its own module
 
 
@@ -298,24 +343,24 @@ def tell_later(
     delay: timedelta | None = None,
     key: str | None = None,
 ) -> int:
-    """Add a call to what leaves when the running handler's work is committed; return the message's id."""
+    """Add a call to what is sent when the running handler's work is committed; return the id of the message."""
     told = as_call(call)
     if told.target.broadcast:
         told.close()
         raise TypeError("a broadcast from a handler is not part of its commit: use `await cluster.tell(...)`")
     try:
-        when = _when(deliver_at, delay, key)
+        delivery = _delivery(deliver_at, delay, key)
     except ValueError:
         told.close()
         raise
     message_id = int(cluster.snowflake())
-    told.begin_tell(message_id, when)
+    told.begin_tell(message_id, delivery)
     outbox.append(ToldCall(told))
     return message_id
 
 
 class _BroadcastRequest(AwaitedMessage):
-    """A broadcast's request to one runner."""
+    """The request of a broadcast to one runner."""
 
     __slots__ = ()
 
@@ -325,7 +370,7 @@ class _BroadcastRequest(AwaitedMessage):
         self.deadline = told.deadline
 
 
-def _when(deliver_at: datetime | None, delay: timedelta | None, key: str | None) -> Durable | None:
+def _delivery(deliver_at: datetime | None, delay: timedelta | None, key: str | None) -> Durable | None:
     if deliver_at is None and delay is None and key is None:
         return None
     if deliver_at is not None and delay is not None:
@@ -342,14 +387,14 @@ def _when(deliver_at: datetime | None, delay: timedelta | None, key: str | None)
 
 
 def as_call(call: Awaitable[Any]) -> Call:
-    """Return `call` if it is one.
+    """Return `call`, checked to be a call that can be told.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: It is something else.
     """
     if isinstance(call, StreamCall):
         call.discard()
-        raise TypeError(f"{call!r} cannot be told, because nobody would take its items: use `async for item in ...`")
+        raise TypeError(f"{call!r} cannot be told, because nobody would receive its items: use `async for item in ...`")
     if not isinstance(call, Call):
         raise TypeError(f"tell takes a call, such as client('id').method(...), not {type(call).__name__}")
     return call
@@ -359,9 +404,9 @@ def cluster_of_handler() -> Cluster:
     """Return the cluster of the running handler.
 
     Raises:
-        NotConnected: no handler runs here.
+        NotConnected: No handler is running here.
     """
     try:
         return cluster_here.get()
     except LookupError:
-        raise NotConnected("current() works inside handlers only") from None
+        raise NotConnected("current() works only inside a handler") from None

@@ -1,4 +1,4 @@
-"""`current()`: what a running handler knows about itself, in downstream code too."""
+"""`current()`: what a running handler knows about itself, also in the code that it calls."""
 
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
@@ -30,7 +30,10 @@ T = TypeVar("T")
 
 
 class Current:
-    """The running handler's view of itself. Get it anew by `current()`; do not keep it beyond the run."""
+    """What the running handler can know and do. Call `current()` again in each run; do not keep it beyond the run.
+
+    A run is one execution of a handler, of a step, of a hook such as `on_activate`, or of a singleton's `run`.
+    """
 
     __slots__ = ("_cell", "_message")
 
@@ -40,7 +43,7 @@ class Current:
 
     @property
     def entity_type(self) -> str:
-        """Name of the entity's type."""
+        """The name of the entity's type."""
         return self._message.spec.entity_type
 
     @property
@@ -50,7 +53,7 @@ class Current:
 
     @property
     def shard_id(self) -> ShardId:
-        """The shard that the entity is in."""
+        """The shard that the entity belongs to."""
         return self._cell.shard.id
 
     @property
@@ -62,42 +65,47 @@ class Current:
 
     @property
     def incarnation(self) -> str:
-        """The random id of that runner's start."""
+        """The random id that the runner was given when it started."""
         return self.runner.incarnation
 
     @property
     def epoch(self) -> int:
-        """The shard's epoch when this run started: the fencing token for systems outside."""
+        """The epoch of the shard when this run started.
+
+        It grows with every change of owner, so it can serve other systems as a fencing token: they can refuse a write
+        whose epoch is lower than one that they have seen.
+        """
         return self._message.epoch
 
     @property
     def is_leader(self) -> bool:
-        """Whether this runner still owns the shard, as far as it can prove."""
+        """Whether this runner can prove at the moment that it owns the shard. If not, the run cannot commit."""
         return self._cell.can_commit
 
     @property
     def message_id(self) -> int:
-        """The message's id; 0 for a volatile ask, which nobody can refer to later."""
+        """The id of the message; 0 for an ask of a handler that is not durable."""
         return self._message.message_id
 
     @property
     def key(self) -> str | None:
-        """The durable message's idempotency key, if its sender gave one."""
+        """The idempotency key of the durable message; `None` if it has none."""
         message = _origin(self._message)
         return message.key if isinstance(message, DurableMessage) else None
 
     @property
     def attempt(self) -> int:
-        """The number of this run of a durable message, from 1; a volatile one is run once.
+        """The number of this run of a durable message, counted from 1. Other messages run once.
 
-        A step that is stored, and a wait or sleep that ends, begin the count anew: from then on this run is the first.
+        Progress resets the count: once a step has been stored, or a wait or sleep has ended, the present run counts as
+        the first one.
         """
         message = _origin(self._message)
         return message.attempts if isinstance(message, DurableMessage) else 1
 
     @property
     def deadline(self) -> datetime | None:
-        """When the caller stops waiting; `None` if it never does."""
+        """When the caller stops waiting; `None` if it has no limit. A time by this runner's clock, in UTC."""
         deadline = self._message.deadline
         if deadline == FOREVER:
             return None
@@ -106,26 +114,30 @@ class Current:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What the caller sent along."""
+        """The headers that the caller sent with the call."""
         return self._message.headers or {}
 
     @property
     def trace(self) -> str | None:
-        """The caller's trace context, as its W3C `traceparent` header says; `None` if it sent none."""
+        """The caller's W3C `traceparent` header; `None` if it sent none."""
         return self.headers.get("traceparent")
 
     @property
     def chain(self) -> tuple[str, ...]:
-        """`type/id` of the entities that wait for this call, outermost first."""
+        """`type/id` of the entities that are waiting for this call, outermost first."""
         return self._message.chain
 
     @property
     def kv(self) -> KeyValue[Any]:
-        """The cluster's key-value store, as `cluster.kv`. It is written at once, also if this run fails afterwards."""
+        """The key-value store, as `cluster.kv`. Writes take effect at once, even if this run fails afterwards."""
         return cluster_of_handler().kv
 
     def client(self, entity: type[E]) -> Client[E]:
-        """Return a typed client, as `cluster.client` does; its calls inherit this run's deadline and chain."""
+        """Return the client of an entity class, as `cluster.client` does.
+
+        Its asks inherit the deadline of this run if that is sooner than their own timeout. A call that would come back
+        to an entity that waits for this run fails with `CallCycle`, unless its handler is `reentrant`.
+        """
         return cluster_of_handler().client(entity)
 
     def singleton(self, singleton: type[SingletonT]) -> SingletonT:
@@ -140,14 +152,26 @@ class Current:
         delay: timedelta | None = None,
         key: str | None = None,
     ) -> int:
-        """Send a call when this run commits, and not at all if the handler raises; return its message id now.
+        """Send a call when this run commits. If the handler raises, nothing is sent.
 
-        In a step it is sent with the step's result. In the `run` of a singleton, outside of steps, it is sent at once.
-        A tell of a durable handler is stored by the same commit. Arguments are those of `cluster.tell`; a key that was
-        used before with another payload makes the run fail: a durable message's dead letter names `DuplicateKey`.
+        A tell of a durable handler is stored in the commit itself, so it is sent exactly when the state is saved. A
+        tell of another handler leaves after the commit, and is lost if the runner dies just then. In a step, a tell is
+        sent with the step's result. In a singleton's `run`, outside of steps, it is sent at once, as by `cluster.tell`.
+
+        Args:
+            call: As for `cluster.tell`, but not a broadcast.
+            deliver_at: As for `cluster.tell`.
+            delay: As for `cluster.tell`; counted from the commit.
+            key: As for `cluster.tell`. If it was used before with other arguments, the run fails: the dead letter of a
+                durable message names `DuplicateKey`.
+
+        Returns:
+            The id of the message, which is known before the message is sent.
 
         Raises:
-            RuntimeError: the run is over, for example in a task that outlives its handler.
+            RuntimeError: The run is over, for example in a task that outlives its handler.
+            TypeError: As for `cluster.tell`, or the call is a broadcast.
+            ValueError: As for `cluster.tell`.
         """
         if self._message.phase != RUNNING:
             as_call(call).close()
@@ -161,16 +185,17 @@ class Current:
 
     @asynccontextmanager
     async def transaction(self) -> "AsyncGenerator[PoolConnectionProxy[Record], None]":
-        """Give the handler's own SQL a connection, in the transaction that this run commits with.
+        """Run SQL of your own in the transaction in which this run commits. An async context manager.
 
-        What is written through it is committed together with state, reply and tells, or not at all. A block that raises
-        undoes what was done in it. Several blocks of one run share the transaction; it holds its row locks until the
-        run ends, and the server ends one that is idle for 15 seconds.
+        It gives an asyncpg connection. What is written through it is committed together with the state, the reply and
+        the tells of the run, or not at all. If the block raises, what was done in it is undone. Several blocks of a run
+        share one transaction. Its row locks are held until the run ends, and the server ends a transaction that is idle
+        for 15 seconds.
 
         Raises:
-            RuntimeError: the handler is readonly, a stream, or its run is over.
-            ConfigurationError: the store is no Postgres.
-            PersistenceError: the database cannot be reached, or has no connection free.
+            RuntimeError: The handler is `readonly` or a stream, or its run is over.
+            ConfigurationError: The store is not Postgres, as in a `MemoryCluster`.
+            PersistenceError: The database cannot be reached, or no connection is free.
         """
         transaction = await services.get().saving.transaction_of(self._message)
         async with transaction.block():
@@ -183,27 +208,28 @@ class Current:
     async def step(self, name: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
 
     async def step(self, name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """Return what `function` returned when it was first called under this name in this run, calling it if need be.
+        """Call `function` and store its result, or return the result that is stored under this name.
 
-        The result is stored before this returns, fenced, and found again by a later run of the same durable message,
-        or of the same singleton's `run` until its next `save()`. A function whose runner dies before its result is
-        stored is called again. What it tells, and what it writes by `current().transaction()`, is committed together
-        with its result: that happens once.
+        The result is stored before this returns. A later run of the same durable message finds it, and so does a later
+        `run` of the same singleton until its next `save()`. If the runner dies before the result is stored, the
+        function is called again. What the function tells, and what it writes through `current().transaction()`, is
+        committed together with its result, so that happens once.
 
         Args:
-            name: Unique in the run; a durable handler's until it ends, a singleton's `run` until its next `save()`.
-            function: Plain or async. Its result comes back as the type that its annotation says, the first time, too.
-                Without an annotation it may consist of lists, dicts and plain values.
+            name: Unique among the steps of a durable message, or of a singleton's `run` since its last `save()`.
+            function: A plain or an async function. Its result always has the type of its annotation, whether it was
+                just made or comes from the store. Without an annotation it can consist of lists, dicts and plain
+                values.
             args: For the function.
             kwargs: For the function.
 
         Raises:
-            RuntimeError: the run is neither a durable handler's nor a singleton's `run`, is over, or has a step of this
-                name under way, or too many.
-            TypeError: the result would come back as another type, or the annotation cannot be stored.
-            MalformedMessage: the result, or the stored one, does not fit the annotation.
-            MessageTooLarge: the result is larger than a message may be.
-            PersistenceError: the result could not be stored: ownership was lost, or the store failed.
+            RuntimeError: The run is neither that of a durable handler nor a singleton's `run`; or it is over, has a
+                step of this name under way, or has too many steps.
+            TypeError: The result would come back as another type, or the annotation names a type that cannot be stored.
+            MalformedMessage: The result, or the stored one, does not fit the annotation.
+            MessageTooLarge: The result is larger than a message may be.
+            PersistenceError: The result could not be stored, because ownership was lost or the store failed.
         """
         inner = without_arguments(function)
         codec = result_of_call(inner) or step_codec(inner)
@@ -217,35 +243,44 @@ class Current:
     def deferred(self, name: str, type: Any) -> Deferred[Any]: ...
 
     def deferred(self, name: str, type: Any) -> Deferred[Any]:  # noqa: A002 - what it is called everywhere
-        """Return a value that somebody else will provide, by its `token`; `await deferred.wait()` returns it.
+        """Return a deferred value, which somebody else will provide.
+
+        Hand out its `token`. Whoever has the token completes the value by `cluster.complete(token, value)`, and
+        `await deferred.wait()` returns it.
 
         Args:
             name: Unique in the run, as for `step`.
-            type: Of the value; it is validated. What is no class, such as `int | None`, is fine, but type checkers
-                see the value as `Any` then.
+            type: The type of the value, which is validated. It does not have to be a class: `int | None` works, but
+                type checkers see the value as `Any` then.
 
         Raises:
-            RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
+            RuntimeError: The run is neither that of a durable handler nor a singleton's `run`.
         """
         return Deferred(self._message, self._cell, check_name(name), type)
 
     async def sleep(self, duration: timedelta, *, name: str | None = None) -> None:
-        """Return after `duration`, counted from the first run that came here, by the database's clock.
+        """Sleep for `duration`, counted by the database's clock from the first run that got here.
 
-        A restart or a hand-over meanwhile neither shortens nor prolongs it. The sleep of a durable handler keeps its
-        entity's turn: for a long time, tell the entity something with `delay=`.
+        A restart or a hand-over in the meantime makes it neither shorter nor longer. A durable handler that sleeps
+        keeps its entity's turn. To wait for a long time, let it tell the entity something with `delay=` instead.
 
         Args:
             duration: How long.
-            name: Unique in the run; default: its number among the sleeps of the run.
+            name: Unique in the run. By default the number of the sleep within the run.
 
         Raises:
-            RuntimeError: the run is neither a durable handler's nor a singleton's `run`.
+            RuntimeError: The run is neither that of a durable handler nor a singleton's `run`.
         """
         await services.get().waits.sleep(self._message, self._cell, duration.total_seconds(), name)
 
     def keep_alive(self, enabled: bool = True) -> None:
-        """Keep this activation in memory when idle, until called with `False`; a move to another runner ends it."""
+        """Keep this activation in memory even if it is idle.
+
+        This lasts until it is called with `False`, or the entity moves to another runner.
+
+        Args:
+            enabled: Whether to keep it.
+        """
         self._cell.kept = enabled
 
 
@@ -254,19 +289,21 @@ stand_in: ContextVar[Current | None] = ContextVar("actorhub_stand_in", default=N
 
 
 def current() -> Current:
-    """Return the context of the handler that runs here.
+    """Return the context of the handler that is running here.
+
+    It works in the handler itself, and in all code that the handler calls, tasks included.
 
     Raises:
-        NotConnected: no handler runs here.
+        NotConnected: No handler is running here.
     """
     message = running.get()
     if message is None or message.cell is None:
         if (here := stand_in.get()) is not None:
             return here
-        raise NotConnected("current() works inside handlers only")
+        raise NotConnected("current() works only inside a handler")
     return Current(message, message.cell)
 
 
 def _origin(message: Message) -> Message:
-    """Return the run that a step belongs to; other runs are their own."""
+    """Return the run that a step belongs to, or the message itself if it is not a step."""
     return message.parent if isinstance(message, StepRun) else message

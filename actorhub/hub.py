@@ -1,4 +1,4 @@
-"""The hub: what a program declares, and the ways to join a cluster with it."""
+"""The hub: what a program declares, and how it joins a cluster."""
 
 import inspect
 import os
@@ -31,27 +31,33 @@ _CONNECT_DEADLINE: Final = 10.0
 
 
 class Hub:
-    """What a program declares. Import it by reference (`shop:hub`) to run it with `actorhub serve`."""
+    """The entities and singletons that a program declares.
+
+    Make one per program, at module level, and register the classes with it. `actorhub serve shop:hub` then runs the hub
+    that is called `hub` in the module `shop`. Registering starts nothing; `connect` and `runner` join a cluster.
+    """
 
     def __init__(self) -> None:
         self._types: dict[str, HostedType] = {}
 
     def register(self, entity: type[E], factory: Callable[[], E] | None = None) -> None:
-        """Declare the class of an entity or of a singleton.
+        """Register the class of an entity or of a singleton.
+
+        Runners host the registered classes. A program that only calls them must register them, too.
 
         Args:
             entity: The class.
-            factory: Makes an instance, once per activation; by default the class itself, without arguments.
+            factory: Called once for each activation, to make the instance. By default the class itself.
 
         Raises:
-            ConfigurationError: another class has the same name.
-            TypeError: an annotation of the class cannot be resolved, or is of a type that cannot be sent; or its
-                constructor takes arguments and there is no factory.
+            ConfigurationError: Another class is registered under the same name.
+            TypeError: An annotation of the class cannot be resolved, or names a type that cannot be sent. Or the
+                constructor needs arguments and there is no factory.
         """
         spec = entity.__declaration__.spec
         if spec.name in self._types:
             raise ConfigurationError(
-                f"two entity classes are called {spec.name!r}: give one of them another name: "
+                f"two entity classes are called {spec.name!r}: give one of them another name, as in "
                 f"class {entity.__name__}(Entity, name=...)"
             )
         if factory is None:
@@ -60,22 +66,27 @@ class Hub:
 
     @property
     def specs(self) -> Mapping[str, EntitySpec]:
-        """The declared entity types by name."""
+        """The registered classes, as the engine sees them, by name."""
         return {name: hosted.spec for name, hosted in self._types.items()}
 
     @asynccontextmanager
     async def connect(self, **settings: Any) -> AsyncGenerator[Cluster, None]:
-        """Join as a client that only calls.
+        """Join a cluster as a client, which calls entities and hosts none. Use it as an async context manager.
+
+        With `gateway`, the addresses of one or more runners, no database is needed. With `database_url` the runners are
+        found in the database, and durable messages are accepted even while there is none: a cluster that had runners
+        before is joined after two seconds if no runner answers. Durable tells are stored then, and other calls wait for
+        an owner until their timeouts. With neither setting, a runner at 127.0.0.1:7700 is tried.
+
+        At the end of the block the links are closed. Calls that are still under way fail.
 
         Args:
-            settings: The settings of `actorhub serve` by keyword; those not given come from the environment, then from
-                `actorhub.toml`. With `gateway` (one or more HOST:PORT of runners) no database is needed; with
-                `database_url` the runners are found there; with neither, a runner at 127.0.0.1:7700 is asked.
+            settings: The settings of `actorhub serve`, as keywords. Those that are not given come from the environment,
+                then from `actorhub.toml`, then from the defaults.
 
         Raises:
-            ConfigurationError: a setting is wrong.
-            RunnerUnavailable: no runner answered within 10 s. With `database_url`, a cluster that had runners before is
-                joined without one after 2 s: durable tells are stored, the rest waits.
+            ConfigurationError: A setting is unknown or not valid.
+            RunnerUnavailable: No runner answered within 10 seconds.
         """
         loaded = load_settings(settings, os.environ, origin="hub.connect")
         async with self.connect_with(loaded) as cluster:
@@ -83,14 +94,21 @@ class Hub:
 
     @asynccontextmanager
     async def runner(self, **settings: Any) -> AsyncGenerator[Cluster, None]:
-        """Join as a runner that hosts shards in this very process, until the block ends; then hand them over.
+        """Join a cluster as a runner, which hosts entities in this process. Use it as an async context manager.
+
+        When the block is entered, this runner owns a first share of the shards and serves calls. At the end of the
+        block it hands its shards over to other runners, and running handlers may finish. That takes at most about
+        `grace`, a setting; what is left then is cancelled.
+
+        Without `database_url`, an embedded Postgres in `./.actorhub` is used. Programs of the same directory share it.
 
         Args:
-            settings: As for `connect`. Without `database_url`, an embedded Postgres under `./.actorhub` is used.
+            settings: As for `connect`.
 
         Raises:
-            ConfigurationError: a setting is wrong, the database cannot be used, the port is taken, or the cluster has
-                other values.
+            ConfigurationError: A setting is unknown or not valid, the database cannot be used, the port is taken, or
+                the cluster has agreed on other values.
+            PersistenceError: The database failed during the start.
         """
         loaded = load_settings(settings, os.environ, origin="hub.runner")
         async with self.run_with(loaded) as cluster:
@@ -98,7 +116,7 @@ class Hub:
 
     @asynccontextmanager
     async def connect_with(self, settings: Settings) -> AsyncGenerator[Cluster, None]:
-        """Join as a client, with settings that are loaded already."""
+        """Join as a client, with settings that have been loaded."""
         from actorhub import _network  # noqa: PLC0415 - gRPC and asyncpg load when first used: declaring stays fast
         from actorhub.ops import telemetry  # noqa: PLC0415 - as above
 
@@ -123,17 +141,17 @@ class Hub:
 
     @asynccontextmanager
     async def run_with(self, settings: Settings) -> AsyncGenerator[Cluster, None]:
-        """Join as a runner, with settings that are loaded already."""
+        """Join as a runner, with settings that have been loaded."""
         from actorhub import _network  # noqa: PLC0415 - as in `connect_with`
         from actorhub.ops import http_server  # noqa: PLC0415 - as above
 
         async with AsyncExitStack() as stack:
             clock = SystemClock()
             acceptor = LinkAcceptor()
-            # First in and last out: it says that the runner is starting, and that it is leaving.
+            # Started first and ended last, so that probes learn that the runner is starting, and that it is leaving.
             await stack.enter_async_context(http_server(settings, acceptor, clock))
             storage = await _network.postgres_storage(settings, clock, stack)
-            # A port that is picked at the bind is filled in then.
+            # If the port is 0, the transport replaces it by the one that was bound.
             hello = Hello(
                 PROTOCOL_VERSION, settings.namespace, str(settings.advertise or settings.listen), clock.token()
             )
@@ -152,7 +170,10 @@ class Hub:
         transport: Transport,
         acceptor: LinkAcceptor,
     ) -> Cluster:
-        """Make a runner of its parts and start it; `stack` ends it again."""
+        """Make a runner from its parts, and start it. `stack` ends it.
+
+        The callbacks run in reverse order: the runner leaves first, over links and a store that still work.
+        """
         from actorhub.ops import telemetry  # noqa: PLC0415 - as in `connect_with`
 
         stack.push_async_callback(storage.aclose)
@@ -191,7 +212,10 @@ class Hub:
         return cluster
 
     def _groups(self) -> tuple[str, ...]:
-        """Return every shard group that a declared entity lives in."""
+        """Return the shard groups of the registered classes, and `default`.
+
+        A runner that is given no groups hosts these. One that is given groups hosts exactly those.
+        """
         return tuple(sorted({"default", *(hosted.spec.shard_group for hosted in self._types.values())}))
 
 

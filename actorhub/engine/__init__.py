@@ -1,1 +1,1 @@
-"""Ownership, delivery, mailboxes and activations: what the project exists for."""
+"""The engine: shard ownership, routing, mailboxes, durable messages, activations and singletons."""

@@ -1,4 +1,4 @@
-"""A thread that notices when the event loop stands still, and names the code that it stands in."""
+"""A thread that notices when the event loop is blocked, and names the code that blocks it."""
 
 import asyncio
 import logging
@@ -17,10 +17,11 @@ _ENGINE: Final = "actorhub.engine.runs.carriers"
 
 
 class BlockedLoopWatch:
-    """Warns once per standstill of more than `threshold` seconds, while it lasts, with the stack of the loop's thread.
+    """Warns each time the event loop is blocked for more than `threshold` seconds, while it still is.
 
-    A blocked loop sends no heartbeats: after 2.5 s the runner's lease has run out and its shards move. The warning says
-    which handler did it.
+    A blocked loop sends no heartbeats: after 2.5 s the lease of the runner has run out, and its shards move. The
+    warning names the handler, and shows the stack of the loop's thread. It must come from another thread, since the
+    loop's own one is the one that hangs.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, threshold: float = 1.0) -> None:
@@ -33,10 +34,10 @@ class BlockedLoopWatch:
         self._watched = threading.get_ident()
         self._thread = threading.Thread(target=self._watch, name="actorhub-blocked-loop-watch", daemon=True)
         self.standstills = 0
-        """How many there were."""
+        """How often the loop was blocked."""
 
     def start(self) -> None:
-        """Begin to watch the loop, in whose thread this is called."""
+        """Begin to watch. Called in the thread of the event loop."""
         self._beat()
         self._thread.start()
 
@@ -56,18 +57,20 @@ class BlockedLoopWatch:
             beat_at, now = self._beat_at, self._monotonic()
             blocked, slept, looked_at = now - beat_at - _BEAT, now - looked_at - _BEAT, now
             if slept > self._threshold / 2:
-                continue  # the whole process stood still, this thread too: nobody's fault in here
+                continue  # this thread was late as well: the whole process was stopped, which no handler can help
             if blocked > self._threshold and beat_at != reported:
                 reported = beat_at
                 self.standstills += 1
                 frame = sys._current_frames().get(self._watched)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
                 stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-                text = "the event loop has been blocked for %.1f s by %s; its heartbeats stop, its shards will move\n%s"
+                text = (
+                    "the event loop has been blocked for %.1f s by %s: no heartbeats are sent, the shards will move\n%s"
+                )
                 _log.warning(text, blocked, _culprit(frame), stack)
 
 
 def _culprit(frame: FrameType | None) -> str:
-    """Return the name of the handler that the thread is in, or of the innermost function where it is in none."""
+    """Return the name of the handler that the thread is in, or of the innermost function if it is in none."""
     innermost = frame.f_code.co_qualname if frame is not None else "unknown code"
     called = None
     while frame is not None:

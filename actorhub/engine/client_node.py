@@ -1,4 +1,4 @@
-"""A client's part: it calls entities and hosts none."""
+"""A client: it calls entities and hosts none."""
 
 import asyncio
 import logging
@@ -27,13 +27,13 @@ from actorhub.transport.ports import Transport
 _log: Final = logging.getLogger("actorhub.caller")
 
 _STORE_PATIENCE: Final = 2.0
-"""Seconds that a program with the cluster's store waits for a first runner: it can do something without one."""
+"""Seconds that a client with the cluster's store waits for a first runner. It can do something without one."""
 _REFRESH: Final = 0.5
-"""Seconds between looks at the store while no runner is linked, or calls wait for an owner."""
+"""Seconds between searches for runners while none is linked, and between checks of calls that wait for an owner."""
 
 
 class ClientNode:
-    """Calls entities without hosting any: knows the cluster through its links to the runners."""
+    """Calls entities without hosting any. It knows the cluster through its links to the runners."""
 
     def __init__(
         self,
@@ -49,14 +49,14 @@ class ClientNode:
         """Prepare a client.
 
         Args:
-            find_runners: Returns addresses to try while no runner is linked: the given gateways, or the store's table.
+            find_runners: Returns addresses to try while no runner is linked: given gateways, or those in the store.
             specs: The entity types that may be called.
-            transport: A transport that does not listen.
-            clock: Time and chance.
-            incarnation: Random id of this process.
-            limits: Message limits.
-            storage: The cluster's store, open, where this program reaches it: then durable messages are accepted, and
-                looked up, also while no runner is there.
+            transport: Opens links; it does not listen.
+            clock: Source of time and randomness.
+            incarnation: The random id of this process.
+            limits: Limits of messages.
+            storage: The cluster's store, opened, if this program can reach it. Then durable messages are accepted and
+                looked up even while there is no runner.
         """
         self._find_runners = find_runners
         self._storage = storage
@@ -73,29 +73,33 @@ class ClientNode:
         )
         self.node = Node(process, events=self)
         self.key_values: KeyValues = RemoteKeyValues(self.node) if storage is None else storage.key_values
-        """The key-value store, or the way to it."""
+        """The key-value store, reached directly or through a runner."""
         self._runners: list[str] = []
         self._ready = asyncio.Event()
         self._last_error = "no runner is registered"
 
     @property
     def address(self) -> None:
-        """A client is no runner."""
+        """`None`: a client is not a runner."""
         return
 
     def owns(self, shard: ShardId) -> bool:
-        """A client owns nothing."""
+        """Return `False`: a client owns no shards."""
         return False
 
     def poll(self) -> None:
-        """A client has nothing to scan for."""
+        """Do nothing: a client has no shards to scan for."""
 
     def broadcast_here(self, spec: HandlerSpec, body: bytes) -> int:
-        """A client hosts nothing."""
+        """Return 0: a client hosts no entities."""
         return 0
 
     async def complete(self, outcome: DeferredOutcome) -> bool:
-        """Have some runner store the outcome of a deferred value; without one, store it, where the store is there."""
+        """Have a runner store an outcome of a deferred value; store it directly if no runner is linked.
+
+        A runner is preferred because it tells the others, so that the run that waits goes on at once. Without that, the
+        run finds the outcome when it next polls the store.
+        """
         storage = self._storage
         if storage is not None and not self.node.peers.runners():
             made = completion(outcome.token, await storage.secret(), outcome.kind, outcome.data)
@@ -103,14 +107,16 @@ class ClientNode:
         return await ask_to_complete(self.node, outcome)
 
     async def runner_healths(self) -> Sequence[RunnerHealth]:
-        """Return how each runner is that this client is linked to and that answers."""
+        """Return the health of each runner that this client is linked to and that answers."""
         return await ask_health(self.node)
 
     async def start(self, deadline: float) -> None:
         """Link to the cluster.
 
+        With the store of a cluster that had runners before, this returns without a runner after two seconds.
+
         Raises:
-            RunnerUnavailable: no runner answered within `deadline` seconds; names the last failure.
+            RunnerUnavailable: No runner answered within `deadline` seconds. The text names the last failure.
         """
         _ = self.node.supervisor.loop("find runners", self._keep_linked)
         if self._storage is not None and await self._know_cluster(self._storage):
@@ -120,7 +126,7 @@ class ClientNode:
                 await self._ready.wait()
         except TimeoutError:
             if self.node.router.sharding.shards_per_group and self.ids.machine >= 0:
-                _log.warning("no runner answered within %g s: what is told is stored until one is there", deadline)
+                _log.warning("no runner answered within %g s: durable tells are stored until there is one", deadline)
                 return
             raise RunnerUnavailable(f"no runner answered within {deadline:g} s: {self._last_error}") from None
 
@@ -129,7 +135,7 @@ class ClientNode:
         await self.node.aclose(min(grace, 1.0))
 
     async def _know_cluster(self, storage: Storage) -> bool:
-        """Read what the cluster agreed on and lease a machine id; `False` if the cluster never had a runner."""
+        """Lease a machine id and read the cluster's values; return `False` if the cluster never had a runner."""
         await self._lease_machine_id(storage)
         _ = self.node.supervisor.loop("machine id", self._keep_machine_id)
         values = await storage.cluster_values()
@@ -150,17 +156,17 @@ class ClientNode:
         self.ids.leased(machine, asked + MACHINE_LEASE.total_seconds())
 
     def on_linked(self, peer: Peer) -> None:
-        """The runner will say what it owns and who there is."""
+        """Do nothing: the runner will announce what it owns and who is in the cluster."""
 
     def on_lost(self, peer: Peer) -> None:
-        """What it owned is unknown until its next owner says so."""
+        """Forget what the peer owned, until the next owners announce themselves."""
         self.node.table.forget_runner(peer.runner)
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
-        """The routing table has it already."""
+        """Do nothing: the routing table knows already."""
 
     def on_members(self, peer: Peer, news: Members) -> None:
-        """Link to every runner named, and let calls go."""
+        """Link to every runner that is named, and route what is parked."""
         if news.machine_id >= 0 and self._storage is None:
             self.ids.leased(news.machine_id, self._lease_end())
         if news.shards_per_group:
@@ -177,15 +183,19 @@ class ClientNode:
         self.node.router.reconsider()
 
     def _lease_end(self) -> float:
-        """Return until when the machine id is ours: the runners renew the lease of a linked client."""
+        """Return until when the machine id is certainly ours, in monotonic seconds.
+
+        The runners renew the leases of linked clients, and do not report each renewal. So a linked client counts from
+        now, minus the time that the last two renewals may be late.
+        """
         return self.node.clock.monotonic() + MACHINE_LEASE.total_seconds() - 2 * RENEW_MACHINE
 
     def on_refused(self, address: str, error: ActorhubError) -> None:
-        """Note why there is no link, for whoever waits for one."""
+        """Keep the reason, for the error of a start that fails."""
         self._last_error = str(error)
 
     def on_stranded(self) -> None:
-        """The loop that finds runners looks for waiting calls as it is."""
+        """Do nothing: the loop that finds runners also routes parked calls again."""
 
     async def _keep_linked(self) -> None:
         while True:

@@ -1,7 +1,7 @@
-"""What this process hosts: owned shards, their resident entities, and the way in for messages.
+"""The owned shards of this process, their resident entities, and the way in for messages.
 
-Made bottom-up, from what needs nobody to what needs all the others; what a lower part tells upwards comes in at the
-host's own methods.
+The host makes its parts bottom-up, from those that need no other to those that need all of them. What a lower part
+tells a higher one comes in at the host's own methods.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from actorhub.storage.ports import Storage
 _log: Final = logging.getLogger("actorhub.host")
 
 _TOLD_POLL: Final = 0.005
-"""Seconds between looks at whether what was told has arrived, while a shard is handed over."""
+"""Seconds between checks of whether everything that was told has arrived, while a shard is handed over."""
 
 
 class HostStatistics(msgspec.Struct, frozen=True):
@@ -55,7 +55,7 @@ class HostStatistics(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What a host needs of its runner."""
+    """What a host needs from its runner."""
 
     address: str
     incarnation: str
@@ -67,24 +67,27 @@ class Surroundings:
     lease: Lease
     supervisor: Supervisor
     route: Callable[[Message], None]
-    """Sends on its way what a handler told."""
+    """Routes a message that a handler told."""
     reroute: Callable[[Message], None]
-    """Takes a message that did not start here and whose shard is, or will be, somebody else's."""
+    """Takes back a message that did not start here and whose shard is, or will be, another runner's."""
     mistrust: Callable[[ShardId], None]
-    """Told of a shard for which the store refused a commit: ownership must be checked."""
+    """Told of a shard for which the store refused a commit, so that its ownership is checked."""
     new_id: Callable[[], int]
     """Returns the id of a new message."""
 
 
 class Host:
-    """Owns the cells. A cell exists only in a shard that was granted, and neither revoked nor drained since."""
+    """Owns the cells.
+
+    A cell exists only in a shard that was granted, and that neither a revocation nor a drain has ended since.
+    """
 
     def __init__(self, around: Surroundings) -> None:
         self.types = around.types
         self.has_durable = any(
             handler.durable for hosted in around.types.values() for handler in hosted.spec.handlers.values()
         )
-        """Whether some type has a durable handler: nobody else pays for durable messages."""
+        """Whether some type has a durable handler. If none has, the machinery of durable messages does not run."""
         self.shards: dict[ShardId, HostedShard] = {}
         self.lease = around.lease
         self._clock = around.clock
@@ -183,7 +186,7 @@ class Host:
         return Delivery(owner, self.residents)
 
     def submit(self, message: Message, shard: HostedShard) -> None:
-        """Queue `message` for its entity, activating it first if it is not resident."""
+        """Queue `message` for its entity, which is activated first if it is not resident."""
         hosted_type = self.types[message.spec.entity_type]
         cell = hosted_type.cells.get(message.entity_id)
         if cell is not None:
@@ -194,23 +197,29 @@ class Host:
             message.phase = DONE
             message.failed(
                 MailboxFull(
-                    f"{message.address}: {self.residents.count} entities are resident, all busy or just leaving"
+                    f"{message.address}: no room in memory: {self.residents.count} entities are resident, and all of "
+                    "them are busy or leaving"
                 )
             )
         else:
             self.scheduler.enqueue(self.residents.add(hosted_type, shard, message.entity_id), message)
 
     def take_durable(self, message: Message, shard: HostedShard) -> None:
-        """Take a call of a durable handler, or a request about a durable message, of an owned shard."""
+        """Take in a call of a durable handler, or a request about a durable message, for an owned shard."""
         self.delivery.accept(message, shard)
 
     def poll(self) -> None:
-        """Scan the store for whatever this process was not told of."""
+        """Scan the store for messages and changes of schedules that this process was not told of."""
         self.singletons.poll()
         self.delivery.poll()
 
     def on_granted(self, shards: Mapping[ShardId, int]) -> None:
-        """Start hosting `shards` (shard to epoch)."""
+        """Start to host shards, at these epochs.
+
+        `take` has waited for every commit of the former owners, so the store shows everything that was acknowledged.
+        The shards are marked as having a backlog before any cell of them can exist. So a message that arrives now is
+        stored behind the ones that were left over, and does not overtake them.
+        """
         hosted = [HostedShard(shard, epoch, self.lease) for shard, epoch in shards.items()]
         self.shards.update((shard.id, shard) for shard in hosted)
         if self.has_durable:
@@ -218,7 +227,11 @@ class Host:
         self.singletons.on_granted(hosted)
 
     def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
-        """Stop everything of `shards` now; what runs is cancelled, what did not start goes to its next owner."""
+        """Stop everything in `shards`: cancel what runs, and send what has not started to its next owner.
+
+        The cells are dead before their runs are cancelled. A run that catches its cancellation goes on, but a dead cell
+        commits nothing, and its replies are not sent.
+        """
         for shard_id in shards:
             shard = self.shards.pop(shard_id, None)
             if shard is not None:
@@ -226,7 +239,17 @@ class Host:
         self.scheduler.cancel_dead(reason)
 
     async def drain(self, shard_id: ShardId, grace: float) -> None:
-        """Start nothing more in the shard, let what runs finish for at most `grace` seconds, passivate all."""
+        """Start nothing more in the shard, let runs finish for at most `grace` seconds, and passivate all entities.
+
+        The shard is released after this, so the order is that of what the next owner may see:
+
+        1. No run starts, and messages that arrive are held for the next owner.
+        2. Runs that could last for days are cut short: singletons' `run`, and durable waits. They cost no grace time.
+        3. Everybody whom the shard's entities have told something knows of it. Otherwise, what the entities tell from
+           their next runner could overtake it.
+        4. The leaders of singletons have written that they left.
+        5. What is left over is cancelled.
+        """
         shard = self.shards.get(shard_id)
         if shard is None:
             return
@@ -245,27 +268,27 @@ class Host:
                 _log.warning("shard %s: %d entities did not finish within %.1f s", shard_id, len(shard.cells), grace)
         await self._until_told(shard, until)
         await self.singletons.handed_over(shard, until - self._clock.monotonic())
+        # In the meantime the shard may have been revoked, and even granted again as another `HostedShard`.
         if self.shards.get(shard_id) is shard:
             del self.shards[shard_id]
             self._kill(shard)
             self.scheduler.cancel_dead("the shard moved and the handler did not finish within the grace time")
 
     async def _until_told(self, shard: HostedShard, until: float) -> None:
-        """Wait until those whom the shard's entities told something know of it.
+        """Wait until the receivers of the shard's durable tells know of them.
 
-        What the entities tell from their next runner would overtake it otherwise. Who has no owner learns it from the
-        store.
+        Tells whose receiver has no owner are not waited for: the next owner finds them in the store.
         """
         while any(told.phase == SENT for told in shard.told) and self._clock.monotonic() < until:  # noqa: ASYNC110 - once per move
             await asyncio.sleep(_TOLD_POLL)
 
     def cells(self) -> Iterator[Cell]:
-        """Iterate over everything resident."""
+        """Iterate over all resident entities."""
         for shard in self.shards.values():
             yield from shard.cells
 
     def statistics(self) -> HostStatistics:
-        """Return counts; walks all owned shards."""
+        """Return the counters as they are now. Takes time proportional to the number of owned shards."""
         return HostStatistics(
             shards=len(self.shards),
             resident=self.residents.count,
@@ -284,12 +307,13 @@ class Host:
         self.activations.idle(cell)
 
     def _open_singleton(self, hosted_type: HostedType, shard: HostedShard) -> Cell:
-        """Return the singleton's activation, made now if there is none; it always has a place in memory."""
+        """Return the singleton's activation, and begin to make one if there is none. It is not subject to the cap."""
         return self.residents.open(hosted_type, shard, str(hosted_type.spec.singleton_id))
 
     def _gone(self, cell: Cell) -> None:
-        """Forget a cell without an instance; messages that came meanwhile get a fresh activation, here or elsewhere."""
+        """Forget a cell without an instance. What is left in its mailbox gets a new activation, here or elsewhere."""
         shard = cell.shard
+        # The cell is forgotten before its messages are placed again, so that they make a new one.
         self.residents.forget(cell)
         left = [message for message in cell.take_queue() if not message.taken_back()]
         self.delivery.backlog.left(cell)
@@ -307,6 +331,7 @@ class Host:
                 self._take_back(message)
 
     def _kill(self, shard: HostedShard) -> None:
+        # All cells are dead before the first message is sent on: it could come back to a cell of this very shard.
         self.delivery.revoked(shard)
         self.singletons.on_lost(shard)
         held, shard.held = shard.held, type(shard.held)()
@@ -324,7 +349,10 @@ class Host:
             self._take_back(message)
 
     def _take_back(self, message: Message) -> None:
-        """Send a message that did not start on its way again, unless its caller has been told that it failed."""
+        """Route a message that did not start once more, unless its caller has been told that it failed.
+
+        A stream that has a producer did start, so its consumer must learn of the loss.
+        """
         if message.producer is None and message.phase != DONE and not message.taken_back():
             message.phase = NEW
             message.cell = None
@@ -332,15 +360,21 @@ class Host:
             self._reroute(message)
 
     def _distrust(self, cell: Cell, error: ActorhubError) -> None:
-        """The store refused this cell's commit: build it anew, and have the shard's ownership checked."""
+        """End an activation whose commit the store refused, and have the ownership of its shard checked.
+
+        The instance holds state that is not what the store has, so it is not used again. The next message makes a new
+        one, from the stored state.
+        """
         _log.warning("%s: commit refused: %s", cell.address, error)
         if cell.phase in (ACTIVE, CLOSING):
             cell.phase = DEAD
             for task in cell.streams or ():
-                # A stream whose own commit this was ends with that error.
+                # If it is the commit of a stream that was refused, this runs in the stream's task, which ends with the
+                # error.
                 if task is not asyncio.current_task():
                     task.cancel()
             self._gone(cell)
         if self.shards.get(cell.shard.id) is cell.shard:
-            # What a former activation still tries says nothing of a shard that was lost, or acquired anew, since.
+            # A refusal of what a former activation tried to commit says nothing about the shard if that was lost, or
+            # acquired again, in the meantime.
             self._mistrust(cell.shard.id)

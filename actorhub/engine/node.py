@@ -1,4 +1,4 @@
-"""What runners and clients share: links, routing, ids."""
+"""What runners and clients have in common: links, routing, ids."""
 
 import asyncio
 import logging
@@ -28,11 +28,12 @@ from actorhub.transport.ports import Transport
 _log: Final = logging.getLogger("actorhub.node")
 
 _FORWARDING_POLL: Final = 0.005
+"""Seconds between checks of whether the next owners have accepted everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Process:
-    """What a runner or client has before its node is made."""
+    """What a runner or client makes before its node."""
 
     incarnation: str
     clock: Clock
@@ -42,19 +43,19 @@ class Process:
     transport: Transport
     sharding: Sharding
     store: MessageStore | None
-    """Where durable messages can be stored and looked up directly; `None`: a runner must be asked."""
+    """Where to store and find durable messages directly; `None` if a runner must be asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Serving:
-    """What a runner serves to others."""
+    """What a runner needs to serve others."""
 
     host: Host
     lease: Lease
     is_coming: Callable[[ShardId], bool]
-    """Whether this process is about to own a shard."""
+    """Returns whether this process is about to own a shard."""
     serve: Callable[[Message], None]
-    """Serves requests that belong to no entity."""
+    """Serves requests that any runner can answer."""
 
 
 class Node:
@@ -64,9 +65,9 @@ class Node:
         """Prepare.
 
         Args:
-            process: What is there already.
+            process: The parts that exist already.
             events: Told of links, owners and members.
-            serving: What is served to others; `None` for a client.
+            serving: What is needed to serve others; `None` for a client.
         """
         self.incarnation = process.incarnation
         self.clock = clock = process.clock
@@ -111,27 +112,34 @@ class Node:
             clock=clock,
         )
         self.tracing: CallTracing | None = None
-        """Told of calls, where traces are wanted."""
+        """Told of calls, if traces are wanted."""
         self.closed = False
         self.failed_tells = 0
-        """Tells that were accepted and ended in an error, or never left."""
+        """How many tells failed after they were accepted, or were never sent."""
 
     def on_tell_failed(self, message: Message, error: ActorhubError) -> None:
-        """Log and count a tell whose error nobody waits for."""
+        """Log and count a failed tell, because nobody waits for its error."""
         self.failed_tells += 1
         _log.warning("tell of %s(%s) failed: %s: %s", message.what, message.entity_id, type(error).__name__, error)
 
     async def forward(self, limit: float) -> None:
-        """Wait until what was queued here is with its next owners, if there are any, for at most `limit` seconds."""
+        """Wait, for at most `limit` seconds, until the next owners have accepted the tells that were accepted here.
+
+        The sender of a tell was told that it is in a mailbox, so a runner that leaves hands its mailboxes on first.
+        Does not wait if there is no other runner.
+        """
         try:
             async with asyncio.timeout(limit):
                 while self.peers.runners() and self.router.has_undelivered_tells():  # noqa: ASYNC110 - once per life
                     await asyncio.sleep(_FORWARDING_POLL)
         except TimeoutError:
-            _log.warning("messages that waited here could not be handed over within %.1f s", limit)
+            _log.warning("some messages could not be handed over to their next owners within %.1f s", limit)
 
     async def aclose(self, grace: float) -> None:
-        """End every link and task; what still waits fails with `ShuttingDown`."""
+        """End every link and task. What still waits fails with `ShuttingDown`.
+
+        The router is closed first: calls that fail when their links end are routed again, and must not be parked.
+        """
         self.closed = True
         self.router.close(ShuttingDown("this process is leaving the cluster"))
         self.connector.want(())

@@ -1,4 +1,4 @@
-"""What a connected program asks of its own process, be it a runner or a client."""
+"""What a connected program uses of its own process, which is a runner or a client."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -12,11 +12,11 @@ from actorhub.storage.key_value_ports import KeyValues
 
 
 class Part(Protocol):
-    """This process's part in the cluster: `Runner` or `ClientNode`."""
+    """This process's part in the cluster: a `Runner` or a `ClientNode`."""
 
     @property
     def node(self) -> Node:
-        """Its links and routing."""
+        """The links and the routing of this process."""
         ...
 
     @property
@@ -26,29 +26,29 @@ class Part(Protocol):
 
     @property
     def key_values(self) -> KeyValues:
-        """The key-value store, or the way to it."""
+        """The key-value store, reached directly or through a runner."""
         ...
 
     def owns(self, shard: ShardId) -> bool:
-        """Whether this very process owns the shard."""
+        """Whether this process owns the shard."""
         ...
 
     def poll(self) -> None:
-        """Scan the store for messages and schedules that this process was not told of."""
+        """Scan the store for messages and changes of schedules that this process was not told of."""
         ...
 
     def broadcast_here(self, spec: HandlerSpec, body: bytes) -> int:
-        """Tell every entity of the type that is resident in this process; return how many."""
+        """Tell every entity of the type that is resident in this process; return how many there are."""
         ...
 
     async def complete(self, outcome: DeferredOutcome) -> bool:
-        """Store the outcome of a deferred value unless there is one; return whether it is this one."""
+        """Store an outcome of a deferred value unless there is one; return whether the stored outcome is this one."""
         ...
 
     async def runner_healths(self) -> Sequence[RunnerHealth]:
-        """Return how this runner is; of a client: how each runner is that it is linked to and that answers."""
+        """Return the health of this runner, or of each runner that this client is linked to and that answers."""
         ...
 
     async def leave(self, grace: float) -> None:
-        """Hand over what is here, and end, within about `grace` seconds."""
+        """Hand over what is hosted here and leave the cluster, within about `grace` seconds."""
         ...

@@ -1,4 +1,4 @@
-"""A runner: hosts shards, and joins ownership, host and routing."""
+"""A runner: it hosts shards, and connects ownership, host and routing."""
 
 import asyncio
 import logging
@@ -46,30 +46,37 @@ from actorhub.transport.ports import Link, LinkEvents, Transport
 _log: Final = logging.getLogger("actorhub.runner")
 
 _REFRESH: Final = 0.5
-"""Seconds between looks at the store while calls wait for an owner: the safety net under the peers' news."""
+"""Seconds between reads of the owners from the store while calls wait for one, in case an announcement was missed."""
 _FORWARDING: Final = 2.0
-"""Seconds that a leaving runner waits at most for the next owners to take what was queued here."""
+"""Seconds that a leaving runner waits at most for the next owners to accept what was queued here."""
 _POLL: Final = 10.0
-"""Seconds between scans of the store for messages that nobody told this runner of: the safety net."""
+"""Seconds between scans of the store, in case this runner was not told of a message."""
 _EXPIRY_STEP: Final = 1000
+"""Rows that are removed at a time, so that nobody has to wait for long."""
 _ORPHAN_AGE: Final = 3600.0
-"""Seconds after which checkpoints of a message that has ended are forgotten."""
+"""Seconds after which the checkpoints of a message that has ended are removed."""
 _EXPIRY_PAUSE: Final = 0.02
+"""Seconds between removals while there is more to remove."""
 _EXPIRY_POLL: Final = 10.0
-"""Seconds between looks for settled messages whose retention is over, and for expired values."""
+"""Seconds between searches for rows to remove: messages whose retention is over, expired values and the like."""
 
 
 class LinkAcceptor:
-    """Takes links for a runner that is still being made: they are refused, and try again, until it is there."""
+    """Takes links on behalf of a runner that may still be starting. Until it is ready, they are refused.
+
+    The transport must listen before the runner exists, because the runner registers the address that was bound. A link
+    is refused before the accepting end says `Hello`, so to the peer, a link that is established is one that works; a
+    peer whose link was refused tries again.
+    """
 
     def __init__(self) -> None:
         self.runner: Runner | None = None
 
     def accept(self, link: Link) -> LinkEvents:
-        """Pass the link on.
+        """Pass the link on to the runner.
 
         Raises:
-            RunnerUnavailable: the runner is not ready yet.
+            RunnerUnavailable: The runner is not ready yet.
         """
         if self.runner is None:
             raise RunnerUnavailable("this runner is starting")
@@ -77,7 +84,7 @@ class LinkAcceptor:
 
 
 class Runner:
-    """Hosts shards: joins ownership, host and routing. Ownership and routing tell it what happens to them."""
+    """Hosts shards. Ownership and routing tell it what happens (`on_…`), and it passes that on to the other parts."""
 
     def __init__(
         self,
@@ -151,7 +158,7 @@ class Runner:
 
     @property
     def address(self) -> RunnerAddress:
-        """This process as a runner."""
+        """This runner's address and incarnation."""
         return self.info.runner
 
     @property
@@ -160,8 +167,9 @@ class Runner:
         return self.storage.key_values
 
     async def start(self) -> None:
-        """Register, and own a first share of the shards. The transport listens already."""
+        """Register, and acquire a first share of the shards. The transport must listen already."""
         self.node.router.on_cluster_values(self.shards_per_group)
+        # Handlers and singletons start with the first shard that is granted. They need ids and tokens.
         await self._renew_machine_id()
         self.host.deferrals.secret = await self.storage.secret()
         await self.ownership.start()
@@ -184,11 +192,17 @@ class Runner:
         _ = self.node.supervisor.loop("value expiry", remove_values)
 
     async def leave(self, grace: float) -> None:
-        """Hand every shard over, then end. Bounded by about `grace` seconds, after which the rest is cut off."""
+        """Hand over every shard, then end, within about `grace` seconds. What is left by then is cut off.
+
+        The links end last. Until then peers send to their next owners what they would have sent here, callers get the
+        replies of runs that are still finishing, and tells that were accepted here reach their next mailbox.
+        """
         self.is_leaving = True
         self.watch.stop()
+        # First of all, so that peers no longer choose this runner for what any runner can do.
         self.node.peers.send_to_all(Leaving("shutdown"))
         await self.ownership.leave(grace)
+        # Now nothing is owned. What was left in mailboxes has been routed, and is on its way to the next owners.
         await self.node.forward(min(grace, _FORWARDING))
         await self._key_value_requests.leave(min(grace, _FORWARDING))
         await self.host.carriers.aclose()
@@ -198,10 +212,14 @@ class Runner:
             async with asyncio.timeout(2):
                 await self.storage.release_machine_id(self.info.runner.incarnation)
         except (PersistenceError, TimeoutError) as error:
-            _log.warning("machine id %d was not given back: %s; its lease runs out", self.ids.machine, error)
+            _log.warning(
+                "machine id %d could not be given back and stays taken until its lease runs out: %s",
+                self.ids.machine,
+                error,
+            )
 
     def health(self) -> RunnerHealth:
-        """Return how this runner and the singletons that it leads are."""
+        """Return the health of this runner and of the singletons that it leads."""
         singletons = self.host.singletons.report()
         reason = self._obstacle(singletons)
         return RunnerHealth(
@@ -227,7 +245,7 @@ class Runner:
         return ""
 
     async def runner_healths(self) -> Sequence[RunnerHealth]:
-        """Return how this runner is."""
+        """Return the health of this runner."""
         return [self.health()]
 
     def owns(self, shard: ShardId) -> bool:
@@ -235,25 +253,28 @@ class Runner:
         return shard in self.ownership.owned
 
     def poll(self) -> None:
-        """Scan the store for messages and schedules that this runner was not told of."""
+        """Scan the store for messages and changes of schedules that this runner was not told of."""
         self.host.poll()
 
     def broadcast_here(self, spec: HandlerSpec, body: bytes) -> int:
-        """Tell every entity of the type that is resident here; return how many."""
+        """Tell every entity of the type that is resident here; return how many there are."""
         if self.node.inbound is None or spec.entity_type not in self.host.types:
             return 0
         return self.node.inbound.broadcast_here(spec, body, 0)
 
     async def complete(self, outcome: DeferredOutcome) -> bool:
-        """Store the outcome of a deferred value unless there is one; return whether it is this one."""
+        """Store an outcome of a deferred value unless there is one; return whether the stored outcome is this one."""
         return await self._requests.complete(outcome)
 
     def accept(self, link: Link) -> LinkEvents:
-        """Take an incoming link."""
+        """Take a link that a peer has opened."""
         return self.node.connector.accept(link)
 
     def on_granted(self, shards: Mapping[ShardId, int]) -> None:
-        """Serve these shards from now on."""
+        """Start to serve these shards, at these epochs.
+
+        The host comes before the announcement: a peer that learns of the new owner sends at once what it has parked.
+        """
         owned = [ShardOwner(shard, self.info.runner, epoch) for shard, epoch in shards.items()]
         self.node.table.learn(owned, self.node.clock.monotonic())
         self.host.on_granted(shards)
@@ -261,24 +282,28 @@ class Runner:
         self.node.router.on_owners_changed(shards)
 
     def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
-        """Stop these shards now."""
+        """Stop serving these shards, which are already lost.
+
+        The routing table comes first: the host sends back what has not started, and peers must not be told in the same
+        breath that this runner is the owner.
+        """
         for shard in shards:
             self.node.table.forget(shard, self.info.runner)
         self.host.on_revoked(shards, reason)
         self.node.peers.send_to_all(Owners([], list(shards)))
 
     async def drain(self, shard: ShardId, grace: float) -> None:
-        """Let the shard's runs finish and passivate its entities."""
+        """Let the shard's runs finish, and passivate its entities."""
         await self.host.drain(shard, grace)
 
     def on_released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
-        """Tell everybody, the next owner among them, that these shards are free."""
+        """Announce to all peers, the next owners among them, that these shards are free."""
         for shard in shards:
             self.node.table.forget(shard, self.info.runner)
         self.node.peers.send_to_all(Owners([], list(shards)))
 
     def on_members_changed(self, runners: Sequence[LiveRunner]) -> None:
-        """Link to who lives, and tell the clients."""
+        """Link to the runners that are alive, tell the clients, and route what is parked."""
         self.known_runners = runners
         live = [runner.info for runner in runners]
         self.node.router.known_types = frozenset(name for info in (*live, self.info) for name in info.entity_types)
@@ -288,7 +313,11 @@ class Runner:
         self.node.router.reconsider()
 
     def on_linked(self, peer: Peer) -> None:
-        """Say what we own; to a client also who there is."""
+        """Announce what this runner owns, and to a client also who is in the cluster.
+
+        If the peer is a runner that the runner table did not show yet, the table is read now, so that a newcomer gets
+        its shards without waiting for the next heartbeat.
+        """
         owned = [ShardOwner(shard, self.info.runner, epoch) for shard, epoch in self.ownership.owned.items()]
         if peer.is_runner:
             self.ownership.trust(peer.runner.incarnation)
@@ -301,18 +330,22 @@ class Runner:
         peer.link.send(Owners(owned, complete=True))
 
     def on_lost(self, peer: Peer) -> None:
-        """A broken link may be a dead runner: its locks will tell."""
+        """Suspect the peer if it is a runner: its locks will tell whether it is dead.
+
+        If it is, it may have stored messages for entities of this runner without having told this runner of them. Those
+        come before anything that arrives from now on.
+        """
         if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
             self.ownership.suspect(peer.runner.incarnation)
             self.host.delivery.sender_lost()
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
-        """Shards were released: perhaps for us."""
+        """Try to acquire shards that a peer has released; they may be for this runner."""
         if news.released:
             self.ownership.nudge(news.released)
 
     def on_members(self, peer: Peer, news: Members) -> None:
-        """Runners learn of members from the store, not from each other."""
+        """Do nothing: runners learn of members from the store, not from each other."""
 
     def _is_coming(self, shard: ShardId) -> bool:
         return self.ownership.state(shard) == "acquiring"
@@ -333,10 +366,11 @@ class Runner:
             self.host.poll()
 
     async def _keep_removing(self, remove_expired: Callable[[int], Awaitable[int]]) -> None:
-        """Forget what is kept for a time only, in small steps, so that nobody waits for it."""
+        """Remove what has expired, in small steps, so that nobody has to wait for long."""
         while True:
             removed = await remove_expired(_EXPIRY_STEP)
-            # One runner at work is enough, but any may be it: with full steps it goes on, else all look rarely.
+            # All runners do this without agreeing on who does. The one that finds a full step goes on; the others,
+            # which find little, come back rarely.
             full = removed >= _EXPIRY_STEP
             await asyncio.sleep(_EXPIRY_PAUSE if full else _EXPIRY_POLL * (0.5 + self.node.clock.random()))
 
@@ -347,7 +381,10 @@ class Runner:
         self.ownership.mistrust(shard)
 
     def on_refused(self, address: str, error: ActorhubError) -> None:
-        """A registered runner cannot be reached: perhaps it is dead, and was so before this one started."""
+        """Suspect a registered runner that cannot be reached.
+
+        It may have died before this runner started, so that there never was a link whose end would have told.
+        """
         for known in self.known_runners:
             if known.info.runner.address == address:
                 self.ownership.suspect(known.info.runner.incarnation)
@@ -359,12 +396,12 @@ class Runner:
             peer.link.send(Members(live, self.shards_per_group, types))
 
     def on_stranded(self) -> None:
-        """While calls wait for owners, look for them in the store, too."""
+        """Read the owners from the store as well, while calls wait for owners."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self.node.supervisor.spawn(self._refresh(), "refresh owners")
 
     async def _refresh(self) -> None:
-        """While calls wait for owners, look into the store now and then in case a peer's news went astray."""
+        """Read the owners from the store every now and then, until no call waits for one."""
         while True:
             await asyncio.sleep(_REFRESH)
             if not self.node.router.parked_shards():
@@ -372,7 +409,7 @@ class Runner:
             try:
                 rows = await self.storage.shards()
             except PersistenceError as error:
-                _log.warning("cannot read the shards' owners: %s", error)
+                _log.warning("the owners of the shards could not be read from the store: %s", error)
                 continue
             now = self.node.clock.monotonic()
             own = self.info.runner.incarnation
@@ -383,6 +420,8 @@ class Runner:
         while True:
             await asyncio.sleep(RENEW_MACHINE)
             await self._renew_machine_id()
+            # A client without a database cannot renew its own lease. All runners that it is linked to do, which is
+            # harmless.
             for peer in list(self.node.peers.linked.values()):
                 if not peer.is_runner and peer.link.peer.machine_id_wanted:
                     await self.storage.lease_machine_id(peer.runner.incarnation, MACHINE_LEASE)

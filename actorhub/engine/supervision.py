@@ -1,4 +1,4 @@
-"""The one owner of tasks that nobody awaits: what fails is logged, counted and, if it is a loop, started again."""
+"""The owner of all tasks that nobody awaits. Failures are logged and counted, and loops are started again."""
 
 import asyncio
 import contextlib
@@ -20,25 +20,28 @@ _log = logging.getLogger(__name__)
 _MAX_NAMES: Final = 256
 _OTHERS: Final = "others"
 _SETTLING_ROUNDS: Final = 5
-"""Loop rounds that a result needs from the socket to the task that waits for it."""
+"""Iterations of the event loop that a result needs to get from the socket to the task that waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SupervisorStatistics:
-    """What happened to the tasks so far; names beyond 256 are counted as `others`."""
+    """What has happened to the tasks so far. Names beyond the first 256 are counted as `others`."""
 
     tasks: int
     """Tasks that are alive now."""
     failures: Mapping[str, int]
     """One-off tasks that ended with an exception, by name."""
     restarts: Mapping[str, int]
-    """Loops that died and were started again, by name."""
+    """How often loops have failed and were started again, by name."""
     abandoned: Mapping[str, int]
-    """Operations whose wait was given up, by name."""
+    """Operations that took too long and were abandoned, by name."""
 
 
 class Supervisor:
-    """Owns tasks: none is garbage-collected, none fails unseen, none outlives `aclose` without being named."""
+    """Owns tasks: none is garbage-collected, none fails unnoticed, and none outlives `aclose` without being named.
+
+    The event loop keeps only weak references to tasks, so a task that nothing else refers to can vanish in the middle.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -49,15 +52,15 @@ class Supervisor:
         self._closed = False
 
     def spawn(self, work: Coroutine[Any, Any, T], name: str, context: Context | None = None) -> asyncio.Task[T]:
-        """Run `work` in a task of its own; an exception is logged and counted under `name`.
+        """Run `work` in a task of its own. If it raises, that is logged and counted under `name`.
 
         Args:
-            work: What to run; closed unrun when the supervisor is closed.
-            name: From a small fixed set: it labels counters.
+            work: What to run. If the supervisor is closed, it is closed without having run.
+            name: Labels counters, so it must come from a small fixed set.
             context: The task's context variables; by default a copy of the caller's.
 
         Raises:
-            ShuttingDown: the supervisor is closed.
+            ShuttingDown: The supervisor is closed.
         """
         if self._closed:
             work.close()
@@ -70,32 +73,34 @@ class Supervisor:
     def loop(
         self, name: str, factory: Callable[[], Coroutine[Any, Any, None]], backoff: Backoff | None = None
     ) -> asyncio.Task[None]:
-        """Keep `factory()` running until it returns or the task is cancelled; each death is logged and counted.
+        """Run `factory()`, again whenever it raises, until it returns or the task is cancelled.
 
-        The backoff starts over after a run that was healthy for longer than its maximum.
+        Each failure is logged and counted. The backoff starts over after a run that lasted longer than its maximum.
         """
         return self.spawn(self._keep_running(name, factory, backoff or Backoff()), name)
 
     async def bounded(self, work: Coroutine[Any, Any, T], name: str, seconds: float) -> T:
-        """Return `work`'s result, or raise `TimeoutError` after `seconds` even if `work` resists cancellation.
+        """Return the result of `work`, or raise `TimeoutError` after `seconds`, even if `work` resists cancellation.
 
-        Unlike `asyncio.timeout` it bounds the *wait*: `work` is cancelled and left to the supervisor, so that a
-        clean-up that hangs holds nobody. A result that arrived while the event loop was blocked is not thrown away.
-        On cancellation of the caller `work` is cancelled and not awaited either.
+        Unlike `asyncio.timeout`, this bounds the *wait*: `work` is cancelled and left to the supervisor, so a clean-up
+        that hangs does not hang the caller. If the caller is cancelled, `work` is cancelled and not waited for either.
 
         Raises:
-            TimeoutError: names the work.
-            ShuttingDown: the supervisor is or gets closed.
+            TimeoutError: The time is over. The text names the work.
+            ShuttingDown: The supervisor is closed, or was closed during the wait.
         """
         try:
             task = self.spawn(_outcome(work), name)
         except ShuttingDown:
             work.close()
             raise
-        # Cancelled before its first step, the task never got to `work`; after its end this does nothing.
+        # A task that is cancelled before its first step never starts `work`, which would then warn that nobody awaited
+        # it. Closing a coroutine that has ended does nothing.
         task.add_done_callback(lambda _: work.close())
         try:
             await asyncio.wait((task,), timeout=max(0.0, seconds))
+            # If the event loop was blocked for a while, the time is over, but the answer may have arrived as well, with
+            # its callbacks still to run. It is not thrown away.
             for _ in range(_SETTLING_ROUNDS):
                 if task.done():
                     break
@@ -119,9 +124,12 @@ class Supervisor:
         return SupervisorStatistics(len(self._tasks), dict(self._failures), dict(self._restarts), dict(self._abandoned))
 
     async def aclose(self, grace: float) -> tuple[str, ...]:
-        """Cancel every task but the caller's, wait at most `grace` seconds, return the names of those still alive.
+        """Cancel every task except the caller's, and wait at most `grace` seconds for them.
 
-        Nothing new is started from now on. Can be called twice.
+        Nothing new can be started from now on. Calling it again is allowed.
+
+        Returns:
+            The names of the tasks that are still alive.
         """
         self._closed = True
         ours = asyncio.current_task()
@@ -132,7 +140,7 @@ class Supervisor:
             _, tasks = await asyncio.wait(tasks, timeout=max(0.0, grace))
         names = tuple(sorted(task.get_name() for task in tasks))
         if names:
-            _log.warning("tasks that do not end within %.3g s after their cancellation: %s", grace, ", ".join(names))
+            _log.warning("tasks that did not end within %.3g s of their cancellation: %s", grace, ", ".join(names))
         return names
 
     async def _keep_running(
@@ -147,7 +155,7 @@ class Supervisor:
                 task = asyncio.current_task()
                 if self._closed or task is None or task.cancelling():
                     raise
-                # Somebody cancelled a future that the loop awaited, not the loop: a defect, not an order to end.
+                # Not the loop was cancelled, but a future that it awaited. That is a defect, not an order to end.
                 problem: BaseException = error
             except Exception as error:  # noqa: BLE001 - supervised loop: logged, counted, started again
                 problem = error
@@ -155,7 +163,11 @@ class Supervisor:
             self._count(self._restarts, name)
             delay = backoff.delay(failures, self._clock.random())
             _log.warning(
-                "loop %s failed and starts again in %.3g s: %s", name, delay, _text(problem), exc_info=_trace(problem)
+                "loop %s failed and will start again in %.3g s: %s",
+                name,
+                delay,
+                _text(problem),
+                exc_info=_trace(problem),
             )
             await asyncio.sleep(delay)
 
@@ -178,7 +190,7 @@ class _Failed:
 
 
 async def _outcome(work: Awaitable[T]) -> T | _Failed:
-    """Turn an expected failure into a value: it is the waiting caller's to handle, not the supervisor's to report."""
+    """Return an expected failure as a value: the caller handles it, so the supervisor must not report it."""
     try:
         return await work
     except ActorhubError as error:
@@ -190,24 +202,24 @@ def _text(error: BaseException) -> str:
 
 
 def _trace(error: BaseException) -> BaseException | None:
-    """Return `error` where its traceback says more than its text: not for failures that were foreseen."""
+    """Return `error` if its traceback tells more than its text, which is so for failures that nobody foresaw."""
     return None if isinstance(error, ActorhubError | TimeoutError) else error
 
 
 async def set_or_time(event: asyncio.Event, seconds: float | None) -> None:
-    """Return once `event` is set, or after `seconds`; `None`: only then."""
+    """Return once `event` is set, but after `seconds` at the latest unless that is `None`."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
 
 
 async def store_call(supervisor: Supervisor, work: Coroutine[Any, Any, T], name: str, seconds: float) -> T:
-    """Return the result of one call of the store, or give up the wait after `seconds`.
+    """Return the result of one call of the store, waiting at most `seconds`.
 
     Raises:
-        PersistenceError: the store failed it, or gave no answer in time: then the outcome is unknown.
+        PersistenceError: The store failed, or did not answer in time. Then the outcome is unknown.
     """
     try:
         return await supervisor.bounded(work, name, seconds)
     except TimeoutError as error:
-        raise PersistenceError(f"the store does not answer: {error}") from error
+        raise PersistenceError(f"the store did not answer in time: {error}") from error

@@ -122,7 +122,7 @@ _CLUSTER: Final = (
     ),
     _gauge(
         "takeover_duration_seconds",
-        "The last takeover, from the decision or the suspicion that led to it until the last shard was granted.",
+        "The last takeover: from the suspicion that led to it, or else its start, to the last shard granted.",
         lambda read: read.ownership.last_takeover_seconds,
     ),
     _counter("takeovers", "Shards taken over.", lambda read: read.ownership.takeovers),

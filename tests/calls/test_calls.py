@@ -203,8 +203,8 @@ async def test_wrong_calls_fail_where_they_are_written(client: Cluster) -> None:
 
 
 async def test_a_result_of_another_type_is_the_handlers_failure(anywhere: Cluster) -> None:
-    """The caller learns that the handler returned something else than it declares."""
-    with pytest.raises(HandlerFailed, match=r"something else than it declares.*orders\.lie: result"):
+    """The caller learns that the handler returned something other than it declares."""
+    with pytest.raises(HandlerFailed, match=r"something other than it declares.*orders\.lie: result"):
         await anywhere.client(Orders)("ada").lie()
 
 

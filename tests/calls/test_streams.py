@@ -239,10 +239,10 @@ async def test_a_crash_in_a_stream_names_the_exception(cluster: Cluster) -> None
 
 
 async def test_an_item_of_another_type_is_the_producers_failure(cluster: Cluster) -> None:
-    """The consumer hears that the handler returned something else than it declares."""
+    """The consumer hears that the handler returned something other than it declares."""
     stream = cluster.client(Ticker)("a").lies()
     assert await anext(stream) == 1
-    with pytest.raises(HandlerFailed, match="something else than it declares"):
+    with pytest.raises(HandlerFailed, match="something other than it declares"):
         await anext(stream)
 
 

@@ -98,10 +98,10 @@ async def test_everybody_reaches_it(cluster: Cluster) -> None:
 
 
 async def test_a_client_of_a_singleton_is_a_type_error(cluster: Cluster) -> None:
-    """It has one id, so it is not addressed by id; and an entity is no singleton."""
+    """It has one id, so it is not addressed by id; and an entity is not a singleton."""
     with pytest.raises(TypeError, match=r"Plain is a singleton: use cluster\.singleton\(Plain\)"):
         cluster.client(Plain)  # type: ignore[type-var]
-    with pytest.raises(TypeError, match=r"Entry is no singleton: use cluster\.client\(Entry\)"):
+    with pytest.raises(TypeError, match=r"Entry is not a singleton: use cluster\.client\(Entry\)"):
         cluster.singleton(Entry)  # type: ignore[type-var]
     with pytest.raises(ConfigurationError, match=r"hub\.register\(Stranger\)"):
         cluster.singleton(Stranger)

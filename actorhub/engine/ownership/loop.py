@@ -239,6 +239,8 @@ class Ownership:
             ConfigurationError: Another living runner has this address.
             PersistenceError: The store failed.
         """
+        # The first heartbeat registers this runner and reads who else there is. Balancing starts after that: with an
+        # empty table, this runner would desire every shard and try to take those of its peers.
         self._watchdog = Watchdog(self._clock, self._on_lease_expired)
         try:
             await self._membership.replace_namesakes(self._info)
@@ -277,6 +279,8 @@ class Ownership:
         except BaseException:
             self._stop("its shutdown was cancelled")
             raise
+        # Fencing gives the session up and closes it in the background; deregistering waits for that, so that the locks
+        # are free when the row is gone and peers act on it.
         session = self._holdings.session
         self._stop(reason)
         await self._deregister(session, reserve)
@@ -344,6 +348,7 @@ class Ownership:
             # While the answer was on its way, the watchdog fenced this runner. An answer that comes too late must not
             # make the lease fresh again: the shards have been revoked, and the session has been given up.
             return
+        # The lease first: whatever follows from the runner table may start work that checks it.
         self._last_sent = max(sent, self._last_sent)
         self._lease.fresh_until = self._last_sent + _LEASE
         if self._watchdog is not None:
@@ -385,9 +390,11 @@ class Ownership:
             given_away=self._given_away(),
             places=limit - self._handovers.active(),
         )
+        # Each of these notes its shards in `held` before it returns, so the next run of this loop leaves them alone.
         self._acquisitions.start(plan.acquire, self._info, self._membership.suspects.since(now))
         self._handovers.start(plan.release, self._grace(now))
         self._membership.suspects.on_tried(now)
+        # A drain that becomes slow frees its place without an event, and suspects are tried by the clock.
         pauses = [SLOW_DRAIN] if plan.waiting else []
         if (next_try := self._membership.suspects.next_try()) is not None:
             pauses.append(max(0.0, next_try - now))
@@ -408,6 +415,7 @@ class Ownership:
         return self._handover_grace if self._drain_deadline is None else max(0.0, self._drain_deadline - now)
 
     def _on_session_lost(self, session: GuardedSession, reason: str) -> None:
+        # A session that was given up may still report its loss, when this runner already has the next one.
         if session is self._holdings.session:
             self._sessions_lost += 1
             self._fence(f"the lock session is lost: {reason}")

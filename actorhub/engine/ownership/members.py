@@ -84,11 +84,14 @@ class Membership:
         """Take in the runner table; return whether the living runners, or what they declare, changed."""
         now = self._clock.monotonic()
         forgiven = self._forgiven if now < self._forgiven_until else 0.0
+        # Suspects first: what is desired, and who may be given shards, depends on them.
         self._rows = rows
         self.suspects.observe([row for row in rows if row.info.runner != me.runner], now, forgiven)
         before = [row.info for row in self.living]
         self.living = living(rows, me, forgiven)
         for incarnation, forget in stale(rows, me, forgiven).items():
+            # All runners see the silence at about the same time, and each of them evicts. That does no harm: ending a
+            # session that has ended, or removing a row that is gone, does nothing.
             if now - self._evicted.get(incarnation, NEVER) >= _EVICTION_INTERVAL:
                 self._evicted[incarnation] = now
                 _ = self._supervisor.spawn(self._evict(incarnation, forget=forget), "evict silent runner")

@@ -216,6 +216,8 @@ class Suspects:
                 if silent_for - forgiven >= LIVE_WITHIN:
                     self.add(incarnation, now)
                 continue
+            # The time of the last heartbeat is computed from its age. The same heartbeat, read again, gives almost the
+            # same time, however often the table is read.
             if now - silent_for > suspicion.last_beat + _SAME_BEAT:
                 suspicion.last_beat = now - silent_for
                 suspicion.beats += 1

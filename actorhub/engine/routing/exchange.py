@@ -134,6 +134,7 @@ class Exchange:
             case NotOwner():
                 self._router.on_not_owner(peer, envelope.id, envelope.hint)
             case Chunk():
+                # Items that were on their way when the consumer left find no call.
                 message = peer.pending.get(envelope.id)
                 if message is not None and message.phase == SENT:
                     message.chunk(envelope.bodies)

@@ -175,6 +175,7 @@ class Inbound:
         if message.delivery is not None and message.delivery.is_deposit and not message.delivery.is_stored:
             self._router.deposits.deposit(message)
         elif shard is None:
+            # The caller's routing table is out of date, or this process has let go of the shard a moment ago.
             self.give_back(message)
         elif message.delivery is not None:
             self._host.delivery.accept(message, shard)
@@ -220,6 +221,7 @@ class Inbound:
         # away gets no answer.
         if not cancel.timed_out:
             del peer.serving[cancel.id]
+        # A message that waits in the router has no run whose end would answer the caller, so it is answered here.
         waited = message.phase in (NEW, PARKED)
         text = f"{message.what}: the caller {'ran out of time' if cancel.timed_out else 'went away'}"
         error = CallTimeout(text, possibly_executed=message.was_sent_before)

@@ -143,6 +143,8 @@ class Router:
             else:
                 host.delivery.accept(message, shard)
             return
+        # A known owner without a link is as good as none for now: the link is being opened, and releases what is
+        # parked.
         owner = self.table.owner(shard_id)
         peer = self._peers.by_runner(owner.runner) if owner is not None else None
         if peer is not None and message.hops < MAX_HOPS:
@@ -173,6 +175,7 @@ class Router:
         Some of it may be parked again at once. Then the time since which the shard's messages wait stays as it was.
         """
         for shard in shards:
+            # Taken out before any of it is routed: what is parked again goes to a new queue, and is not routed twice.
             parked = self._parked.pop(shard, None)
             if parked is None:
                 continue
@@ -245,6 +248,7 @@ class Router:
     def on_link_lost(self, peer: Peer, unsent: Iterable[int], reason: str) -> None:
         """Route again what never left this process, and treat as lost what may have been executed."""
         never_left = set(unsent)
+        # Taken out first: settling one call may send others, or call back one that is in the same table.
         pending, peer.pending = peer.pending, {}
         for request_id, message in pending.items():
             if message.phase != SENT:
@@ -260,6 +264,7 @@ class Router:
         A durable call is sent again: the store knows it by its id, so it takes effect once. Any other call fails, and
         the error says that it may have been executed; only the caller can know whether repeating it does harm.
         """
+        # Durable calls first: `resumes` prepares a stream to go on elsewhere, and is asked once per loss.
         if message.delivery is not None or message.resumes():
             self._route_again(message, unsure=True)
             return
@@ -279,6 +284,7 @@ class Router:
             text = f"{left}: no runner owned its shard {message.shard_id} before the deadline"
             message.failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
         elif phase == QUEUED:
+            # It is in a mailbox of this process and has not started, so it can be taken out for certain.
             self.withdraw(message, CallTimeout(f"{left}: it waited in the mailbox until the deadline"))
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
             message.abandoned_for = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
@@ -286,6 +292,8 @@ class Router:
             message.deadline = self._monotonic() + _OUTCOME_WAIT
             self.deadlines.add(message)
         elif phase in (SENT, RUNNING, COMMITTING):
+            # The peer did not say in time, or the handler runs here. A commit that is under way goes on, and only its
+            # reply is dropped: it cannot be called back, and its outcome is still unknown.
             error = message.abandoned_for or CallTimeout(f"{left}: no reply before the deadline")
             error.possibly_executed = True
             message.failed(error)
@@ -304,6 +312,7 @@ class Router:
 
     def close(self, error: ActorhubError) -> None:
         """Fail everything that is parked, and everything that would be parked from now on."""
+        # From here on nothing is parked: what is routed again because its link ends is refused at once.
         self._closed = error
         self.deadlines.close()
         if self._moved_timer is not None:
@@ -362,11 +371,14 @@ class Router:
             return
         self._remote += 1
         request_id = message.request_id = next(self._ids)
+        # The deadline travels as the time that is left, since the peer has another clock. On the wire 0 means that
+        # there is none, so a deadline that has just passed is sent as one millisecond.
         timeout_ms = 0
         if message.deadline != FOREVER:
             timeout_ms = int((message.deadline - self._monotonic()) * 1000)
             if not 0 < timeout_ms <= _LONGEST_TIMEOUT_MS:
                 timeout_ms = 1 if timeout_ms <= 0 else _LONGEST_TIMEOUT_MS
+        # In `pending` before it is sent: if the link has just broken, its end settles what it finds there.
         message.phase = SENT
         message.peer = peer
         peer.pending[request_id] = message
@@ -403,6 +415,7 @@ class Router:
         self._parked_count += 1
         self._parked.setdefault(shard, deque()).append(message)
         self._parked_since.setdefault(shard, self._monotonic())
+        # A durable tell does not need an owner to be accepted. If none comes soon, it is stored for whoever will be it.
         if message.kind == TELL and message.delivery is not None and not message.delivery.is_stored:
             self.deposits.parked(message)
         self._on_stranded()

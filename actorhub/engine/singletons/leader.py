@@ -232,6 +232,7 @@ class SingletonLeader:
 
     def on_main_loop_ended(self, error: ActorhubError | None, *, cut_short: bool = False) -> None:
         """`run` has returned, failed or been cut short. If it failed while the singleton leads, it is started again."""
+        # `lose` has settled it already, or the activation that it belonged to is not the present one.
         if self.execution.body != "running":
             return
         seconds = self._clock.monotonic() - self._main_loop_began
@@ -353,6 +354,8 @@ class SingletonLeader:
         """
         while cell.phase != DEAD:
             await self._until_changed()
+        # A cell may be dead while a hook of it still runs: the shard was lost in the middle of it. `lose` below must
+        # not call `on_lose_leadership` beside `on_become_leader`, or beside a handler.
         tasks = self._tasks.pop(cell, [])
         for task in tasks:
             task.cancel()
@@ -395,6 +398,7 @@ class SingletonLeader:
                 self._on_store_failed("its schedules or its heartbeat could not be written", error)
                 await asyncio.sleep(_RETRY)
                 continue
+            # An activation that has been well for that long makes up for those that failed before it.
             if self._clock.monotonic() - began > _BACKOFF.maximum:
                 self._failures = 0
             await set_or_time(self._wake, pause)
@@ -449,13 +453,14 @@ class SingletonLeader:
             self._heartbeat_at, self._sign_of_life_at = now, self._written_at
 
     async def _tell(self, spec: HandlerSpec, at: datetime, *, key: str, deliver_at: float) -> None:
-        when = Durable(key=key, deliver_at=deliver_at, payload_hash=payload_hash((at,)))
+        delivery = Durable(key=key, deliver_at=deliver_at, payload_hash=payload_hash((at,)))
         number = self._services.new_id()
-        told = FireTimeTell(spec, self.leadership.entity_id, message_id=number, at=at, when=when)
+        told = FireTimeTell(spec, self.leadership.entity_id, message_id=number, at=at, delivery=delivery)
         self._services.accept(told, self._shard)
         await told.future
 
     def _on_store_failed(self, what: str, error: PersistenceError) -> None:
+        # The store knows another owner. If this runner still believes that it owns the shard, that has to be checked.
         if isinstance(error, Fenced) and self._owns:
             self._services.mistrust(self._shard.id)
         _log.warning("singleton %s: %s, next attempt in %g s: %s", self.spec.name, what, _RETRY, error)

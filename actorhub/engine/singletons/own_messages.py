@@ -60,8 +60,8 @@ class FireTimeTell(AwaitedMessage):
 
     __slots__ = ()
 
-    def __init__(self, spec: HandlerSpec, entity_id: str, *, message_id: int, at: datetime, when: Durable) -> None:
+    def __init__(self, spec: HandlerSpec, entity_id: str, *, message_id: int, at: datetime, delivery: Durable) -> None:
         super().__init__(spec, entity_id, TELL)
         self.message_id = message_id
         self.body = spec.arguments.encode((at,))
-        self.delivery = when
+        self.delivery = delivery
