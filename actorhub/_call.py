@@ -259,7 +259,7 @@ class ToldCall(Message):
         call.trace_ended(None)
         self._under_way: set[Message] | None = None
 
-    def told_by(self, under_way: set[Message]) -> None:
+    def track_in(self, under_way: set[Message]) -> None:
         """Be in `under_way` until the receiver knows of this tell."""
         self._under_way = under_way
         under_way.add(self)
@@ -401,15 +401,15 @@ class _StreamMessage(Call):
 
     def failed(self, error: ActorhubError) -> None:
         """The producer's error, after the items before it; a durable stream that lost its runner goes on elsewhere."""
-        if isinstance(error, RunnerUnavailable) and self.resumes():
+        if isinstance(error, RunnerUnavailable) and self.try_resume():
             self.phase = NEW
             self.peer = self.cell = self.producer = self.task = None
             asyncio.get_running_loop().call_soon(self._route_again)
         else:
             self._end(error)
 
-    def resumes(self) -> bool:
-        """Whether it goes on at the next owner, with the item after the last one that arrived.
+    def try_resume(self) -> bool:
+        """Prepare to go on at the next owner, after the last item that arrived; `False` if it fails instead.
 
         `skip` counts what arrived. Each item that arrives gives it `retry.attempts` further losses.
         """

@@ -100,7 +100,7 @@ class Host:
         limit = around.limits.max_message_bytes
         storage, supervisor = around.storage, around.supervisor
 
-        self.scheduler = Scheduler(carry=self._carry, idle=self._idle, route=around.route)
+        self.scheduler = Scheduler(carry=self._carry, passivate_if_idle=self._passivate_if_idle, route=around.route)
         commits = Commits(
             storage=storage,
             supervisor=supervisor,
@@ -150,7 +150,7 @@ class Host:
             storage=storage,
             supervisor=supervisor,
             clock=around.clock,
-            gone=self._gone,
+            on_gone=self._on_gone,
         )
         self.residency = Residency(around.types, self.activations, around.clock)
         self.residents = Residents(
@@ -183,10 +183,10 @@ class Host:
                 saving=saving,
                 supervisor=supervisor,
                 max_message_bytes=limit,
-                not_owned=self._take_back,
+                take_back=self._take_back,
             ),
             gate=self.delivery.attempts,
-            not_owned=self._take_back,
+            take_back=self._take_back,
         )
         self.scheduler.context.run(
             services.set,
@@ -208,7 +208,7 @@ class Host:
             self.scheduler.enqueue(cell, message)
         elif shard.draining:
             shard.held.append(message)
-        elif not self.residents.has_room(hosted_type):
+        elif not self.residents.ensure_room(hosted_type):
             message.phase = DONE
             message.failed(
                 MailboxFull(
@@ -232,7 +232,7 @@ class Host:
         hosted = [HostedShard(shard, epoch, self.lease) for shard, epoch in shards.items()]
         self.shards.update((shard.id, shard) for shard in hosted)
         if self.has_durable:
-            self.delivery.granted(hosted)
+            self.delivery.on_granted(hosted)
         self.singletons.granted(hosted)
 
     def revoked(self, shards: Collection[ShardId], reason: str) -> None:
@@ -255,7 +255,7 @@ class Host:
             shard.emptied = asyncio.get_running_loop().create_future()
             for cell in list(shard.cells):
                 self.activations.close(cell)
-            self.scheduler.let_go(shard)
+            self.scheduler.cut_short(shard)
             try:
                 async with asyncio.timeout(grace):
                     await shard.emptied
@@ -298,19 +298,19 @@ class Host:
     def _carry(self) -> None:
         self.carriers.spawn()
 
-    def _idle(self, cell: Cell) -> None:
-        self.activations.idle(cell)
+    def _passivate_if_idle(self, cell: Cell) -> None:
+        self.activations.passivate_if_idle(cell)
 
     def _open_singleton(self, hosted_type: HostedType, shard: HostedShard) -> Cell:
         """Return the singleton's activation, made now if there is none; it always has a place in memory."""
         return self.residents.open(hosted_type, shard, str(hosted_type.spec.singleton_id))
 
-    def _gone(self, cell: Cell) -> None:
+    def _on_gone(self, cell: Cell) -> None:
         """Forget a cell without an instance; messages that came meanwhile get a fresh activation, here or elsewhere."""
         shard = cell.shard
         self.residents.forget(cell)
-        left = [message for message in cell.take_queue() if not message.taken_back()]
-        self.delivery.backlog.left(cell)
+        left = [message for message in cell.take_queue() if not message.on_not_started()]
+        self.delivery.backlog.on_entity_left(cell)
         if cell.is_singleton:
             self.singletons.on_gone(cell)
         if shard.draining:
@@ -325,12 +325,12 @@ class Host:
                 self._take_back(message)
 
     def _kill(self, shard: HostedShard) -> None:
-        self.delivery.revoked(shard)
+        self.delivery.on_revoked(shard)
         self.singletons.over(shard)
         held, shard.held = shard.held, type(shard.held)()
         for cell in list(shard.cells):
             cell.phase = DEAD
-            self.delivery.memory.cell_killed(cell)
+            self.delivery.memory.on_cell_killed(cell)
             self.residents.kill(cell)
             if cell.is_singleton:
                 self.singletons.on_gone(cell)
@@ -343,7 +343,7 @@ class Host:
 
     def _take_back(self, message: Message) -> None:
         """Send a message that did not start on its way again, unless its caller has been told that it failed."""
-        if message.producer is None and message.phase != DONE and not message.taken_back():
+        if message.producer is None and message.phase != DONE and not message.on_not_started():
             message.phase = NEW
             message.cell = None
             message.is_nested = False
@@ -358,7 +358,7 @@ class Host:
                 # A stream whose own commit this was ends with that error.
                 if task is not asyncio.current_task():
                     task.cancel()
-            self._gone(cell)
+            self._on_gone(cell)
         if self.shards.get(cell.shard.id) is cell.shard:
             # What a former activation still tries says nothing of a shard that was lost, or acquired anew, since.
             self._mistrust(cell.shard.id)

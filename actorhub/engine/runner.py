@@ -304,7 +304,7 @@ class Runner:
         """A broken link may be a dead runner: its locks will tell."""
         if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
             self.ownership.suspect(peer.runner.incarnation)
-            self.host.delivery.sender_lost()
+            self.host.delivery.on_sender_lost()
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
         """Shards were released: perhaps for us."""

@@ -77,7 +77,7 @@ class RunnerRequests:
             self._host.poll()
             caller.complete_waiting(b"")
         elif caller.kind == COMPLETED:
-            self._host.deferrals.completed([caller.body])
+            self._host.deferrals.on_completed([caller.body])
             caller.complete_waiting(b"")
         else:
             _ = self._node.supervisor.spawn(
@@ -93,7 +93,7 @@ class RunnerRequests:
         """
         made = completion(outcome.token, self._host.deferrals.secret, outcome.kind, outcome.data)
         is_first = await self._store.complete(made)
-        self._host.deferrals.completed([made.token_hash])
+        self._host.deferrals.on_completed([made.token_hash])
         for peer in self._node.peers.runners():
             self._node.router.send_to(CompletionNotice(made.token_hash), peer)
         return is_first

@@ -238,7 +238,7 @@ class Router:
 
         A durable call is sent again: it is known by its id, and runs once.
         """
-        if message.delivery is not None or message.resumes():
+        if message.delivery is not None or message.try_resume():
             self._again(message, unsure=True)
             return
         message.phase = DONE
@@ -372,7 +372,7 @@ class Router:
         self._parked.setdefault(shard, deque()).append(message)
         self._parked_since.setdefault(shard, self._monotonic())
         if message.kind == TELL and message.delivery is not None and not message.delivery.is_stored:
-            self.deposits.parked(message)
+            self.deposits.on_parked(message)
         self._stranded()
 
     def _refuse(self, message: Message, error: ActorhubError) -> None:

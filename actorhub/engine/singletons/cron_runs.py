@@ -49,22 +49,22 @@ class CountedRuns:
         self._instant = instant
         self._counted = counted
 
-    def run_committed(self, message: DurableMessage, body: bytes) -> None:
+    def on_run_committed(self, message: DurableMessage, body: bytes) -> None:
         """Count a run that is committed."""
         self._schedule.succeeded(self._instant)
         self._counted()
-        self._events.run_committed(message, body)
+        self._events.on_run_committed(message, body)
 
-    def run_failed(self, message: DurableMessage, error: ActorhubError) -> None:
+    def on_run_failed(self, message: DurableMessage, error: ActorhubError) -> None:
         """Count a run that failed."""
         if not _was_lost(message, error):
             self._schedule.failed(self._instant, _text(error), for_good=_is_last(message, error))
             self._counted()
-        self._events.run_failed(message, error)
+        self._events.on_run_failed(message, error)
 
-    def run_taken_back(self, message: DurableMessage) -> None:
+    def on_run_not_started(self, message: DurableMessage) -> None:
         """Nothing ran, so there is nothing to count."""
-        self._events.run_taken_back(message)
+        self._events.on_run_not_started(message)
 
 
 def _was_lost(message: DurableMessage, error: ActorhubError) -> bool:

@@ -99,7 +99,7 @@ class MainLoopRun(Message):
         self.waits_for_room = True
         self.progress = progress
 
-    def taken_back(self) -> bool:
+    def on_not_started(self) -> bool:
         """End with its activation: the next one starts its own."""
         self.leader.main_loop_taken_back()
         return True
