@@ -221,20 +221,20 @@ class Call(Message):
             self.message_id = self._target.node.ids.new_id()
         self.delivery = durable
 
-    def accepted(self) -> None:
+    def on_accepted(self) -> None:
         """Let the teller go on; from here on the message has no deadline."""
         self._target.node.deadlines.drop(self)
         self.deadline = FOREVER
-        self.completed(b"")
+        self.on_completed(b"")
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Wake the caller."""
         future = self._future
         assert future is not None
         if not future.done():
             future.set_result(body)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Wake the caller with the error; one that waits no longer does not hear of it."""
         assert self._future is not None
         if not self._future.done():
@@ -264,12 +264,12 @@ class ToldCall(Message):
         self._under_way = under_way
         under_way.add(self)
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Nobody waits."""
         if self._under_way is not None:
             self._under_way.discard(self)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Log and count, unless it is stored, and so will be found by its owner."""
         if self._under_way is not None:
             self._under_way.discard(self)
@@ -395,11 +395,11 @@ class _StreamMessage(Call):
             elif self.phase == SENT and self.peer is not None:
                 self.peer.grant(self, count)
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """The producer's end."""
         self._end(None)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """The producer's error, after the items before it; a durable stream that lost its runner goes on elsewhere."""
         if isinstance(error, RunnerUnavailable) and self.try_resume():
             self.phase = NEW
@@ -432,7 +432,7 @@ class _StreamMessage(Call):
         if not self._is_over and self.phase == NEW:
             self._target.node.router.route(self)
 
-    def chunk(self, bodies: Sequence[bytes]) -> None:
+    def on_items(self, bodies: Sequence[bytes]) -> None:
         """Take items; the first sign of life ends the deadline, since a stream may be long."""
         if self.deadline != FOREVER:
             self._target.node.deadlines.drop(self)

@@ -210,7 +210,7 @@ class Host:
             shard.held.append(message)
         elif not self.residents.ensure_room(hosted_type):
             message.phase = DONE
-            message.failed(
+            message.on_failed(
                 MailboxFull(
                     f"{message.address}: {self.residents.count} entities are resident, all busy or just leaving"
                 )

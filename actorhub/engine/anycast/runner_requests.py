@@ -51,10 +51,10 @@ class CompletionNotice(Message):
         super().__init__(_COMPLETED_SPEC, "", COMPLETED)
         self.body = token_hash
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """It was heard."""
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Note that it was not."""
         _log.debug("a runner was not told of a completion: %s", error)
 

@@ -124,7 +124,7 @@ class _Deposit(_Copy):
         super().__init__(told, is_deposit=True)
         self._wake = wake
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Wake the owner, then let the sender go on: what the sender sends next travels behind the wake.
 
         With another id in the answer, that of an earlier message with its key, nothing new was stored.
@@ -133,7 +133,7 @@ class _Deposit(_Copy):
             self._wake(self._told)
         self._told.complete_waiting(body)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Fail the sender's tell."""
         self._told.fail_waiting(error)
 
@@ -148,8 +148,8 @@ class _Wake(_Copy):
         self.deadline = FOREVER
         self.body = b""
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """The owner knows: nothing is left to do."""
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """The owner will find the deposit by its next scan, whenever that is."""

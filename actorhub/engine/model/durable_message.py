@@ -117,11 +117,11 @@ class DurableMessage(Message):
         self.events.on_run_not_started(self)
         return True
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Tell its callers."""
         self.events.on_run_committed(self, body)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Have it settled with the error, or run again."""
         self.progress = None  # The next run asks the store, since some steps of this one may be stored.
         self.events.on_run_failed(self, error)

@@ -216,14 +216,14 @@ class Message:
         """Prepare a stream whose producer was lost to go on at another one; `False` if it cannot, and so fails."""
         return False
 
-    def accepted(self) -> None:
+    def on_accepted(self) -> None:
         """A tell is in a mailbox: its sender goes on, and is not told of later errors."""
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Take the encoded result; for a stream, the end."""
         raise AssertionError
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Take the error that the call ended with."""
         raise AssertionError
 
@@ -231,15 +231,15 @@ class Message:
         """Complete a call that is `SENT`; one whose caller went away is left alone."""
         if self.phase == SENT:
             self.phase = DONE
-            self.completed(body)
+            self.on_completed(body)
 
     def fail_waiting(self, error: ActorhubError) -> None:
         """Fail a call that is `SENT`; one whose caller went away is left alone."""
         if self.phase == SENT:
             self.phase = DONE
-            self.failed(error)
+            self.on_failed(error)
 
-    def chunk(self, bodies: Sequence[bytes]) -> None:
+    def on_items(self, bodies: Sequence[bytes]) -> None:
         """Take items of a stream, encoded."""
         raise AssertionError
 
@@ -253,12 +253,12 @@ class AwaitedMessage(Message):
         super().__init__(spec, entity_id, kind)
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Take the encoded result."""
         if not self.future.done():
             self.future.set_result(body)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Take the error."""
         if not self.future.done():
             self.future.set_exception(error)

@@ -91,7 +91,7 @@ class Exchange:
             if isinstance(envelope, Reply):
                 message = self._answered(peer, envelope)
                 if message is not None:
-                    message.completed(envelope.body)
+                    message.on_completed(envelope.body)
             elif isinstance(envelope, Request) and inbound is not None:
                 inbound.request(peer, envelope)
             else:
@@ -119,13 +119,13 @@ class Exchange:
             case Failure():
                 message = self._answered(peer, envelope)
                 if message is not None:
-                    message.failed(decode_error(envelope.body))
+                    message.on_failed(decode_error(envelope.body))
             case NotOwner():
                 self._router.not_owner(peer, envelope.id, envelope.hint)
             case Chunk():
                 message = peer.pending.get(envelope.id)
                 if message is not None and message.phase == SENT:
-                    message.chunk(envelope.bodies)
+                    message.on_items(envelope.bodies)
             case Credit() | Cancel() if self._inbound is not None:
                 self._inbound.control(peer, envelope)
             case Owners():

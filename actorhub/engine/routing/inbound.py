@@ -65,13 +65,13 @@ class RemoteMessage(Message):
         self.delivery = request.durable
         self.skip = request.skip
 
-    def accepted(self) -> None:
+    def on_accepted(self) -> None:
         """Tell the sender of a tell that its message is in a mailbox; from here on it has no deadline."""
         self.deadline = FOREVER
         if self.caller.serving.pop(self.caller_id, None) is self:
             self.caller.link.send(Reply(self.caller_id, self.epoch, b""))
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Send the result."""
         if self.caller.serving.pop(self.caller_id, None) is self:
             # What is durable is committed, like what any runner may do: it does not depend on who owns the shard now.
@@ -80,14 +80,14 @@ class RemoteMessage(Message):
             else:
                 self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Send the error; a tell that was accepted before has nobody to hear of it."""
         if self.caller.serving.pop(self.caller_id, None) is self:
             self._inbound.fail(self.caller, self.caller_id, self.epoch, error)
         elif self.kind == TELL:
             self._inbound.dropped(self, error)
 
-    def chunk(self, bodies: Sequence[bytes]) -> None:
+    def on_items(self, bodies: Sequence[bytes]) -> None:
         """Send items of a stream."""
         if self._inbound.may_reply():
             self.caller.link.send(Chunk(self.caller_id, self.epoch, list(bodies)))
@@ -208,7 +208,7 @@ class Inbound:
         error = CallTimeout(text, possibly_executed=message.was_sent_before)
         self._router.withdraw(message, error)
         if waited:
-            message.failed(error)
+            message.on_failed(error)
 
     def abandoned(self, peer: Peer) -> None:
         """The link to a caller broke: what it asked for is called back; what it told goes on."""
@@ -274,10 +274,10 @@ class Detached(Message):
         super().__init__(spec, entity_id, TELL)
         self._inbound = inbound
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Nobody waits for it."""
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Log and count the error."""
         self._inbound.dropped(self, error)
 

@@ -242,7 +242,7 @@ class Router:
             self._again(message, unsure=True)
             return
         message.phase = DONE
-        message.failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
+        message.on_failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
 
     def _expire(self, message: Message) -> None:
         """The caller's deadline passed: call back what can be called back, and tell the caller what is known then."""
@@ -251,7 +251,7 @@ class Router:
         if phase in (NEW, PARKED):
             message.phase = DONE
             text = f"{left}: no runner owned its shard {message.shard_id} before the deadline"
-            message.failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
+            message.on_failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
         elif phase == QUEUED:
             self.withdraw(message, CallTimeout(f"{left}: it waited in the mailbox until the deadline"))
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
@@ -262,7 +262,7 @@ class Router:
         elif phase in (SENT, RUNNING, COMMITTING):
             error = message.abandoned_for or CallTimeout(f"{left}: no reply before the deadline")
             error.possibly_executed = True
-            message.failed(error)
+            message.on_failed(error)
             self.withdraw(message, error)
 
     def withdraw(self, message: Message, error: ActorhubError) -> None:
@@ -307,11 +307,11 @@ class Router:
         if (error := message.abandoned_for) is not None:
             message.phase = DONE
             error.possibly_executed = unsure or message.was_sent_before
-            message.failed(error)
+            message.on_failed(error)
             return
         if message.kind in ANY_RUNNER:
             message.phase = DONE
-            message.failed(RunnerUnavailable(f"{message.address}: the link broke before it was sent"))
+            message.on_failed(RunnerUnavailable(f"{message.address}: the link broke before it was sent"))
             return
         message.phase = NEW
         message.peer = None
@@ -327,7 +327,7 @@ class Router:
             peer.check_room()
         except MailboxFull as error:
             message.phase = DONE
-            message.failed(error)
+            message.on_failed(error)
             return
         self._remote += 1
         request_id = message.request_id = next(self._ids)
@@ -381,7 +381,7 @@ class Router:
             error = copy.copy(error)
             error.possibly_executed = True
         message.phase = DONE
-        message.failed(error)
+        message.on_failed(error)
 
     def unpark(self, message: Message) -> None:
         """Take a message out of what waits for owners."""

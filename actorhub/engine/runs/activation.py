@@ -234,7 +234,7 @@ class Activations:
         cell.phase = DEAD
         for message in cell.take_queue():
             message.phase = DONE
-            message.failed(error)
+            message.on_failed(error)
         self._on_gone(cell)
 
     async def _deactivate_leader(self, cell: Cell) -> None:

@@ -121,7 +121,7 @@ class Completion:
         message.phase = DONE
         message.drop_outbox()
         reply = self._as_reply(message, error)
-        message.failed(reply)
+        message.on_failed(reply)
         self._observe_end(message, reply)
         if message.transaction is not None:
             # The turn lasts until the locks of its SQL are free: the next run may want the same rows.
@@ -266,7 +266,7 @@ class Completion:
     def _finish(self, message: Message, body: bytes) -> None:
         """Reply, and send what the handler told; everything of the run is committed."""
         message.phase = DONE
-        message.completed(body)
+        message.on_completed(body)
         # The turn ends last: what the next run tells must not overtake what this one told (invariant G).
         if message.outbox:
             self._scheduler.send_told(message)
@@ -278,7 +278,7 @@ class Completion:
         """End a run whose commit was refused."""
         message.phase = DONE
         message.drop_outbox()
-        message.failed(error)
+        message.on_failed(error)
         self._observe_end(message, error)
         self._scheduler.end_turn(message)
 

@@ -83,7 +83,7 @@ class Scheduler:
         elif not self._queue(cell, message):
             return
         if message.kind == TELL:
-            message.accepted()
+            message.on_accepted()
 
     def _queue(self, cell: Cell, message: Message) -> bool:
         """Queue the message, or fail it; return whether a tell is accepted now, and not only when its turn comes."""
@@ -106,7 +106,7 @@ class Scheduler:
             if message.kind == TELL:
                 # If it waited beyond the mailbox's capacity its sender has waited, too: that is what slows senders
                 # down.
-                message.accepted()
+                message.on_accepted()
             self.start(message)
 
     def start(self, message: Message) -> None:
@@ -173,7 +173,7 @@ class Scheduler:
         if message.phase == QUEUED and message.task is None:  # with a task it is a stream that waits for its next turn
             self.dequeue(message)
             message.phase = DONE
-            message.failed(error)
+            message.on_failed(error)
         elif message.phase in (RUNNING, QUEUED):
             if message.abandoned_for is None:
                 # Without a task it is ready, or about to suspend: the carrier finds this mark then.
@@ -217,7 +217,7 @@ class Scheduler:
     def fail_unstarted(self, message: Message, error: ActorhubError) -> None:
         """Fail a message whose handler did not start."""
         message.phase = DONE
-        message.failed(error)
+        message.on_failed(error)
         if self.observer is not None:
             self.observer.refused(message, error)
 

@@ -178,9 +178,9 @@ class StreamProducer:
         if error is not None and cell.record is not None and self._has_turn and cell.phase != DEAD:
             roll_back(cell, shared=cell.load != EXCLUSIVE)
         if error is None:
-            message.completed(b"")
+            message.on_completed(b"")
         else:
-            message.failed(error)
+            message.on_failed(error)
         if self._ran and self._scheduler.observer is not None:
             self._scheduler.observer.ended(message, error)
         if self._has_turn:
@@ -199,7 +199,7 @@ class StreamProducer:
         context.run(running.set, message)
         if self._scheduler.observer is not None:
             self._scheduler.observer.started(message, context)
-        message.chunk(())
+        message.on_items(())
         message.deadline = FOREVER
         generator: AsyncGenerator[Any, None] = spec.function(cell.instance, *args)
         try:
@@ -237,7 +237,7 @@ class StreamProducer:
         bodies, self._bodies = self._bodies, []
         self._bodies_bytes = 0
         if bodies and self._message.phase != DONE:
-            self._message.chunk(bodies)
+            self._message.on_items(bodies)
 
     async def _await_turn_and_credit(self, cell: Cell) -> None:
         """Wait for credit and then for a turn; a producer that needs to wait for neither pauses now and then."""

@@ -104,11 +104,11 @@ class MainLoopRun(Message):
         self.leader.main_loop_taken_back()
         return True
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Note that it returned."""
         self.leader.main_loop_ended(None)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Note that it failed, or was cut short with its activation."""
         is_over = self.cell is not None and self.cell.phase != ACTIVE
         self.leader.main_loop_ended(error, cut_short=is_over and isinstance(error, RunnerUnavailable))
