@@ -73,8 +73,8 @@ class DueLoop:
     async def _promote(self, overdue: Collection[DurableMessage]) -> None:
         """Let the backlog's loader bring in what found no place."""
         # A row with a due time is found by scans of the schedule only. Once it is promoted it waits in line with what
-        # is due at once; only then may it leave memory, lest the loader scan before and find nothing. If that fails,
-        # the next scan of the schedule finds it again.
+        # is due at once; only then may it leave memory, or the loader might scan before and find nothing. If that
+        # fails, the next scan of the schedule finds it again.
         try:
             await self._store.promote_due([message.message_id for message in overdue])
         except PersistenceError as error:

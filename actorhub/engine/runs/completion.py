@@ -2,7 +2,7 @@
 
 A reply, and what the handler told, leaves only after the commit that it belongs to (invariant E). A failed *commit* is
 not a failed *run*. Where the store refused it because of owner, version or connection, the store may know better than
-this process what is committed: the activation is built anew, and a durable message runs again, at whoever owns the
+this process what is committed: the activation is rebuilt, and a durable message runs again, at whoever owns the
 shard then. That attempt counts, but leaves no line in the message's history.
 """
 
@@ -68,7 +68,7 @@ class Completion:
             scheduler: Takes turns back.
             commits: Asks the store.
             max_message_bytes: Limit of results and states.
-            distrust: Told of a cell about which the store disagrees: it must be built anew, or its shard was lost.
+            distrust: Told of a cell about which the store disagrees: it must be rebuilt, or its shard was lost.
         """
         self._scheduler = scheduler
         self._store = commits
@@ -154,7 +154,7 @@ class Completion:
             cell.record.data = data
 
     def on_refused(self, cell: Cell, error: BaseException) -> ActorhubError:
-        """Count a commit that failed, and have its cell built anew: the store may know better what is committed."""
+        """Count a commit that failed, and have its cell rebuilt: the store may know better what is committed."""
         self._refused += 1
         if not isinstance(error, ActorhubError):
             error = PersistenceError(f"{cell.address}: commit failed: {error!r}")

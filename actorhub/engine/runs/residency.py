@@ -79,7 +79,8 @@ class Residents:
         if hosted_type.spec.singleton_id is not None or self.count < self._most:
             return True
         # An entity that leaves counts until its on_deactivate is done, but the new one need not wait for that. So there
-        # may be more cells than the cap, at most twice as many, lest slow hooks let memory grow without bound.
+        # may be more cells than the cap, at most twice as many, so that slow hooks do not let memory grow without
+        # bound.
         return self.count < 2 * self._most and self._residency.make_room()
 
     def add(self, hosted_type: HostedType, shard: HostedShard, entity_id: str) -> Cell:
