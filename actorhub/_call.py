@@ -217,20 +217,20 @@ class Call(Message):
             self.message_id = self._target.node.ids.new_id()
         self.delivery = durable
 
-    def accepted(self) -> None:
+    def on_accepted(self) -> None:
         """Wake the sender of a tell. From now on the message has no deadline."""
         self._target.node.deadlines.drop(self)
         self.deadline = FOREVER
-        self.completed(b"")
+        self.on_completed(b"")
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Wake the caller."""
         future = self._future
         assert future is not None
         if not future.done():
             future.set_result(body)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Wake the caller with the error, if it still waits. Count a tell that fails after it was accepted."""
         assert self._future is not None
         if not self._future.done():
@@ -255,17 +255,17 @@ class ToldCall(Message):
         call.trace_ended(None)
         self._under_way: set[Message] | None = None
 
-    def told_by(self, under_way: set[Message]) -> None:
+    def track_in(self, under_way: set[Message]) -> None:
         """Stay in `under_way` until the receiver knows of this tell."""
         self._under_way = under_way
         under_way.add(self)
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Take note that the receiver knows."""
         if self._under_way is not None:
             self._under_way.discard(self)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Log and count the error, unless the tell is stored: then the owner of its shard will find it."""
         if self._under_way is not None:
             self._under_way.discard(self)
@@ -392,20 +392,20 @@ class _StreamMessage(Call):
             elif self.phase == SENT and self.peer is not None:
                 self.peer.grant(self, count)
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """End the stream."""
         self._end(None)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """End the stream with the error, after its items; a durable one that lost its runner goes on elsewhere."""
-        if isinstance(error, RunnerUnavailable) and self.resumes():
+        if isinstance(error, RunnerUnavailable) and self.try_resume():
             self.phase = NEW
             self.peer = self.cell = self.producer = self.task = None
             asyncio.get_running_loop().call_soon(self._route_again)
         else:
             self._end(error)
 
-    def resumes(self) -> bool:
+    def try_resume(self) -> bool:
         """Prepare it to go on at the next owner, after the last item that arrived; return `False` if it does not.
 
         The next producer runs the generator from the start, and drops the first `skip` items, which have arrived. The
@@ -430,7 +430,7 @@ class _StreamMessage(Call):
         if not self._is_over and self.phase == NEW:
             self._target.node.router.route(self)
 
-    def chunk(self, bodies: Sequence[bytes]) -> None:
+    def on_items(self, bodies: Sequence[bytes]) -> None:
         """Take items. The first ones end the deadline, since a stream may be long."""
         if self.deadline != FOREVER:
             self._target.node.deadlines.drop(self)

@@ -94,7 +94,7 @@ class Host:
         self._reroute = around.reroute
         self._mistrust = around.mistrust
         self.server = ServerClock(around.clock)
-        self.scheduler = Scheduler(carry=self._carry, idle=self._idle, route=around.route)
+        self.scheduler = Scheduler(carry=self._carry, passivate_if_idle=self._passivate_if_idle, route=around.route)
         self._runs = RunParts(
             storage=around.storage,
             supervisor=around.supervisor,
@@ -103,7 +103,7 @@ class Host:
             limits=around.limits,
             scheduler=self.scheduler,
             distrust=self._distrust,
-            not_owned=self._take_back,
+            take_back=self._take_back,
         )
         self.completion = self._runs.completion
         self.deferrals = self._runs.deferrals
@@ -115,7 +115,7 @@ class Host:
             storage=around.storage,
             supervisor=around.supervisor,
             clock=around.clock,
-            gone=self._gone,
+            on_gone=self._on_gone,
         )
         self.residency = Residency(around.types, self.activations, around.clock)
         self.residents = Residents(
@@ -130,7 +130,7 @@ class Host:
             completion=self.completion,
             streams=self._runs.streams,
             gate=self.delivery.attempts,
-            not_owned=self._take_back,
+            take_back=self._take_back,
         )
         run_services = RunServices(
             saving=self._runs.saving,
@@ -193,9 +193,9 @@ class Host:
             self.scheduler.enqueue(cell, message)
         elif shard.draining:
             shard.held.append(message)
-        elif not self.residents.has_room(hosted_type):
+        elif not self.residents.ensure_room(hosted_type):
             message.phase = DONE
-            message.failed(
+            message.on_failed(
                 MailboxFull(
                     f"{message.address}: no room in memory: {self.residents.count} entities are resident, and all of "
                     "them are busy or leaving"
@@ -223,7 +223,7 @@ class Host:
         hosted = [HostedShard(shard, epoch, self.lease) for shard, epoch in shards.items()]
         self.shards.update((shard.id, shard) for shard in hosted)
         if self.has_durable:
-            self.delivery.granted(hosted)
+            self.delivery.on_granted(hosted)
         self.singletons.on_granted(hosted)
 
     def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
@@ -260,7 +260,7 @@ class Host:
             shard.emptied = asyncio.get_running_loop().create_future()
             for cell in list(shard.cells):
                 self.activations.close(cell)
-            self.scheduler.let_go(shard)
+            self.scheduler.cut_short(shard)
             try:
                 async with asyncio.timeout(grace):
                     await shard.emptied
@@ -303,20 +303,20 @@ class Host:
     def _carry(self) -> None:
         self.carriers.spawn()
 
-    def _idle(self, cell: Cell) -> None:
-        self.activations.idle(cell)
+    def _passivate_if_idle(self, cell: Cell) -> None:
+        self.activations.passivate_if_idle(cell)
 
     def _open_singleton(self, hosted_type: HostedType, shard: HostedShard) -> Cell:
         """Return the singleton's activation, and begin to make one if there is none. It is not subject to the cap."""
         return self.residents.open(hosted_type, shard, str(hosted_type.spec.singleton_id))
 
-    def _gone(self, cell: Cell) -> None:
+    def _on_gone(self, cell: Cell) -> None:
         """Forget a cell without an instance. What is left in its mailbox gets a new activation, here or elsewhere."""
         shard = cell.shard
         # The cell is forgotten before its messages are placed again, so that they make a new one.
         self.residents.forget(cell)
-        left = [message for message in cell.take_queue() if not message.taken_back()]
-        self.delivery.backlog.left(cell)
+        left = [message for message in cell.take_queue() if not message.on_not_started()]
+        self.delivery.backlog.on_entity_left(cell)
         if cell.is_singleton:
             self.singletons.on_gone(cell)
         if shard.draining:
@@ -332,12 +332,12 @@ class Host:
 
     def _kill(self, shard: HostedShard) -> None:
         # All cells are dead before the first message is sent on: it could come back to a cell of this very shard.
-        self.delivery.revoked(shard)
+        self.delivery.on_revoked(shard)
         self.singletons.on_lost(shard)
         held, shard.held = shard.held, type(shard.held)()
         for cell in list(shard.cells):
             cell.phase = DEAD
-            self.delivery.memory.cell_killed(cell)
+            self.delivery.memory.on_cell_killed(cell)
             self.residents.kill(cell)
             if cell.is_singleton:
                 self.singletons.on_gone(cell)
@@ -353,7 +353,7 @@ class Host:
 
         A stream that has a producer did start, so its consumer must learn of the loss.
         """
-        if message.producer is None and message.phase != DONE and not message.taken_back():
+        if message.producer is None and message.phase != DONE and not message.on_not_started():
             message.phase = NEW
             message.cell = None
             message.is_nested = False
@@ -373,7 +373,7 @@ class Host:
                 # error.
                 if task is not asyncio.current_task():
                     task.cancel()
-            self._gone(cell)
+            self._on_gone(cell)
         if self.shards.get(cell.shard.id) is cell.shard:
             # A refusal of what a former activation tried to commit says nothing about the shard if that was lost, or
             # acquired again, in the meantime.

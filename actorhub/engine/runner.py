@@ -337,7 +337,7 @@ class Runner:
         """
         if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
             self.ownership.suspect(peer.runner.incarnation)
-            self.host.delivery.sender_lost()
+            self.host.delivery.on_sender_lost()
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
         """Try to acquire shards that a peer has released; they may be for this runner."""

@@ -197,7 +197,7 @@ async def test_a_readonly_handler_that_changes_state_fails(memory: MemoryCluster
 
 async def test_save_without_state_says_where_it_works(cluster: Cluster) -> None:
     """An entity that keeps nothing has nothing to save."""
-    with pytest.raises(HandlerFailed, match=r"save\(\) works in the handlers of an Entity with state"):
+    with pytest.raises(HandlerFailed, match=r"save\(\) can be called in a handler of an Entity with state"):
         await cluster.client(Bare)("a").save_nothing()
 
 

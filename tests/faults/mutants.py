@@ -106,7 +106,7 @@ def _(patch: Patch) -> None:
 
     def start_uncounted(self: Attempts, message: DurableMessage) -> None:
         message.attempts += 1
-        self.counted(message)
+        self.on_counted(message)
 
     patch(Intake, "_store_message", store_uncounted)
     patch(Attempts, "start", start_uncounted)

@@ -264,7 +264,7 @@ async def test_a_wait_hardly_looks_into_the_store(
     memory: MemoryCluster, runner: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Twice when it begins, and then once per interval: what it is not told of it finds then."""
-    monkeypatch.setattr(engine, "_SCAN", 0.2)
+    monkeypatch.setattr(engine, "_SCAN_INTERVAL", 0.2)
     looks: list[float] = []
     store = runner_of(runner).storage.checkpoints
     look = store.completions
@@ -290,14 +290,14 @@ async def test_a_wait_outlasts_a_store_that_is_away(
     memory: MemoryCluster, runner: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A look that fails is noted and made again; it fails neither the wait nor the run."""
-    monkeypatch.setattr(engine, "_SCAN", 0.05)
+    monkeypatch.setattr(engine, "_SCAN_INTERVAL", 0.05)
     doing["a"] = waits_for(int)
     asked = soon(runner.client(Clerk)("a").work())
     made = await token()
     await until(lambda: waiting(memory) == 1)
     await asyncio.sleep(0.05)
     memory.store.available = False
-    await until(lambda: "cannot look whether a deferred value" in caplog.text)
+    await until(lambda: "cannot read whether a deferred value" in caplog.text)
     memory.store.available = True
     assert await runner.complete(made, 1)
     assert await asked == 1

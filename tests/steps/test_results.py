@@ -198,7 +198,7 @@ async def test_a_result_of_another_type_than_annotated_is_refused(runner: Cluste
     assert "Expected `int`" in str(error)
 
 
-async def test_a_stored_result_that_does_not_fit_any_more_says_what_to_do(runner: Cluster) -> None:
+async def test_a_stored_result_that_no_longer_fits_says_what_to_do(runner: Cluster) -> None:
     """A release that changed the type of a step in use must give it another name."""
 
     def older() -> str:

@@ -54,7 +54,7 @@ async def test_one_name_is_one_step(runner: Cluster) -> None:
     doing["a"] = work
     found = await runner.client(Clerk)("a").work()
     assert found[0] == "1"
-    assert "'at once' runs already" in found[1]
+    assert "'at once' is already running" in found[1]
     assert found[2:] == [2, 2]
 
 

@@ -210,7 +210,7 @@ async def test_a_sleep_outlasts_a_store_that_is_away(
     await until(lambda: len(saved(memory, told).checkpoints) == 1)
     await asyncio.sleep(0.05)
     memory.store.available = False
-    await until(lambda: "cannot see whether its sleep is over" in caplog.text)
+    await until(lambda: "cannot read whether its sleep is over" in caplog.text)
     memory.store.available = True
     await runner.reply(told)
     assert gates["a"].log == ["run 1"]

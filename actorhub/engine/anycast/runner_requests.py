@@ -54,10 +54,10 @@ class CompletionNotice(Message):
         super().__init__(_COMPLETED_SPEC, "", COMPLETED)
         self.body = token_hash
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Do nothing: the runner knows."""
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Log that the runner was not reached."""
         _log.debug("a runner was not told that a deferred value was completed: %s", error)
 
@@ -80,7 +80,7 @@ class RunnerRequests:
             self._host.poll()
             caller.complete_waiting(b"")
         elif caller.kind == COMPLETED:
-            self._host.deferrals.completed([caller.body])
+            self._host.deferrals.on_completed([caller.body])
             caller.complete_waiting(b"")
         else:
             _ = self._node.supervisor.spawn(
@@ -99,7 +99,7 @@ class RunnerRequests:
         """
         made = completion(outcome.token, self._host.deferrals.secret, outcome.kind, outcome.data)
         is_first = await self._store.complete(made)
-        self._host.deferrals.completed([made.token_hash])
+        self._host.deferrals.on_completed([made.token_hash])
         for peer in self._node.peers.runners():
             self._node.router.send_to(CompletionNotice(made.token_hash), peer)
         return is_first

@@ -1,4 +1,9 @@
-"""Runs of durable messages before they start: each is counted in the store first, or else it does not start."""
+"""Counts each run of a durable message in the store before it starts; a run that is not counted does not start.
+
+Afterwards would be too late: a message that kills its runner would do so again and again, at each new owner. Where it
+costs nothing the count comes with another statement: the first run's with the insert (`durable.intake`), the next
+message's with the commit of the run before it (`runs.commits.next_to_count`).
+"""
 
 from asyncio import Future
 from functools import partial
@@ -20,7 +25,7 @@ _EARLY: Final = Backoff(initial=0.002, maximum=1.024)
 
 
 class Attempts:
-    """Counts a run while its message holds its entity's turn."""
+    """Counts the run of a message that has its entity's turn, and keeps the turn meanwhile."""
 
     def __init__(self, owner: Owner, *, memory: InMemory, settlement: Settlement, schedule: Schedule) -> None:
         self._memory = memory
@@ -35,15 +40,15 @@ class Attempts:
         """Runs that were not a message's first."""
 
     def begin(self, message: DurableMessage) -> bool:
-        """Return whether the message, which has its turn, runs now; else the turn is kept, or given back, here."""
+        """Return whether the message, which has its turn, runs now; else the turn is kept until it can, or ended."""
         if message.is_counted:
             message.place = Place.RUNNING
             self.redelivered += message.attempts > 1
             return True
         if message.place is not Place.MAILBOX:
-            # It left its entity when its turn had come and no carrier had looked at it yet.
+            # It left its entity after it had got its turn and before a carrier got to it.
             message.phase = DONE
-            self._scheduler.ended(message)
+            self._scheduler.end_turn(message)
             return False
         message.place = Place.STARTING
         if message.is_stored:
@@ -51,45 +56,50 @@ class Attempts:
         return False
 
     def start(self, message: DurableMessage) -> None:
-        """Count the run that has its turn; or bury a message whose runs, each cut short, are used up."""
+        """Count the run of a stored message; make a dead letter of one that has no attempts left."""
         limit = message.spec.retry.attempts
+        # A run that fails is settled as such. That the count reached the limit without a last failure means that the
+        # last run came to no end: it may have killed its runner.
         if message.attempts >= limit:
             message.place = Place.RUNNING
             message.phase = DONE
-            self._scheduler.ended(message)
+            self._scheduler.end_turn(message)
             self._settlement.fail(
                 message,
                 HandlerFailed(
                     "RunnerLost",
-                    f"{message.what}({message.entity_id}): {message.attempts} runs ended with their runners",
+                    f"{message.what}({message.entity_id}): given up after {message.attempts} attempts: the last one "
+                    "came to no end, because its runner died or its commit was refused",
                 ),
             )
             return
         start = RunStart(message.message_id, message.shard.id, message.shard.epoch, message.attempts + 1)
         self._store.start_run(start, self._incarnation).add_done_callback(
-            partial(self._started, message), context=self._scheduler.context
+            partial(self._on_start_answer, message), context=self._scheduler.context
         )
 
-    def _started(self, message: DurableMessage, outcome: "Future[Readiness]") -> None:
+    def _on_start_answer(self, message: DurableMessage, outcome: "Future[Readiness]") -> None:
         error = store_error(outcome)
         if message.place is not Place.STARTING:
-            return
+            return  # It left its entity meanwhile, and its turn with it. If the run was counted, that costs an attempt.
         if error is not None:
+            # Perhaps it is counted. The loader reads how many are.
             self._memory.spill(message)
             return
         match outcome.result():
             case Readiness.RUN:
                 message.attempts += 1
-                self.counted(message)
+                self.on_counted(message)
             case Readiness.GONE:
-                self._settlement.gone(message)
+                self._settlement.on_settled_elsewhere(message)
             case Readiness.EARLY:
-                self._too_early(message)
+                self._on_early(message)
             case Readiness.FENCED:
+                # It keeps its turn: nothing else of the entity may start, either, until it is known who owns the shard.
                 self._mistrust(message.shard.id)
 
-    def _too_early(self, message: DurableMessage) -> None:
-        """The store's clock is behind what was thought of it: a little, or it stepped back."""
+    def _on_early(self, message: DurableMessage) -> None:
+        """Wait a little longer: the store's clock is behind what this process believed, or it stepped back."""
         message.early += 1
         pause = _EARLY.longest(message.early)
         if pause == _EARLY.maximum:
@@ -97,8 +107,8 @@ class Attempts:
             self._schedule.poll_soon()
         self._memory.schedule(message, max(message.due, self._server.now()) + pause)
 
-    def counted(self, message: DurableMessage) -> None:
-        """Let the message, whose run is counted now, go on with its turn."""
-        message.place = Place.MAILBOX
+    def on_counted(self, message: DurableMessage) -> None:
+        """The run of a message that waited with its turn is counted: start it."""
+        message.place = Place.MAILBOX  # Through a carrier again, and so through its checks: time has passed.
         message.is_counted = True
         self._scheduler.start(message)

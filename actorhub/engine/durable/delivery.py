@@ -1,4 +1,4 @@
-"""Durable messages on a runner: the parts that take them from the store to their reply, put together."""
+"""Durable messages on a runner: the parts that see them from their call to their reply, put together."""
 
 from collections.abc import Iterable
 
@@ -21,23 +21,23 @@ from actorhub.engine.runs.residency import Residents
 
 
 class DeliveryStatistics(msgspec.Struct, frozen=True):
-    """Counts since the start of this process, and what is in memory now."""
+    """Counts since the start of this process, and how many messages are in memory now."""
 
     settled: int
-    """Messages whose handler's outcome was committed here."""
+    """Messages whose outcome, a value or an error of the handler, was committed here."""
     failed_runs: int
     dead_letters: int
     redelivered: int
     """Runs that were not a message's first."""
     in_memory: int
     scheduled: int
-    """Of those, with a due time."""
+    """Of those in memory, how many have a due time."""
     scans: int
-    """Reads of the store for messages that wait there."""
+    """Reads of the store for messages that wait in it."""
 
 
 class Delivery:
-    """Makes the parts bottom-up, and passes on what the host tells."""
+    """Makes the parts, bottom-up, and passes on what the host tells them."""
 
     def __init__(self, owner: Owner, residents: Residents) -> None:
         self._shards = owner.shards
@@ -72,7 +72,7 @@ class Delivery:
         )
 
     def accept(self, message: Message, shard: HostedShard) -> None:
-        """Take a call of a durable handler, or a request about a durable message, of an owned shard."""
+        """Take a call of a durable handler, or a request about a durable message, for an owned shard."""
         if message.kind == CANCEL_MESSAGE:
             self.requests.cancel(message, shard)
         elif message.kind == RETRY_MESSAGE:
@@ -80,22 +80,22 @@ class Delivery:
         else:
             self.intake.accept(message, shard)
 
-    def granted(self, shards: Iterable[HostedShard]) -> None:
-        """Begin to serve shards."""
-        self.memory.granted(shards)
+    def on_granted(self, shards: Iterable[HostedShard]) -> None:
+        """Begin to serve shards that this runner got."""
+        self.memory.on_granted(shards)
 
-    def revoked(self, shard: HostedShard) -> None:
-        """Forget everything of the shard; who waits asks its next owner."""
-        for caller in self.memory.revoked(shard):
+    def on_revoked(self, shard: HostedShard) -> None:
+        """Forget everything of the shard; callers that wait are sent on to its next owner."""
+        for caller in self.memory.on_revoked(shard):
             self.intake.send_on(caller)
 
     def poll(self) -> None:
-        """Scan the store for whatever this process was not told of."""
+        """Scan the store for what this process was not told of."""
         for shard in self._shards.values():
             self.backlog.scan(shard)
         self.schedule.poll_soon()
 
-    def sender_lost(self) -> None:
-        """A process died that may have stored messages for our entities and told us of none: they come first."""
+    def on_sender_lost(self) -> None:
+        """A process died that may have stored messages for our entities without telling us: they come first."""
         for shard in self._shards.values():
             self.intake.let_stored_go_first(shard)

@@ -1,4 +1,4 @@
-"""The loop that starts messages when they are due, and scans ahead for those that will be."""
+"""The loop that queues messages when they are due, and scans ahead for those that will be."""
 
 import logging
 from collections.abc import Collection
@@ -15,14 +15,19 @@ from actorhub.engine.supervision import set_or_time
 _log: Final = logging.getLogger("actorhub.schedule")
 
 HORIZON: Final = 60.0
-"""Seconds ahead of which messages are held in memory."""
+"""How many seconds ahead messages are held in memory."""
 _RETRY: Final = 0.5
 """Seconds until the next scan after a failed one."""
 _SHORTEST: Final = 0.001
 
 
 class DueLoop:
-    """Admits what is due, never early by the store's clock."""
+    """Admits what is due, on time as far as this process can know.
+
+    That nothing *runs* early is not promised here, but by the store, which compares the due time with its own clock
+    when it counts the run (`attempts`). `ServerClock` is at most late by the travel time of an answer, so the heap is
+    hardly ever early, and late by about as much.
+    """
 
     def __init__(self, owner: Owner, *, schedule: Schedule, memory: InMemory, loading: Loading) -> None:
         self._schedule = schedule
@@ -34,11 +39,13 @@ class DueLoop:
         self._clock = owner.clock
 
     async def run(self) -> None:
-        """Admit what is due, and scan ahead, until cancelled."""
+        """Admit what is due and scan ahead, until cancelled."""
         schedule = self._schedule
         while True:
             schedule.wake.clear()
             if schedule.is_overfull:
+                # Memory is bounded: what is due last waits in the store, and a scan closer to its time brings it in
+                # again.
                 for message in schedule.trim():
                     self._memory.leave_in_store(message)
             pause = await self._admit_due()
@@ -48,11 +55,12 @@ class DueLoop:
             await set_or_time(schedule.wake, pause)
 
     async def _admit_due(self) -> float | None:
-        """Return the seconds until something is to be done; `None`: nothing is."""
+        """Admit what is due; return the seconds until there is something to do, `None`: until woken."""
         schedule, now = self._schedule, self._server.now()
         overdue = [message for message in schedule.pop_due(now) if not self._memory.admit(message, from_store=True)]
         if overdue:
             await self._promote(overdue)
+        # Half of a full scan is worked off: fetch more before the heap runs dry.
         if schedule.is_full and len(schedule) < LIMIT // 2:
             schedule.scan_at = min(schedule.scan_at, self._clock.monotonic() + _RETRY)
         if not self._shards:
@@ -63,7 +71,10 @@ class DueLoop:
         return max(pause, _SHORTEST)
 
     async def _promote(self, overdue: Collection[DurableMessage]) -> None:
-        """Have the backlog's loader bring in what found no place."""
+        """Let the backlog's loader bring in what found no place."""
+        # A row with a due time is found by scans of the schedule only. Once it is promoted it waits in line with what
+        # is due at once; only then may it leave memory, or the loader might scan before and find nothing. If that
+        # fails, the next scan of the schedule finds it again.
         try:
             await self._store.promote_due([message.message_id for message in overdue])
         except PersistenceError as error:
@@ -76,7 +87,8 @@ class DueLoop:
         schedule, shards = self._schedule, list(self._shards)
         known_until, until = schedule.complete_until, self._server.now() + HORIZON
         # What is stored while the answer is on its way may be missing from it. From now on whoever stores such a
-        # message adds it to the heap, so that it is in one of the two.
+        # message adds it to the heap (`Schedule.add`), so that it is in one of the two; `Loading` drops what is in
+        # both.
         schedule.complete_until = max(known_until, until)
         schedule.scan_at = self._clock.monotonic() + HORIZON * 0.75
         try:
@@ -88,11 +100,12 @@ class DueLoop:
             return
         self._server.observe_time(now)
         if until < now + HORIZON / 2:
-            # The first scan went by this process's own clock, which is behind: this answer says what time it is.
+            # That scan went by this process's own clock, which is behind; the answer says what time it is.
             schedule.scan_at = 0.0
+        # Of a full answer nothing is known after its last row.
         schedule.is_full = len(rows) >= LIMIT
         schedule.complete_until = rows[-1].deliver_at if schedule.is_full else until
         for row in rows:
             shard = self._shards.get(row.shard)
             if shard is not None and (message := self._loading.load(row, shard)) is not None:
-                self._memory.scheduled(message, row.deliver_at)
+                self._memory.schedule_found(message, row.deliver_at)

@@ -1,8 +1,12 @@
 """Which durable messages are in memory, and where each of them is.
 
-The store is the truth, and only the shard's owner works on its rows: what is in memory here is claimed by (incarnation,
-epoch), and losing the shard simply forgets it. Every move of a message from one `Place` to another is made here, except
-that `attempts` moves one that has its turn from `MAILBOX` to `STARTING` to `RUNNING`.
+The store is the truth, and only the owner of a shard works on the shard's rows. So what is in memory here is claimed by
+the owner's (incarnation, epoch), and losing the shard means forgetting it. There is no table of claims, nothing that
+times out (too early for a slow handler, too late for a dead runner), and nothing to give back.
+
+What one sender tells one entity runs in the order in which it was sent (invariant G). Two rules see to that. While an
+entity, or its shard, has a backlog, a new message waits in the store, behind it (`admit`). And a message that leaves
+its mailbox for the store takes along whatever is behind it there (`spill`).
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -17,24 +21,24 @@ from actorhub.engine.model.records import DONE, QUEUED, SENT, Cell, HostedShard,
 from actorhub.engine.runs.residency import Residents
 
 _DURABLE_SHARE: Final = 75
-"""Per cent of the places for residents that durable messages may take: a backlog leaves room for other calls."""
+"""Per cent of the places for residents that durable messages may take, so that a backlog leaves room for others."""
 _AT_ENTITY: Final = frozenset({Place.MAILBOX, Place.STARTING, Place.RUNNING})
 
 
 class ShardTable:
-    """The durable messages of one owned shard, and who waits for others of it."""
+    """The durable messages of one owned shard that are in memory, and who waits for others of it."""
 
     __slots__ = ("messages", "waiting")
 
     def __init__(self) -> None:
         self.messages: dict[int, DurableMessage] = {}
-        """Those that are in memory, by id."""
+        """Those in memory, by id."""
         self.waiting: dict[int, list[Message]] = {}
-        """Who waits for messages that are in the store only."""
+        """The callers that wait for messages that are in the store only, by the message's id."""
 
 
 class InMemory:
-    """Moves durable messages between mailbox, schedule and store. All methods are synchronous."""
+    """Moves durable messages between mailbox, schedule and store. Every method is synchronous."""
 
     def __init__(self, owner: Owner, *, residents: Residents, backlog: Backlog, schedule: Schedule) -> None:
         self._types = owner.types
@@ -44,7 +48,7 @@ class InMemory:
         self._schedule = schedule
         self._tables: dict[HostedShard, ShardTable] = {}
         self.entities = 0
-        """How many residents have durable messages in memory."""
+        """How many residents have durable messages in their mailbox, starting or running."""
         self._most_entities = max(1, owner.limits.max_resident * _DURABLE_SHARE // 100)
 
     def __len__(self) -> int:
@@ -55,49 +59,51 @@ class InMemory:
             yield from table.messages.values()
 
     def table(self, shard: HostedShard) -> ShardTable:
-        """Return the shard's table; of a shard that was lost, an empty one that nobody else sees."""
+        """Return the shard's table; for a shard that was lost, an empty one that nobody else sees."""
         return self._tables.get(shard) or ShardTable()
 
-    def granted(self, shards: Iterable[HostedShard]) -> None:
-        """Begin a table for each shard. What its store has comes first: what comes meanwhile queues up behind it."""
+    def on_granted(self, shards: Iterable[HostedShard]) -> None:
+        """Begin a table for each shard, which has a backlog until a walk over it shows that it has none."""
+        # The former owner's commits are over, so the store has everything that was acknowledged. This process knows
+        # nothing of it yet: a message that ran at once would overtake what was left.
         for shard in shards:
             self._tables[shard] = ShardTable()
             self._backlog.mark(shard)
         self._schedule.poll_soon()
 
-    def revoked(self, shard: HostedShard) -> list[Message]:
-        """Forget everything of the shard; return who waits, and must ask its next owner."""
+    def on_revoked(self, shard: HostedShard) -> list[Message]:
+        """Forget everything of the shard; return the callers that wait, to be sent on to its next owner."""
         self._backlog.forget(shard)
         table = self._tables.pop(shard, None)
         if table is None:
             return []
         for message in table.messages.values():
-            self._let_go(message)
+            self._drop(message)
             if message.phase == QUEUED:
-                message.phase = DONE
+                message.phase = DONE  # The host routes what is left in mailboxes of a lost shard, but not this.
         callers = [caller for message in table.messages.values() for caller in message.waiters]
         return [*callers, *(caller for group in table.waiting.values() for caller in group)]
 
-    def cell_killed(self, cell: Cell) -> None:
-        """A resident entity was forced out: none of its messages is at it."""
+    def on_cell_killed(self, cell: Cell) -> None:
+        """A resident entity was forced out, so no message is at it."""
         self.entities -= cell.durable_count > 0
         cell.durable_count = 0
 
     def add(self, message: DurableMessage) -> None:
-        """Know a message that arrived."""
+        """Remember a message that arrived."""
         self.table(message.shard).messages[message.message_id] = message
 
     def admit(self, message: DurableMessage, *, from_store: bool) -> bool:
         """Queue a message for its entity; `False` if it must wait in the store, behind others or for room.
 
         Args:
-            message: In memory, and nowhere yet, or in the schedule until now.
-            from_store: It was in the store before: it does not have to queue up behind what is there.
+            message: In memory, and in no place yet, or in the schedule until now.
+            from_store: It was loaded from the store, in order, so it need not wait behind what is there.
         """
         hosted_type, shard = self._types[message.spec.entity_type], message.shard
         cell = hosted_type.cells.get(message.entity_id)
         if cell is None:
-            if shard.draining or (shard.has_backlog and not from_store) or not self._has_room(hosted_type):
+            if shard.draining or (shard.has_backlog and not from_store) or not self._ensure_room(hosted_type):
                 return False
             cell = self._residents.add(hosted_type, shard, message.entity_id)
         elif (cell.has_backlog and not from_store) or (
@@ -118,12 +124,13 @@ class InMemory:
     def spill(self, message: DurableMessage) -> None:
         """Keep the message in the store only; its callers go on waiting here.
 
-        What waits behind it in its mailbox goes with it, and what comes queues up behind both in the store: nothing may
-        overtake it.
+        What is behind it in the mailbox goes with it, and new messages wait behind both in the store.
         """
         cell = message.cell if message.place in _AT_ENTITY else None
         if cell is not None:
             cell.has_backlog = True
+            # Those behind it leave first. If the message has the turn, leaving gives that back, and the scheduler
+            # starts the head of the queue right there: it would overtake.
             for other in list(cell.queue or ()):
                 if isinstance(other, DurableMessage) and other is not message:
                     self._spill(other)
@@ -131,53 +138,56 @@ class InMemory:
 
     def spilled(self, message: DurableMessage) -> None:
         """The store has a message that was to be out of memory then: the loader brings it in again."""
+        # A caller must not wait behind a walk over a shard with a million other messages.
         is_waited_for = any(caller.kind != TELL and caller.phase == SENT for caller in message.waiters)
         self.leave_in_store(message)
         if is_waited_for:
-            self._backlog.ask_for(message.shard, message.entity)
+            self._backlog.mark_awaited(message.shard, message.entity)
         else:
             self._backlog.mark(message.shard)
 
     def schedule(self, message: DurableMessage, due: float) -> None:
-        """Run the message at that time, in seconds since the Unix epoch by the store's clock."""
+        """Have the message run at `due`, in seconds since the Unix epoch by the store's clock."""
+        # Out of the mailbox first: it does not hold up its entity while it waits for its time.
         self._leave_entity(message)
-        message.abandoned_for = None
+        message.abandoned_for = None  # That was for the run that failed, such as its timeout.
         message.place = Place.SCHEDULED
         if not self._schedule.add(message, due):
             self.leave_in_store(message)
 
-    def scheduled(self, message: DurableMessage, due: float) -> None:
-        """Take a message that a scan found, and that is due then."""
+    def schedule_found(self, message: DurableMessage, due: float) -> None:
+        """Put a message that a scan found into the schedule; it is due at `due`."""
         message.place = Place.SCHEDULED
         self._schedule.push(message, due)
 
     def leave_in_store(self, message: DurableMessage) -> None:
-        """Take a message that is in the store out of memory; who waits for it goes on waiting here."""
+        """Take a stored message out of memory; whoever waits for it goes on waiting here."""
         if callers := self.forget(message):
             self.table(message.shard).waiting.setdefault(message.message_id, []).extend(callers)
 
     def forget(self, message: DurableMessage) -> list[Message]:
-        """Take a message that does not run out of memory; return who waits for it."""
+        """Take a message out of memory, unless it left before; return the callers that still wait for it."""
         if message.place is not Place.GONE:
             messages = self.table(message.shard).messages
             if messages.get(message.message_id) is message:
                 del messages[message.message_id]
             self._leave_entity(message)
-            self._let_go(message)
+            self._drop(message)
         return [caller for caller in message.waiters if caller.phase == SENT]
 
     def wait_for(self, shard: HostedShard, message_id: int, callers: Collection[Message]) -> None:
-        """Let callers wait for a message of the shard, in memory or not; those who went away are dropped."""
+        """Let callers wait for a message of the shard, in memory or not; those that went away are dropped."""
+        # Who waits is with the message while that is in memory, and follows it into the shard's table and back.
         table = self.table(shard)
         message = table.messages.get(message_id)
         waiting = message.waiters if message is not None else table.waiting.setdefault(message_id, [])
         waiting[:] = [caller for caller in waiting if caller.phase == SENT]
         waiting.extend(callers)
 
-    def _has_room(self, hosted_type: HostedType) -> bool:
+    def _ensure_room(self, hosted_type: HostedType) -> bool:
         if hosted_type.spec.singleton_id is None and self.entities >= self._most_entities:
             return False
-        return self._residents.has_room(hosted_type)
+        return self._residents.ensure_room(hosted_type)
 
     def _spill(self, message: DurableMessage) -> None:
         """Leave the entity at once, and memory as soon as the store has the message."""
@@ -185,11 +195,13 @@ class InMemory:
             return
         self._leave_entity(message)
         message.place = Place.SPILLING
+        # If its insert is under way it stays known until the answer. A scan in the meantime may not find the row yet,
+        # and must not conclude that the entity has no backlog; the loader asks for what is SPILLING.
         if message.is_stored:
             self.spilled(message)
 
     def _leave_entity(self, message: DurableMessage) -> None:
-        """Give back the turn that it waits with, and its place at its entity."""
+        """Give up its place at its entity, with the turn if it waits for the store with one."""
         if message.phase == QUEUED:
             self._scheduler.dequeue(message)
             message.phase = DONE
@@ -197,19 +209,21 @@ class InMemory:
             return
         cell = message.cell
         assert cell is not None
+        # In the mailbox it may have a turn, too, and a carrier that has not got to it: `Attempts.begin` ends that turn.
+        # After a run `Completion` ends it.
         has_turn = message.place is Place.STARTING
         message.place = Place.ARRIVED
         message.is_counted = False
         if has_turn:
             message.phase = DONE
-            self._scheduler.ended(message)
+            self._scheduler.end_turn(message)
         cell.durable_count -= 1
         if cell.durable_count == 0:
             self.entities -= 1
-            self._backlog.place_freed()
+            self._backlog.on_place_freed()
             if cell.has_backlog:
-                self._backlog.drained(cell)
+                self._backlog.on_entity_drained(cell)
 
-    def _let_go(self, message: DurableMessage) -> None:
+    def _drop(self, message: DurableMessage) -> None:
         message.place = Place.GONE
-        self._backlog.unloaded(message)
+        self._backlog.on_unloaded(message)

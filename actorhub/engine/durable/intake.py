@@ -1,7 +1,9 @@
-"""How calls of durable handlers come in: each is stored first, once per key, then queued for its entity.
+"""How calls of durable handlers come in: each is stored once, and once per key, and runs when it is stored.
 
-A call is acknowledged when the store has it, and not before (invariant A). What has its entity's turn when it is stored
-has its run counted by the same statement, so that an idle entity costs one round trip before its handler starts.
+A call is acknowledged when the store has it, and not before (invariant A). It is queued for its entity while its insert
+is under way: the mailbox keeps the order in which calls came, whatever the order of the store's answers. A message that
+gets its entity's turn at once has its first run counted by the insert itself, so that an idle entity costs one round
+trip before its handler starts, and one after.
 """
 
 from asyncio import Future
@@ -25,7 +27,7 @@ from actorhub.storage.message_ports import Stored, Verdict
 
 
 class Intake:
-    """Takes durable calls of owned shards. All methods are synchronous; the store's answers come as callbacks."""
+    """Takes durable calls for owned shards. Every method is synchronous; the store answers by callbacks."""
 
     def __init__(
         self,
@@ -52,18 +54,20 @@ class Intake:
         self._mistrust = owner.mistrust
 
     def accept(self, caller: Message, shard: HostedShard) -> None:
-        """Take a call of a durable handler of an owned shard: store it, then run it."""
+        """Take a call of a durable handler for an owned shard: store it, then run it."""
         delivery = caller.delivery or Durable()
         if shard.draining:
-            shard.held.append(caller)
+            shard.held.append(caller)  # The shard is about to be released: the next owner stores it.
             return
         caller.phase = SENT
         if delivery.is_deposit:
+            # A wake (`durable.deposits`): what it is about is in the store, and so may others be that came before it.
             self._settlement.answer_sender(caller)
             self.let_stored_go_first(shard)
             return
         known = self._memory.table(shard).messages.get(caller.message_id)
         if known is not None:
+            # Sent again, because a link broke before the answer; or a request to wait for its reply.
             self._join(known, caller)
         elif delivery.is_stored:
             self._take_stored(caller, delivery, shard)
@@ -71,14 +75,14 @@ class Intake:
             self._take_new(caller, delivery, shard)
 
     def let_stored_go_first(self, shard: HostedShard) -> None:
-        """Have everything new queue up behind what this process was not told of."""
+        """Have everything new wait behind what is in the store, of which this process may not have been told."""
         for cell in shard.cells:
             cell.has_backlog = True
         self._backlog.mark(shard)
         self._schedule.poll_soon()
 
     def put_back(self, message_id: int, shard: HostedShard, callers: Collection[Message]) -> None:
-        """Let the message, which is in the store at most, be found again; `callers` wait for it."""
+        """Have the message found again, if it is in the store; `callers` wait for it."""
         if self._shards.get(shard.id) is not shard:
             for caller in callers:
                 self.send_on(caller)
@@ -93,20 +97,26 @@ class Intake:
         if caller.phase == SENT:
             caller.phase = NEW
             caller.cell = None
+            # It may be stored, or even settled: the store must look for it among both.
             if caller.delivery is not None:
                 caller.delivery = msgspec.structs.replace(caller.delivery, is_repeated=True)
             self._reroute(caller)
 
     def _take_new(self, caller: Message, delivery: Durable, shard: HostedShard) -> None:
-        message = self._made_from(caller, shard)
+        message = self._make_message(caller, shard)
         message.chain = caller.chain
         message.waiters.append(caller)
+        # `admit` may hand it to a carrier; in `Attempts.begin` it then waits for the insert, keeping its turn.
         attempts = 0
         if delivery.deliver_at or delivery.delay:
+            # The store says when it is due: a delay counts by the store's clock, and a time in the past means at once.
             message.place = Place.STORING
         elif not self._memory.admit(message, from_store=False):
+            # Stored it is all the same; then the loader brings it in, in its order.
             message.place = Place.SPILLING
         elif message.place is Place.STARTING:
+            # It has the turn. If it loses its entity before the answer, the count is one too high, which costs an
+            # attempt.
             attempts = 1
         self._store_message(message, attempts)
 
@@ -114,25 +124,27 @@ class Intake:
         message.attempts = attempts
         row = new_row(message, message.shard.id, epoch=message.shard.epoch, attempts=attempts)
         self._store.store(row, self._incarnation).add_done_callback(
-            partial(self._stored, message), context=self._context
+            partial(self._on_stored, message), context=self._context
         )
 
     def _take_stored(self, caller: Message, delivery: Durable, shard: HostedShard) -> None:
-        """Take a message that its sender's commit stored, or a caller that waits for one."""
+        """Take a message that the commit of its sender's run stored, or a caller that waits for a message."""
         if caller.kind != TELL:
             self._wait_for(shard, caller.message_id, [caller])
             return
         self._settlement.answer_sender(caller)
-        message = self._made_from(caller, shard)
+        # The message came whole, which saves a read. The loader may have been faster, and the message settled by now:
+        # then the store refuses to count its run.
+        message = self._make_message(caller, shard)
         message.is_stored = True
         now = self._server.now()
-        # With a delay it is due a little earlier than this says; the store decides when it starts.
+        # With a delay it was due a little earlier than this says: the delay counts from when it was stored.
         if (due := delivery.deliver_at or now + delivery.delay) > now:
             self._memory.schedule(message, due)
         else:
             self._admit_or_spill(message)
 
-    def _made_from(self, caller: Message, shard: HostedShard) -> DurableMessage:
+    def _make_message(self, caller: Message, shard: HostedShard) -> DurableMessage:
         message = DurableMessage(
             self._settlement, shard, spec=caller.spec, entity_id=caller.entity_id, message_id=caller.message_id
         )
@@ -154,51 +166,53 @@ class Intake:
             self._memory.wait_for(message.shard, message.message_id, [caller])
 
     def _wait_for(self, shard: HostedShard, message_id: int, callers: Collection[Message]) -> None:
-        """Let callers wait for a message that is in the store at most.
+        """Let callers wait for a message that is not in memory.
 
-        Perhaps it was settled while they were on their way, and nobody would tell them: so the store is asked, too.
+        It may have been settled while they were on their way here; nobody would tell them. So the store is asked, after
+        they have been entered as waiting: whoever settles it from then on tells them.
         """
         self._memory.wait_for(shard, message_id, callers)
-        work = self._settlement.await_settled(shard, message_id)
+        work = self._settlement.answer_or_scan(shard, message_id)
         _ = self._supervisor.spawn(work, "look up a pending message")
 
-    def _stored(self, message: DurableMessage, outcome: "Future[Stored]") -> None:
+    def _on_stored(self, message: DurableMessage, outcome: "Future[Stored]") -> None:
         error = store_error(outcome)
         if message.place is Place.GONE:
-            return
+            return  # The shard was lost, and the callers were sent on to its next owner.
         if error is not None:
-            self._not_stored(message, error)
+            self._on_not_stored(message, error)
             return
         stored = outcome.result()
         if stored.now:
             self._server.observe_time(stored.now)
         match stored.verdict:
             case Verdict.NEW:
-                self._is_new(message, stored)
+                self._on_new(message, stored)
             case Verdict.PENDING if stored.message_id != message.message_id:
                 self._join_earlier(message, stored.message_id)
             case Verdict.PENDING:
-                self._is_there(message, stored)
+                self._on_known(message, stored)
             case Verdict.SETTLED:
                 assert stored.reply is not None
                 self._settlement.answer(self._memory.forget(message), stored.message_id, stored.reply)
             case Verdict.DUPLICATE_KEY:
-                self._clashes(message)
+                self._on_key_clash(message)
             case Verdict.FENCED:
+                # Nothing else: once it is known that the shard was lost, `on_revoked` sends the callers on.
                 self._mistrust(message.shard.id)
 
-    def _clashes(self, message: DurableMessage) -> None:
+    def _on_key_clash(self, message: DurableMessage) -> None:
         for caller in self._memory.forget(message):
-            text = f"{caller.what}({caller.entity_id}): key {message.key!r} had another payload"
+            text = f"{caller.what}({caller.entity_id}): key {message.key!r} was used before with another payload"
             caller.fail_waiting(DuplicateKey(text))
 
-    def _not_stored(self, message: DurableMessage, error: ActorhubError) -> None:
-        """The store failed: senders learn it. In case it is there after all, the loader finds it."""
+    def _on_not_stored(self, message: DurableMessage, error: ActorhubError) -> None:
+        """The store failed. Callers learn that; in case the message is stored after all, the loader finds it."""
         for caller in self._memory.forget(message):
             caller.fail_waiting(error)
         self._backlog.mark(message.shard)
 
-    def _is_new(self, message: DurableMessage, stored: Stored) -> None:
+    def _on_new(self, message: DurableMessage, stored: Stored) -> None:
         waiters, message.waiters = message.waiters, []
         for caller in waiters:
             if caller.kind != TELL:
@@ -211,29 +225,32 @@ class Intake:
         elif stored.deliver_at:
             self._memory.schedule(message, stored.deliver_at)
         elif message.failure is not None:
-            self._settlement.run_failed(message, message.failure)
+            # It failed in the mailbox, for example with its entity's activation, when there was no row to note that in.
+            self._settlement.on_run_failed(message, message.failure)
         elif message.place is Place.STORING:
             self._admit_or_spill(message)
         elif message.attempts and message.place is Place.STARTING:
-            self._attempts.counted(message)
+            self._attempts.on_counted(message)
         elif message.attempts:
+            # The insert counted its run, and no carrier has got to it yet.
             message.is_counted = True
         elif message.place is Place.STARTING:
+            # Its turn came while the insert was under way, which does not count a run.
             self._attempts.start(message)
 
-    def _is_there(self, message: DurableMessage, stored: Stored) -> None:
+    def _on_known(self, message: DurableMessage, stored: Stored) -> None:
         """It was stored before: just now, by a statement whose answer was lost, or for an earlier owner.
 
-        In the second case the store may have more that must run before it, so it goes through the backlog.
+        In the second case the store may have more that must run before it, so it comes back through the backlog.
         """
         if message.delivery is not None and message.delivery.is_repeated:
-            message.attempts = 0
+            message.attempts = 0  # This insert counted nothing; the row has its own count.
             self._memory.spill(message)
             self._schedule.poll_soon()
-        self._is_new(message, stored)
+        self._on_new(message, stored)
 
     def _join_earlier(self, message: DurableMessage, message_id: int) -> None:
-        """Another call with its key came first: wait for that one."""
+        """An earlier call has its key: its callers wait for that one."""
         shard = message.shard
         waiting: list[Message] = []
         for caller in self._memory.forget(message):

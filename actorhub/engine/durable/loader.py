@@ -1,4 +1,4 @@
-"""Bringing in what waits in the store: entity by entity, in turns, never more than fits."""
+"""Brings in what waits in the store: entity by entity, in rounds, and never more than fits."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,23 +18,31 @@ from actorhub.storage.message_ports import PendingMessage
 _log: Final = logging.getLogger("actorhub.backlog")
 
 MOST_LOADED: Final = 4096
-"""Messages from the store that are in memory at a time."""
+"""Messages that the loader brought in and that are in memory at a time, at most."""
 PER_ENTITY: Final = 32
-"""Messages of one entity that one scan brings in."""
+"""Messages of one entity that one scan brings in, at most."""
 _SHARDS_AT_ONCE: Final = 512
 _ENTITIES_AT_ONCE: Final = 1024
 _FEWEST_ENTITIES: Final = 16
 _BLOCKED: Final = 0.25
-"""Seconds after which to try again when every resident entity was busy and nothing ended meanwhile."""
+"""Seconds until the next try when something found no place. What frees a place wakes the loader before."""
 _RETRY: Final = 0.5
 """Seconds until the next scan after a failed one."""
 
 
 class Loader:
-    """Loads messages for shards and entities that have a backlog.
+    """Loads messages of shards and entities that have a backlog.
 
-    A shard with a backlog is walked over in rounds, in the order of its entities, until one round left nothing in the
-    store. An entity with a backlog is asked for again when what was brought in of it is done.
+    A shard with a backlog is walked over, in the order of its entities, a few messages of each, until one whole walk
+    left nothing in the store. An entity with a backlog is asked for again when what was brought in of it is done.
+
+    Each scan is an await, and anything may happen before its answer. Three things must not go wrong then:
+
+    - The shard was lost, or lost and acquired anew. Walks and cells belong to one ownership, which is checked after
+      each await. A row that is out of date does no harm: the store counts no run of what is no longer pending.
+    - Something was left in the store after the scan read it. `Backlog.marked` has its shard, so the backlog goes on.
+    - An insert that will be left in the store (`Place.SPILLING`) was not committed when the scan read. It is found in
+      memory when the answer comes, so the backlog goes on.
     """
 
     def __init__(self, owner: Owner, *, backlog: Backlog, memory: InMemory, loading: Loading) -> None:
@@ -48,31 +56,32 @@ class Loader:
         self._not_before = 0.0
         """Monotonic seconds."""
         self._spilling: dict[ShardId, set[tuple[str, str]]] = {}
-        """Entities of which something is on its way into the store only; valid until the next scan's answer."""
+        """Entities with messages in `Place.SPILLING`: found when first needed after an answer, cleared at the next."""
         self._batch = _ENTITIES_AT_ONCE
-        """Entities that the next scan asks for: fewer after one that found no place for all."""
+        """Entities that the next scan asks for; fewer after a scan that found no place for all."""
         self._is_blocked = False
+        """Something found no place in the present step."""
         self.scans = 0
         """Reads of the store so far."""
 
     async def run(self) -> None:
-        """Load whatever has a backlog, until cancelled."""
+        """Load what has a backlog, until cancelled."""
         while True:
             self._backlog.wake.clear()
             await set_or_time(self._backlog.wake, await self._step())
 
     async def _step(self) -> float | None:
-        """Scan the store once; return the seconds until the next step; `None`: when somebody wakes it."""
+        """Scan the store for each kind of backlog; return the seconds until the next step, `None`: until woken."""
         if not self._backlog.has_work or len(self._backlog.loaded) > MOST_LOADED * 3 // 4:
             return None
         now = self._clock.monotonic()
         if now >= self._lease.fresh_until:
-            return _RETRY
+            return _RETRY  # Nothing would start anyway.
         if now < self._not_before:
             return self._not_before - now
         self._is_blocked = False
         try:
-            await self._bring_asked()
+            await self._bring_awaited()
             await self._bring_entities()
             await self._bring_shards()
         except PersistenceError as error:
@@ -83,26 +92,27 @@ class Loader:
             return _BLOCKED
         return 0.0 if self._backlog.has_work else None
 
-    async def _bring_asked(self) -> None:
-        """Bring in what somebody waits for, whoever else is in line."""
-        asked = list(self._backlog.asked)[: max(1, self._room() // PER_ENTITY)]
-        if not asked:
+    async def _bring_awaited(self) -> None:
+        """Bring in what callers wait for, ahead of the walks."""
+        awaited = list(self._backlog.awaited)[: max(1, self._room() // PER_ENTITY)]
+        if not awaited:
             return
         self._begin_scan()
-        rows = await self._store.load_entities(asked, PER_ENTITY)
+        rows = await self._store.load_entities(awaited, PER_ENTITY)
         self._spilling.clear()
         found = _by_entity(rows)
-        for key in asked:
+        for key in awaited:
             shard, entity = self._shards.get(key[0]), key[1:]
             if shard is not None and not await self._bring(shard, entity, found.get(entity, ()), PER_ENTITY):
                 self._is_blocked = True
                 return
-            self._backlog.asked.pop(key, None)
+            self._backlog.awaited.pop(key, None)
 
     async def _bring_entities(self) -> None:
-        """Ask again for entities that are done with what was brought in."""
+        """Ask for more of entities that are done with what was brought in."""
         done = [cell for cell in self._backlog.entities if cell.durable_count <= 0 and self._is_live(cell)]
         cells = done[: max(1, self._room() // PER_ENTITY)]
+        # Before the await: an entity that is drained meanwhile enters the new dictionary.
         self._backlog.entities = dict.fromkeys(done[len(cells) :])
         if not cells:
             return
@@ -122,6 +132,7 @@ class Loader:
 
     async def _bring_shards(self) -> None:
         """Go on with the walks over shards."""
+        # A shard that drains is left to its next owner.
         walks: dict[ShardId, Walk] = {}
         for shard_id, walk in list(self._backlog.walks.items())[:_SHARDS_AT_ONCE]:
             if (shard := self._shards.get(shard_id)) is not None and not shard.draining:
@@ -144,13 +155,13 @@ class Loader:
             if not await self._advance(shard_id, walk, found.get(shard_id, ()), per_entity, is_full=is_full):
                 is_full = self._is_blocked = True
             elif shard_id in exhausted:
-                self._walked(shard_id, walk)
+                self._on_walk_ended(shard_id, walk)
         self._batch = max(_FEWEST_ENTITIES, self._batch // 2) if is_full else min(_ENTITIES_AT_ONCE, self._batch * 2)
 
     async def _advance(
         self, shard_id: ShardId, walk: Walk, rows: Sequence[PendingMessage], per_entity: int, *, is_full: bool
     ) -> bool:
-        """Bring in what was found of a shard; `False` if it stands still before an entity that found no place."""
+        """Bring in what was found of a shard; `False` if it stopped at an entity that found no place."""
         began_at = walk.cursor
         for entity, group in _by_entity(rows).items():
             shard = self._shards.get(shard_id)
@@ -160,14 +171,14 @@ class Loader:
                 shard, entity, group, per_entity
             ):
                 if walk.cursor != began_at:
-                    # Who got places goes last next time.
+                    # This shard got places, so it comes last next time: all shards get some, in turn.
                     self._backlog.walks[shard_id] = self._backlog.walks.pop(shard_id)
                 return False
             walk.cursor = entity
         return True
 
-    def _walked(self, shard_id: ShardId, walk: Walk) -> None:
-        """A walk came to its end: the shard no longer has a backlog, or needs another walk."""
+    def _on_walk_ended(self, shard_id: ShardId, walk: Walk) -> None:
+        """A walk reached the end: the shard no longer has a backlog, or needs another walk."""
         if self._backlog.walks.get(shard_id) is not walk:
             return
         del self._backlog.walks[shard_id]
@@ -176,6 +187,8 @@ class Loader:
             self._backlog.walks[shard_id] = Walk()
         elif shard.has_backlog:
             shard.has_backlog = False
+            # A resident entity with messages in memory decides by itself, when those are done; so does one that is to
+            # be asked for. Of the others the walk has seen everything.
             for cell in shard.cells:
                 if cell.durable_count <= 0 and cell not in self._backlog.entities:
                     cell.has_backlog = False
@@ -184,13 +197,16 @@ class Loader:
         self, shard: HostedShard, entity: tuple[str, str], rows: Sequence[PendingMessage], limit: int
     ) -> bool:
         """Admit the messages of one entity, oldest first; `False` if there is no place for the entity."""
+        # What was brought in of it before is not done. More of it might come in out of order; it is asked for when it
+        # is done.
         cell = self._backlog.cell_of(entity)
         if cell is not None and cell.has_backlog and cell.durable_count > 0:
             return True
+        # Fewer rows than asked for: there are no more.
         is_all = len(rows) < limit
         known = [row for row in rows if self._loading.handler_of(row) is not None]
         if not (known or is_all):
-            # What only another release can run must not hide what is behind it.
+            # All of these are for handlers that only another release has. They must not hide what is behind them.
             rows = await self._store.load_entities([(shard.id, *entity)], MOST_LOADED)
             self._spilling.clear()
             is_all = len(rows) < MOST_LOADED
@@ -203,8 +219,10 @@ class Loader:
             if message is None:
                 continue
             if not self._memory.admit(message, from_store=True):
+                # What was admitted before it stays; this one, and those after it, are read again.
                 self._memory.leave_in_store(message)
-                return self._found_no_room(entity)
+                return self._on_no_room(entity)
+            # It may have left memory again at once.
             if message.place is not Place.GONE:
                 self._backlog.loaded.add(message)
             brought += 1
@@ -213,7 +231,7 @@ class Loader:
             cell.has_backlog = not is_all or len(known) > limit or self._may_have_missed(shard, entity)
         return True
 
-    def _found_no_room(self, entity: tuple[str, str]) -> bool:
+    def _on_no_room(self, entity: tuple[str, str]) -> bool:
         """Return `False` if the entity cannot be made resident; else its mailbox is full, perhaps of volatile calls."""
         cell = self._backlog.cell_of(entity)
         if cell is None:
@@ -228,7 +246,7 @@ class Loader:
         self._backlog.marked.clear()
 
     def _may_have_missed(self, shard: HostedShard, entity: tuple[str, str]) -> bool:
-        """Whether a message of the entity is on its way into the store, or came there after the present scan began."""
+        """Whether the store may have a message of the entity that the latest scan did not see."""
         return shard.id in self._backlog.marked or entity in self._spilling_of(shard)
 
     def _spilling_of(self, shard: HostedShard) -> set[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Durable messages made from their rows."""
+"""Makes durable messages from their rows."""
 
 import logging
 from typing import Final
@@ -16,17 +16,17 @@ _log: Final = logging.getLogger("actorhub.backlog")
 
 
 class Loading:
-    """Makes messages from rows, and puts them into memory."""
+    """Makes messages from rows, and enters them into the tables of their shards."""
 
     def __init__(self, owner: Owner, *, memory: InMemory, settlement: Settlement) -> None:
         self._types = owner.types
         self._memory = memory
         self._settlement = settlement
         self._unknown: set[tuple[str, str]] = set()
-        """Types and handlers of which was logged that this process does not know them."""
+        """Types and handlers that this process does not have, each of which was logged once."""
 
     def load(self, row: PendingMessage, shard: HostedShard) -> DurableMessage | None:
-        """Return a message made from its row; `None` if it is in memory, or its handler is unknown here."""
+        """Return a message made from its row; `None` if it is in memory already, or its handler is unknown here."""
         table = self._memory.table(shard)
         if row.message_id in table.messages:
             return None
@@ -44,9 +44,9 @@ class Loading:
         return message
 
     def handler_of(self, row: PendingMessage) -> HandlerSpec | None:
-        """Return the handler that a message is for; `None`: this release has none such, so the message waits.
+        """Return the handler that a message is for; `None` if this release does not have it, so that the message waits.
 
-        A handler that is no longer durable could not settle it, and the message of a fire time is for a schedule.
+        A handler that is no longer durable could not settle the message. A fire time's message needs a schedule.
         """
         hosted = self._types.get(row.entity_type)
         spec = None if hosted is None else hosted.spec.handlers.get(row.handler)
@@ -54,10 +54,12 @@ class Loading:
             return spec
         if (row.entity_type, row.handler) not in self._unknown:
             self._unknown.add((row.entity_type, row.handler))
-            _log.warning("messages for %s.%s wait: this release does not have it", row.entity_type, row.handler)
+            _log.warning(
+                "messages for %s.%s wait: this release has no such durable handler", row.entity_type, row.handler
+            )
         return None
 
 
 def _is_unscheduled(spec: HandlerSpec, row: PendingMessage) -> bool:
-    """Whether the message is a fire time's, and the handler no longer has a schedule."""
+    """Whether the message is that of a fire time, and the handler no longer has a schedule."""
     return spec.singleton and not spec.crons and row.key is not None and parse_fire_time_key(row.key) is not None

@@ -1,4 +1,4 @@
-"""What the parts of this folder need to know of the runner that owns the shards."""
+"""What the parts of this folder need of the runner that owns the shards."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from actorhub.storage.message_ports import MessageStore
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
-    """The runner. The parts take from it what they use when they are made."""
+    """The runner, for the parts of this folder. Each takes what it uses when it is made."""
 
     incarnation: str
     types: Mapping[str, HostedType]
     shards: Mapping[ShardId, HostedShard]
-    """Those that are owned now."""
+    """The shards that are owned now."""
     lease: Lease
     limits: Limits
     store: MessageStore
@@ -30,6 +30,6 @@ class Owner:
     scheduler: Scheduler
     supervisor: Supervisor
     reroute: Callable[[Message], None]
-    """Takes a message whose shard is, or will be, somebody else's."""
+    """Takes a message whose shard another runner owns, or will own."""
     mistrust: Callable[[ShardId], None]
     """Told of a shard for which the store refused something: ownership must be checked."""

@@ -1,4 +1,4 @@
-"""What callers ask about stored messages rather than of entities: cancel, retry, find."""
+"""Requests about stored messages, rather than to entities: cancel, retry, find."""
 
 from collections.abc import Coroutine
 from typing import Any, Final
@@ -17,7 +17,7 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Whereabouts(msgspec.Struct, array_like=True):
-    """Where a message belongs. A wire format: append fields only."""
+    """Where a message belongs, and how it ended. A wire format: append fields only."""
 
     entity_type: str
     entity_id: str
@@ -41,7 +41,7 @@ def whereabouts(row: MessageRow) -> Whereabouts:
 
 
 class MessageRequests:
-    """Serves requests about stored messages on a runner; those of one message go to its shard's owner."""
+    """Serves requests about stored messages. Those to cancel or retry one go to the owner of its shard."""
 
     def __init__(self, owner: Owner, *, memory: InMemory, intake: Intake, settlement: Settlement) -> None:
         self._memory = memory
@@ -54,22 +54,22 @@ class MessageRequests:
         self._mistrust = owner.mistrust
 
     def cancel(self, caller: Message, shard: HostedShard) -> None:
-        """Cancel the message unless it runs; the reply is whether it had not ended."""
+        """Cancel the message unless it is running; the reply is whether it was cancelled."""
         self._serve(caller, self._cancel(caller, shard))
 
     def retry(self, caller: Message, shard: HostedShard) -> None:
-        """Make a dead letter, or a message that waits, due at once; the reply is whether there was one."""
+        """Make a dead letter, or a message that waits, due at once; the reply is whether there was such a message."""
         self._serve(caller, self._retry(caller, shard))
 
     def find(self, caller: Message) -> None:
-        """Say where the message belongs, or `nil`."""
+        """Reply where the message belongs, or `nil` if it is unknown."""
         self._serve(caller, self._find(caller))
 
     def _serve(self, caller: Message, work: Coroutine[Any, Any, object]) -> None:
         caller.phase = SENT
-        _ = self._supervisor.spawn(self._answered(caller, work), "serve a request about a message")
+        _ = self._supervisor.spawn(self._answer(caller, work), "serve a request about a message")
 
-    async def _answered(self, caller: Message, work: Coroutine[Any, Any, object]) -> None:
+    async def _answer(self, caller: Message, work: Coroutine[Any, Any, object]) -> None:
         try:
             body = _encode(await work)
         except _SentOnError:
@@ -80,9 +80,11 @@ class MessageRequests:
             caller.complete_waiting(body)
 
     async def _cancel(self, caller: Message, shard: HostedShard) -> bool:
+        # Out of memory before the store is asked, so that it cannot start while it is cancelled.
         intake, message_id = self._intake, caller.message_id
-        waiting = self._taken_out(message_id, shard)
+        waiting = self._take_out(message_id, shard)
         try:
+            # The store decides, under the fence: the message may have been settled, or the shard lost.
             result = await self._store.cancel(
                 message_id,
                 shard.id,
@@ -104,7 +106,8 @@ class MessageRequests:
     def _leave_to_next_owner(self, caller: Message, shard: HostedShard) -> None:
         self._mistrust(shard.id)
         if caller.phase == SENT and self._shards.get(shard.id) is shard:
-            # Sent on at once it would come back, again and again, until the loss of the shard is known here.
+            # If it were sent on at once it would come back, again and again, until this process knows that it lost the
+            # shard.
             caller.phase = NEW
             caller.cell = None
             shard.held.append(caller)
@@ -114,7 +117,7 @@ class MessageRequests:
 
     async def _retry(self, caller: Message, shard: HostedShard) -> bool:
         intake, message_id = self._intake, caller.message_id
-        waiting = self._taken_out(message_id, shard)
+        waiting = self._take_out(message_id, shard)
         try:
             return bool(await self._store.retry([message_id]))
         finally:
@@ -124,19 +127,19 @@ class MessageRequests:
         row = await self._store.find(caller.message_id)
         return None if row is None else whereabouts(row)
 
-    def _taken_out(self, message_id: int, shard: HostedShard) -> list[Message]:
-        """Take the message out of memory; return who waits for it.
+    def _take_out(self, message_id: int, shard: HostedShard) -> list[Message]:
+        """Take the message out of memory; return the callers that wait for it.
 
         Raises:
-            AlreadyProcessing: it runs, or is just being stored.
+            AlreadyProcessing: it is running or starting, or is just being stored.
         """
         table = self._memory.table(shard)
         message = table.messages.get(message_id)
         if message is not None and (message.phase in (RUNNING, COMMITTING) or not message.is_stored):
-            raise AlreadyProcessing(f"message {message_id} is being processed by {message.address}")
+            raise AlreadyProcessing(f"message {message_id} is being processed by {message.address}: try again later")
         waiting = table.waiting.pop(message_id, [])
         return waiting if message is None else waiting + self._memory.forget(message)
 
 
 class _SentOnError(ActorhubError):
-    """The request is another runner's to answer."""
+    """Another runner will answer the request."""

@@ -1,4 +1,4 @@
-"""How durable messages end: a reply, another run later, or a dead letter; and who is told."""
+"""How durable messages end: with a reply, a later run, or as a dead letter; and who is told."""
 
 import logging
 import traceback
@@ -36,7 +36,12 @@ _encode_id: Final = msgspec.msgpack.Encoder().encode
 
 
 class Settlement:
-    """Writes the ends of messages into the store, and tells their callers afterwards."""
+    """Writes into the store how messages end, and tells their callers afterwards.
+
+    The row of a message is deleted by what settles it. So of a commit, a cancellation and a repetition of the commit
+    only one gets the row; for the others the message is no longer pending (`NotPending`), and they find the reply that
+    counts.
+    """
 
     def __init__(self, owner: Owner, *, memory: InMemory, backlog: Backlog) -> None:
         self._memory = memory
@@ -48,39 +53,41 @@ class Settlement:
         self._incarnation = owner.incarnation
         self._mistrust = owner.mistrust
         self.retention = owner.limits.retention
-        """Seconds that replies are kept where the handler says nothing else."""
+        """Seconds for which replies are kept if the handler does not say."""
         self.settled = 0
         self.failed_runs = 0
         self.dead_letters = 0
 
-    def run_committed(self, message: DurableMessage, body: bytes) -> None:
-        """Tell the callers; the store has it."""
+    def on_run_committed(self, message: DurableMessage, body: bytes) -> None:
+        """Tell the callers; the commit of the run settled the message."""
         self.settled += 1
         self._end(message, StoredReply(Outcome.VALUE, body))
 
-    def run_failed(self, message: DurableMessage, error: ActorhubError) -> None:
-        """Settle the message with the handler's error, have it run again later, or give up on it."""
+    def on_run_failed(self, message: DurableMessage, error: ActorhubError) -> None:
+        """Settle the message with the handler's error, have it run again later, or make it a dead letter."""
         if message.place is Place.GONE:
-            return
+            return  # The shard was lost during the run; the next owner runs the message, and tells its callers.
         if message.place is Place.STARTING:
             message.place = Place.RUNNING
+        # Not the message's fault: it was cut short for a hand-over, the activation ended under it, or the mailbox was
+        # full of other calls. It runs again as if it had not run, without a line in its history.
         cell = message.cell
         lost = isinstance(error, RunMoved) or (message.is_counted and cell is not None and cell.phase == DEAD)
         if lost or (isinstance(error, MailboxFull) and not message.is_counted):
             self._memory.spill(message)
         elif not message.is_stored:
-            message.failure = error
+            message.failure = error  # until the answer to its insert: there is no row yet
         elif isinstance(error, Fenced):
-            self._mistrust(message.shard.id)
+            self._mistrust(message.shard.id)  # and no more: if the shard was lost, `on_revoked` follows
         elif isinstance(error, NotPending):
-            self.gone(message)
+            self.on_settled_elsewhere(message)
         elif _is_reply(message, error):
             self._settle_error(message, error)
         else:
             self.fail(message, error)
 
     def answer(self, callers: Iterable[Message], message_id: int, reply: StoredReply) -> None:
-        """Tell callers how the message ended."""
+        """Tell callers how their message ended."""
         for caller in callers:
             if caller.kind == TELL:
                 self.answer_sender(caller, message_id)
@@ -96,35 +103,35 @@ class Settlement:
         """Tell a sender that its message is stored."""
         caller.complete_waiting(_encode_id(message_id or caller.message_id))
 
-    def run_taken_back(self, message: DurableMessage) -> None:
-        """Leave the message in the store: the loader, here or at the next owner, brings it in again."""
+    def on_run_not_started(self, message: DurableMessage) -> None:
+        """Leave the message in the store: the loader, here or at the next owner, will bring it in again."""
         self._memory.spill(message)
 
-    def gone(self, message: DurableMessage) -> None:
-        """The message was settled elsewhere: look up how, if somebody waits for it."""
+    def on_settled_elsewhere(self, message: DurableMessage) -> None:
+        """The message is settled, but not by this run: read how, if somebody waits for it."""
         callers = self._memory.forget(message)
         if callers:
-            _ = self._supervisor.spawn(self._look_up(message.message_id, callers), "look up a reply")
+            _ = self._supervisor.spawn(self._answer_from_store(message.message_id, callers), "look up a reply")
 
-    async def await_settled(self, shard: HostedShard, message_id: int) -> None:
-        """Answer who waits for a message that is not in memory if it is settled by now; else have it brought in."""
+    async def answer_or_scan(self, shard: HostedShard, message_id: int) -> None:
+        """Answer who waits for a message that is not in memory, if it is settled by now; else have it brought in."""
         try:
             row = await self._store.find(message_id)
         except PersistenceError as error:
-            _log.warning("message %d: cannot look up whether it is settled: %s", message_id, error)
+            _log.warning("message %d: cannot read whether it is settled: %s", message_id, error)
             row = None
         else:
             if row is None:
-                self._fail_callers(
-                    self._memory.table(shard).waiting.pop(message_id, ()), message_id, "it is not stored, or no longer"
-                )
+                waiting = self._memory.table(shard).waiting.pop(message_id, ())
+                self._fail_callers(waiting, message_id, "it is not stored, or its reply is no longer kept")
                 return
+        # Taken out after the await, not before: whoever came to wait meanwhile is answered, too.
         if row is not None and row.reply is not None:
             self.answer(self._memory.table(shard).waiting.pop(message_id, ()), message_id, row.reply)
         else:
             self._backlog.scan(shard)
 
-    async def _look_up(self, message_id: int, callers: Collection[Message]) -> None:
+    async def _answer_from_store(self, message_id: int, callers: Collection[Message]) -> None:
         try:
             row = await self._store.find(message_id)
         except PersistenceError as error:
@@ -142,6 +149,7 @@ class Settlement:
             caller.fail_waiting(RunnerUnavailable(text, possibly_executed=True))
 
     def _settle_error(self, message: DurableMessage, error: ActorhubError) -> None:
+        # The run's state was rolled back, so this commit has the reply alone.
         reply = StoredReply(Outcome.ERROR, encode_error(error))
         run = RunCommit(
             shard=message.shard.id,
@@ -154,15 +162,16 @@ class Settlement:
         )
 
         def written(outcome: "Future[bool]") -> None:
-            if self._is_written(message, outcome):
+            if self._on_answer(message, outcome):
                 self.settled += 1
                 self._end(message, reply)
 
         self._store.commit_run(run, self._incarnation).add_done_callback(written, context=self._context)
 
     def fail(self, message: DurableMessage, error: ActorhubError) -> None:
-        """Have the message run again later, or, after its last attempt, make it a dead letter."""
+        """Have the message run again later; after its last attempt, make it a dead letter."""
         retry = message.spec.retry
+        # A message that could not even start, because its entity's activation failed, used up an attempt, too.
         attempts = message.attempts if message.is_counted else min(message.attempts + 1, retry.attempts)
         failed = error if isinstance(error, EntityError | HandlerFailed) else _as_handler_failed(error)
         body = encode_error(failed)
@@ -180,42 +189,49 @@ class Settlement:
         self.failed_runs += 1
 
         def written(outcome: "Future[float]") -> None:
-            if not self._is_written(message, outcome):
+            if not self._on_answer(message, outcome):
                 return
             if failure.pause is None:
                 self.dead_letters += 1
                 self._end(message, StoredReply(Outcome.DEAD, body))
             else:
+                # The pause is a due time: the message waits in the schedule, and others of its entity run meanwhile.
                 message.attempts = attempts
                 self._memory.schedule(message, outcome.result())
 
         self._store.fail_run(failure, self._incarnation).add_done_callback(written, context=self._context)
 
-    def _is_written(self, message: DurableMessage, outcome: "Future[bool] | Future[float]") -> bool:
-        """Whether a message's end, or its failure, is in the store; deal with it where it is not."""
+    def _on_answer(self, message: DurableMessage, outcome: "Future[bool] | Future[float]") -> bool:
+        """Return whether the store wrote how a run of the message ended; if not, see to the message."""
         error = store_error(outcome)
         if message.place is Place.GONE:
-            return False
+            return False  # The shard was lost meanwhile, and the callers were sent on to its next owner.
         if error is None:
             return True
         if isinstance(error, Fenced):
             self._mistrust(message.shard.id)
         elif isinstance(error, NotPending):
-            self.gone(message)
+            self.on_settled_elsewhere(message)
         else:
+            # Perhaps it is written. If not, the loader finds the message, which is still pending. If it is, no later
+            # run will tell its callers, so the store is asked.
             _log.warning("message %d: its outcome could not be stored: %s", message.message_id, error)
             self._memory.spill(message)
+            if message.message_id in self._memory.table(message.shard).waiting:
+                work = self.answer_or_scan(message.shard, message.message_id)
+                _ = self._supervisor.spawn(work, "look up a pending message")
         return False
 
     def _end(self, message: DurableMessage, reply: StoredReply) -> None:
         if message.place is not Place.GONE:
             self.answer(self._memory.forget(message), message.message_id, reply)
+            # Callers that waited before it came into memory with a tell; `Loading` would have taken them along.
             if (group := self._memory.table(message.shard).waiting.pop(message.message_id, None)) is not None:
                 self.answer(group, message.message_id, reply)
 
 
 def _as_handler_failed(error: ActorhubError) -> HandlerFailed:
-    """Return what callers of a dead letter get for one of our own errors, such as a timeout of its handler."""
+    """Return the reply of a dead letter for one of our own errors, such as its handler's timeout."""
     return HandlerFailed(public_name(error), error.message or str(error), "".join(traceback.format_exception(error)))
 
 

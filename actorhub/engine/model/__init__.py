@@ -1,1 +1,1 @@
-"""Records and values: what the engine's parts share. Imports nothing else of the engine."""
+"""Records and values that the parts of the engine share. Imports nothing else of the engine."""

@@ -12,20 +12,24 @@ from actorhub.storage.message_ports import NewMessage
 
 
 class Place(enum.Enum):
-    """Where a durable message is. `durable.in_memory` and `durable.attempts` move it, nobody else."""
+    """Where a durable message is: in exactly one place.
+
+    `durable.in_memory` moves it. Beside that, `durable.intake` says how a new one is stored, and `durable.attempts` and
+    `durable.settlement` move one that has its turn towards `RUNNING`.
+    """
 
     ARRIVED = enum.auto()
-    """Made just now; the same synchronous step finds a place for it."""
+    """In no place yet: made, or taken from its entity, by the synchronous step that is about to place it."""
     STORING = enum.auto()
-    """On its way into the store, to be scheduled, or queued, once it is there."""
+    """On its way into the store; once it is there it is scheduled or queued."""
     SPILLING = enum.auto()
-    """On its way into the store, and out of memory once it is there: the backlog's loader brings it in again."""
+    """On its way into the store; once it is there it leaves memory, and the backlog's loader brings it in again."""
     MAILBOX = enum.auto()
-    """In the mailbox of its entity. It may still be on its way into the store."""
+    """In its entity's mailbox, or with a turn and waiting for a carrier. Its insert may still be under way."""
     STARTING = enum.auto()
-    """It has its entity's turn, and waits for the store before it runs."""
+    """It has its entity's turn, and waits until the store counts the run."""
     RUNNING = enum.auto()
-    """Its handler runs, or the outcome of the run is on its way into the store."""
+    """Its handler is running, or the outcome of the run is on its way into the store."""
     SCHEDULED = enum.auto()
     """It waits for its time."""
     GONE = enum.auto()
@@ -33,23 +37,23 @@ class Place(enum.Enum):
 
 
 class RunEvents(Protocol):
-    """What is told of the runs of durable messages."""
+    """Hears how the runs of durable messages end."""
 
-    def run_committed(self, message: "DurableMessage", body: bytes) -> None:
-        """The run returned, and everything that it leaves behind is committed."""
+    def on_run_committed(self, message: "DurableMessage", body: bytes) -> None:
+        """The handler returned, and everything that the run leaves behind is committed."""
         ...
 
-    def run_failed(self, message: "DurableMessage", error: ActorhubError) -> None:
-        """The run raised, or the message could not be started; nothing of it is committed."""
+    def on_run_failed(self, message: "DurableMessage", error: ActorhubError) -> None:
+        """The handler raised, or the message could not be started; nothing of the run is committed."""
         ...
 
-    def run_taken_back(self, message: "DurableMessage") -> None:
-        """The message cannot start where it is; nothing ran."""
+    def on_run_not_started(self, message: "DurableMessage") -> None:
+        """The message cannot start where it is. Nothing ran."""
         ...
 
 
 def new_row(message: Message, shard: ShardId, *, epoch: int = 0, attempts: int = 0) -> NewMessage:
-    """Return the row of a message that is to be stored, as its sender made it."""
+    """Return the row of a message that is about to be stored."""
     delivery = message.delivery or Durable()
     return NewMessage(
         message_id=message.message_id,
@@ -72,7 +76,7 @@ def new_row(message: Message, shard: ShardId, *, epoch: int = 0, attempts: int =
 class DurableMessage(Message):
     """A row of the store, or one that is being stored, with the callers that wait for it.
 
-    Its callers' deadlines are theirs: it has none, and runs whoever waits.
+    It has no deadline. Its callers have theirs, and it runs whether or not somebody still waits.
     """
 
     __slots__ = ("attempts", "due", "early", "events", "failure", "is_counted", "is_stored", "key", "place", "shard",
@@ -89,35 +93,35 @@ class DurableMessage(Message):
         self.place = Place.ARRIVED
         self.key: str | None = None
         self.attempts = 0
-        """Runs that the store counts; the present one included once `is_counted`."""
+        """Runs that the store has counted, including the present one once `is_counted` is set."""
         self.is_counted = False
-        """The store counts the run that is about to start, or under way."""
+        """The store has counted the run that is about to start, or is under way."""
         self.is_stored = False
-        """The store has said that it has it; until then the answer to its insert is on its way."""
+        """The store has confirmed that it holds the message; until then its insert is under way."""
         self.due = 0.0
         """Seconds since the Unix epoch, by the store's clock."""
         self.early = 0
-        """How often the store said that it was not due yet."""
+        """How often the store answered that it was not due yet."""
         self.failure: ActorhubError | None = None
-        """What it failed with before it was stored."""
+        """The error with which it failed before it was stored."""
         self.waiters: list[Message] = []
-        """Callers that wait for its reply, and senders that wait until it is stored."""
+        """Callers that wait for the reply, and senders that wait until the message is stored."""
 
     @property
     def entity(self) -> tuple[str, str]:
         """Type and id of its entity."""
         return self.spec.entity_type, self.entity_id
 
-    def taken_back(self) -> bool:
-        """Stay in the store: the loader, here or at the next owner, brings it in again."""
-        self.events.run_taken_back(self)
+    def on_not_started(self) -> bool:
+        """Stay in the store: the loader, here or at the next owner, will bring it in again."""
+        self.events.on_run_not_started(self)
         return True
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Tell its callers."""
-        self.events.run_committed(self, body)
+        self.events.on_run_committed(self, body)
 
-    def failed(self, error: ActorhubError) -> None:
-        """Settle it with the error, or have it run again."""
-        self.progress = None  # the next run asks the store
-        self.events.run_failed(self, error)
+    def on_failed(self, error: ActorhubError) -> None:
+        """Have it settled with the error, or run again."""
+        self.progress = None  # The next run asks the store, since some steps of this one may be stored.
+        self.events.on_run_failed(self, error)

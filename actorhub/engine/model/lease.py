@@ -1,4 +1,4 @@
-"""Until when this process may act for its shards."""
+"""The time until which this process may act for its shards."""
 
 import math
 from typing import Final
@@ -12,8 +12,9 @@ NEVER: Final = -math.inf
 class Lease:
     """The lease of one runner, for all its shards. Ownership extends and ends it; everybody else reads it.
 
-    It is compared with the clock at each start and commit, and not only by a timer: a process that was frozen wakes up
-    in the middle of whatever it did.
+    Whoever starts or commits something compares it with the clock; a timer alone would not do. A process that was
+    frozen (SIGSTOP, a paused machine, a handler that blocks the event loop) goes on in the middle of whatever it did,
+    before any timer fires, and by then another runner may own its shards.
     """
 
     __slots__ = ("_monotonic", "fresh_until")
@@ -21,7 +22,7 @@ class Lease:
     def __init__(self, clock: Clock) -> None:
         self._monotonic = clock.monotonic
         self.fresh_until = NEVER
-        """Monotonic seconds after which nothing may start, commit or be replied."""
+        """Monotonic seconds after which nothing may start, be committed or be replied."""
 
     def is_fresh(self) -> bool:
         """Whether this process can prove its ownership right now."""

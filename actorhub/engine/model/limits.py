@@ -1,10 +1,10 @@
-"""What a process puts up with."""
+"""The limits of one process."""
 
 import msgspec
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """What a process puts up with."""
+    """What one process accepts at most, and for how long it keeps replies."""
 
     max_message_bytes: int
     max_entity_id_bytes: int
@@ -12,4 +12,4 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_resident: int = 100_000
     """Entities in memory."""
     retention: float = 86_400.0
-    """Seconds that the replies of durable messages are kept."""
+    """Seconds for which the replies of durable messages are kept."""

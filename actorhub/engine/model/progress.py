@@ -4,7 +4,7 @@ from actorhub.storage.checkpoint_ports import Scope
 
 
 class Progress:
-    """What a run stored of itself, as far as it is known here. Each run has its own."""
+    """What a run has stored of itself, as far as this process knows. Each run has its own."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -12,27 +12,27 @@ class Progress:
         self.saved: dict[str, bytes] | None = None
         """Results by the step's name; `None`: not loaded yet."""
         self.under_way: set[str] = set()
-        """Steps that run now."""
+        """Names of the steps that are running."""
         self.sleeps = 0
-        """How many sleeps without a name began since the last `save`."""
+        """How many sleeps without a name began since the last `save`; the number is the name of such a sleep."""
         self.waits = 0
-        """How many durable waits hold the run up: it may be cut short then, since it goes on elsewhere."""
+        """How many durable waits the run is in. During those it may be cut short: its next run goes on from there."""
         self.is_uncounted = False
-        """The store counts no attempt of the message: this run stored a step, or began to wait."""
+        """This run stored a step or began a durable wait, so the store counts no attempts of the message."""
         self.is_unsure = False
-        """A `save` that perhaps was written failed: the store may be generations ahead."""
+        """A `save` failed with an unknown outcome: the store may be one or more generations ahead."""
 
-    def closed(self) -> None:
-        """Begin anew: what was stored is history."""
+    def on_closed(self) -> None:
+        """Start over: a commit closed the scope, and the checkpoints before it are history."""
         self.saved = {}
         self.sleeps = 0
         self.generation += 1
 
     def check_quiet(self, what: str) -> None:
-        """Refuse to end the run `what`, or what it is now, while steps run.
+        """Refuse to end the run `what`, or its present generation, while steps are running.
 
         Raises:
-            RuntimeError: some do.
+            RuntimeError: at least one step is running.
         """
         if self.under_way:
             raise RuntimeError(f"{what}: steps {sorted(self.under_way)} still run: await them first")

@@ -1,7 +1,7 @@
 """The records of the engine that point at each other: a message, the cell it runs on, and what hosts the cell.
 
-They hold facts and answer questions about them. What may happen next is decided by `runs.scheduler` for cells, and by
-`durable.in_memory` for durable messages.
+They hold facts and answer questions about them. `runs.scheduler` decides what happens next on a cell, and
+`durable.in_memory` where a durable message goes next.
 """
 
 import asyncio
@@ -20,17 +20,21 @@ from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.storage.message_ports import RunTransaction
 
+# The phases of a message. They decide what an error may claim about it (invariant F): what fails in NEW, PARKED or
+# QUEUED may promise that no handler ran, unless the message was sent before; in SENT nobody here knows; in RUNNING and
+# COMMITTING the outcome is open until the handler, or the store, has answered.
 NEW: Final = 0
-"""Not handed to any mailbox yet: failing it promises that no handler ran."""
+"""In nobody's hands."""
 PARKED: Final = 1
 """Waits in the router for an owner."""
 SENT: Final = 2
-"""In somebody else's hands, a peer's or the store's: the outcome is theirs to tell."""
+"""Handed to a peer or to the store, which will say how it ended."""
 QUEUED: Final = 3
 """In a mailbox of this process."""
 RUNNING: Final = 4
+"""It has its entity's turn; the handler runs, or is about to."""
 COMMITTING: Final = 5
-"""The handler is done; its state is being committed and cannot be called back."""
+"""The handler is done. What it leaves behind is being committed, which cannot be called back."""
 DONE: Final = 6
 
 FOREVER: Final = 1e15
@@ -43,9 +47,9 @@ class RunKind(enum.Enum):
     HANDLER = enum.auto()
     """A handler that somebody called."""
     MAIN_LOOP = enum.auto()
-    """A singleton's `run`: nobody called it, and it has no commit of its own to wait for."""
+    """A singleton's `run`: nobody called it, and it commits by `save` alone."""
     STEP = enum.auto()
-    """A step of a durable handler or of a `run`: committed by itself, inside the other run's turn."""
+    """A step of a durable handler or of a `run`: it has a commit of its own, within the other run's turn."""
     HOOK = enum.auto()
     """`on_activate` and the like."""
 
@@ -54,15 +58,15 @@ class Recipient(Protocol):
     """The peer that a message was sent to."""
 
     def recall(self, message: "Message") -> None:
-        """Nobody waits for the message: have the peer drop it, and forget it."""
+        """Nobody waits for the message any longer: have the peer drop it, and forget it here."""
         ...
 
     def grant(self, message: "Message", count: int) -> None:
-        """The consumer took `count` items of the stream: the peer's producer may send as many more."""
+        """Let the peer's producer send `count` more items, because the consumer took as many."""
         ...
 
     def ask_outcome(self, message: "Message") -> None:
-        """The caller's time is up: have the peer end the message and say whether its handler started."""
+        """Have the peer end a message whose deadline passed, and say whether its handler had started."""
         ...
 
 
@@ -73,7 +77,7 @@ class Producer(Protocol):
         """Let `count` more items leave, because the consumer took as many."""
         ...
 
-    def turn_granted(self) -> None:
+    def on_turn_granted(self) -> None:
         """Go on: the entity is this stream's for one more step."""
         ...
 
@@ -82,18 +86,20 @@ class InterleavedTurn(Protocol):
     """The turn of a run that lets others have it while it waits."""
 
     def drive(self, context: Context, coroutine: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
-        """Run the rest of `coroutine`, every step inside `context` and its turn."""
+        """Run the rest of `coroutine`, each step in `context` and with the turn."""
         ...
 
     def held(self) -> AbstractAsyncContextManager[None]:
-        """Keep the turn during the block, through its awaits."""
+        """Keep the turn during the block, also while it awaits."""
         ...
 
 
 class Message:
     """One call of one handler, or one run that nobody called (`run_kind`). Subclasses say where the reply goes.
 
-    Exactly one of `completed` and `failed` is called, once, by whoever moves `phase` to `DONE`.
+    Whoever moves `phase` to `DONE` tells the outcome to `on_completed` or `on_failed`, unless nobody waits for it.
+    There is no `await` between the check of the phase and its change, so only one outcome counts. A caller whose
+    deadline passes during the run learns of that before; what `on_failed` is told afterwards is ignored then.
     """
 
     __slots__ = (
@@ -129,56 +135,56 @@ class Message:
 
     run_kind: ClassVar[RunKind] = RunKind.HANDLER
     skip: int = 0
-    """Durable stream: how many items, from the first, the consumer has already. A slot of the classes that need it."""
+    """Durable stream: how many items the consumer has already, from the first. A slot only of classes that need it."""
 
     def __init__(self, spec: HandlerSpec, entity_id: str, kind: int = ASK) -> None:  # noqa: PLR0915 - a line per slot
         self.spec = spec
         self.entity_id = entity_id
         self.kind = kind
-        """What travels, see `core.envelope`: an ask, a tell, a stream, …"""
+        """Ask, tell, stream, …; see `core.envelope`."""
         self.args: tuple[Any, ...] | None = None
         """Decoded arguments, private to the run; `None` while only `body` exists."""
         self.body: bytes = b""
         self.deadline: float = FOREVER
         """Monotonic seconds."""
         self.chain: tuple[str, ...] = ()
-        """`type/id` of the entities that wait for this call, outermost first."""
+        """`type/id` of each entity that waits for this call, outermost first."""
         self.headers: dict[str, str] | None = None
         self.phase = NEW
         self.hops = self.message_id = 0
         self.epoch = 0
         """Epoch of the shard when the run started."""
         self.producer: Producer | None = None
-        """Of a stream that runs here."""
+        """Makes the items, if this is a stream that runs here."""
         self.peer: Recipient | None = None
-        """Whom it was sent to."""
+        """The peer that it was sent to."""
         self.request_id = 0
-        """Its number on that peer's link."""
+        """Its number on the link to that peer."""
         self.outbox: list[Message] | None = None
-        """What the handler told, to be sent once its run is committed."""
+        """Messages that the handler told; they are sent once its run is committed."""
         self.waits_for_room = False
-        """Queue beyond the mailbox's capacity instead of failing."""
+        """Queue it beyond the mailbox's capacity instead of failing it."""
         self.is_nested = False
-        """Runs beside another run of its cell (`reentrant`, or an interleaved run that waits)."""
+        """It runs beside another run of its cell: a reentrant one, or an interleaved one that waits."""
         self.credit = 0
-        """Stream: how many items the consumer takes at first."""
+        """Stream: how many items may be sent before the consumer grants more."""
         self.abandoned_for: ActorhubError | None = None
-        """Why a run is being cancelled, or a sent call was called back."""
+        """The error of a run that is being cancelled, or of a sent call that was called back."""
         self.shard_id: ShardId | None = None
         self.cell: Cell | None = None
         """Where it runs or queues."""
         self.task: asyncio.Task[Any] | None = None
-        """The task that a suspended run belongs to."""
+        """The task that carries the run, while its handler is suspended."""
         self.delivery: Durable | None = None
-        """What the caller of a durable handler says about storing its message; `None`: the call is volatile."""
+        """How the message is to be stored, for a durable handler; `None`: the call is volatile."""
         self.transaction: RunTransaction | None = None
-        """The transaction that the handler opened for its own SQL."""
+        """The transaction that the handler began for its own SQL."""
         self.interleaving: InterleavedTurn | None = None
         """The turn of an interleaved run."""
         self.progress: Progress | None = None
-        """The checkpoints of the run, once it asked for some."""
+        """The checkpoints of the run, once it asked for any."""
         self.observed: Any = None
-        """What the observer of runs remembers of it."""
+        """What the observer of runs keeps with it."""
 
     @property
     def address(self) -> str:
@@ -192,54 +198,54 @@ class Message:
 
     @property
     def was_sent_before(self) -> bool:
-        """Whether it is a durable call that was sent on after its receiver got lost, and so may have run."""
+        """Whether it is a durable call that was sent again after its receiver was lost, so that it may have run."""
         return self.delivery is not None and self.delivery.is_repeated
 
     def drop_outbox(self) -> None:
-        """Forget what the handler told: its run does not count."""
+        """Forget what the handler told, because its run does not count."""
         self.outbox = None
 
-    def taken_back(self) -> bool:
-        """Whether the message, which could not start where it was, looks after itself instead of being routed again."""
+    def on_not_started(self) -> bool:
+        """It could not start where it was. Return whether it has taken care of itself; if not, it is routed again."""
         return False
 
-    def told_by(self, under_way: "set[Message]") -> None:
+    def track_in(self, under_way: "set[Message]") -> None:
         """Be in `under_way` until the receiver knows of this tell."""
 
-    def resumes(self) -> bool:
-        """Whether a stream whose producer was lost goes on at another one; it is about to be routed then."""
+    def try_resume(self) -> bool:
+        """Prepare a stream whose producer was lost to go on at another one; `False` if it cannot, and so fails."""
         return False
 
-    def accepted(self) -> None:
-        """A tell is in a mailbox: from now on its sender does not hear of it."""
+    def on_accepted(self) -> None:
+        """A tell is in a mailbox: its sender goes on, and is not told of later errors."""
 
-    def completed(self, body: bytes) -> None:
-        """Take the encoded result; for a stream, its end."""
+    def on_completed(self, body: bytes) -> None:
+        """Take the encoded result; for a stream, the end."""
         raise AssertionError
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Take the error that the call ended with."""
         raise AssertionError
 
     def complete_waiting(self, body: bytes) -> None:
-        """Complete a call that is in somebody else's hands; one whose caller went away is left alone."""
+        """Complete a call that is `SENT`; one whose caller went away is left alone."""
         if self.phase == SENT:
             self.phase = DONE
-            self.completed(body)
+            self.on_completed(body)
 
     def fail_waiting(self, error: ActorhubError) -> None:
-        """Fail a call that is in somebody else's hands; one whose caller went away is left alone."""
+        """Fail a call that is `SENT`; one whose caller went away is left alone."""
         if self.phase == SENT:
             self.phase = DONE
-            self.failed(error)
+            self.on_failed(error)
 
-    def chunk(self, bodies: Sequence[bytes]) -> None:
+    def on_items(self, bodies: Sequence[bytes]) -> None:
         """Take items of a stream, encoded."""
         raise AssertionError
 
 
 class AwaitedMessage(Message):
-    """A message whose outcome is a future's."""
+    """A message whose outcome is awaited in `future`."""
 
     __slots__ = ("future",)
 
@@ -247,12 +253,12 @@ class AwaitedMessage(Message):
         super().__init__(spec, entity_id, kind)
         self.future: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Take the encoded result."""
         if not self.future.done():
             self.future.set_result(body)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Take the error."""
         if not self.future.done():
             self.future.set_exception(error)
@@ -263,19 +269,19 @@ running: ContextVar[Message | None] = ContextVar("actorhub_running", default=Non
 
 
 ACTIVATING: Final = 0
-"""The instance is being made; messages queue."""
+"""The instance is being made. Messages queue."""
 ACTIVE: Final = 1
 CLOSING: Final = 2
-"""No new run starts; passivates after the running ones. Messages queue for the next activation, here or elsewhere."""
+"""No run starts; it ends after those that run. Messages queue for the next activation, here or elsewhere."""
 DEAD: Final = 3
-"""Forced out: nothing of it may be committed or replied."""
+"""Over. Where it was forced out, runs may still be alive: nothing of them may be committed."""
 
 EXCLUSIVE: Final = -1
 _UNLIMITED: Final = 1 << 30
 
 
 class StateRecord:
-    """What is committed of an entity."""
+    """The committed state of an entity."""
 
     __slots__ = ("data", "version")
 
@@ -285,7 +291,7 @@ class StateRecord:
 
 
 class Cell:
-    """One resident entity: its instance, its mailbox, and who runs. Without work it owns no task, queue or timer."""
+    """One resident entity: its instance, its mailbox, and what runs. An idle one has no task, queue or timer."""
 
     __slots__ = ("durable_count", "entity_id", "has_backlog", "hosted_type", "instance", "kept", "last_used", "load",
                  "nested", "phase", "queue", "record", "returning", "shard", "streams")  # fmt: skip
@@ -297,32 +303,32 @@ class Cell:
         self.instance: Any = None
         self.phase = ACTIVATING
         self.load = 0
-        """`EXCLUSIVE`, or how many shared runs there are."""
+        """`EXCLUSIVE`, or the number of shared runs."""
         self.nested = 0
-        """Runs beside the ones that `load` counts: of reentrant handlers, and interleaved ones that wait."""
+        """Runs that `load` does not count: of reentrant handlers, and interleaved ones that wait."""
         self.queue: deque[Message] | None = None
-        """Messages not started; exists only while there are any."""
+        """Messages that wait for their turn; exists only while there are any."""
         self.record: StateRecord | None = None
-        """The committed state of an entity that keeps some."""
+        """The committed state, if the entity has one."""
         self.last_used = 0.0
         self.kept = False
-        """Not passivated when idle (`keep_alive`)."""
+        """It is not passivated when idle (`keep_alive`)."""
         self.streams: set[asyncio.Task[None]] | None = None
         self.has_backlog = shard.has_backlog
-        """Durable messages of it may wait in the store: further ones must queue up behind them, there."""
+        """Durable messages of it may wait in the store. New ones must wait behind them, in the store, too."""
         self.durable_count = 0
-        """Durable messages that are in its mailbox or run."""
-        self.returning: deque[asyncio.Future[None]] | None = None
-        """Interleaved runs that wait for the turn, to go on; exists only while there are any."""
+        """How many durable messages are in its mailbox, start or run."""
+        self.returning: deque[asyncio.Future[bool]] | None = None
+        """Interleaved runs that wait to get their turn back (`True`); exists only while there are any."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing runs, waits or streams."""
+        """Whether nothing runs, queues or streams."""
         return self.load == 0 and self.nested == 0 and self.queue is None and not self.streams
 
     @property
     def can_commit(self) -> bool:
-        """Whether the entity's owner can prove itself right now, and the activation was not forced out."""
+        """Whether this process can prove its ownership right now, and the activation is not over."""
         return self.phase != DEAD and self.shard.lease.is_fresh()
 
     @property
@@ -341,14 +347,16 @@ class Cell:
         return self.hosted_type.spec.name, self.entity_id
 
     def admit(self, spec: HandlerSpec) -> bool:
-        """Count a run of `spec` as started if the rules of turns allow one now, else change nothing.
+        """Give a run of `spec` a turn if one is free, and return whether it was; else change nothing.
 
-        `Scheduler.ended` gives the turn back.
+        `Scheduler.end_turn` takes the turn back.
         """
         load = self.load
         if load == 0:
             self.load = 1 if spec.readonly or self.hosted_type.spec.concurrency > 1 else EXCLUSIVE
             return True
+        # A shared run beside others must not start while an interleaved run waits for the whole entity: there might
+        # always be one more of them, and it would never get its turn.
         if load > 0 and self.returning is None:
             limit = _UNLIMITED if spec.readonly else self.hosted_type.spec.concurrency
             if limit > 1 and load < limit:
@@ -365,7 +373,7 @@ class Cell:
         return False
 
     def next_runnable(self) -> Message | None:
-        """Take the head of the queue if it may start now; it is counted as started."""
+        """Take the head of the queue if a turn is free for it, and give it that turn."""
         queue = self.queue
         if queue is None or self.phase != ACTIVE or not self.admit(queue[0].spec):
             return None
@@ -375,13 +383,13 @@ class Cell:
         return message
 
     def take_queue(self) -> deque[Message]:
-        """Remove and return every message that was not started."""
+        """Remove and return every message that has not started."""
         queue, self.queue = self.queue, None
         return queue if queue is not None else deque()
 
 
 class HostedType:
-    """An entity type that this process can host, with its resident cells, least recently placed first."""
+    """An entity type that this process can host, with its resident cells in the order in which they are visited."""
 
     __slots__ = ("cells", "factory", "is_simple", "spec")
 
@@ -390,7 +398,7 @@ class HostedType:
         self.factory = factory
         self.cells: OrderedDict[str, Cell] = OrderedDict()
         self.is_simple = spec.state is None and spec.on_activate is None and spec.singleton_id is None
-        """Activation is one synchronous call of the factory."""
+        """To activate one takes a single synchronous call of the factory."""
 
 
 class HostedShard:
@@ -402,16 +410,16 @@ class HostedShard:
         self.id = shard
         self.epoch = epoch
         self.lease = lease
-        """Of the runner: it ends for all shards at once."""
+        """The runner's: it ends for all shards at once."""
         self.cells: set[Cell] = set()
         self.draining = False
         self.held: deque[Message] = deque()
-        """Messages that came, or were left over, while it drains: the next owner's."""
+        """Messages for the next owner: they came, or were left over, while the shard drains."""
         self.emptied: asyncio.Future[None] | None = None
         self.has_backlog = False
-        """Durable messages of entities that are not resident may wait in the store."""
+        """Durable messages of entities that are not resident may wait in the store. New ones wait behind them."""
         self.told: set[Message] = set()
-        """Durable tells of its entities that are committed, and of which the receiver may not know yet."""
+        """Committed durable tells of its entities that may not have reached their receivers yet."""
 
     @property
     def queued(self) -> int:

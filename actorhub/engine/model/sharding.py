@@ -30,7 +30,7 @@ class Sharding:
         return shards[shard_number(key, self.shards_per_group)]
 
     def shard_of_target(self, message: Message) -> ShardId:
-        """Return the shard of a message's entity, noted in the message."""
+        """Return the shard of a message's entity; the message remembers it."""
         shard = message.shard_id
         if shard is None:
             shard = message.shard_id = self.shard_of(self._specs[message.spec.entity_type], message.entity_id)
@@ -39,7 +39,7 @@ class Sharding:
 
 def _shard_key(spec: EntitySpec, shard_key: Callable[[str], str], entity_id: str) -> str:
     try:
-        # str.encode: what is not a string fails here, with the id that it came from.
+        # `str.encode` fails for what is not a string, here, where the error can name the id that it came from.
         return str.encode(shard_key(entity_id)).decode()
     except Exception as exc:
         raise MalformedMessage(f"{spec.name}/{entity_id}: its shard_key failed: {type(exc).__name__}: {exc}") from exc

@@ -1,4 +1,4 @@
-"""What the engine knows of a declared entity type: values, made once from the user's class."""
+"""What the engine knows about a declared entity type: values, made once from the user's class."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,17 +21,17 @@ class HandlerSpec:
     """The plain function of the class; takes the instance, then the positional arguments."""
     parameters: tuple[str, ...]
     defaults: tuple[Any, ...]
-    """Values of the last parameters when the caller leaves them out."""
+    """Values of the last parameters, used where the caller leaves them out."""
     by_position: int
     """How many arguments may be given by position."""
     bind: Callable[..., tuple[Any, ...]]
-    """Turns any legal call's arguments into the full positional tuple; raises `TypeError` otherwise."""
+    """Turns the arguments of a valid call into the full positional tuple; raises `TypeError` for any other."""
     arguments: Codec[tuple[Any, ...]]
     """Decodes the full tuple."""
     leading: tuple[Codec[tuple[Any, ...]], ...]
-    """Decodes the tuples that older callers send, which leave out 1, 2, … of the parameters that have defaults."""
+    """Decode the shorter tuples of older callers: without the last parameter that has a default, the last two, …"""
     named: Codec[Any]
-    """JSON form: one parameter is its value, several are an object by parameter name."""
+    """The arguments as JSON: of one parameter its value, of several an object by parameter name."""
     result: Codec[Any]
     """The result, or one item of a stream."""
     stream: bool = False
@@ -42,15 +42,15 @@ class HandlerSpec:
     durable: bool = False
     """Its messages are stored before they are acknowledged."""
     retry: Retry = DEFAULT_RETRY
-    """How often a durable message is run, and how long apart."""
+    """How often a durable message is run, and the pauses between the runs."""
     retention: float | None = None
-    """Seconds that a durable message's reply and key are kept; `None`: the cluster's setting."""
+    """Seconds for which a durable message's reply and key are kept; `None`: the cluster's setting."""
     interleaved: bool = False
-    """Others get the entity's turn while a run waits; it goes on when the turn is free again."""
+    """While a run waits, others get the entity's turn; the run goes on when the turn is free again."""
     singleton: bool = False
     """It belongs to a singleton."""
     crons: tuple[CronOptions, ...] = ()
-    """The schedules that run it; their names are filled in."""
+    """The schedules that run it, with their names filled in."""
 
     @property
     def cron(self) -> str | None:
@@ -58,7 +58,7 @@ class HandlerSpec:
         return self.crons[0].name if self.crons else None
 
     def decode_arguments(self, body: bytes) -> tuple[Any, ...]:
-        """Return the full positional arguments in `body`, with defaults where an older caller left them out.
+        """Return the full positional arguments that `body` encodes, with defaults for what an older caller left out.
 
         Raises:
             MalformedMessage: names the parameter that does not fit.
@@ -74,7 +74,7 @@ class HandlerSpec:
             raise MalformedMessage(self._with_names(error.message)) from error
 
     def decode_json_arguments(self, text: bytes) -> tuple[Any, ...]:
-        """Return the full positional arguments in JSON: one parameter's value itself, several as an object by name.
+        """Return the full positional arguments that JSON `text` holds: one value, or several in an object by name.
 
         Raises:
             MalformedMessage: names what does not fit.
@@ -101,7 +101,7 @@ class EntitySpec:
     name: str
     handlers: Mapping[str, HandlerSpec]
     state: Codec[Any] | None
-    """`None`: the entity keeps no durable state."""
+    """`None`: the entity has no stored state."""
     initial_state: Callable[[], Any]
     shard_group: str = "default"
     mailbox_capacity: int = 4096
@@ -109,12 +109,12 @@ class EntitySpec:
     max_idle: timedelta = timedelta(minutes=1)
     shard_key: Callable[[str], str] | None = None
     on_activate: HandlerSpec | None = None
-    """The hook, where the class has one of its own; it takes the instance alone."""
+    """The hook, if the class defines one; it takes the instance only."""
     on_deactivate: HandlerSpec | None = None
     singleton_id: str | None = None
-    """Of a singleton: the one id that it has; the fields below are a singleton's, too."""
+    """The one id of a singleton; `None` for other types. The fields below belong to singletons, too."""
     state_ttl: float | None = None
-    """Seconds after which a state that was not written is forgotten."""
+    """Seconds without a write after which the stored state is ignored."""
     on_become_leader: HandlerSpec | None = None
     on_lose_leadership: HandlerSpec | None = None
     main_loop: HandlerSpec | None = None
@@ -129,7 +129,7 @@ class EntitySpec:
         """Return the handler called `name`.
 
         Raises:
-            UnknownHandler: there is none; the text lists those that there are.
+            UnknownHandler: there is none; the text lists the handlers that exist.
         """
         spec = self.handlers.get(name)
         if spec is None:
@@ -139,7 +139,7 @@ class EntitySpec:
 
 
 def operation_spec(subject: str, name: str) -> HandlerSpec:
-    """Return what stands where a call's handler does: the operation belongs to no entity."""
+    """Return the spec of an operation that belongs to no entity; it stands where a call has its handler."""
     anything: Codec[Any] = Codec(Any, f"{subject}: {name}")
 
     def nothing(*_arguments: object) -> tuple[object, ...]:

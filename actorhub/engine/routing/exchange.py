@@ -98,7 +98,7 @@ class Exchange:
             if isinstance(envelope, Reply):
                 message = self._take_answered(peer, envelope)
                 if message is not None:
-                    message.completed(envelope.body)
+                    message.on_completed(envelope.body)
             elif isinstance(envelope, Request) and inbound is not None:
                 inbound.on_request(peer, envelope)
             else:
@@ -130,14 +130,14 @@ class Exchange:
             case Failure():
                 message = self._take_answered(peer, envelope)
                 if message is not None:
-                    message.failed(decode_error(envelope.body))
+                    message.on_failed(decode_error(envelope.body))
             case NotOwner():
                 self._router.on_not_owner(peer, envelope.id, envelope.hint)
             case Chunk():
                 # Items that were on their way when the consumer left find no call.
                 message = peer.pending.get(envelope.id)
                 if message is not None and message.phase == SENT:
-                    message.chunk(envelope.bodies)
+                    message.on_items(envelope.bodies)
             case Credit() | Cancel() if self._inbound is not None:
                 self._inbound.on_control(peer, envelope)
             case Owners():

@@ -69,13 +69,13 @@ class RemoteMessage(Message):
         self.delivery = request.durable
         self.skip = request.skip
 
-    def accepted(self) -> None:
+    def on_accepted(self) -> None:
         """Tell the sender of a tell that the message is in a mailbox. From now on it has no deadline."""
         self.deadline = FOREVER
         if self.caller.serving.pop(self.caller_id, None) is self:
             self.caller.link.send(Reply(self.caller_id, self.epoch, b""))
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Send the result, if this process is still sure that it owns the shard.
 
         The lease may have run out while the handler ran. Then another runner may own the shard, and a result of a
@@ -88,14 +88,14 @@ class RemoteMessage(Message):
             else:
                 self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Send the error. If it is a tell that was accepted before, nobody waits for it: count it instead."""
         if self.caller.serving.pop(self.caller_id, None) is self:
             self._inbound.fail(self.caller, self.caller_id, self.epoch, error)
         elif self.kind == TELL:
             self._inbound.on_dropped(self, error)
 
-    def chunk(self, bodies: Sequence[bytes]) -> None:
+    def on_items(self, bodies: Sequence[bytes]) -> None:
         """Send items of a stream, as long as this process is sure that it owns the shard."""
         if self._inbound.may_reply():
             self.caller.link.send(Chunk(self.caller_id, self.epoch, list(bodies)))
@@ -227,7 +227,7 @@ class Inbound:
         error = CallTimeout(text, possibly_executed=message.was_sent_before)
         self._router.withdraw(message, error)
         if waited:
-            message.failed(error)
+            message.on_failed(error)
 
     def on_link_lost(self, peer: Peer) -> None:
         """Cancel what the peer asked for, because nobody can be answered. What it told goes on.
@@ -296,10 +296,10 @@ class Detached(Message):
         super().__init__(spec, entity_id, TELL)
         self._inbound = inbound
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Nobody waits for it."""
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Log and count the error."""
         self._inbound.on_dropped(self, error)
 

@@ -264,12 +264,12 @@ class Router:
         A durable call is sent again: the store knows it by its id, so it takes effect once. Any other call fails, and
         the error says that it may have been executed; only the caller can know whether repeating it does harm.
         """
-        # Durable calls first: `resumes` prepares a stream to go on elsewhere, and is asked once per loss.
-        if message.delivery is not None or message.resumes():
+        # Durable calls first: `try_resume` prepares a stream to go on elsewhere, and is asked once per loss.
+        if message.delivery is not None or message.try_resume():
             self._route_again(message, unsure=True)
             return
         message.phase = DONE
-        message.failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
+        message.on_failed(RunnerUnavailable(f"{message.address} on {peer.runner}: {reason}", possibly_executed=True))
 
     def _on_expired(self, message: Message) -> None:
         """End a call whose deadline has passed, and tell the caller whether its handler may have run (invariant F).
@@ -282,7 +282,7 @@ class Router:
         if phase in (NEW, PARKED):
             message.phase = DONE
             text = f"{left}: no runner owned its shard {message.shard_id} before the deadline"
-            message.failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
+            message.on_failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
         elif phase == QUEUED:
             # It is in a mailbox of this process and has not started, so it can be taken out for certain.
             self.withdraw(message, CallTimeout(f"{left}: it waited in the mailbox until the deadline"))
@@ -296,7 +296,7 @@ class Router:
             # reply is dropped: it cannot be called back, and its outcome is still unknown.
             error = message.abandoned_for or CallTimeout(f"{left}: no reply before the deadline")
             error.possibly_executed = True
-            message.failed(error)
+            message.on_failed(error)
             self.withdraw(message, error)
 
     def withdraw(self, message: Message, error: ActorhubError) -> None:
@@ -344,12 +344,12 @@ class Router:
         if (error := message.abandoned_for) is not None:
             message.phase = DONE
             error.possibly_executed = unsure or message.was_sent_before
-            message.failed(error)
+            message.on_failed(error)
             return
         if message.kind in ANY_RUNNER:
             # There is no shard to route it by. Whoever asks knows which other runner to try.
             message.phase = DONE
-            message.failed(RunnerUnavailable(f"{message.address}: the link broke before the request was sent"))
+            message.on_failed(RunnerUnavailable(f"{message.address}: the link broke before the request was sent"))
             return
         message.phase = NEW
         message.peer = None
@@ -367,7 +367,7 @@ class Router:
             peer.check_room()
         except MailboxFull as error:
             message.phase = DONE
-            message.failed(error)
+            message.on_failed(error)
             return
         self._remote += 1
         request_id = message.request_id = next(self._ids)
@@ -417,7 +417,7 @@ class Router:
         self._parked_since.setdefault(shard, self._monotonic())
         # A durable tell does not need an owner to be accepted. If none comes soon, it is stored for whoever will be it.
         if message.kind == TELL and message.delivery is not None and not message.delivery.is_stored:
-            self.deposits.parked(message)
+            self.deposits.on_parked(message)
         self._on_stranded()
 
     def _refuse(self, message: Message, error: ActorhubError) -> None:
@@ -426,7 +426,7 @@ class Router:
             error = copy.copy(error)  # the same error may fail other messages, of which that is not true
             error.possibly_executed = True
         message.phase = DONE
-        message.failed(error)
+        message.on_failed(error)
 
     def unpark(self, message: Message) -> None:
         """Remove a message from what is parked."""

@@ -1,4 +1,4 @@
-"""Making and ending activations: an entity's instance comes with its first message and goes when it is idle."""
+"""Makes and ends activations: an entity's instance comes with its first message and goes when it is idle."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ _HOOK_LIMIT: Final = 10.0
 
 
 class Leader(Protocol):
-    """Who sees to one singleton while this runner owns its shard, and until its last activation is over."""
+    """Sees to one singleton while this runner owns its shard, and until its last activation is over."""
 
     def became(self, cell: Cell) -> None:
         """The activation's `on_become_leader` returned: it is owed an `on_lose_leadership`."""
@@ -38,10 +38,10 @@ class Leader(Protocol):
 
 
 class Leaders(Protocol):
-    """What an activation of a singleton asks and tells whoever sees to singletons."""
+    """What an activation of a singleton needs of whoever sees to singletons."""
 
     def leader_of(self, cell: Cell) -> Leader:
-        """Return the leader that an activation belongs to.
+        """Return the leader to which an activation belongs.
 
         Raises:
             NotConnected: the shard was lost.
@@ -53,7 +53,7 @@ class Leaders(Protocol):
         ...
 
     async def until_leading(self, cell: Cell) -> bool:
-        """Wait until the store knows that this runner leads; `False`: it will not, or not for long."""
+        """Wait until the store knows that this runner leads; `False` if it will not, or not for long."""
         ...
 
     async def lose(self, cell: Cell) -> None:
@@ -66,9 +66,9 @@ class Leaders(Protocol):
 
 
 class Activations:
-    """Builds instances with retries and ends them without ever having two alive.
+    """Builds instances, with retries, and ends them; an entity never has two at a time.
 
-    A message that comes while an activation closes waits in the cell and gets a fresh one.
+    A message that comes while an activation closes waits in the cell and gets a fresh activation.
     """
 
     def __init__(
@@ -80,44 +80,44 @@ class Activations:
         storage: Storage,
         supervisor: Supervisor,
         clock: Clock,
-        gone: Callable[[Cell], None],
+        on_gone: Callable[[Cell], None],
     ) -> None:
-        """Prepare; `gone` is told of a cell that no longer holds an instance: its queue is the receiver's to place."""
+        """Prepare; `on_gone` is told of a cell that no longer has an instance, and finds a place for its queue."""
         self._scheduler = scheduler
         self._hooks = hooks
         self._leaders = leaders
         self._storage = storage
         self._supervisor = supervisor
         self._clock = clock
-        self._gone = gone
+        self._on_gone = on_gone
         self.activated = 0
         self.passivated = 0
         self.failed = 0
 
     def begin(self, cell: Cell) -> None:
-        """Make the instance: at once where no I/O and no hook is needed, else in a task."""
+        """Make the instance: at once if that takes neither I/O nor a hook, else in a task."""
         if cell.hosted_type.is_simple:
             try:
                 cell.instance = self._hooks.context().run(cell.hosted_type.factory)
             except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
                 _log.warning("%s: its constructor failed: %r; trying again", cell.address, exc)
             else:
-                self._ready(cell)
+                self._become_active(cell)
                 return
         task = self._supervisor.spawn(self._activate(cell), "activate")
         if cell.is_singleton:
             self._leaders.track_task(cell, task)
 
     def close(self, cell: Cell) -> None:
-        """Stop starting runs; passivate once nothing runs."""
+        """Start no further run; passivate once nothing runs."""
         if cell.phase == ACTIVE:
             cell.phase = CLOSING
             for task in cell.streams or ():
                 task.cancel()
-            self.idle(cell)
+            self.passivate_if_idle(cell)
 
-    def idle(self, cell: Cell) -> None:
-        """Passivate a closing cell if nothing runs in it any more."""
+    def passivate_if_idle(self, cell: Cell) -> None:
+        """Passivate a closing cell if nothing runs in it any longer."""
         if cell.phase != CLOSING or cell.instance is None or cell.load or cell.nested or cell.streams:
             return
         spec = cell.hosted_type.spec
@@ -127,7 +127,7 @@ class Activations:
         elif spec.on_deactivate is not None:
             _ = self._supervisor.spawn(self._deactivate(cell), "passivate")
         else:
-            self._passivated(cell)
+            self._finish_passivation(cell)
 
     async def _activate(self, cell: Cell) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
@@ -135,11 +135,11 @@ class Activations:
                 await self._build(cell)
             except _Unwanted:
                 cell.phase = DEAD
-                self._gone(cell)
+                self._on_gone(cell)
                 return
             except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
                 if cell.phase == DEAD:
-                    return
+                    return  # Its shard was lost meanwhile, and whoever killed the cell has seen to its queue.
                 if cell.is_singleton:
                     await self._leaders.lose(cell)
                 cell.instance = None
@@ -152,6 +152,8 @@ class Activations:
                 return
 
     async def _build(self, cell: Cell) -> None:
+        # At each await the shard may be lost (DEAD). While it drains, the activation goes on to its end:
+        # `_become_active` then closes it at once.
         spec = cell.hosted_type.spec
         if cell.is_singleton:
             is_leading = await self._leaders.until_leading(cell)
@@ -172,13 +174,14 @@ class Activations:
         if cell.is_singleton:
             await self._become_leader(cell, context)
         if cell.phase == ACTIVATING:
-            self._ready(cell)
+            self._become_active(cell)
 
     async def _become_leader(self, cell: Cell, context: Context) -> None:
         if cell.phase == DEAD:
             return
         hook = cell.hosted_type.spec.on_become_leader
-        # Asked for before the hook: if the shard is lost while it runs, its leader still owes an `on_lose_leadership`.
+        # Found before the hook runs: if the shard is lost during it, this leader owes an `on_lose_leadership` all the
+        # same.
         leader = self._leaders.leader_of(cell)
         if hook is None:
             leader.became(cell)
@@ -188,7 +191,7 @@ class Activations:
             leader.started(cell)
 
     async def _load(self, cell: Cell, codec: Codec[Any]) -> Any:  # a state
-        """Load the committed state; a singleton does without one that is too old or does not fit."""
+        """Load the committed state; a singleton starts without one that is too old or does not fit."""
         spec = cell.hosted_type.spec
         try:
             stored = await self._storage.load_state(spec.name, cell.entity_id)
@@ -208,14 +211,17 @@ class Activations:
                     raise _Undecodable(f"{cell.address}: its stored state does not fit: {exc}") from exc
                 self._leaders.state_error(cell, "schema_decode_failed", str(exc))
                 state = spec.initial_state()
+        # What the state encodes to, not what is stored: a fresh or migrated state must not look changed by the first
+        # run.
         cell.record.data = codec.encode(state)
         return state
 
-    def _ready(self, cell: Cell) -> None:
+    def _become_active(self, cell: Cell) -> None:
         self.activated += 1
         cell.last_used = self._clock.monotonic()
         cell.phase = ACTIVE
         if cell.shard.draining:
+            # `drain` closed the cells that were active; this one was still being made.
             self.close(cell)
         else:
             self._scheduler.pump(cell)
@@ -228,8 +234,8 @@ class Activations:
         cell.phase = DEAD
         for message in cell.take_queue():
             message.phase = DONE
-            message.failed(error)
-        self._gone(cell)
+            message.on_failed(error)
+        self._on_gone(cell)
 
     async def _deactivate_leader(self, cell: Cell) -> None:
         await self._leaders.lose(cell)
@@ -242,19 +248,19 @@ class Activations:
                 if hook is not None and cell.phase == CLOSING:
                     await self._hooks.run(cell, hook, self._hooks.context())
         except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
-            _log.exception("%s: on_deactivate failed; passivated all the same", cell.address)
-        if cell.phase == CLOSING:
-            self._passivated(cell)
+            _log.exception("%s: on_deactivate failed; the entity is passivated all the same", cell.address)
+        if cell.phase == CLOSING:  # else the shard was lost during the hook, and the cell is gone already
+            self._finish_passivation(cell)
 
-    def _passivated(self, cell: Cell) -> None:
+    def _finish_passivation(self, cell: Cell) -> None:
         self.passivated += 1
         cell.instance = None
         cell.phase = DEAD
-        self._gone(cell)
+        self._on_gone(cell)
 
 
 class _Undecodable(PersistenceError):
-    """The stored state cannot be decoded; trying again does not help."""
+    """The stored state cannot be decoded, so trying again does not help."""
 
 
 class _Unwanted(Exception):

@@ -2,8 +2,8 @@
 
 A *carrier* is a task that takes ready messages off one list and runs each handler's coroutine itself, every step in a
 context of the run's own. A handler that never suspends costs no task. When one suspends, its carrier waits with it (so
-`asyncio.current_task`, timeouts and cancellation work as usual) and another carrier goes on with the rest. A task and a
-queue per entity would cost several times the memory of an idle cell, and time on every message.
+that `asyncio.current_task`, timeouts and cancellation work as usual), and another carrier goes on with the rest. A task
+and a queue per entity would cost several times the memory of an idle cell, and time on every message.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ from actorhub.engine.runs.streams import Streams
 _log: Final = logging.getLogger("actorhub.turns")
 
 _RUNS_PER_STEP: Final = 128
-"""Runs that one carrier takes before it lets the event loop breathe."""
+"""Runs that one carrier takes before it lets the event loop do something else."""
 
 
 class StartGate(Protocol):
     """Counts the runs of durable messages before they start."""
 
     def begin(self, message: DurableMessage) -> bool:
-        """Return whether the message, which has its turn, runs now.
+        """Return whether the message, which has its turn, may run now.
 
-        If not, `Scheduler.start` or `Scheduler.ended` is called for it later.
+        If not, `Scheduler.start` or `Scheduler.end_turn` has been called for it, or will be.
         """
         ...
 
@@ -55,19 +55,19 @@ class Carriers:
         completion: Completion,
         streams: Streams,
         gate: StartGate,
-        not_owned: Callable[[Message], None],
+        take_back: Callable[[Message], None],
     ) -> None:
         """Prepare.
 
         Args:
             loop: Runs the carriers.
             clock: Its monotonic time is what deadlines are given in.
-            lease: Nothing starts once it is over.
+            lease: Nothing starts once it has run out.
             scheduler: Says what is ready.
             completion: Takes what handlers return and raise.
             streams: Takes over messages whose handler is a stream.
             gate: Decides about durable messages.
-            not_owned: Takes back a message that was accepted but must not start here; nothing ran.
+            take_back: Takes a message that was accepted but must not start here; nothing ran.
         """
         self._loop = loop
         self._monotonic = clock.monotonic
@@ -76,7 +76,7 @@ class Carriers:
         self._completion = completion
         self._streams = streams
         self._gate = gate
-        self._not_owned = not_owned
+        self._take_back = take_back
         self._tasks: set[asyncio.Task[None]] = set()
         self.started = 0
         """Runs so far."""
@@ -85,18 +85,19 @@ class Carriers:
         """Start a carrier for what is ready."""
         task = asyncio.Task(self._carry(), loop=self._loop, name="actorhub-carrier")
         self._tasks.add(task)
-        task.add_done_callback(self._done)
+        task.add_done_callback(self._on_task_done)
 
     async def aclose(self) -> None:
-        """Cancel every run and wait until they ended; a handler that swallows cancellation is left behind after 1 s."""
+        """Cancel every run and wait until all have ended, for at most 1 s: a handler may swallow its cancellation."""
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1)
 
-    def _done(self, task: "asyncio.Task[None]") -> None:
+    def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
+            # Its run is lost, and `is_carried` may go on saying that somebody sees to what is ready.
             _log.critical("a carrier died: this is a defect of actorhub", exc_info=error)
             self._go_on_elsewhere()
 
@@ -117,7 +118,7 @@ class Carriers:
         runs = 0
         while ready:
             message = ready.popleft()
-            coroutine = self._admitted(message)
+            coroutine = self._admit(message)
             if coroutine is None:
                 continue
             context = base.copy()
@@ -127,23 +128,29 @@ class Carriers:
             try:
                 step = context.run(coroutine.send, None)
             except StopIteration as stop:
-                completion.returned(message, stop.value)
+                completion.on_returned(message, stop.value)
             except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
-                completion.raised(message, exc)
+                completion.on_raised(message, exc)
             else:
                 yield from self._wait_with(message, context, coroutine, step)
-                # Others took over what was ready; a request to cancel that is left on this task ends with it.
+                # Another carrier took over what was ready. This task ends, and with it a cancellation that came too
+                # late for its run: it would hit the next one.
                 return
             runs += 1
             if runs == _RUNS_PER_STEP:
+                # One round of the event loop, for I/O and timers. What becomes ready meanwhile is still this carrier's.
                 runs = 0
                 yield
+        # Since the list was found empty nothing was awaited, so nothing can have become ready without being seen.
         scheduler.is_carried = False
 
-    def _admitted(self, message: Message) -> "Coroutine[Any, Any, Any] | None":
-        """Return the handler's coroutine, or settle a message that must not run, and return `None`."""
+    def _admit(self, message: Message) -> "Coroutine[Any, Any, Any] | None":
+        """Return the handler's coroutine; `None` if the message must not run here and now, and was dealt with."""
         cell = message.cell
         assert cell is not None
+        # Between its turn and this moment anything may have passed: the caller's patience, the activation, the lease.
+        # These are the last checks before user code runs, and there is no await between them and its first step, so
+        # whatever fails here can promise that nothing ran (invariant F).
         now = self._monotonic()
         if message.abandoned_for is not None or message.deadline <= now:
             error = message.abandoned_for or CallTimeout(f"{message.what}: its deadline passed while it waited")
@@ -151,21 +158,23 @@ class Carriers:
             self._scheduler.refuse(message, error)
             return None
         if cell.phase == DEAD or now >= self._lease.fresh_until:
+            # The lease is compared with the clock because no timer is due yet in a process that was frozen and thaws
+            # right here (invariant I). Who owns the shard by now runs the message.
             message.phase = NEW
-            self._scheduler.ended(message)
-            self._not_owned(message)
+            self._scheduler.end_turn(message)
+            self._take_back(message)
             return None
         cell.last_used = now
         if isinstance(message, DurableMessage) and not self._gate.begin(message):
             return None
-        message.epoch = cell.shard.epoch
+        message.epoch = cell.shard.epoch  # Its commit and its reply count for the ownership under which it starts.
         self.started += 1
         if message.spec.stream:
             self._streams.take_turn(message)
             return None
-        return self._coroutine(message, cell)
+        return self._make_coroutine(message, cell)
 
-    def _coroutine(self, message: Message, cell: Cell) -> "Coroutine[Any, Any, Any] | None":
+    def _make_coroutine(self, message: Message, cell: Cell) -> "Coroutine[Any, Any, Any] | None":
         spec = message.spec
         try:
             args = message.args if message.args is not None else spec.decode_arguments(message.body)
@@ -183,16 +192,18 @@ class Carriers:
     def _wait_with(
         self, message: Message, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
     ) -> Generator[Any, Any, None]:
-        """See a suspended run to its end; other carriers take over what is ready meanwhile."""
+        """Stay with a suspended run until it ends; another carrier takes over what is ready."""
         task = message.task = asyncio.current_task()
         assert task is not None
         self._scheduler.suspended.add(message)
         if message.abandoned_for is not None:
+            # It was abandoned during its first step, when there was no task to cancel.
             task.cancel()
+        # From here on this carrier sees to nothing else.
         self._go_on_elsewhere()
         timer = None
         if message.spec.timeout is not None:
-            timer = self._loop.call_later(message.spec.timeout, partial(self._out_of_time, message))
+            timer = self._loop.call_later(message.spec.timeout, partial(self._on_timeout, message))
         if message.interleaving is not None:
             steps = message.interleaving.drive(context, coroutine, step)
         else:
@@ -200,21 +211,22 @@ class Carriers:
         try:
             value = yield from steps
         except GeneratorExit:
-            raise
+            raise  # The event loop was closed, and the suspended carrier with it. No reply could leave any longer.
         except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
-            self._resumed(message)
-            self._completion.raised(message, exc)
+            self._forget_suspended(message)
+            self._completion.on_raised(message, exc)
         else:
-            self._resumed(message)
-            self._completion.returned(message, value)
+            self._forget_suspended(message)
+            self._completion.on_returned(message, value)
         finally:
             if timer is not None:
                 timer.cancel()
 
-    def _resumed(self, message: Message) -> None:
+    def _forget_suspended(self, message: Message) -> None:
+        # Before the run is completed: `abandon` must not cancel the carrier of a run that is over.
         self._scheduler.suspended.discard(message)
         message.task = None
 
-    def _out_of_time(self, message: Message) -> None:
+    def _on_timeout(self, message: Message) -> None:
         text = f"{message.what}: the handler ran longer than its timeout of {message.spec.timeout} s"
         self._scheduler.abandon(message, CallTimeout(text, possibly_executed=True))

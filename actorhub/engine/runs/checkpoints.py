@@ -1,4 +1,4 @@
-"""Checkpoints of a run: results of steps, which a later run of the message or of a singleton's `run` finds again."""
+"""Checkpoints: results of steps, which a later run of the message, or of a singleton's `run`, finds again."""
 
 import asyncio
 import contextvars
@@ -25,18 +25,18 @@ _PLAIN: Final = (type(None), bool, int, float, str, bytes)
 
 
 class Step(msgspec.Struct, frozen=True):
-    """A step as its run asks for it."""
+    """A step that a run asks for."""
 
     name: str
     """Unique in the run."""
     call: Callable[[], Any]
     """Runs it; what it returns may be awaitable."""
     codec: Codec[Any] | None = None
-    """Of the result; `None`: it is of a type that msgpack itself knows."""
+    """The codec of the result; `None`: the result is of a type that msgpack gives back as it was."""
 
 
 class Checkpoints:
-    """Runs steps once: the result of each is stored before the run goes on."""
+    """Runs each step once: its result is stored before the run goes on."""
 
     def __init__(self, *, store: CheckpointStore, saving: Saving, max_message_bytes: int) -> None:
         self._store = store
@@ -44,7 +44,7 @@ class Checkpoints:
         self._limit = max_message_bytes
 
     async def load(self, scope: Scope) -> Progress:
-        """Return what is stored of a scope.
+        """Return what is stored for a scope.
 
         Raises:
             PersistenceError: the store failed.
@@ -64,6 +64,7 @@ class Checkpoints:
         progress = known_progress(message)
         if progress.saved is None:
             loaded = await self.load(progress.scope)
+            # Another task of the run may have loaded it first, and stored steps since; this answer lacks those.
             if progress.saved is None:
                 progress.saved, progress.generation = loaded.saved, loaded.generation
         return progress
@@ -76,11 +77,11 @@ class Checkpoints:
         data = progress.saved.get(name)
         if data is None:
             if name in progress.under_way:
-                raise RuntimeError(f"{message.what}: step {name!r} runs already: give the other one another name")
+                raise RuntimeError(f"{message.what}: step {name!r} is already running: give this one another name")
             if len(progress.saved) + len(progress.under_way) >= MOST_STEPS:
                 raise RuntimeError(
-                    f"{message.what}: {MOST_STEPS} steps are the limit: save() makes a singleton's history; have a "
-                    "durable handler tell another one what is left to do"
+                    f"{message.what}: {MOST_STEPS} steps are the limit: a singleton starts a new count with save(); "
+                    "let a durable handler tell another one to do the rest"
                 )
             progress.under_way.add(name)
             try:
@@ -97,7 +98,7 @@ class Checkpoints:
             ) from error
 
     async def _run(self, message: Message, cell: Cell, step: Step) -> bytes:
-        """Run the step and store its result; a cancellation that comes meanwhile is raised once that is known."""
+        """Run the step and store its result; a cancellation while it is stored is raised once the outcome is known."""
         progress = known_progress(message)
         run = StepRun(message, cell)
         context = contextvars.copy_context()
@@ -105,14 +106,15 @@ class Checkpoints:
         what = f"{message.what}: result of step {step.name!r}"
         try:
             check_alive(message, cell, progress)
-            value = await run_in(context, _called(step.call))
-            data = check_size(_encoded(value, step.codec, what), self._limit, what)
+            value = await run_in(context, _call(step.call))
+            data = check_size(_encode(value, step.codec, what), self._limit, what)
+            # The step took its time. A step of a run that is over must not be stored beside those of the next run.
             check_alive(message, cell, progress)
             run.phase = COMMITTING
             write = CheckpointWrite(scope=progress.scope, stored=(Checkpoint(step.name, data),))
             cancelled = await self._saving.commit_step(run, cell, write)
         except PersistenceError:
-            progress.saved = None  # perhaps it is stored all the same: ask, before a function runs again
+            progress.saved = None  # It may be stored all the same: ask the store before the function runs again.
             raise
         finally:
             run.phase = DONE
@@ -134,12 +136,12 @@ def known_progress(message: Message) -> Progress:
         RuntimeError: the run has none.
     """
     if message.run_kind is RunKind.STEP or isinstance(running.get(), StepRun):
-        raise RuntimeError(f"{message.what}: a step cannot hold steps, waits or sleeps: do that outside")
+        raise RuntimeError(f"{message.what}: a step cannot contain steps, waits or sleeps: move them out of it")
     is_durable = isinstance(message, DurableMessage)
     if message.phase != RUNNING or not (is_durable or message.run_kind is RunKind.MAIN_LOOP):
         raise RuntimeError(
-            f"{message.what}: step(), deferred() and sleep() work while a durable handler (no stream), or the run() of "
-            "a singleton, runs"
+            f"{message.what}: step(), deferred() and sleep() can be called only while a durable handler that is not a "
+            "stream is running, or the run() of a singleton"
         )
     if message.progress is None:
         number = message.message_id if is_durable else BODY
@@ -148,29 +150,29 @@ def known_progress(message: Message) -> Progress:
 
 
 def check_alive(message: Message, cell: Cell, progress: Progress) -> None:
-    """Refuse to run or store a step for a run that is over, or for an activation that is dead.
+    """Refuse to run or store a step of a run, or of an activation, that is over.
 
     Raises:
-        RuntimeError: the run is over; perhaps the message runs again by now.
-        PersistenceError: ownership was lost, or the store knows better what is committed.
+        RuntimeError: the run is over; the message may be running again by now.
+        PersistenceError: the activation is over: ownership was lost, or the store refused a commit.
     """
     if message.phase != RUNNING or message.progress is not progress:
         raise RuntimeError(f"{message.what}: its run is over: await each step before the handler returns")
     if cell.phase == DEAD:
-        raise Fenced(f"{cell.address}: nothing of this activation can be stored: it is dead")
+        raise Fenced(f"{cell.address}: this activation is over, so nothing of it can be stored")
 
 
 def restart_count(message: Message) -> None:
-    """Count the attempts of a durable message anew, from this run on: it made progress."""
+    """Count the attempts of a durable message from this run on: it made progress."""
     if isinstance(message, DurableMessage):
         message.attempts = 1
 
 
 def check_name(name: str) -> str:
-    """Return the name of a step, wait or sleep if it may be one.
+    """Return the name of a step, wait or sleep if it is valid.
 
     Raises:
-        MalformedMessage: it is empty, too long, or holds control characters.
+        MalformedMessage: it is empty, too long, or has control characters.
     """
     try:
         return check_key(name)
@@ -178,13 +180,13 @@ def check_name(name: str) -> str:
         raise MalformedMessage(f"name of a step, wait or sleep: {error}", possibly_executed=True) from None
 
 
-async def _called(call: Callable[[], Any]) -> Any:
+async def _call(call: Callable[[], Any]) -> Any:
     value = call()
     return await value if inspect.isawaitable(value) else value
 
 
-def _encoded(value: Any, codec: Codec[Any] | None, what: str) -> bytes:
-    """Return the encoded result, which must come back as what it is."""
+def _encode(value: Any, codec: Codec[Any] | None, what: str) -> bytes:
+    """Return the encoded result; one that would be decoded as something else is refused."""
     if codec is not None:
         data = codec.encode(value)
         codec.decode(data)
@@ -195,7 +197,7 @@ def _encoded(value: Any, codec: Codec[Any] | None, what: str) -> bytes:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether msgpack gives back what it got, without being told the type."""
+    """Whether msgpack, without being told the type, gives back an equal value of the same type."""
     if type(value) is list:
         return all(map(_is_plain, cast("list[object]", value)))
     if type(value) is dict:

@@ -1,4 +1,4 @@
-"""What the store is asked to write when a run ends, or stores a part of itself. Replies are `runs.completion`'s."""
+"""What the store is asked to write when a run ends, or commits a part of itself. `runs.completion` replies."""
 
 import asyncio
 from asyncio import Future
@@ -27,7 +27,7 @@ _COMMIT_LIMIT: Final = 10.0
 
 
 class Commits:
-    """Asks the store for commits. Every answer is a future; what follows from it is the caller's to do."""
+    """Asks the store for commits. Every answer is a future; the caller draws the consequences."""
 
     def __init__(
         self, *, storage: Storage, supervisor: Supervisor, incarnation: str, sharding: Sharding, retention: float
@@ -42,24 +42,26 @@ class Commits:
     def state(self, cell: Cell, epoch: int, data: bytes) -> "Future[None]":
         """Hand the cell's next state to the group commit."""
         assert cell.record is not None
+        # The lease is compared with the clock once more, after the handler, because the process may have been frozen in
+        # it. Once another runner has taken the shard the store refuses the commit; until then only the lease does.
         if not cell.can_commit:
-            return _refused(cell)
+            return _refusal(cell)
         entity_type, entity_id = cell.entity
         commit = StateCommit(cell.shard.id, epoch, entity_type, entity_id, cell.record.version + 1, data)
         return self._storage.commit_state(commit, self._incarnation)
 
     def run(self, cell: Cell, run: RunCommit) -> "Future[bool]":
-        """Hand a run to the group commit; the answer is whether the next run was counted with it."""
-        return self._store.commit_run(run, self._incarnation) if cell.can_commit else _refused(cell)
+        """Hand what a run leaves behind to the group commit; the answer is whether its `next_start` was counted."""
+        return self._store.commit_run(run, self._incarnation) if cell.can_commit else _refusal(cell)
 
     def run_alone(self, cell: Cell, run: RunCommit, transaction: RunTransaction | None) -> "Future[bool]":
-        """Commit a run in a transaction of its own, the handler's where it has one.
+        """Commit what a run leaves behind in a transaction of its own, which is the handler's if it began one.
 
         Runs with checkpoints or with the user's own SQL are rare beside plain ones: they share no group commit, and
         take a connection of a small pool for about two milliseconds each.
         """
         if not cell.can_commit:
-            return _refused(cell)
+            return _refusal(cell)
         outcome: Future[bool] = asyncio.get_running_loop().create_future()
         commit = self._store.commit_with_checkpoints if transaction is None else transaction.commit
         work = self._settle(commit(run, self._incarnation), transaction, outcome)
@@ -82,7 +84,7 @@ class Commits:
             cell: Its entity.
             data: The entity's new state, if it changed.
             body: The reply of a durable message.
-            next_one: The message whose run is counted along with it.
+            next_one: The message whose run is counted by the same commit.
         """
         is_durable = isinstance(message, DurableMessage)
         entity_type, entity_id = cell.entity
@@ -116,7 +118,7 @@ class Commits:
         )
 
     async def begin(self) -> RunTransaction:
-        """Return a transaction for a handler's own SQL.
+        """Return a new transaction for a handler's own SQL.
 
         Raises:
             PersistenceError: the store failed, or has no connection free.
@@ -126,7 +128,7 @@ class Commits:
 
     def roll_back(self, message: Message, then: Callable[[Message], None]) -> None:
         """Undo the transaction of a run that failed, and call `then` once its locks are free."""
-        _ = self._supervisor.spawn(_rolled_back(message, then), "roll back transaction")
+        _ = self._supervisor.spawn(_roll_back(message, then), "roll back transaction")
 
     def _outbox(self, message: Message) -> tuple[NewMessage, ...]:
         if not message.outbox:
@@ -135,7 +137,7 @@ class Commits:
         return tuple(new_row(told, self._sharding.shard_of_target(told)) for told in durable)
 
     async def _settle(self, work: Awaitable[bool], transaction: RunTransaction | None, outcome: "Future[bool]") -> None:
-        """Settle `outcome`; what the store refuses is an answer, and no failure of this task."""
+        """Settle `outcome`; a refusal by the store is an answer, not a failure of this task."""
         try:
             async with asyncio.timeout(_COMMIT_LIMIT):
                 counted = await work
@@ -144,12 +146,14 @@ class Commits:
         else:
             outcome.set_result(counted)
         finally:
+            # After a commit both do nothing. Otherwise the locks must go, and whoever waits must learn that the process
+            # is leaving, which cancelled this.
             if transaction is not None:
                 await transaction.roll_back()
             outcome.cancel()
 
 
-async def _rolled_back(message: Message, then: Callable[[Message], None]) -> None:
+async def _roll_back(message: Message, then: Callable[[Message], None]) -> None:
     transaction, message.transaction = message.transaction, None
     try:
         if transaction is not None:
@@ -159,7 +163,8 @@ async def _rolled_back(message: Message, then: Callable[[Message], None]) -> Non
 
 
 def next_to_count(message: Message, cell: Cell) -> DurableMessage | None:
-    """Return the durable message that gets the turn after this run, if it can be counted with its commit."""
+    """Return the durable message that runs after this one, if the commit of this run can count it."""
+    # After a nested or a shared run, or in an activation that closes, the head of the queue need not be next.
     if cell.queue is None or message.is_nested or cell.load != EXCLUSIVE or cell.phase != ACTIVE:
         return None
     head = cell.queue[0]
@@ -169,7 +174,7 @@ def next_to_count(message: Message, cell: Cell) -> DurableMessage | None:
 
 
 def tells_durably(message: Message) -> bool:
-    """Whether the handler told something that its commit must store."""
+    """Whether the handler told something durable, which its commit must store."""
     return message.outbox is not None and any(told.delivery is not None for told in message.outbox)
 
 
@@ -179,7 +184,7 @@ def _closing(message: Message) -> CheckpointWrite | None:
     return None if progress is None else CheckpointWrite(scope=progress.scope, closes=True)
 
 
-def _refused(cell: Cell) -> "Future[Any]":
+def _refusal(cell: Cell) -> "Future[Any]":
     refused: Future[Any] = asyncio.get_running_loop().create_future()
     refused.set_exception(Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard"))
     return refused

@@ -1,8 +1,9 @@
 """How runs end: commit what changed, then reply; or roll back, then reply with the error.
 
-A reply leaves only after the commit that it belongs to (invariant E). A failed *commit* is not a failed *run*: where
-the store refused one because of owner, version or connection, it may know better than this process what is committed,
-so the activation is built anew, and a durable message runs again at whoever owns the shard then.
+A reply, and what the handler told, leaves only after the commit that it belongs to (invariant E). A failed *commit* is
+not a failed *run*. Where the store refused it because of owner, version or connection, the store may know better than
+this process what is committed: the activation is rebuilt, and a durable message runs again, at whoever owns the
+shard then. That attempt counts, but leaves no line in the message's history.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from actorhub.storage.message_ports import NotPending, RolledBack
 _log: Final = logging.getLogger("actorhub.results")
 
 RUN_ONLY: Final = (NotPending, DuplicateKey, RolledBack)
-"""Errors of a commit with which nothing is wrong with the entity: only this run does not count."""
+"""Errors of a commit after which the activation can go on: only this run does not count."""
 
 
 class CompletionStatistics(msgspec.Struct, frozen=True):
@@ -36,22 +37,22 @@ class CompletionStatistics(msgspec.Struct, frozen=True):
     refused_commits: int
     """Commits that the store refused because ownership or version no longer held."""
     failed: int
-    """Runs that ended with an exception that is not an `EntityError`."""
+    """Runs that ended with an exception other than an `EntityError`."""
 
 
 class _Ending(msgspec.Struct):
     """What is done once a run is committed."""
 
     data: bytes | None
-    """The state that is committed then."""
+    """The state that the commit writes; `None`: none."""
     body: bytes
     """The reply."""
     next_one: DurableMessage | None
-    """The message whose run is counted along with it."""
+    """The message whose run the commit counts as well."""
 
 
 class Completion:
-    """Takes what handlers returned or raised. Each run ends in exactly one `Scheduler.ended`."""
+    """Takes what handlers returned or raised. Each run gets here once, and ends with one `Scheduler.end_turn`."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class Completion:
             scheduler: Takes turns back.
             commits: Asks the store.
             max_message_bytes: Limit of results and states.
-            distrust: Told of a cell with which the store disagrees: it must be built anew, or its shard was lost.
+            distrust: Told of a cell about which the store disagrees: it must be rebuilt, or its shard was lost.
         """
         self._scheduler = scheduler
         self._store = commits
@@ -81,19 +82,20 @@ class Completion:
         """Return the counts."""
         return CompletionStatistics(self._commits, self._refused, self._failed)
 
-    def returned(self, message: Message, value: Any) -> None:
-        """Reply with `value`, after committing the state if the run changed it."""
+    def on_returned(self, message: Message, value: Any) -> None:
+        """Commit what the run changed, if anything; then reply with `value`."""
         cell = message.cell
         assert cell is not None
         if message.abandoned_for is not None or cell.phase == DEAD:
-            self.raised(message, asyncio.CancelledError())
+            # The handler went on all the same, but nobody waits for its result, or its activation is over.
+            self.on_raised(message, asyncio.CancelledError())
             return
         try:
             body = message.spec.result.encode(value)
             if len(body) > self._limit:
                 check_size(body, self._limit, f"{message.what}: result")
         except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
-            self.raised(message, exc)
+            self.on_raised(message, exc)
             return
         if (
             cell.record is None
@@ -102,31 +104,33 @@ class Completion:
             and message.progress is None
             and not isinstance(message, DurableMessage)
         ):
-            self._done(message, body)
+            self._finish(message, body)
         else:
             self._settle(message, cell, body)
 
-    def raised(self, message: Message, error: BaseException) -> None:
-        """Take the state back to what is committed and reply with the error."""
+    def on_raised(self, message: Message, error: BaseException) -> None:
+        """Roll the state back to what is committed, then reply with the error."""
         cell = message.cell
         assert cell is not None
         if cell.record is not None and cell.phase != DEAD:
-            _own_turn(message, cell)
+            _take_over_turn(message, cell)
+            # What a nested run changed stays in the state that it shares with the run around it, and is that run's to
+            # commit or to roll back.
             if not message.is_nested:
                 roll_back(cell, shared=cell.load != EXCLUSIVE)
         message.phase = DONE
         message.drop_outbox()
         reply = self._as_reply(message, error)
-        message.failed(reply)
+        message.on_failed(reply)
         self._observe_end(message, reply)
         if message.transaction is not None:
-            # The turn lasts until its locks are free: the next run may want the same rows.
-            self._store.roll_back(message, self._scheduler.ended)
+            # The turn lasts until the locks of its SQL are free: the next run may want the same rows.
+            self._store.roll_back(message, self._scheduler.end_turn)
         else:
-            self._scheduler.ended(message)
+            self._scheduler.end_turn(message)
 
     def changed_state(self, cell: Cell) -> bytes | None:
-        """Return the instance's state, encoded, if it is not what is committed.
+        """Return the instance's state, encoded, if it differs from what is committed.
 
         Raises:
             MalformedMessage: it cannot be encoded, or could not be loaded again.
@@ -138,19 +142,19 @@ class Completion:
         data = codec.encode(cell.instance.state)
         if data == record.data:
             return None
-        codec.decode(data)
+        codec.decode(data)  # Nothing is committed that could not be loaded again.
         return check_size(data, self._limit, f"{cell.address}: state")
 
     def count_commit(self, cell: Cell, data: bytes | None) -> None:
-        """Note a commit; `data` is the state that it wrote, if any."""
+        """Note a commit that succeeded; `data` is the state that it wrote, if any."""
         self._commits += 1
         if data is not None:
             assert cell.record is not None
             cell.record.version += 1
             cell.record.data = data
 
-    def refused(self, cell: Cell, error: BaseException) -> ActorhubError:
-        """Count a commit that did not succeed, and build its cell anew: the store may know better what is committed."""
+    def on_refused(self, cell: Cell, error: BaseException) -> ActorhubError:
+        """Count a commit that failed, and have its cell rebuilt: the store may know better what is committed."""
         self._refused += 1
         if not isinstance(error, ActorhubError):
             error = PersistenceError(f"{cell.address}: commit failed: {error!r}")
@@ -158,13 +162,13 @@ class Completion:
         self._distrust(cell, error)
         return error
 
-    def state_committed(self, cell: Cell, data: bytes, outcome: "asyncio.Future[None]") -> ActorhubError | None:
-        """Note the outcome of a commit of a state alone; return the error if it did not succeed."""
+    def note_state_commit(self, cell: Cell, data: bytes, outcome: "asyncio.Future[None]") -> ActorhubError | None:
+        """Note how a commit of a state alone ended; return the error if it failed."""
         error = outcome.exception() if not outcome.cancelled() else asyncio.CancelledError()
         if error is None:
             self.count_commit(cell, data)
             return None
-        return self.refused(cell, error)
+        return self.on_refused(cell, error)
 
     def _as_reply(self, message: Message, error: BaseException) -> ActorhubError:
         if message.abandoned_for is not None:
@@ -183,16 +187,18 @@ class Completion:
 
     def _settle(self, message: Message, cell: Cell, body: bytes) -> None:
         if message.is_nested:
-            _own_turn(message, cell)
+            _take_over_turn(message, cell)
         try:
-            # A nested run (`reentrant`) commits nothing by itself: what it changed becomes part of the commit of the
-            # run around it, or is undone with that. Two commits would show a half-done state.
+            # A nested run (`reentrant`) commits nothing by itself. What it changed becomes part of the commit of the
+            # run around it, or is undone with that; a commit of its own would make a half-done state visible. One that
+            # outlives the run around it took the turn over, above, and commits like any other.
             data = None if message.is_nested or cell.record is None else self.changed_state(cell)
         except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
-            self.raised(message, exc)
+            self.on_raised(message, exc)
             return
         if data is not None and message.spec.readonly:
-            self.raised(message, TypeError(f"{message.what} is readonly and changed the state: remove readonly=True"))
+            changed = TypeError(f"{message.what} is readonly and changed the state: remove readonly=True")
+            self.on_raised(message, changed)
         elif (
             isinstance(message, DurableMessage)
             or message.transaction is not None
@@ -201,24 +207,29 @@ class Completion:
         ):
             self._commit_run(message, cell, data, body)
         elif data is None:
-            self._done(message, body)
+            self._finish(message, body)
         else:
+            # From here on a cancellation changes nothing (`Scheduler.abandon`): the answer decides, and the turn lasts
+            # until it.
             message.phase = COMMITTING
             self._store.state(cell, message.epoch, data).add_done_callback(
-                partial(self._state_settled, message, cell, _Ending(data, body, None)), context=self._scheduler.context
+                partial(self._on_state_answer, message, cell, _Ending(data, body, None)),
+                context=self._scheduler.context,
             )
 
-    def _state_settled(self, message: Message, cell: Cell, ending: _Ending, outcome: "asyncio.Future[None]") -> None:
+    def _on_state_answer(self, message: Message, cell: Cell, ending: _Ending, outcome: "asyncio.Future[None]") -> None:
         assert ending.data is not None
-        error = self.state_committed(cell, ending.data, outcome)
+        error = self.note_state_commit(cell, ending.data, outcome)
         if error is None:
-            self._done(message, ending.body)
+            self._finish(message, ending.body)
         else:
-            self._not_done(message, error)
+            self._finish_refused(message, error)
 
     def _commit_run(self, message: Message, cell: Cell, data: bytes | None, body: bytes) -> None:
         """Write the state `data` (if any), the reply, and what was told durably; then reply."""
         message.phase = COMMITTING
+        # Its turn lasts until the store has answered, so the head of the queue now is what runs next. To count that run
+        # with this commit saves it a round trip of its own.
         ending = _Ending(data, body, next_to_count(message, cell))
         try:
             if message.progress is not None:
@@ -226,54 +237,58 @@ class Completion:
             run = self._store.commit_of(message, cell, data, body=body, next_one=ending.next_one)
         except (ActorhubError, RuntimeError) as error:
             message.phase = RUNNING
-            self.raised(message, error)
+            self.on_raised(message, error)
             return
         if message.transaction is None and run.checkpoints is None:
             outcome = self._store.run(cell, run)
         else:
             outcome = self._store.run_alone(cell, run, message.transaction)
-        outcome.add_done_callback(partial(self._run_settled, message, cell, ending), context=self._scheduler.context)
+        outcome.add_done_callback(partial(self._on_run_answer, message, cell, ending), context=self._scheduler.context)
 
-    def _run_settled(self, message: Message, cell: Cell, ending: _Ending, outcome: "asyncio.Future[bool]") -> None:
+    def _on_run_answer(self, message: Message, cell: Cell, ending: _Ending, outcome: "asyncio.Future[bool]") -> None:
         message.transaction = None
         error = store_error(outcome)
         if error is None:
             self.count_commit(cell, ending.data)
+            # If the next message left its entity meanwhile, this marks a record that is out of memory; whoever loads
+            # the message again gets the store's count.
             if ending.next_one is not None and outcome.result():
                 ending.next_one.attempts += 1
                 ending.next_one.is_counted = True
-            self._done(message, ending.body)
+            self._finish(message, ending.body)
         elif isinstance(error, RUN_ONLY) and cell.phase != DEAD:
+            # Refused for a reason of the run's own, and nothing is written: the activation knows what is committed.
             message.phase = RUNNING
-            self.raised(message, error)
+            self.on_raised(message, error)
         else:
-            self._not_done(message, self.refused(cell, error))
+            self._finish_refused(message, self.on_refused(cell, error))
 
-    def _done(self, message: Message, body: bytes) -> None:
-        """Reply, and send what the handler told: everything of the run is committed."""
+    def _finish(self, message: Message, body: bytes) -> None:
+        """Reply, and send what the handler told; everything of the run is committed."""
         message.phase = DONE
-        message.completed(body)
+        message.on_completed(body)
+        # The turn ends last: what the next run tells must not overtake what this one told (invariant G).
         if message.outbox:
             self._scheduler.send_told(message)
         if self._scheduler.observer is not None:
             self._scheduler.observer.ended(message, None)
-        self._scheduler.ended(message)
+        self._scheduler.end_turn(message)
 
-    def _not_done(self, message: Message, error: ActorhubError) -> None:
+    def _finish_refused(self, message: Message, error: ActorhubError) -> None:
         """End a run whose commit was refused."""
         message.phase = DONE
         message.drop_outbox()
-        message.failed(error)
+        message.on_failed(error)
         self._observe_end(message, error)
-        self._scheduler.ended(message)
+        self._scheduler.end_turn(message)
 
     def _observe_end(self, message: Message, error: ActorhubError) -> None:
         if self._scheduler.observer is not None:
             self._scheduler.observer.ended(message, error)
 
 
-def _own_turn(message: Message, cell: Cell) -> None:
-    """Give a nested run the turn if the run that it was inside is over: what it changed is its own then."""
+def _take_over_turn(message: Message, cell: Cell) -> None:
+    """Give a nested run the turn if the run around it is over: from then on what it changes is its own."""
     if message.is_nested and cell.load == 0:
         cell.nested -= 1
         cell.load = EXCLUSIVE
@@ -281,7 +296,7 @@ def _own_turn(message: Message, cell: Cell) -> None:
 
 
 def roll_back(cell: Cell, *, shared: bool) -> None:
-    """Make the instance's state what is committed; beside other readers only if it differs."""
+    """Set the instance's state to what is committed; beside other (shared) runs only if it differs."""
     record, codec = cell.record, cell.hosted_type.spec.state
     assert record is not None
     assert codec is not None
@@ -290,13 +305,14 @@ def roll_back(cell: Cell, *, shared: bool) -> None:
             if codec.encode(cell.instance.state) == record.data:
                 return
         except Exception:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
-            _log.warning("%s: a readonly handler left a state that cannot be encoded; taken back", cell.address)
+            _log.warning("%s: a readonly handler left a state that cannot be encoded; it was rolled back", cell.address)
     cell.instance.state = codec.decode(record.data)
+    # A decoded copy may encode to other bytes, such as a set in another order, and would look changed.
     record.data = codec.encode(cell.instance.state)
 
 
 def handler_failed(error: BaseException) -> HandlerFailed:
-    """Return the reply for an exception of user code, with its traceback."""
+    """Return the reply for an exception of user code; it carries the traceback."""
     cls = type(error)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
     return HandlerFailed(name, str(error), "".join(traceback.format_exception(error)))

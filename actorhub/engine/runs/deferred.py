@@ -1,4 +1,8 @@
-"""Deferred values: a run waits for what somebody else completes, by a token, whatever runners do meanwhile."""
+"""Deferred values: a run waits until somebody completes one, by its token, even if runners come and go meanwhile.
+
+Any runner may store the outcome; the store's insert decides whose counts. That runner then tells all the others, and
+who waits reads the store. A notice can get lost, so who waits reads it now and then anyway.
+"""
 
 import asyncio
 import logging
@@ -16,25 +20,25 @@ from actorhub.storage.checkpoint_ports import CheckpointStore, Completion, Compl
 
 _log: Final = logging.getLogger("actorhub.deferred")
 
-_SCAN: Final = 10.0
-"""Seconds between scans for a completion that nobody told of: the safety net."""
+_SCAN_INTERVAL: Final = 10.0
+"""Seconds between reads of the store without a notice."""
 
 
 class Deferrals:
-    """What the runs of this process wait for."""
+    """The deferred values that runs of this process wait for."""
 
     def __init__(self, store: CheckpointStore, waits: DurableWaits) -> None:
         self._store = store
         self._waits = waits
         self.secret = b""
-        """The cluster's; known once the runner has started."""
+        """The cluster's secret; known once the runner has started."""
         self._waiting: dict[bytes, set[asyncio.Event]] = {}
 
     def __len__(self) -> int:
         return sum(len(events) for events in self._waiting.values())
 
-    def completed(self, token_hashes: Collection[bytes]) -> None:
-        """Have those look that wait for one of these."""
+    def on_completed(self, token_hashes: Collection[bytes]) -> None:
+        """Have whoever waits for one of these read the store."""
         for hashed in token_hashes:
             for event in self._waiting.get(hashed, ()):
                 event.set()
@@ -47,16 +51,17 @@ class Deferrals:
         """Return the encoded value once somebody completed it.
 
         Raises:
-            ActorhubError: it was completed with an error, this one.
+            ActorhubError: the error that it was completed with.
         """
         hashed = token_hash(deferral, self.secret)
         event = asyncio.Event()
+        # Registered before the store is read: a completion after that read sets the event.
         self._waiting.setdefault(hashed, set()).add(event)
         try:
             found = await self._find(hashed)
             if found is None:
                 async with self._waits.waiting(message, cell, progress):
-                    found = await self._completion(hashed, event)
+                    found = await self._wait_for_completion(hashed, event)
         finally:
             self._waiting[hashed].discard(event)
             if not self._waiting[hashed]:
@@ -65,29 +70,29 @@ class Deferrals:
             raise decode_error(found.data)
         return found.data
 
-    async def _completion(self, hashed: bytes, event: asyncio.Event) -> Completion:
+    async def _wait_for_completion(self, hashed: bytes, event: asyncio.Event) -> Completion:
         while True:
-            event.clear()
+            event.clear()  # Before the read, for the same reason.
             try:
                 if (found := await self._find(hashed)) is not None:
                     return found
             except PersistenceError as error:
-                # Who waits for days must outlast a store that is away for a minute.
-                _log.warning("cannot look whether a deferred value is completed, will try again: %s", error)
-            await set_or_time(event, _SCAN)
+                # A wait of days must outlast a store that is away for a minute.
+                _log.warning("cannot read whether a deferred value is completed, will try again: %s", error)
+            await set_or_time(event, _SCAN_INTERVAL)
 
     async def _find(self, hashed: bytes) -> Completion | None:
         return (await self._store.completions([hashed])).get(hashed)
 
 
 def deferral_of(progress: Progress, name: str) -> Deferral:
-    """Return what names a deferred value of a run, as it is now."""
+    """Return what identifies a deferred value of a run in its present generation."""
     scope = progress.scope
     return Deferral(scope.entity_type, scope.entity_id, scope.message_id, progress.generation, name)
 
 
 def completion(token: str, secret: bytes, kind: CompletionKind, data: bytes) -> Completion:
-    """Return the outcome of the deferred value that `token` names.
+    """Return an outcome for the deferred value that `token` names.
 
     Raises:
         MalformedMessage: this cluster did not make the token.

@@ -1,4 +1,4 @@
-"""Running user code's coroutines step by step, each step inside a context that is not the task's."""
+"""Runs coroutines of user code step by step, each step in a context that is not the task's."""
 
 import contextvars
 import types
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def drive(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any) -> Generator[Any, Any, Any]:
-    """Run the rest of `coroutine`, whose first step yielded `step`, every step inside `context`."""
+    """Run the rest of `coroutine`, whose first step yielded `step`, each step in `context`."""
     while True:
         try:
             value = yield step
@@ -27,7 +27,7 @@ def drive(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", s
 
 @types.coroutine
 def run_in(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]") -> Generator[Any, Any, Any]:
-    """Await `coroutine` in the current task, every step inside `context`."""
+    """Await `coroutine` in the current task, each step in `context`."""
     try:
         step = context.run(coroutine.send, None)
     except StopIteration as stop:

@@ -1,4 +1,4 @@
-"""Running hooks: `on_activate`, `on_deactivate`, `on_become_leader`, `on_lose_leadership`."""
+"""Runs hooks: `on_activate`, `on_deactivate`, `on_become_leader`, `on_lose_leadership`."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from actorhub.engine.runs.scheduler import Scheduler
 
 
 class HookRun(Message):
-    """A hook's run, for `current()`: nobody sent it, and nobody waits for it."""
+    """A hook's run, as `current()` sees it: nobody sent it, and nobody waits for it."""
 
     __slots__ = ()
 
@@ -27,7 +27,7 @@ class HookRun(Message):
 
 
 class Hooks:
-    """Runs a hook like a handler: `current()` works, what it changed is committed, then what it told leaves."""
+    """Runs a hook like a handler: `current()` works, what it changed is committed, and then what it told is sent."""
 
     def __init__(self, *, scheduler: Scheduler, completion: Completion, saving: Saving) -> None:
         self._base = scheduler.context
@@ -41,13 +41,13 @@ class Hooks:
     async def run(
         self, cell: Cell, spec: HandlerSpec, context: Context, returned: Callable[[Cell], None] | None = None
     ) -> None:
-        """Run a hook. Of a dead cell nothing is committed, and nothing leaves.
+        """Run a hook. In a dead cell nothing is committed, and nothing is sent.
 
         Args:
             cell: The entity.
             spec: The hook.
             context: Its context variables.
-            returned: Told that the hook returned, before that is committed.
+            returned: Told that the hook returned, before the commit, which may fail.
         """
         run = HookRun(cell, spec)
         context.run(running.set, run)
@@ -57,7 +57,7 @@ class Hooks:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            raise RuntimeError("the hook raised CancelledError, though nobody cancelled it") from exc
+            raise RuntimeError("the hook raised CancelledError although nobody had cancelled it") from exc
         if returned is not None:
             returned(cell)
         if cell.phase == DEAD:

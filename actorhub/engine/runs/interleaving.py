@@ -1,7 +1,10 @@
 """Runs that let others have the entity's turn while they wait: a singleton's `run`, and crons that may overlap.
 
-Between two of its awaits such a run has the turn, like any other. While it waits it lends the turn to whoever wants one
-and is counted as nested; before it goes on it takes the turn again, once whoever has it is done.
+Between two of its awaits such a run has the turn, like any other. While it waits it lends the turn and counts as
+nested; before its next step it takes the turn back, at once if it is free, else when whoever has it is done.
+
+It must be by turns. A run that went on while a handler is suspended could commit that handler's half-done change, or
+lose its own when that handler is rolled back. One that kept the turn for good would leave nobody to answer calls.
 """
 
 import asyncio
@@ -16,14 +19,14 @@ from actorhub.engine.model.records import ACTIVE, DEAD, EXCLUSIVE, RUNNING, Cell
 
 
 class Lender(Protocol):
-    """Who passes turns on."""
+    """Passes turns on."""
 
     def lend(self, message: Message) -> None:
         """Let others have the turn of a run that waits for something."""
         ...
 
     def give_back(self, cell: Cell, message: Message) -> None:
-        """Let others have a turn that came too late for the run of `message`."""
+        """Let others have a turn that `message` got back after its run was over."""
         ...
 
 
@@ -34,13 +37,18 @@ class Interleaving:
         self._lender = lender
         self._message = message
         self._cell = cell
-        self._holds = 0
+        self._lock = asyncio.Lock()
+        self._is_held = False
+        """Some task of the run is in a `held` block, or about to be."""
         self._is_waiting = False
+        """The run's coroutine is suspended."""
+        self._returning: set[asyncio.Future[bool]] = set()
+        """Of the cell's `returning`, those of this run: its coroutine's, and that of a task which is about to hold."""
 
     def drive(
         self, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
     ) -> Generator[Any, Any, Any]:
-        """Run the rest of `coroutine`, whose first step yielded `step`, every step inside `context` and its turn."""
+        """Run the rest of `coroutine`, whose first step yielded `step`, each step in `context` and with the turn."""
         while True:
             error: BaseException | None = None
             value: Any = None
@@ -53,6 +61,8 @@ class Interleaving:
                 raise
             except BaseException as exc:  # noqa: BLE001 - user code: thrown on into its coroutine
                 error = exc
+            # A cancellation that comes while it waits for the turn is thrown once the turn is there: its `except` and
+            # `finally` blocks are steps of the run, too.
             error = (yield from self._take()) or error
             self._is_waiting = False
             resume = partial(coroutine.send, value) if error is None else partial(coroutine.throw, error)
@@ -63,31 +73,38 @@ class Interleaving:
 
     @asynccontextmanager
     async def held(self) -> AsyncGenerator[None, None]:
-        """Keep the turn during the block, through its awaits.
+        """Keep the turn during the block, also while it awaits; of several tasks of one run, one at a time.
 
-        A cancellation while it waits for the turn is raised once it has it.
+        A cancellation that comes while this waits for the turn is raised once it has the turn.
 
         Raises:
             RuntimeError: the run is over, for example in a task that outlives it.
         """
         self._check_running()
-        self._holds += 1
-        try:
-            cancelled = await _awaitable(self._take())
-            if cancelled is not None:
-                raise cancelled
-            yield
-        finally:
-            self._holds -= 1
-            self._lend()
+        # The turn is the whole run's. That its tasks do not commit at the same time, each the version after the same
+        # one, takes a lock of their own.
+        async with self._lock:
+            # Set before the turn is taken: if the run's coroutine gets it first, and suspends again, it must not lend
+            # the turn that this block relies on.
+            self._is_held = True
+            try:
+                cancelled = await _awaitable(self._take())
+                if cancelled is not None:
+                    raise cancelled
+                self._check_running()
+                yield
+            finally:
+                self._is_held = False
+                self._lend()
 
     def _lend(self) -> None:
+        # Not when the run's own coroutine leaves a `held` block: it goes on, and needs the turn until its next await.
         message = self._message
-        if self._holds == 0 and self._is_waiting and not message.is_nested:
+        if not self._is_held and self._is_waiting and not message.is_nested:
             self._lender.lend(message)
 
     def _take(self) -> Generator[Any, Any, asyncio.CancelledError | None]:
-        """Take the turn again; return the cancellation that came meanwhile. A dead cell has no turns any more."""
+        """Take the turn back; return the cancellation that came meanwhile. In a dead cell there are no turns."""
         message, cell = self._message, self._cell
         cancelled: asyncio.CancelledError | None = None
         has_turn = False
@@ -100,20 +117,34 @@ class Interleaving:
             if cell.returning is None:
                 cell.returning = deque()
             cell.returning.append(returning)
+            self._returning.add(returning)
             try:
                 yield from returning
             except asyncio.CancelledError as exc:
                 cancelled = exc
                 _forget(cell, returning)
-            has_turn = returning.done() and not returning.cancelled()
+            finally:
+                self._returning.discard(returning)
+            # A cancellation can come in the same tick as the turn. The turn is this run's then: nobody else would end
+            # it.
+            has_turn = returning.done() and not returning.cancelled() and returning.result()
         if has_turn and not message.is_nested:
-            # The run ended while a task that outlives it waited here: the turn is nobody's.
+            # The run ended while a task that outlives it waited here, so nobody would end this turn.
             self._lender.give_back(cell, message)
             self._check_running()
         elif has_turn:
             cell.nested -= 1
             message.is_nested = False
+            self._share_turn()
         return cancelled
+
+    def _share_turn(self) -> None:
+        # Whoever else of this run waits has the turn now, too, and must not go on waiting: a task that is about to hold
+        # the turn keeps it from being lent, and so would wait for itself.
+        for returning in self._returning:
+            if not returning.done():
+                _forget(self._cell, returning)
+                returning.set_result(False)
 
     def _check_running(self) -> None:
         if self._message.phase != RUNNING:
@@ -121,7 +152,11 @@ class Interleaving:
 
 
 def grant(cell: Cell, ended: Message) -> None:
-    """Give the free turn of a cell to a run that waits to go on; after one of those the mailbox comes first."""
+    """Give a free turn to an interleaved run that waits for it.
+
+    After a turn of an interleaved run the mailbox comes first, so that neither starves: a `run` that never stops
+    awaiting would take each turn otherwise, and so would a mailbox that is never empty.
+    """
     returning = cell.returning
     if (
         returning is None
@@ -133,13 +168,13 @@ def grant(cell: Cell, ended: Message) -> None:
         future = returning.popleft()
         if not future.done():
             cell.load = EXCLUSIVE
-            future.set_result(None)
+            future.set_result(True)
             break
     if not returning:
         cell.returning = None
 
 
-def _forget(cell: Cell, returning: "asyncio.Future[None]") -> None:
+def _forget(cell: Cell, returning: "asyncio.Future[bool]") -> None:
     if cell.returning is not None and returning in cell.returning:
         cell.returning.remove(returning)
         if not cell.returning:

@@ -1,6 +1,6 @@
-"""What the engine tells whoever watches it: runs and calls, as they begin and end.
+"""What the engine tells its observers: runs and calls, as they begin and end.
 
-Nobody watches unless metrics or traces are wanted, so each place asks one attribute and goes on.
+There are none unless metrics or traces are wanted, so each place checks one attribute and goes on.
 """
 
 from contextvars import Context
@@ -18,14 +18,14 @@ class Observer(Protocol):
         ...
 
     def ended(self, message: Message, error: ActorhubError | None) -> None:
-        """The run is over, and its reply is on its way: the error, or with `None` a value.
+        """The run is over, and its reply is on its way: `error`, or a value if that is `None`.
 
-        Called once for each `started`; for a stream when its last step is over.
+        Called once for each `started`; for a stream after its last step.
         """
         ...
 
     def refused(self, message: Message, error: ActorhubError) -> None:
-        """A message that reached its entity's runner failed without a run, such as with `MailboxFull`."""
+        """A message that reached its entity's runner failed without a run, for example with `MailboxFull`."""
         ...
 
 
@@ -33,9 +33,9 @@ class CallTracing(Protocol):
     """Told of the calls of this process. Its methods must neither block nor raise."""
 
     def call_started(self, message: Message) -> Any:
-        """A call is about to leave: add to its headers, and return what `call_ended` needs; `None`: nothing."""
+        """A call is about to leave. May add to its headers; returns what `call_ended` needs, or `None`."""
         ...
 
     def call_ended(self, call: Any, error: BaseException | None) -> None:
-        """The call ended: with the error, perhaps its caller's cancellation; or well, or nobody waits for its end."""
+        """The call ended: with `error`, which may be its caller's cancellation; or well; or nobody waits for it."""
         ...

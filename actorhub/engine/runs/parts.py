@@ -32,7 +32,7 @@ class RunParts:
         limits: Limits,
         scheduler: Scheduler,
         distrust: Callable[[Cell, ActorhubError], None],
-        not_owned: Callable[[Message], None],
+        take_back: Callable[[Message], None],
     ) -> None:
         """Prepare; the callbacks are those of `Completion` and `Streams`."""
         self.scheduler = scheduler
@@ -54,7 +54,7 @@ class RunParts:
             saving=self.saving,
             supervisor=supervisor,
             max_message_bytes=size,
-            not_owned=not_owned,
+            take_back=take_back,
         )
         self.checkpoints = Checkpoints(store=storage.checkpoints, saving=self.saving, max_message_bytes=size)
         self.waits = DurableWaits(

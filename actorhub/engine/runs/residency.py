@@ -1,4 +1,4 @@
-"""Which entities stay in memory: idle ones leave after `max_idle`, and the cap evicts the least recently used."""
+"""Which entities stay in memory: idle ones leave after `max_idle`, and a cap evicts the least recently used."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,14 +11,15 @@ from actorhub.engine.runs.activation import Activations
 _LONGEST_PAUSE: Final = 0.25
 _SHORTEST_PAUSE: Final = 0.01
 _CANDIDATES: Final = 8
-_LOOKS: Final = 256
+_MOST_VISITED: Final = 256
 
 
 class Residency:
-    """Looks at cells in the order of their last look.
+    """Visits cells in turn: a cell that was visited goes to the end of the line.
 
-    A message only stamps its cell; a cell found used since its last look gets a second chance at the end of the line
-    (the CLOCK algorithm), so recency costs nothing per message. An entity leaves between 1 and 1.5 times `max_idle`.
+    A message only stamps its cell, so recency costs nothing else per message. A cell that turns out to be used gets a
+    second chance at the end of the line (the CLOCK algorithm). An entity leaves after between 1 and 1.5 times
+    `max_idle`.
     """
 
     def __init__(self, types: Mapping[str, HostedType], activations: Activations, clock: Clock) -> None:
@@ -27,7 +28,7 @@ class Residency:
         self._clock = clock
 
     async def run(self) -> None:
-        """Passivate idle entities for ever."""
+        """Passivate idle entities, until cancelled."""
         while True:
             shortest = min((t.spec.max_idle.total_seconds() for t in self._types.values()), default=1.0)
             pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, shortest / 4))
@@ -36,10 +37,10 @@ class Residency:
                 self._sweep(hosted, pause)
 
     def make_room(self) -> bool:
-        """Passivate the least recently used idle entity among the next in line; `False` if all looked at are busy."""
+        """Passivate the least recently used idle entity among the next in line; `False` if none of those is idle."""
         found: list[Cell] = []
         for hosted in self._types.values():
-            for _ in range(min(len(hosted.cells), _LOOKS)):
+            for _ in range(min(len(hosted.cells), _MOST_VISITED)):
                 cell = _next_in_line(hosted)
                 if _may_leave(cell):
                     found.append(cell)
@@ -52,36 +53,38 @@ class Residency:
 
     def _sweep(self, hosted: HostedType, pause: float) -> None:
         max_idle = hosted.spec.max_idle.total_seconds()
-        looks = int(len(hosted.cells) * min(1.0, 2 * pause / max(max_idle, pause))) + 1
+        visits = int(len(hosted.cells) * min(1.0, 2 * pause / max(max_idle, pause))) + 1
         unused_since = self._clock.monotonic() - max_idle
-        for _ in range(min(looks, len(hosted.cells))):
+        for _ in range(min(visits, len(hosted.cells))):
             cell = _next_in_line(hosted)
             if cell.last_used <= unused_since and _may_leave(cell):
                 self._activations.close(cell)
 
 
 class Residents:
-    """The cells in memory: makes them within the cap, and forgets them."""
+    """The cells in memory: makes them, within the cap, and forgets them."""
 
     def __init__(self, *, most: int, activations: Activations, residency: Residency) -> None:
         self._most = most
         self._activations = activations
         self._residency = residency
         self.count = 0
-        """Cells in memory; those that are on their way out count until their `on_deactivate` is done."""
+        """Cells in memory, including those on their way out until their `on_deactivate` is done."""
 
-    def has_room(self, hosted_type: HostedType) -> bool:
-        """Whether another entity of the type may become resident, after one that is idle was told to leave if need be.
+    def ensure_room(self, hosted_type: HostedType) -> bool:
+        """Return whether another entity of the type may become resident; an idle one is told to leave if need be.
 
         A singleton always has a place.
         """
         if hosted_type.spec.singleton_id is not None or self.count < self._most:
             return True
-        # Who leaves counts until its on_deactivate is done: as many again may be on their way out, not more.
+        # An entity that leaves counts until its on_deactivate is done, but the new one need not wait for that. So there
+        # may be more cells than the cap, at most twice as many, so that slow hooks do not let memory grow without
+        # bound.
         return self.count < 2 * self._most and self._residency.make_room()
 
     def add(self, hosted_type: HostedType, shard: HostedShard, entity_id: str) -> Cell:
-        """Return a new cell of an entity that is not resident; its activation has begun."""
+        """Return a new cell of an entity that is not resident, and begin its activation."""
         cell = Cell(hosted_type, shard, entity_id)
         hosted_type.cells[entity_id] = cell
         shard.cells.add(cell)
@@ -95,14 +98,14 @@ class Residents:
         return self.add(hosted_type, shard, entity_id) if cell is None else cell
 
     def forget(self, cell: Cell) -> None:
-        """Forget a cell without an instance; harmless for one that was forgotten before."""
+        """Forget a cell that has no instance; harmless for one that was forgotten before."""
         _unlist(cell)
         if cell in cell.shard.cells:
             cell.shard.cells.discard(cell)
             self.count -= 1
 
     def kill(self, cell: Cell) -> None:
-        """Take a cell of a lost shard out at once; its shard forgets all of them."""
+        """Forget a cell of a lost shard, whatever runs in it; the caller clears the shard's own set."""
         _unlist(cell)
         self.count -= 1
         for task in cell.streams or ():

@@ -1,4 +1,4 @@
-"""Commits of runs that go on: a step, an item of a stream, a hook, `save()`, and the user's own SQL."""
+"""Commits in the middle of a run: of a step, an item of a stream, a hook, `save()`, and the user's own SQL."""
 
 import asyncio
 from typing import Any, Final
@@ -10,7 +10,7 @@ from actorhub.engine.model.records import DEAD, RUNNING, Cell, Message, RunKind
 from actorhub.engine.runs.commits import Commits, tells_durably
 from actorhub.engine.runs.completion import RUN_ONLY, Completion
 from actorhub.engine.runs.scheduler import Scheduler
-from actorhub.engine.runs.store_answers import settled, store_error
+from actorhub.engine.runs.store_answers import store_error, until_answered
 from actorhub.storage.checkpoint_ports import CheckpointStore, CheckpointWrite
 from actorhub.storage.message_ports import RunTransaction
 from actorhub.storage.ports import Fenced, VersionConflict
@@ -19,7 +19,7 @@ _REFUSED: Final = (Fenced, VersionConflict)
 
 
 class StepRun(Message):
-    """A step under way, for `current()`: what it tells and its SQL are committed with its result."""
+    """A step under way, as `current()` sees it: its tells and its SQL are committed with its result."""
 
     __slots__ = ("parent",)
 
@@ -37,7 +37,11 @@ class StepRun(Message):
 
 
 class Saving:
-    """Writes a part of a run, and lets its tells go then. A cancellation is raised once the outcome is known."""
+    """Commits a part of a run, and then sends what it told. A cancellation is raised once the outcome is known.
+
+    That is because the commit goes on regardless, and what this process believes to be committed depends on its
+    outcome.
+    """
 
     def __init__(
         self, *, scheduler: Scheduler, commits: Commits, completion: Completion, checkpoints: CheckpointStore
@@ -48,33 +52,35 @@ class Saving:
         self._checkpoints = checkpoints
 
     async def save_state(self, message: Message, cell: Cell, state: Any) -> None:
-        """Commit the state of the entity whose handler runs, as it is now, or as `state` says unless that is `UNSET`.
+        """Commit the state of the entity whose handler runs, as it is now; or `state`, unless that is `UNSET`.
 
         Raises:
             RuntimeError: the handler may not commit.
             PersistenceError: ownership was lost, or the store failed.
         """
         if message.spec.readonly or (message.is_nested and cell.phase != DEAD):
-            raise RuntimeError(f"{message.what}: a readonly handler, or one inside another's turn, cannot save")
+            raise RuntimeError(f"{message.what}: a readonly handler, or one within another's turn, cannot save")
         if state is not msgspec.UNSET:
             cell.instance.state = state
         if (data := self._completion.changed_state(cell)) is not None:
             await self._commit_state(cell, message.epoch, data)
 
     async def commit_part(self, message: Message, cell: Cell, data: bytes | None) -> None:
-        """Write the state `data` (if any) and what was told durably so far, of a run that goes on; then send the tells.
+        """Commit the state `data` (if any) and the durable tells so far of a run that goes on; then send what it told.
 
         Raises:
-            PersistenceError: refused or failed; nothing was written, and nothing is sent.
+            PersistenceError: refused or failed. Nothing is sent.
         """
         if tells_durably(message):
             future = self._commits.run(cell, self._commits.commit_of(message, cell, data))
-            cancelled = await settled(future)
+            cancelled = await until_answered(future)
             if (error := store_error(future)) is not None:
+                # Nothing of it is committed, and it must not leave with a later part of the run.
                 message.drop_outbox()
-                raise self._completion.refused(cell, error)
+                raise self._completion.on_refused(cell, error)
             self._completion.count_commit(cell, data)
             if cancelled:
+                # These tells are committed: they leave, whatever becomes of the run.
                 self._scheduler.send_told(message)
                 raise asyncio.CancelledError
         elif data is not None:
@@ -82,57 +88,63 @@ class Saving:
         self._scheduler.send_told(message)
 
     async def commit_step(self, step: StepRun, cell: Cell, write: CheckpointWrite) -> bool:
-        """Write checkpoints of a run that goes on, with what its step told and its SQL; then send the tells.
+        """Commit checkpoints of a run that goes on, with its step's tells and SQL; then send what it told.
 
         Returns:
-            Whether a cancellation came meanwhile, which is the caller's to raise: all of it is written.
+            Whether a cancellation came meanwhile. The caller must raise it; everything is written.
 
         Raises:
-            PersistenceError: refused or failed; nothing is sent. Where the outcome is unknown, the activation is built
-                anew, so that the next run finds what is stored.
-            DuplicateKey: a told message has a key that was used with another payload; nothing is written.
+            PersistenceError: refused or failed. Nothing is sent. Where the outcome is unknown the activation is built
+                anew, so that the next run asks the store what it holds.
+            DuplicateKey: a told message has a key that was used with another payload. Nothing was written.
         """
+        # From here on the transaction ends with the commit, whatever becomes of it; the step must not roll it back as
+        # well.
         transaction, step.transaction = step.transaction, None
         outcome = self._commits.run_alone(cell, self._commits.step_of(step, cell, write), transaction)
-        cancelled = await settled(outcome)
+        cancelled = await until_answered(outcome)
         if (error := store_error(outcome)) is not None:
             step.drop_outbox()
+            # Known not to be written, and nothing is wrong with the activation: the run may go on and handle the error.
+            # Else the next run must find out what is stored.
             is_known = isinstance(error, RUN_ONLY) or not error.possibly_executed
-            raise error if is_known and not isinstance(error, _REFUSED) else self._completion.refused(cell, error)
+            raise error if is_known and not isinstance(error, _REFUSED) else self._completion.on_refused(cell, error)
         self._scheduler.send_told(step)
         return cancelled
 
     async def commit_save(self, message: Message, cell: Cell, data: bytes | None) -> None:
-        """Write the state `data` (if any) of a singleton's `run` that goes on; the caller's progress is closed with it.
+        """Commit the state `data` (if any) of a singleton's `run` that goes on, and close the scope of its steps.
 
-        A cancellation is raised once that is done, and the progress closed here.
+        The caller then calls `Progress.on_closed`; if a cancellation is raised, which is once the outcome is known,
+        that has been done.
 
         Raises:
             PersistenceError: refused or failed. Repeating it is harmless.
-            RuntimeError: steps are under way.
+            RuntimeError: steps are still running.
         """
         progress = message.progress
         assert progress is not None
         progress.check_quiet(message.what)
         outcome = self._commits.run_alone(cell, self._commits.commit_of(message, cell, data), None)
-        cancelled = await settled(outcome)
+        cancelled = await until_answered(outcome)
         if (error := store_error(outcome)) is not None:
             if isinstance(error, _REFUSED):
-                raise self._completion.refused(cell, error)
+                raise self._completion.on_refused(cell, error)
             progress.is_unsure = True
             raise error
         self._completion.count_commit(cell, data)
         if progress.is_unsure:
-            # Without a state it may have been written twice.
+            # An earlier attempt failed with an unknown outcome. With a changed state its repetition is recognized by
+            # the version; without one it may have closed the scope a second time. The store knows the generation.
             saved = await self._checkpoints.load(progress.scope)
             progress.generation = saved.generation - 1
             progress.is_unsure = False
         if cancelled:
-            progress.closed()
+            progress.on_closed()
             raise asyncio.CancelledError
 
     async def transaction_of(self, message: Message) -> RunTransaction:
-        """Return the transaction of the handler that runs, begun now if it has none yet.
+        """Return the transaction of the running handler, begun now if it has none yet.
 
         Raises:
             RuntimeError: the handler may not commit, or its run is over.
@@ -142,6 +154,7 @@ class Saving:
         check_transaction(message)
         if message.transaction is None:
             begun = await self._commits.begin()
+            # Meanwhile the run may have ended, or another of its tasks may have begun the transaction.
             if message.phase != RUNNING or message.transaction is not None:
                 await begun.roll_back()
                 if message.transaction is None:
@@ -153,27 +166,27 @@ class Saving:
 
     async def _commit_state(self, cell: Cell, epoch: int, data: bytes) -> None:
         future = self._commits.state(cell, epoch, data)
-        cancelled = await settled(future)
-        if (error := self._completion.state_committed(cell, data, future)) is not None:
+        cancelled = await until_answered(future)
+        if (error := self._completion.note_state_commit(cell, data, future)) is not None:
             raise error
         if cancelled:
             raise asyncio.CancelledError
 
 
 def check_transaction(message: Message) -> None:
-    """Refuse own SQL where there is no commit that it could belong to.
+    """Refuse the user's own SQL where there is no commit that it could be part of.
 
     Raises:
-        RuntimeError: says why.
+        RuntimeError: there is none; the text says why.
     """
     if message.spec.readonly or message.is_nested:
-        raise RuntimeError(f"{message.what}: a readonly handler, or one inside another's turn, has no transaction")
+        raise RuntimeError(f"{message.what}: a readonly handler, or one within another's turn, has no transaction")
     if message.phase != RUNNING or message.spec.stream:
-        raise RuntimeError(f"{message.what}: only the run of a handler that is no stream has a transaction")
+        raise RuntimeError(f"{message.what}: only a running handler that is not a stream has a transaction")
     if message.run_kind is RunKind.MAIN_LOOP:
         raise RuntimeError(
-            f"{message.what}: run() goes on until it is cancelled: use transaction() in a step, which commits with it"
+            f"{message.what}: run() never ends with a commit: use transaction() in a step, which is committed by itself"
         )
     if isinstance(message, StepRun) and message.parent.transaction is not None:
-        # Handlers that all hold a connection and wait for a second one would wait for each other.
-        raise RuntimeError(f"{message.what}: its run has a transaction already: do the steps that write SQL before it")
+        # Handlers that each hold a connection and wait for a second one could wait for each other forever.
+        raise RuntimeError(f"{message.what}: its run has a transaction already: run steps that write SQL before it")

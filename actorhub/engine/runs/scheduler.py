@@ -1,6 +1,7 @@
 """Whose turn it is: which message of which cell runs next.
 
-A run that was given its entity's turn is *ready*; the carriers (`runs.carriers`) take it from there.
+A *turn* is the right to run on a cell: one exclusive turn, or several shared ones (`readonly`, `concurrency`). A
+message that got one is *ready*, and a carrier (`runs.carriers`) takes it from there.
 """
 
 import contextvars
@@ -28,60 +29,64 @@ from actorhub.engine.runs.observing import Observer
 
 
 class RunMoved(RunnerUnavailable):
-    """The run was cut short because its entity moves; its next run goes on from its checkpoints."""
+    """The run was cut short because its entity moves. The next run goes on from its checkpoints."""
 
 
 class Scheduler:
-    """Gives turns to messages, one exclusive run per cell at a time, in the order in which they were accepted.
+    """Gives turns to messages in the order in which they were accepted.
 
-    All state is in `ready`, `suspended` and the cells; every method is synchronous.
+    All state is in `ready`, `suspended` and the cells. Every method is synchronous, so nothing comes between a check
+    and the change that follows from it; but what a method calls may come back into the scheduler.
     """
 
     def __init__(
         self,
         *,
         carry: Callable[[], None],
-        idle: Callable[[Cell], None],
+        passivate_if_idle: Callable[[Cell], None],
         route: Callable[[Message], None],
     ) -> None:
         """Prepare.
 
         Args:
-            carry: Starts a carrier; called when something is ready and no carrier is about to look.
-            idle: Told when a run of a closing cell ended: perhaps it was the last.
+            carry: Starts a carrier; called when something is ready that no carrier would find.
+            passivate_if_idle: Ends a closing cell in which nothing is left; called when a run of it ended.
             route: Sends a message that a handler told, once the handler's run is committed.
         """
         self._carry = carry
-        self.idle = idle
+        self.passivate_if_idle = passivate_if_idle
         self._route = route
         self.ready: deque[Message] = deque()
-        """Runs that have their turn, and wait for a carrier."""
+        """Messages that have their turn and wait for a carrier."""
         self.is_carried = False
-        """A carrier is scheduled, or between two runs: it will see what becomes ready."""
+        """A carrier is scheduled, or between two runs: it will find what becomes ready."""
         self.suspended: set[Message] = set()
-        """Runs whose handler waits for something, each with a carrier of its own."""
+        """Messages whose handler awaits something, each with a carrier of its own."""
         self.observer: Observer | None = None
-        """Told of runs, where metrics or traces are wanted."""
+        """Told of runs; `None` unless metrics or traces are wanted."""
         self.context = contextvars.copy_context()
-        """The context that every run starts from a copy of. No caller's context ever leaks into an entity."""
+        """Every run starts from a copy of this context, so that no caller's context leaks into an entity."""
         self.context.run(running.set, None)
 
     def enqueue(self, cell: Cell, message: Message) -> None:
         """Start `message` on `cell`, queue it, or fail it with `MailboxFull`."""
         message.cell = cell
+        # A free turn is not enough: what is queued already comes first (invariant G). There may be both, a turn that
+        # `spec` could share and a queue whose head waits for an exclusive one.
         if cell.phase == ACTIVE and cell.queue is None and cell.admit(message.spec):
             self.start(message)
         elif message.spec.reentrant and cell.instance is not None and (cell.load or cell.phase == ACTIVE):
+            # It must not wait: the run that has the turn may be the one that waits for this call.
             cell.nested += 1
             message.is_nested = True
             self.start(message)
         elif not self._queue(cell, message):
             return
         if message.kind == TELL:
-            message.accepted()
+            message.on_accepted()
 
     def _queue(self, cell: Cell, message: Message) -> bool:
-        """Return whether the message is in the mailbox; a tell beyond its capacity is accepted when its turn comes."""
+        """Queue the message, or fail it; return whether a tell is accepted now, and not only when its turn comes."""
         queue = cell.queue
         has_room = True
         if queue is None:
@@ -96,22 +101,27 @@ class Scheduler:
         return has_room
 
     def pump(self, cell: Cell) -> None:
-        """Start everything in the cell's queue that may start now."""
+        """Start as much of the cell's queue as there are turns for."""
         while (message := cell.next_runnable()) is not None:
             if message.kind == TELL:
-                message.accepted()
+                # If it waited beyond the mailbox's capacity its sender has waited, too: that is what slows senders
+                # down.
+                message.on_accepted()
             self.start(message)
 
     def start(self, message: Message) -> None:
-        """Have a message that has its turn run; also one that had to wait for the store first."""
+        """Hand a message that has its turn to a carrier; a durable one comes here again once its run is counted."""
         message.phase = RUNNING
+        # No handler runs in here. Whoever ends a turn, and so starts the next message, may go on changing its own
+        # state.
         self.ready.append(message)
         if not self.is_carried:
+            # Set before the carrier takes its first step: what becomes ready until then needs no second one.
             self.is_carried = True
             self._carry()
 
-    def ended(self, message: Message) -> None:
-        """Give the turn of a finished run back and start what waited for it."""
+    def end_turn(self, message: Message) -> None:
+        """Take the turn of a message back, and start what waited for it."""
         cell = message.cell
         assert cell is not None
         if message.is_nested:
@@ -122,7 +132,7 @@ class Scheduler:
         self._pass_on(cell, message)
 
     def lend(self, message: Message) -> None:
-        """Let others have the turn of a run that waits for something; from now on it is counted as nested."""
+        """Let others have the turn of a run that waits for something. From now on that run counts as nested."""
         cell = message.cell
         assert cell is not None
         message.is_nested = True
@@ -131,38 +141,42 @@ class Scheduler:
         self._pass_on(cell, message)
 
     def give_back(self, cell: Cell, message: Message) -> None:
-        """Let others have a turn that came too late for the run of `message`."""
+        """Let others have a turn that `message` got back after its run was over."""
         cell.load = 0
         self._pass_on(cell, message)
 
     def _pass_on(self, cell: Cell, message: Message) -> None:
+        # An interleaved run that wants its turn back comes first, except after a turn of an interleaved run (see
+        # `grant`).
         if cell.returning is not None:
             grant(cell, message)
         if cell.queue is not None:
             self.pump(cell)
         if cell.phase == CLOSING:
-            self.idle(cell)
+            self.passivate_if_idle(cell)
 
     def send_told(self, message: Message) -> None:
-        """Send what the handler told so far: the work that it belongs to is committed."""
+        """Send what the handler has told so far; the work that it belongs to is committed."""
         outbox, message.outbox = message.outbox, None
         for told in outbox or ():
             if told.delivery is not None and message.cell is not None:
+                # The commit stored it, so its owner need not, and it survives if this copy gets lost on the way.
                 told.delivery.is_stored = True
-                told.told_by(message.cell.shard.told)
+                told.track_in(message.cell.shard.told)
             self._route(told)
 
     def abandon(self, message: Message, error: ActorhubError) -> None:
-        """End a message whose caller no longer waits: dequeue it, or cancel its run. The error is its reply.
+        """End a message whose caller no longer waits: dequeue it, or cancel its run. The error becomes its reply.
 
-        A run that is being committed goes on; only its reply is dropped.
+        A run that is being committed goes on, since a commit cannot be called back; its reply finds nobody.
         """
-        if message.phase == QUEUED and message.task is None:
+        if message.phase == QUEUED and message.task is None:  # with a task it is a stream that waits for its next turn
             self.dequeue(message)
             message.phase = DONE
-            message.failed(error)
+            message.on_failed(error)
         elif message.phase in (RUNNING, QUEUED):
             if message.abandoned_for is None:
+                # Without a task it is ready, or about to suspend: the carrier finds this mark then.
                 message.abandoned_for = error
                 if message.task is not None:
                     message.task.cancel()
@@ -170,18 +184,20 @@ class Scheduler:
             message.phase = DONE
 
     def cancel_dead(self, reason: str) -> None:
-        """Cancel every suspended run whose cell is dead; their callers learn that the outcome is unknown."""
+        """Cancel every suspended run whose cell is dead; its caller learns that the outcome is unknown."""
+        # A cancelled task takes its next step later, so the set does not change during the loop.
         for message in self.suspended:
             cell = message.cell
             if cell is not None and cell.phase == DEAD and message.abandoned_for is None:
                 self.abandon(message, lost_owner(message, reason))
 
-    def let_go(self, shard: HostedShard) -> None:
-        """Cut short what would hold up a hand-over for long: each `run`, and runs that wait for what outlives them."""
+    def cut_short(self, shard: HostedShard) -> None:
+        """Cut short what would hold up a hand-over for long: a singleton's `run`, and runs in a durable wait."""
         for message in (*self.suspended, *self.ready):
             cell, progress = message.cell, message.progress
             if cell is None or cell.shard is not shard or progress is None:
                 continue
+            # Both go on at the next owner from what they stored. A durable handler between two waits is let finish.
             if progress.waits or not message.spec.durable:
                 self.abandon(message, run_moved(message))
 
@@ -194,14 +210,14 @@ class Scheduler:
                 cell.queue = None
 
     def refuse(self, message: Message, error: ActorhubError) -> None:
-        """Fail a message that has its turn and did not run, and give the turn back."""
+        """Fail a message that has its turn and did not run, and take the turn back."""
         self.fail_unstarted(message, error)
-        self.ended(message)
+        self.end_turn(message)
 
     def fail_unstarted(self, message: Message, error: ActorhubError) -> None:
-        """Fail a message of which nothing ran."""
+        """Fail a message whose handler did not start."""
         message.phase = DONE
-        message.failed(error)
+        message.on_failed(error)
         if self.observer is not None:
             self.observer.refused(message, error)
 
@@ -213,4 +229,4 @@ def lost_owner(message: Message, reason: str) -> RunnerUnavailable:
 
 def run_moved(message: Message) -> RunMoved:
     """Return the error of a run that is cut short so that its entity can move."""
-    return RunMoved(f"{message.address}: moves to another runner", possibly_executed=True)
+    return RunMoved(f"{message.address}: it moves to another runner, and its run was cut short", possibly_executed=True)

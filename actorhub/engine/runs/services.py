@@ -26,11 +26,11 @@ class RunServices:
     save_main_loop: Callable[[Message, Cell, Any], Awaitable[None]]
     """Commits the state of a singleton in its `run`; the steps before it become history."""
     run_scheduled: Callable[[DurableMessage, Callable[[], Awaitable[Any]]], Awaitable[Any]]
-    """Calls a method with `@cron` for the fire time of a message, unless that is not to be run."""
+    """Calls a method with `@cron` for the fire time of a message, unless that one is to be skipped."""
 
 
 services: ContextVar[RunServices] = ContextVar("actorhub_services")
-"""Set in the context that every run starts from a copy of."""
+"""Set in the context of which every run gets a copy."""
 
 
 async def save_now(state: Any = msgspec.UNSET) -> None:
@@ -53,9 +53,9 @@ async def save_now(state: Any = msgspec.UNSET) -> None:
         or cell.instance is None
         or (cell.record is None and not (is_main_loop or is_step))
     ):
-        raise RuntimeError("save() works in the handlers of an Entity with state, and in the run() of a singleton")
+        raise RuntimeError("save() can be called in a handler of an Entity with state, and in run() of a singleton")
     if is_step:
-        raise RuntimeError(f"{message.what}: a step cannot save: return what is to be saved")
+        raise RuntimeError(f"{message.what}: a step cannot save: return the value, and save after the step")
     here = services.get()
     if message.interleaving is None:
         await here.saving.save_state(message, cell, state)

@@ -1,4 +1,4 @@
-"""Answers of the store, which come as futures."""
+"""The store's answers, which come as futures."""
 
 import asyncio
 from asyncio import Future
@@ -8,18 +8,18 @@ from actorhub.core.errors import ActorhubError, PersistenceError
 
 
 def store_error(outcome: "Future[Any]") -> ActorhubError | None:
-    """Return what a request to the store failed with; that it was looked at is noted."""
+    """Return the error with which a request to the store failed, if it did; asyncio notes that it was retrieved."""
     error = PersistenceError("the store was closed") if outcome.cancelled() else outcome.exception()
     if error is None or isinstance(error, ActorhubError):
         return error
     return PersistenceError(f"the store failed: {error!r}", possibly_executed=True)
 
 
-async def settled(future: "Future[Any]") -> bool:
-    """Wait for a commit through cancellations, and return whether there was one.
+async def until_answered(future: "Future[Any]") -> bool:
+    """Wait for the answer through any cancellation, and return whether there was one.
 
-    Whoever is cancelled in the middle of a commit must still learn its outcome: the commit goes on, and what is known
-    of the entity's state depends on it.
+    Who is cancelled in the middle of a commit must still learn its outcome: the commit goes on, and what this process
+    believes to be committed depends on it.
     """
     cancelled = False
     while not future.done():

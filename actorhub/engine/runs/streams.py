@@ -1,7 +1,7 @@
 """Streams: handlers that are async generators.
 
-Each step of the generator (from one `yield` to the next) is one turn of its entity; between steps, and while it waits
-for credit, others get theirs. Items made within one tick of the event loop leave together.
+Each step of the generator, from one `yield` to the next, is one turn of its entity and one commit. Between steps, and
+while the producer waits for credit, others get theirs. Items made within one tick of the event loop leave together.
 """
 
 import asyncio
@@ -34,12 +34,12 @@ from actorhub.engine.supervision import Supervisor
 _log: Final = logging.getLogger("actorhub.streams")
 
 STREAM_WINDOW_BYTES: Final = 4 * 1024 * 1024
-"""Bytes of a stream's items that may be under way to a consumer before its producer waits."""
+"""Bytes of items that may be under way to a consumer before the producer waits."""
 
 _CHUNK_BYTES: Final = 256 * 1024
-"""Bytes of items that leave at once, without waiting for the end of the tick."""
+"""Bytes of items after which they leave at once, without waiting for the end of the tick."""
 _CLOSE_LIMIT: Final = 5.0
-"""Seconds that a generator's clean-up may take after its consumer is gone."""
+"""Seconds that a generator's clean-up may take."""
 
 
 class Streams:
@@ -53,39 +53,41 @@ class Streams:
         saving: Saving,
         supervisor: Supervisor,
         max_message_bytes: int,
-        not_owned: Callable[[Message], None],
+        take_back: Callable[[Message], None],
     ) -> None:
-        """Prepare; `not_owned` takes back a message of which nothing ran, and which is the next activation's."""
+        """Prepare; `take_back` takes a message that did not start, for the next activation to run."""
         self.scheduler = scheduler
         self.completion = completion
         self.saving = saving
         self.max_message_bytes = max_message_bytes
         self._supervisor = supervisor
-        self._not_owned = not_owned
+        self._take_back = take_back
 
     def take_turn(self, message: Message) -> None:
-        """Begin the stream of `message`, or let its producer go on."""
+        """Start the stream of `message`, which has a turn; or give the turn to its producer."""
         if message.producer is not None:
-            message.producer.turn_granted()
+            message.producer.on_turn_granted()
             return
         cell = message.cell
         assert cell is not None
         if cell.phase != ACTIVE and not message.is_nested:
-            # The entity is on its way out and nothing of the stream ran: it is the next activation's.
+            # The cell closed since the message got its turn. `close` cancels streams, but does not know of one that has
+            # not started: so it must not start here, where it would hold up the passivation, but at the next
+            # activation.
             message.phase = NEW
-            self.scheduler.ended(message)
-            self._not_owned(message)
+            self.scheduler.end_turn(message)
+            self._take_back(message)
             return
         producer = message.producer = StreamProducer(self, message)
         message.task = self._supervisor.spawn(producer.run(), "stream")
-        message.task.add_done_callback(producer.task_done)
+        message.task.add_done_callback(producer.on_task_done)
         if cell.streams is None:
             cell.streams = set()
         cell.streams.add(message.task)
 
 
 class StreamProducer:
-    """Runs one generator within the consumer's credit."""
+    """Runs one generator, as far as the consumer's credit goes."""
 
     def __init__(self, streams: Streams, message: Message) -> None:
         self._loop = asyncio.get_running_loop()
@@ -96,7 +98,7 @@ class StreamProducer:
         self._max_bytes = streams.max_message_bytes
         self._credit = message.credit
         self._under_way: deque[int] = deque()
-        """Sizes of the items that the consumer has not taken, oldest first, as far as it said."""
+        """Sizes of the items that the consumer has not reported as taken, oldest first."""
         self._under_way_bytes = 0
         self._bodies: list[bytes] = []
         self._bodies_bytes = 0
@@ -120,11 +122,11 @@ class StreamProducer:
     def _may_send(self) -> bool:
         return self._credit > 0 and self._under_way_bytes < STREAM_WINDOW_BYTES
 
-    def turn_granted(self) -> None:
+    def on_turn_granted(self) -> None:
         """Go on: the entity is this stream's for one more step."""
         if self._is_over:
-            # It was cancelled after its turn was on the way.
-            self._scheduler.ended(self._message)
+            # It ended, and left the queue, when its turn was on the way: in the ready list.
+            self._scheduler.end_turn(self._message)
             return
         self._has_turn = True
         self._wake_up()
@@ -134,7 +136,7 @@ class StreamProducer:
             self._wake.set_result(None)
 
     async def run(self) -> None:
-        """Produce until the generator ends, fails, or the consumer is gone; then reply."""
+        """Produce until the generator ends, fails or is cancelled; then reply."""
         message = self._message
         cell = message.cell
         assert cell is not None
@@ -142,7 +144,7 @@ class StreamProducer:
         try:
             await self._produce(cell)
         except asyncio.CancelledError:
-            error = self._cancelled()
+            error = self._cancellation()
         except EntityError as exc:
             error = exc
         except ActorhubError as exc:
@@ -153,13 +155,13 @@ class StreamProducer:
             error = handler_failed(exc)
         self._end(cell, error)
 
-    def task_done(self, task: "asyncio.Task[None]") -> None:
+    def on_task_done(self, task: "asyncio.Task[None]") -> None:
         """End the stream of a task that was cancelled before its first step, which `run` then never saw."""
         cell = self._message.cell
         if not self._is_over and cell is not None:
-            self._end(cell, self._cancelled())
+            self._end(cell, self._cancellation())
 
-    def _cancelled(self) -> ActorhubError:
+    def _cancellation(self) -> ActorhubError:
         return self._message.abandoned_for or RunnerUnavailable(
             f"{self._message.address}: the stream ended because its entity moved or its runner is leaving",
             possibly_executed=True,
@@ -176,17 +178,17 @@ class StreamProducer:
         if error is not None and cell.record is not None and self._has_turn and cell.phase != DEAD:
             roll_back(cell, shared=cell.load != EXCLUSIVE)
         if error is None:
-            message.completed(b"")
+            message.on_completed(b"")
         else:
-            message.failed(error)
+            message.on_failed(error)
         if self._ran and self._scheduler.observer is not None:
             self._scheduler.observer.ended(message, error)
         if self._has_turn:
-            self._scheduler.ended(message)
+            self._scheduler.end_turn(message)
         else:
             self._scheduler.dequeue(message)
             if cell.phase == CLOSING:
-                self._scheduler.idle(cell)
+                self._scheduler.passivate_if_idle(cell)
 
     async def _produce(self, cell: Cell) -> None:
         message = self._message
@@ -197,12 +199,12 @@ class StreamProducer:
         context.run(running.set, message)
         if self._scheduler.observer is not None:
             self._scheduler.observer.started(message, context)
-        message.chunk(())
+        message.on_items(())
         message.deadline = FOREVER
         generator: AsyncGenerator[Any, None] = spec.function(cell.instance, *args)
         try:
             while True:
-                await self._may_go_on(cell)
+                await self._await_turn_and_credit(cell)
                 try:
                     item = await run_in(context, generator.__anext__())
                 except StopAsyncIteration:
@@ -235,20 +237,23 @@ class StreamProducer:
         bodies, self._bodies = self._bodies, []
         self._bodies_bytes = 0
         if bodies and self._message.phase != DONE:
-            self._message.chunk(bodies)
+            self._message.on_items(bodies)
 
-    async def _may_go_on(self, cell: Cell) -> None:
-        """Wait for credit and turn; a producer that never suspends pauses now and then, so that others run."""
+    async def _await_turn_and_credit(self, cell: Cell) -> None:
+        """Wait for credit and then for a turn; a producer that needs to wait for neither pauses now and then."""
         if self._may_send and cell.queue is None and self._has_turn and cell.phase == ACTIVE:
             if self._since_pause >= 256:
                 self._since_pause = 0
                 await asyncio.sleep(0)
             return
         self._since_pause = 0
+        # The turn is given back before the wait for credit, so that a slow consumer does not hold up the entity; also
+        # when somebody is queued, so that a stream that never waits does not starve the mailbox.
         self._give_turn_back()
         while not self._may_send:
             await self._sleep()
         if not self._has_turn:
+            # A closing cell starts nothing that is queued; with nothing running, nobody would wake this.
             if cell.phase == DEAD or (cell.phase != ACTIVE and not cell.load):
                 raise asyncio.CancelledError
             self._message.waits_for_room = True
@@ -266,12 +271,12 @@ class StreamProducer:
     def _give_turn_back(self) -> None:
         if self._has_turn:
             self._has_turn = False
-            self._scheduler.ended(self._message)
+            self._scheduler.end_turn(self._message)
             self._message.is_nested = False
             self._message.phase = RUNNING
 
     async def _save(self, cell: Cell) -> None:
-        """Commit what this step changed and told, before its item leaves."""
+        """Commit what this step changed and told; its item leaves after that."""
         message = self._message
         data = None if cell.record is None or message.is_nested else self._completion.changed_state(cell)
         if data is not None and message.spec.readonly:

@@ -1,4 +1,4 @@
-"""Waits that outlive the run that waits: sleeps, and values that somebody else will provide."""
+"""Durable waits, which outlive the run that waits: sleeps, and values that somebody else will provide."""
 
 import asyncio
 import logging
@@ -19,15 +19,15 @@ from actorhub.storage.message_ports import MessageStore
 _log: Final = logging.getLogger("actorhub.checkpoints")
 
 _LONGEST_NAP: Final = 600.0
-"""Seconds after which a long sleep looks at the store's clock again: this process's own drifts."""
+"""Seconds after which a long sleep reads the store's clock again, since this process's own drifts."""
 _RETRY: Final = 1.0
-"""Seconds until a sleep looks again after the store failed."""
+"""Seconds until a sleep reads the store's clock again after that failed."""
 _SLEEP: Final = "sleep\t"
-"""Begins the names of sleeps; those of steps hold no control characters."""
+"""Begins the names of sleeps. Names of steps have no control characters, so they never clash."""
 
 
 class DurableWaits:
-    """Lets runs wait; being cut short meanwhile is not an attempt that failed."""
+    """Lets runs wait. Being cut short meanwhile does not count as a failed attempt."""
 
     def __init__(
         self, *, checkpoints: Checkpoints, saving: Saving, scheduler: Scheduler, messages: MessageStore
@@ -41,10 +41,12 @@ class DurableWaits:
     async def waiting(self, message: Message, cell: Cell, progress: Progress) -> AsyncGenerator[None, None]:
         """Wait in the block for something that outlives this run.
 
-        Once the block ends by itself the attempts count anew; a run that fails in it, for example at its timeout,
-        counts.
+        When the block ends by itself, the count of attempts restarts. A run that fails in it, for example at its
+        timeout, counts as an attempt.
         """
         check_alive(message, cell, progress)
+        # Waiting for days means one run per deploy. So that those do not use up the attempts, the first wait of a run
+        # sets the stored count back; a message that kills its runner between two steps still runs out of attempts.
         if isinstance(message, DurableMessage) and not progress.is_uncounted:
             write = CheckpointWrite(scope=progress.scope)
             cancelled = await self._saving.commit_step(StepRun(message, cell), cell, write)
@@ -52,9 +54,10 @@ class DurableWaits:
             if cancelled:
                 raise asyncio.CancelledError
         if message.abandoned_for is not None:
-            raise asyncio.CancelledError  # its handler swallowed the first one, and there is no second
+            raise asyncio.CancelledError  # The handler swallowed the first one, and there will be no second.
         progress.waits += 1
         try:
+            # A hand-over cuts short the runs that are in a wait when it begins. This one got here later.
             if cell.shard.draining:
                 self._scheduler.abandon(message, run_moved(message))
             yield
@@ -63,7 +66,7 @@ class DurableWaits:
         restart_count(message)
 
     async def sleep(self, message: Message, cell: Cell, seconds: float, name: str | None) -> None:
-        """Return so many seconds, by the store's clock, after the first run of the message came here."""
+        """Return `seconds` after the first run of the message got here, by the store's clock."""
         progress = await self._checkpoints.progress_of(message)
         if name is None:
             progress.sleeps += 1
@@ -71,6 +74,7 @@ class DurableWaits:
         else:
             name = f"\t{check_name(name)}"
         now = await self._store_time()
+        # The step stores when the sleep ends, so that every later run sleeps until the same moment.
         step = Step(f"{_SLEEP}{name}", lambda: now + seconds)
         due: float = await self._checkpoints.run_step(message, cell, step)
         if due <= now:
@@ -82,10 +86,10 @@ class DurableWaits:
                 try:
                     nap = due - await self._store_time()
                 except PersistenceError as error:
-                    _log.warning("%s: cannot see whether its sleep is over: %s", message.address, error)
+                    _log.warning("%s: cannot read whether its sleep is over: %s", message.address, error)
                     nap = _RETRY
 
     async def _store_time(self) -> float:
-        """Return seconds since the Unix epoch by the store's clock, read after this was called."""
+        """Return the time on the store's clock, in seconds since the Unix epoch, read after this was called."""
         _, now = await self._messages.load_scheduled((), 0.0, 0)
         return now

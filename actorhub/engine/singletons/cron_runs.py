@@ -49,22 +49,22 @@ class CountedRuns:
         self._fire_time = fire_time
         self._on_counted = on_counted
 
-    def run_committed(self, message: DurableMessage, body: bytes) -> None:
+    def on_run_committed(self, message: DurableMessage, body: bytes) -> None:
         """Count a run that was committed."""
         self._schedule.on_succeeded(self._fire_time)
         self._on_counted()
-        self._events.run_committed(message, body)
+        self._events.on_run_committed(message, body)
 
-    def run_failed(self, message: DurableMessage, error: ActorhubError) -> None:
+    def on_run_failed(self, message: DurableMessage, error: ActorhubError) -> None:
         """Count a run that failed."""
         if not _was_lost(message, error):
             self._schedule.on_failed(self._fire_time, _text(error), for_good=_is_last(message, error))
             self._on_counted()
-        self._events.run_failed(message, error)
+        self._events.on_run_failed(message, error)
 
-    def run_taken_back(self, message: DurableMessage) -> None:
+    def on_run_not_started(self, message: DurableMessage) -> None:
         """Count nothing, because nothing ran."""
-        self._events.run_taken_back(message)
+        self._events.on_run_not_started(message)
 
 
 def _was_lost(message: DurableMessage, error: ActorhubError) -> bool:

@@ -40,16 +40,16 @@ class MainLoopRun(Message):
         self.waits_for_room = True
         self.progress = progress
 
-    def taken_back(self) -> bool:
+    def on_not_started(self) -> bool:
         """End with the activation. The next activation starts a run of its own."""
         self.leader.on_main_loop_taken_back()
         return True
 
-    def completed(self, body: bytes) -> None:
+    def on_completed(self, body: bytes) -> None:
         """Tell the leader that `run` returned."""
         self.leader.on_main_loop_ended(None)
 
-    def failed(self, error: ActorhubError) -> None:
+    def on_failed(self, error: ActorhubError) -> None:
         """Tell the leader that `run` failed, or was cut short because its activation ended."""
         is_over = self.cell is not None and self.cell.phase != ACTIVE
         self.leader.on_main_loop_ended(error, cut_short=is_over and isinstance(error, RunnerUnavailable))

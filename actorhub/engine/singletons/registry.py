@@ -172,7 +172,7 @@ class SingletonLeaders:
                     raise SingletonError("state_persist_failed", str(error)) from error
             await asyncio.sleep(_SAVE_PAUSE.delay(attempt, self._services.clock.random()))
             attempt += 1
-        message.progress.closed()
+        message.progress.on_closed()
 
     def _found(self, cell: Cell) -> SingletonLeader | None:
         leader = self._leaders.get(cell.hosted_type.spec.name)

@@ -1,0 +1,77 @@
+"""Answers of the store that get lost after it did what it was asked: whoever waits for a reply gets the stored one."""
+
+import asyncio
+from asyncio import Future
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import pytest
+
+from actorhub import Cluster, HandlerFailed, PersistenceError
+from actorhub.storage.message_ports import RunFailure
+from tests.durable.entities import Log, Refused, hub
+from tests.support.gates import failure
+from tests.support.parts import runner_of
+
+__all__ = ["hub"]
+
+Request: TypeAlias = Callable[[Any, str], "Future[Any]"]
+
+
+def losing_one_answer(request: Request, lost: list[str]) -> Request:
+    """Return the request such that its first outcome is unknown, although it was carried out."""
+
+    def ask_and_lose(what: object, incarnation: str) -> "Future[Any]":
+        asked = request(what, incarnation)
+        if lost:
+            return asked
+        lost.append("answer")
+        answer: Future[Any] = asyncio.get_running_loop().create_future()
+        asked.add_done_callback(
+            lambda _: answer.set_exception(PersistenceError("the answer was lost", possibly_executed=True))
+        )
+        return answer
+
+    return ask_and_lose
+
+
+async def test_a_run_whose_commit_lost_its_answer_has_its_stored_reply(
+    runner: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message is settled, so no later run of it tells its callers."""
+    store, lost = runner_of(runner).storage.messages, list[str]()
+    monkeypatch.setattr(store, "commit_run", losing_one_answer(store.commit_run, lost))
+    async with asyncio.timeout(5):
+        assert await runner.client(Log)("a").add("once") == 1
+    assert lost
+    assert await runner.client(Log)("a").read() == ["once"]
+
+
+async def test_an_error_whose_commit_lost_its_answer_is_the_reply(
+    runner: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likewise where the run ended with an `EntityError`, which is committed alone."""
+    store, lost = runner_of(runner).storage.messages, list[str]()
+    monkeypatch.setattr(store, "commit_run", losing_one_answer(store.commit_run, lost))
+    async with asyncio.timeout(5):
+        error = await failure(runner.client(Log)("a").refuse("no"))
+    assert lost
+    assert isinstance(error, Refused)
+
+
+async def test_a_dead_letter_whose_failure_lost_its_answer_is_the_reply(
+    runner: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likewise after the last attempt, whose failure makes it a dead letter."""
+    store, lost = runner_of(runner).storage.messages, list[str]()
+
+    def losing_the_last(failed: RunFailure, incarnation: str) -> "Future[Any]":
+        return (lose if failed.pause is None else fail)(failed, incarnation)
+
+    fail, lose = store.fail_run, losing_one_answer(store.fail_run, lost)
+    monkeypatch.setattr(store, "fail_run", losing_the_last)
+    async with asyncio.timeout(5):
+        error = await failure(runner.client(Log)("a").crash(9))
+    assert lost
+    assert isinstance(error, HandlerFailed)
+    assert error.type == "ValueError"
