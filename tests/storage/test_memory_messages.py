@@ -45,7 +45,7 @@ class TestMemoryInspection(InspectionSuite):
 
 
 class TestMemoryCare(CareSuite):
-    """Cancelling, reviving, purging and forgetting in memory."""
+    """Cancelling, retrying, purging and forgetting in memory."""
 
 
 async def test_a_transaction_needs_postgres(world: MemoryWorld) -> None:

@@ -39,4 +39,4 @@ class TestPostgresInspection(InspectionSuite):
 
 
 class TestPostgresCare(CareSuite):
-    """Cancelling, reviving, purging and forgetting in Postgres."""
+    """Cancelling, retrying, purging and forgetting in Postgres."""
