@@ -35,7 +35,7 @@ class Stopped(EntityError):
     at: int
 
 
-class CheckpointWrite(Entity[list[str]]):
+class Notes(Entity[list[str]]):
     """Told by streams."""
 
     async def add(self, text: str) -> None:
@@ -104,9 +104,9 @@ class Ticker(Entity):
             yield number
 
     async def tells(self, note: str) -> AsyncIterator[int]:
-        await current().tell(current().client(CheckpointWrite)(note).add("first"))
+        await current().tell(current().client(Notes)(note).add("first"))
         yield 1
-        await current().tell(current().client(CheckpointWrite)(note).add("second"))
+        await current().tell(current().client(Notes)(note).add("second"))
         raise ValueError("the second is not sent")
 
     async def made(self) -> int:
@@ -143,7 +143,7 @@ async def _rest(items: AsyncIterator[object]) -> int:
 hub = Hub()
 hub.register(Ticker)
 hub.register(Journal)
-hub.register(CheckpointWrite)
+hub.register(Notes)
 
 
 async def test_items_arrive_in_the_order_in_which_they_were_made(anywhere: Cluster) -> None:
@@ -356,7 +356,7 @@ async def test_what_a_stream_tells_leaves_with_the_step_that_commits(cluster: Cl
     assert await anext(stream) == 1
     with pytest.raises(HandlerFailed):
         await anext(stream)
-    notes = cluster.client(CheckpointWrite)("n")
+    notes = cluster.client(Notes)("n")
     async with asyncio.timeout(5):
         while not await notes.read():
             await asyncio.sleep(0.005)

@@ -16,7 +16,7 @@ from tests.support.parts import host_of
 Act = Callable[["Diary"], Awaitable[None]]
 
 
-class CheckpointWrite(msgspec.Struct):
+class Notes(msgspec.Struct):
     """What the diary keeps."""
 
     lines: list[str] = []
@@ -51,7 +51,7 @@ story = Story()
 """Of the test that runs."""
 
 
-class Diary(Singleton[CheckpointWrite], name="diary", mailbox_capacity=5):
+class Diary(Singleton[Notes], name="diary", mailbox_capacity=5):
     """Tells the story of its hooks."""
 
     async def on_activate(self) -> None:
@@ -82,7 +82,7 @@ class Diary(Singleton[CheckpointWrite], name="diary", mailbox_capacity=5):
         self.state.lines.append(line)
         return len(self.state.lines)
 
-    async def read(self) -> CheckpointWrite:
+    async def read(self) -> Notes:
         """Return the state."""
         return self.state
 

@@ -8,7 +8,7 @@ import pytest
 
 from actorhub import Cluster, HandlerFailed, Hub, Singleton, cron, current
 from actorhub.testing import MemoryCluster, SteppedClock, until
-from tests.singletons.diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, led, pause, story
+from tests.singletons.diary import Diary, Notes, at_gate, for_ever, is_leading, led, pause, story
 from tests.support.gates import failure, gates, outcomes, soon
 
 overlapping: list[str] = []
@@ -280,7 +280,7 @@ async def test_a_save_that_is_cancelled_while_it_waits_changes_nothing(memory: M
         await go.wait()
         with suppress(TimeoutError):
             async with asyncio.timeout(0.02), asyncio.TaskGroup() as tasks:
-                tasks.create_task(me.save(CheckpointWrite(["never"])))
+                tasks.create_task(me.save(Notes(["never"])))
         story.log.append("gave up")
         await for_ever(me)
 

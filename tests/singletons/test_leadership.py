@@ -15,8 +15,8 @@ from actorhub.engine.singletons import leader
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, until
 from tests.singletons.diary import (
-    CheckpointWrite,
     Diary,
+    Notes,
     at_gate,
     for_ever,
     is_leading,
@@ -105,7 +105,7 @@ async def test_a_running_handler_ends_before_leadership_does(memory: MemoryClust
     assert story.log == [*BEGINNING, "hold", "handler done", "run cancelled", *END]
     assert story.seen["leader"] == [True]
     again = await memory.start_runner()
-    assert await again.singleton(Diary).read() == CheckpointWrite(["handled", "lost"], 3)
+    assert await again.singleton(Diary).read() == Notes(["handled", "lost"], 3)
 
 
 async def test_the_next_leader_starts_after_the_old_one_lost(memory: MemoryCluster) -> None:
@@ -178,7 +178,7 @@ async def test_a_start_that_fails_is_tried_again_and_loses_nothing(memory: Memor
     story.act["on_become_leader"] = fail
     runner = await running(memory)
     assert story.log == ["on_activate", "on_become_leader"] * 6 + BEGINNING
-    assert await runner.singleton(Diary).read() == CheckpointWrite([], 1)
+    assert await runner.singleton(Diary).read() == Notes([], 1)
     assert (await runner.health())[0].singletons[0].state == "leading"
 
 
@@ -234,7 +234,7 @@ async def test_a_refused_commit_ends_the_leadership(memory: MemoryCluster) -> No
     assert story.seen["leader"] == [False]
     assert isinstance(story.seen["error"][0], PersistenceError)
     assert story.seen["stored"] == [written]
-    assert await runner.singleton(Diary).read() == CheckpointWrite([], 7)
+    assert await runner.singleton(Diary).read() == Notes([], 7)
     assert int(await runner.singleton(Diary).do("epoch")) > int(epoch)
     assert story.most_alive == 1
 
@@ -247,7 +247,7 @@ async def test_a_leader_that_is_cut_off_loses_while_the_next_one_leads(memory: M
     async def lose(me: Diary) -> None:
         await next_one_leads.wait()
         story.seen["leader"].append(current().is_leader)
-        story.seen["error"].append(await failure(me.save(CheckpointWrite(["too late"]))))
+        story.seen["error"].append(await failure(me.save(Notes(["too late"]))))
 
     first = await running(memory)
     story.act |= {"on_lose_leadership": lose, "hold": at_gate("diary")}
@@ -263,7 +263,7 @@ async def test_a_leader_that_is_cut_off_loses_while_the_next_one_leads(memory: M
     assert isinstance(await call, RunnerUnavailable)
     assert story.seen["leader"] == [False]
     assert isinstance(story.seen["error"][0], PersistenceError)
-    assert await second.singleton(Diary).read() == CheckpointWrite(["new"])
+    assert await second.singleton(Diary).read() == Notes(["new"])
 
 
 async def test_a_leader_whose_session_froze_leads_again(memory: MemoryCluster) -> None:
@@ -381,7 +381,7 @@ async def test_who_swallows_cancellation_commits_nothing_and_holds_up_nobody_for
     await until(lambda: len(story.seen["zombie"]) == 3)
     assert all(isinstance(error, PersistenceError | SingletonError) for error in story.seen["zombie"])
     assert await runner.singleton(Diary).do("epoch") == epoch
-    assert await runner.singleton(Diary).read() == CheckpointWrite(["good"])
+    assert await runner.singleton(Diary).read() == Notes(["good"])
     assert story.ran["on_lose_leadership"] == 1
 
 
@@ -408,7 +408,7 @@ async def test_a_killed_leader_says_nothing_and_the_next_one_goes_on(memory: Mem
     await memory.kill(leaders(memory)[0])
     survivor = memory.runners[0]
     await until(lambda: is_leading(survivor))
-    assert await survivor.singleton(Diary).read() == CheckpointWrite(["one"])
+    assert await survivor.singleton(Diary).read() == Notes(["one"])
     assert survivor in (first, second)
 
 

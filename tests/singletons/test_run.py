@@ -10,7 +10,7 @@ from actorhub import CallTimeout, Cluster, EntityError, Hub, NotConnected, Singl
 from actorhub.core.backoff import Backoff
 from actorhub.engine.singletons import leader
 from actorhub.testing import MemoryCluster, until
-from tests.singletons.diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, leads, led, row, story
+from tests.singletons.diary import Diary, Notes, at_gate, for_ever, is_leading, leads, led, row, story
 from tests.support.gates import failure, gates, outcomes, soon
 
 
@@ -103,7 +103,7 @@ async def test_a_run_that_failed_is_unhealthy_until_it_runs_again(memory: Memory
     (health,) = (await runner.health())[0].singletons
     assert health.status == "unhealthy"
     assert "Odd" in health.last_error
-    assert await runner.singleton(Diary).read() == CheckpointWrite()
+    assert await runner.singleton(Diary).read() == Notes()
     await body_is(runner, "running")
 
 

@@ -15,19 +15,19 @@ from actorhub.engine.singletons import leader, registry
 from actorhub.engine.singletons.health import STALE_AFTER, is_stale
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, SteppedClock, until
-from tests.singletons.diary import CheckpointWrite, Diary, at_gate, for_ever, is_leading, leads, led, row, story
+from tests.singletons.diary import Diary, Notes, at_gate, for_ever, is_leading, leads, led, row, story
 from tests.support.gates import failure, gates, outcomes, soon
 
 DAY = timedelta(days=1)
 
 
-class Kept(Singleton[CheckpointWrite], name="kept", state_ttl=DAY):
+class Kept(Singleton[Notes], name="kept", state_ttl=DAY):
     """Its state is forgotten after a day."""
 
     async def set(self, count: int) -> None:
         self.state.count = count
 
-    async def read(self) -> CheckpointWrite:
+    async def read(self) -> Notes:
         return self.state
 
 
@@ -117,7 +117,7 @@ async def test_a_state_of_another_release_is_read_as_far_as_possible(memory: Mem
     """Fields that are unknown are dropped, new ones have their default."""
     memory.overwrite("diary", "diary", StoredState(7, encoded(lines=["old"], dropped=[1, 2])))
     runner = await memory.start_runner()
-    assert await runner.singleton(Diary).read() == CheckpointWrite(["old"], 0)
+    assert await runner.singleton(Diary).read() == Notes(["old"], 0)
     assert await runner.singleton(Diary).add("new") == 2
     stored = memory.stored("diary", "diary")
     assert stored is not None
@@ -131,7 +131,7 @@ async def test_a_corrupt_state_is_counted_and_left_alone(
     """The singleton starts with its initial state; the bytes stay until the next commit."""
     memory.overwrite("diary", "diary", StoredState(7, data))
     runner = await memory.start_runner()
-    assert await runner.singleton(Diary).read() == CheckpointWrite()
+    assert await runner.singleton(Diary).read() == Notes()
     await until(lambda: row(memory).execution.state_errors == 1, "a note of it")
     assert row(memory).execution.state_error.startswith("schema_decode_failed: ")
     assert (await runner.health())[0].singletons[0].state_errors == 1
@@ -145,7 +145,7 @@ async def test_a_corrupt_state_is_counted_and_left_alone(
     assert (stored.version, msgspec.msgpack.decode(stored.data)["lines"]) == (8, ["fresh"])
     await memory.stop(runner)
     second = await memory.start_runner()
-    assert await second.singleton(Diary).read() == CheckpointWrite(["fresh"])
+    assert await second.singleton(Diary).read() == Notes(["fresh"])
     assert row(memory).execution.state_errors == 1
 
 
@@ -198,9 +198,9 @@ async def test_a_save_is_tried_again_and_then_fails_typed(
     async def run(me: Diary) -> None:
         await gates["run"].pass_through()
         memory.store.available = False
-        story.seen["error"].append(await failure(me.save(CheckpointWrite(["first"]))))
+        story.seen["error"].append(await failure(me.save(Notes(["first"]))))
         memory.store.available = True
-        await me.save(CheckpointWrite(["second"]))
+        await me.save(Notes(["second"]))
         story.log.append("saved")
         await for_ever(me)
 
@@ -217,7 +217,7 @@ async def test_a_save_is_tried_again_and_then_fails_typed(
     assert one is not None
     assert one.execution.state_errors == 4
     assert one.execution.state_error.startswith("state_persist_failed: ")
-    assert await runner.singleton(Diary).read() == CheckpointWrite(["second"])
+    assert await runner.singleton(Diary).read() == Notes(["second"])
 
 
 async def test_a_save_of_a_leader_that_lost_fails_typed_at_once(memory: MemoryCluster) -> None:
@@ -229,7 +229,7 @@ async def test_a_save_of_a_leader_that_lost_fails_typed_at_once(memory: MemoryCl
         await gates["run"].pass_through()
         memory.overwrite("diary", "diary", StoredState(9, encoded(count=9)))
         try:
-            await me.save(CheckpointWrite(["refused"]))
+            await me.save(Notes(["refused"]))
         except SingletonError as error:
             story.seen["error"].append(error)
             raise
@@ -242,7 +242,7 @@ async def test_a_save_of_a_leader_that_lost_fails_typed_at_once(memory: MemoryCl
     (error,) = story.seen["error"]
     assert isinstance(error, SingletonError)
     assert error.reason == "state_persist_failed"
-    assert await runner.singleton(Diary).read() == CheckpointWrite([], 9)
+    assert await runner.singleton(Diary).read() == Notes([], 9)
 
 
 async def test_a_state_is_forgotten_after_its_time(clock: SteppedClock) -> None:
@@ -279,7 +279,7 @@ async def test_an_abandoned_singleton_is_cleaned_up(clock: SteppedClock) -> None
         assert memory.stored("kept", "kept") is None
         assert [found.singleton for found in memory.store.singletons.singletons()] == ["monthly"]
         runner = await memory.start_runner()
-        assert await runner.singleton(Kept).read() == CheckpointWrite()
+        assert await runner.singleton(Kept).read() == Notes()
 
 
 async def test_the_metadata_say_who_leads(memory: MemoryCluster) -> None:

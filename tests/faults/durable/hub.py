@@ -37,7 +37,7 @@ DOOMED_RUNS: Final = 2
 POISON_RUNS: Final = 3
 
 
-class CheckpointWrite:
+class RunLog:
     """Where handlers write down that they began: a file that survives the process, or memory."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class CheckpointWrite:
             os.write(self._file, f"{line}\n".encode())
 
 
-notes = CheckpointWrite()
+notes = RunLog()
 
 
 def die_here() -> None:

@@ -35,7 +35,7 @@ _PACE: Final = 0.02
 _PATIENT: Final = Retry(attempts=100, initial=timedelta(milliseconds=20), maximum=timedelta(milliseconds=200))
 
 
-class CheckpointWrite:
+class RunLog:
     """Where a process writes down who leads in it."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class CheckpointWrite:
         os.write(self._file, f"{line}\n".encode())
 
 
-notes = CheckpointWrite()
+notes = RunLog()
 
 
 class Count(msgspec.Struct):
