@@ -416,7 +416,7 @@ class _StreamMessage(Call):
         if self._resumed_at != self.skip:
             self._resumed_at, self._resumptions = self.skip, 0
         self._resumptions += 1
-        if self._resumptions > self.spec.retry.attempts:
+        if not self.spec.retry.allows(self._resumptions - 1):
             return False
         self.credit = max(1, STREAM_WINDOW - len(self.items))
         self._taken = self._taken_bytes = 0

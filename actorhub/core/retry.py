@@ -43,6 +43,14 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         if not 1 <= self.multiplier < math.inf:
             raise ValueError(f"multiplier={self.multiplier} must be a number of at least 1")
 
+    def allows(self, attempts: int) -> bool:
+        """Return whether the message may run again after so many attempts."""
+        return attempts < self.attempts
+
+    def is_final(self, error: BaseException) -> bool:
+        """Return whether a domain error is the message's reply: another run would not change it."""
+        return isinstance(error, EntityError) and not isinstance(error, self.on)
+
     def pause(self, failed: int, chance: float) -> float:
         """Return the seconds to wait after failed run number `failed`. `chance`, in [0, 1), is the jitter."""
         backoff = Backoff(self.initial.total_seconds(), self.maximum.total_seconds(), self.multiplier)

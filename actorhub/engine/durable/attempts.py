@@ -57,10 +57,9 @@ class Attempts:
 
     def start(self, message: DurableMessage) -> None:
         """Count the run of a stored message; make a dead letter of one that has no attempts left."""
-        limit = message.spec.retry.attempts
         # A run that fails is settled as such. That the count reached the limit without a last failure means that the
         # last run came to no end: it may have killed its runner.
-        if message.attempts >= limit:
+        if not message.spec.retry.allows(message.attempts):
             message.place = Place.RUNNING
             message.phase = DONE
             self._scheduler.end_turn(message)

@@ -179,7 +179,7 @@ class Settlement:
             shard=message.shard.id,
             epoch=message.shard.epoch,
             message_id=message.message_id,
-            pause=None if attempts >= retry.attempts else retry.pause(attempts, self._clock.random()),
+            pause=retry.pause(attempts, self._clock.random()) if retry.allows(attempts) else None,
             attempts=attempts,
             error=body,
             error_type=failed.type if isinstance(failed, HandlerFailed) else type(failed).__name__,
@@ -237,6 +237,5 @@ def _as_handler_failed(error: ActorhubError) -> HandlerFailed:
 
 def _is_reply(message: DurableMessage, error: ActorhubError) -> bool:
     """Whether the error is the message's reply, which another run would not change."""
-    if isinstance(error, EntityError):
-        return not isinstance(error, message.spec.retry.on)
-    return isinstance(error, MalformedMessage) and not error.possibly_executed
+    not_run = isinstance(error, MalformedMessage) and not error.possibly_executed
+    return not_run or message.spec.retry.is_final(error)

@@ -168,7 +168,7 @@ def next_to_count(message: Message, cell: Cell) -> DurableMessage | None:
     if cell.queue is None or message.is_nested or cell.load != EXCLUSIVE or cell.phase != ACTIVE:
         return None
     head = cell.queue[0]
-    if isinstance(head, DurableMessage) and head.is_stored and head.attempts < head.spec.retry.attempts:
+    if isinstance(head, DurableMessage) and head.is_stored and head.spec.retry.allows(head.attempts):
         return None if head.is_counted else head
     return None
 

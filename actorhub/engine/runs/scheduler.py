@@ -16,7 +16,6 @@ from actorhub.engine.model.records import (
     COMMITTING,
     DEAD,
     DONE,
-    EXCLUSIVE,
     QUEUED,
     RUNNING,
     Cell,
@@ -124,11 +123,7 @@ class Scheduler:
         """Take the turn of a message back, and start what waited for it."""
         cell = message.cell
         assert cell is not None
-        if message.is_nested:
-            cell.nested -= 1
-        else:
-            load = cell.load
-            cell.load = 0 if load == EXCLUSIVE else load - 1
+        cell.end_turn(message)
         self._pass_on(cell, message)
 
     def lend(self, message: Message) -> None:

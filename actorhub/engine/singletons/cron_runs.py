@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from datetime import datetime
 from typing import Any
 
-from actorhub.core.errors import ActorhubError, EntityError, HandlerFailed, MailboxFull
+from actorhub.core.errors import ActorhubError, HandlerFailed, MailboxFull
 from actorhub.engine.model.durable_message import DurableMessage, Place, RunEvents
 from actorhub.engine.model.records import DEAD, running
 from actorhub.engine.runs.scheduler import RunMoved
@@ -78,9 +78,7 @@ def _was_lost(message: DurableMessage, error: ActorhubError) -> bool:
 
 def _is_last(message: DurableMessage, error: ActorhubError) -> bool:
     retry = message.spec.retry
-    if isinstance(error, EntityError) and not isinstance(error, retry.on):
-        return True
-    return message.attempts + (not message.is_counted) >= retry.attempts
+    return retry.is_final(error) or not retry.allows(message.attempts + (not message.is_counted))
 
 
 def _text(error: ActorhubError) -> str:
