@@ -140,7 +140,7 @@ async def test_a_tell_has_an_id_and_no_deadline(cluster: Cluster) -> None:
 
 async def test_outside_of_handlers_there_is_no_current(client: Cluster) -> None:
     """current() says where it works."""
-    with pytest.raises(NotConnected, match="inside handlers only"):
+    with pytest.raises(NotConnected, match="only inside a handler"):
         current()
 
 
