@@ -325,13 +325,13 @@ class Cluster:
 
 async def leave(cluster: Cluster, grace: float) -> None:
     """Leave the cluster, within about `grace` seconds. From now on `cluster.is_shutting_down` is `True`."""
-    cluster._leaving = True  # noqa: SLF001 - its own module
-    await cluster._part.leave(grace)  # noqa: SLF001
+    cluster._leaving = True  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its own module
+    await cluster._part.leave(grace)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
 
 def part_of(cluster: Cluster) -> Part:
     """Return the engine under a connection, for operations and tests."""
-    return cluster._part  # noqa: SLF001 - its own module
+    return cluster._part  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - its own module
 
 
 def tell_later(
