@@ -4,11 +4,13 @@ BIN := $(VENV)/bin
 CODE := $(wildcard actorhub tests examples benchmarks protos)
 # Processes that share the tests; each has a Postgres of its own.
 WORKERS ?= 2
+# Where make can, it prints what belongs together together.
+TOGETHER := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # pyright's wrapper would ask the package index for a newer release.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-durable payments nightly test check lint types imports fmt protos protos-check bench faults clean
+.PHONY: help venv demo demo-durable payments nightly test check lint types mypy pyright imports fmt protos protos-check bench faults clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -37,14 +39,19 @@ nightly: venv ## a job in steps, its leader killed or moved at every boundary; e
 test: check ## everything that CI runs: check, then the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-check: lint types imports protos-check ## lint, types, imports and generated code
+check: venv ## lint, types, imports and generated code, two at a time
+	@$(MAKE) --no-print-directory --jobs=2 $(TOGETHER) pyright mypy lint imports protos-check
 
 lint: venv ## ruff: rules and format
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 
-types: venv ## mypy --strict and pyright strict
+types: mypy pyright ## mypy --strict and pyright strict
+
+mypy: venv ## mypy --strict, all code
 	$(BIN)/mypy $(CODE)
+
+pyright: venv ## pyright strict, the package and the tests of its types
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 imports: venv ## the layers, by import-linter

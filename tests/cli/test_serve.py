@@ -25,8 +25,7 @@ async def test_a_handler_that_runs_at_sigterm_finishes(processes: Processes) -> 
     """The running call gets its reply, and the process ends with 0 after it."""
     runner = await processes.serve()
     call = processes.start("call", "gate", "a", "sleep", "1.0", "--admin", runner.address)
-    while "running" not in (await processes.run("entities", "--json", "--admin", runner.address)).out:
-        await asyncio.sleep(0.02)
+    await runner.says("gate a sleeps")
     assert await runner.terminate() == 0
     assert await call.ended() == 0
     assert call.out.strip() == '"slept"'
@@ -36,8 +35,8 @@ async def test_a_handler_that_outlives_the_grace_time_is_cut_off(processes: Proc
     """The process ends with 0 soon after its grace time, whatever the handler does."""
     runner = await processes.serve("--grace", "500ms")
     call = processes.start("call", "gate", "a", "sleep", "60", "--admin", runner.address)
-    while "running" not in (await processes.run("entities", "--json", "--admin", runner.address)).out:
-        await asyncio.sleep(0.02)
+    await runner.says("gate a sleeps")
+    assert "running" in (await processes.run("entities", "--json", "--admin", runner.address)).out
     assert await runner.terminate(deadline=6) == 0
     assert await call.ended() == 1
 
@@ -46,8 +45,7 @@ async def test_a_second_signal_ends_the_process_at_once(processes: Processes) ->
     """While the first waits for a handler, a second SIGINT ends the process with 130."""
     runner = await processes.serve()
     _ = processes.start("call", "gate", "a", "sleep", "60", "--admin", runner.address)
-    while "running" not in (await processes.run("entities", "--json", "--admin", runner.address)).out:
-        await asyncio.sleep(0.02)
+    await runner.says("gate a sleeps")
     runner.signal(signal.SIGINT)
     await runner.says("leaving the cluster")
     runner.signal(signal.SIGINT)

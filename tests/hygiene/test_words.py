@@ -73,7 +73,7 @@ PLAIN: Final = (
     *("docs/performance.md", "docs/singletons.md", "docs/steps.md"),
     *("actorhub/_declaration.py", "actorhub/_resolution.py", "actorhub/client.py", "actorhub/cron.py"),
     *("actorhub/entity.py", "actorhub/key_value.py", "actorhub/log_context.py", "actorhub/singleton.py"),
-    *("tests/docs", "tests/hygiene", "tests/typing", "tests/unit"),
+    *("tests/docs", "tests/hygiene", "tests/typing", "tests/core"),
 )
 """Files and folders that are free of mannerisms. An empty text stands for the whole project."""
 

@@ -28,7 +28,7 @@ from actorhub.engine.model.spec import operation_spec
 from actorhub.storage.key_value_ports import KeyValues
 from actorhub.testing import MemoryCluster
 from actorhub.testing.cluster import until
-from tests.support.gates import failure, outcomes, soon
+from tests.support.gates import failure, outcomes, soon, waits_in
 from tests.support.parts import client_of
 
 hub = Hub()
@@ -192,17 +192,18 @@ async def test_an_operation_waits_for_a_runner(memory: MemoryCluster, clock: Jum
     await memory.kill(memory.runners[0])
     await until(lambda: not part_of(client).node.peers.runners())
     patient = soon(client.kv.set("a", 1))
-    await asyncio.sleep(0)
+    await until(partial(waits_in, patient, ask_any))
     clock.jumped += 29
     await memory.start_runner()
     async with asyncio.timeout(5):
         await patient
     await memory.kill(memory.runners[0])
     await until(lambda: not part_of(client).node.peers.runners())
-    waiting = soon(failure(client.kv.set("b", 1)))
-    await asyncio.sleep(0)
+    waiting = soon(client.kv.set("b", 1))
+    await until(partial(waits_in, waiting, ask_any))
     clock.jumped += 31
-    error = await waiting
+    async with asyncio.timeout(5):
+        error = await failure(waiting)
     assert isinstance(error, CallTimeout)
     assert not error.possibly_executed
     assert memory.store.key_values.get("b") is None

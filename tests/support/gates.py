@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import CoroutineType
 from typing import TypeVar
 
 import pytest
@@ -77,6 +78,16 @@ def soon(call: Awaitable[T]) -> "asyncio.Task[T]":
         return await call
 
     return background[-1].spawn(run(), "test")
+
+
+def waits_in(task: "asyncio.Task[T]", function: Callable[..., object]) -> bool:
+    """Whether the task has come to an await of `function`, and waits there."""
+    step: object = task.get_coro()
+    while isinstance(step, CoroutineType):
+        if step.cr_code is function.__code__:
+            return step.cr_await is not None
+        step = step.cr_await
+    return False
 
 
 async def outcomes(*calls: Awaitable[object]) -> list[object]:

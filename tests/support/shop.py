@@ -1,6 +1,7 @@
 """The hub that tests serve in processes of their own: `tests.support.shop:hub`."""
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import msgspec
 
 from actorhub import Entity, EntityError, Hub, current, handler
+
+_log = logging.getLogger("shop")
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -96,6 +99,7 @@ class Gate(Entity, name="gate"):
         return [self._entered, self._left]
 
     async def sleep(self, seconds: float) -> str:
+        _log.info("gate %s sleeps", current().entity_id)
         await asyncio.sleep(seconds)
         return "slept"
 
