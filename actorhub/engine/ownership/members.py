@@ -156,7 +156,7 @@ class Membership:
         found = {row.info.runner.incarnation for row in namesakes(rows, me) if row.silent_for < _NAMESAKE_IS_DEAD}
         for incarnation in found - self._known_namesakes:
             _log.error(
-                "runner %s advertises %s, which is this runner's address: peers reach only one of the two",
+                "runner %s also advertises %s, the address of this runner: peers reach only one of the two",
                 incarnation,
                 me.runner.address,
             )
