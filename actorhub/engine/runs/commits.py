@@ -46,8 +46,8 @@ class Commits:
         # it. Once another runner has taken the shard the store refuses the commit; until then only the lease does.
         if not cell.can_commit:
             return _refusal(cell)
-        entity_type, entity_id = cell.entity
-        commit = StateCommit(cell.shard.id, epoch, entity_type, entity_id, cell.record.version + 1, data)
+        entity_type = cell.hosted_type.spec.name
+        commit = StateCommit(cell.shard.id, epoch, entity_type, cell.entity_id, cell.record.version + 1, data)
         return self._storage.commit_state(commit, self._incarnation)
 
     def run(self, cell: Cell, run: RunCommit) -> "Future[bool]":

@@ -213,15 +213,15 @@ class Completion:
             # until it.
             message.phase = COMMITTING
             self._store.state(cell, message.epoch, data).add_done_callback(
-                partial(self._on_state_answer, message, cell, _Ending(data, body, None)),
-                context=self._scheduler.context,
+                partial(self._on_state_answer, message, data, body), context=self._scheduler.context
             )
 
-    def _on_state_answer(self, message: Message, cell: Cell, ending: _Ending, outcome: "asyncio.Future[None]") -> None:
-        assert ending.data is not None
-        error = self.note_state_commit(cell, ending.data, outcome)
+    def _on_state_answer(self, message: Message, data: bytes, body: bytes, outcome: "asyncio.Future[None]") -> None:
+        cell = message.cell
+        assert cell is not None
+        error = self.note_state_commit(cell, data, outcome)
         if error is None:
-            self._finish(message, ending.body)
+            self._finish(message, body)
         else:
             self._finish_refused(message, error)
 
