@@ -21,7 +21,8 @@ from actorhub.core.errors import (
     RunnerUnavailable,
 )
 from actorhub.core.idempotency import check_key, payload_hash, primary_key_of
-from actorhub.engine.model.records import DONE, FOREVER, NEW, RUNNING, SENT, Message, running
+from actorhub.engine.model.records import DONE, FOREVER, NEW, SENT, Message
+from actorhub.engine.model.run import running
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.node import Node
 from actorhub.engine.routing.inbound import check_chain
@@ -174,8 +175,9 @@ class Call(Message):
             raise MailboxFull(f"{self.what}: this process already waits for {MAX_CALLS} calls")
         if target.timeout is not None:
             self.deadline = node.clock.monotonic() + target.timeout
-        parent = running.get()
-        if parent is not None and parent.phase == RUNNING:
+        run = running.get()
+        if run is not None and run.is_running:
+            parent = run.message
             # An interleaved run lends its entity's turn while it waits, so calls that come back to the entity can run.
             self.chain = parent.chain if parent.spec.interleaved else (*parent.chain, parent.address)
             if not target.broadcast and self.kind != TELL:

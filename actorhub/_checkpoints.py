@@ -10,7 +10,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from actorhub._resolution import checked_codec
 from actorhub.core.codec import Codec
-from actorhub.engine.model.records import Cell, Message
+from actorhub.engine.model.run import Run
 from actorhub.engine.runs.checkpoints import known_progress
 from actorhub.engine.runs.deferred import deferral_of
 from actorhub.engine.runs.services import services
@@ -23,12 +23,11 @@ _AWAITABLES: Final = (collections.abc.Awaitable, collections.abc.Coroutine)
 class Deferred(Generic[T]):
     """A value that somebody else provides, by `cluster.complete(token, value)`. Made by `current().deferred`."""
 
-    def __init__(self, message: Message, cell: Cell, name: str, type_: Any) -> None:
-        self._message = message
-        self._cell = cell
-        self._progress = known_progress(message)
+    def __init__(self, run: Run, name: str, type_: Any) -> None:
+        self._run = run
+        self._progress = known_progress(run)
         self._deferral = deferral_of(self._progress, name)
-        self._codec: Codec[T] = checked_codec(type_, f"{message.what}: deferred value {name!r}")
+        self._codec: Codec[T] = checked_codec(type_, f"{run.what}: deferred value {name!r}")
         self.token: str = services.get().deferrals.token(self._deferral)
         """Names the value. It is text that can be put into a URL, and nobody outside of the cluster can guess it.
 
@@ -49,12 +48,12 @@ class Deferred(Generic[T]):
             RuntimeError: The wait is inside a step, after the run has ended, or after a `save()` that made the value
                 history.
         """
-        message, progress = self._message, self._progress
-        if known_progress(message) is not progress or self._deferral.generation != progress.generation:
+        run, progress = self._run, self._progress
+        if known_progress(run) is not progress or self._deferral.generation != progress.generation:
             raise RuntimeError(
-                f"{message.what}: deferred value {self._deferral.name!r} is history: make it anew after save()"
+                f"{run.what}: deferred value {self._deferral.name!r} is history: make it anew after save()"
             )
-        data = await services.get().deferrals.wait(message, self._cell, progress, self._deferral)
+        data = await services.get().deferrals.wait(run, progress, self._deferral)
         return self._codec.decode(data)
 
 

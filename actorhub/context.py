@@ -13,9 +13,9 @@ from actorhub.cluster import SingletonT, as_call, cluster_of_handler, part_of, t
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
 from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.records import FOREVER, RUNNING, Cell, Message, RunKind, running
+from actorhub.engine.model.records import FOREVER, RunKind
+from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.checkpoints import Step, check_name
-from actorhub.engine.runs.saving import StepRun
 from actorhub.engine.runs.services import services
 from actorhub.entity import Entity
 from actorhub.key_value import KeyValue
@@ -35,26 +35,25 @@ class Current:
     A run is one execution of a handler, of a step, of a hook such as `on_activate`, or of a singleton's `run`.
     """
 
-    __slots__ = ("_cell", "_message")
+    __slots__ = ("_run",)
 
-    def __init__(self, message: Message, cell: Cell) -> None:
-        self._message = message
-        self._cell = cell
+    def __init__(self, run: Run) -> None:
+        self._run = run
 
     @property
     def entity_type(self) -> str:
         """The name of the entity's type."""
-        return self._message.spec.entity_type
+        return self._run.spec.entity_type
 
     @property
     def entity_id(self) -> str:
         """The entity's id."""
-        return self._message.entity_id
+        return self._run.message.entity_id
 
     @property
     def shard_id(self) -> ShardId:
         """The shard that the entity belongs to."""
-        return self._cell.shard.id
+        return self._run.cell.shard.id
 
     @property
     def runner(self) -> RunnerAddress:
@@ -75,22 +74,22 @@ class Current:
         It grows with every change of owner, so it can serve other systems as a fencing token: they can refuse a write
         whose epoch is lower than one that they have seen.
         """
-        return self._message.epoch
+        return self._run.message.epoch
 
     @property
     def is_leader(self) -> bool:
         """Whether this runner can prove at the moment that it owns the shard. If not, the run cannot commit."""
-        return self._cell.can_commit
+        return self._run.cell.can_commit
 
     @property
     def message_id(self) -> int:
         """The id of the message; 0 for an ask of a handler that is not durable."""
-        return self._message.message_id
+        return self._run.message.message_id
 
     @property
     def key(self) -> str | None:
         """The idempotency key of the durable message; `None` if it has none."""
-        message = _origin(self._message)
+        message = self._run.message
         return message.key if isinstance(message, DurableMessage) else None
 
     @property
@@ -100,13 +99,13 @@ class Current:
         Progress resets the count: once a step has been stored, or a wait or sleep has ended, the present run counts as
         the first one.
         """
-        message = _origin(self._message)
+        message = self._run.message
         return message.attempts if isinstance(message, DurableMessage) else 1
 
     @property
     def deadline(self) -> datetime | None:
         """When the caller stops waiting; `None` if it has no limit. A time by this runner's clock, in UTC."""
-        deadline = self._message.deadline
+        deadline = self._run.message.deadline
         if deadline == FOREVER:
             return None
         clock = part_of(cluster_of_handler()).node.clock
@@ -115,7 +114,7 @@ class Current:
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers that the caller sent with the call."""
-        return self._message.headers or {}
+        return self._run.message.headers or {}
 
     @property
     def trace(self) -> str | None:
@@ -125,7 +124,7 @@ class Current:
     @property
     def chain(self) -> tuple[str, ...]:
         """`type/id` of the entities that are waiting for this call, outermost first."""
-        return self._message.chain
+        return self._run.message.chain
 
     @property
     def kv(self) -> KeyValue[Any]:
@@ -173,14 +172,14 @@ class Current:
             TypeError: As for `cluster.tell`, or the call is a broadcast.
             ValueError: As for `cluster.tell`.
         """
-        if self._message.phase != RUNNING:
+        if not self._run.is_running:
             as_call(call).close()
-            raise RuntimeError(f"{self._message.what}: its run is over, so nothing can be sent with its commit")
-        if self._message.run_kind is RunKind.MAIN_LOOP:
+            raise RuntimeError(f"{self._run.what}: its run is over, so nothing can be sent with its commit")
+        if self._run.kind is RunKind.MAIN_LOOP:
             return await cluster_of_handler().tell(call, deliver_at=deliver_at, delay=delay, key=key)
-        outbox = self._message.outbox
+        outbox = self._run.outbox
         if outbox is None:
-            outbox = self._message.outbox = []
+            outbox = self._run.outbox = []
         return tell_later(cluster_of_handler(), call, outbox, deliver_at=deliver_at, delay=delay, key=key)
 
     @asynccontextmanager
@@ -197,7 +196,7 @@ class Current:
             ConfigurationError: The store is not Postgres, as in a `MemoryCluster`.
             PersistenceError: The database cannot be reached, or no connection is free.
         """
-        transaction = await services.get().saving.transaction_of(self._message)
+        transaction = await services.get().saving.transaction_of(self._run)
         async with transaction.block():
             yield cast("PoolConnectionProxy[Record]", transaction.connection)
 
@@ -234,7 +233,7 @@ class Current:
         inner = without_arguments(function)
         codec = result_of_call(inner) or step_codec(inner)
         call = functools.partial(function, *args, **kwargs)
-        return await services.get().checkpoints.run_step(self._message, self._cell, Step(check_name(name), call, codec))
+        return await services.get().checkpoints.run_step(self._run, Step(check_name(name), call, codec))
 
     @overload
     def deferred(self, name: str, type: type[T]) -> Deferred[T]: ...
@@ -256,7 +255,7 @@ class Current:
         Raises:
             RuntimeError: The run is neither that of a durable handler nor a singleton's `run`.
         """
-        return Deferred(self._message, self._cell, check_name(name), type)
+        return Deferred(self._run, check_name(name), type)
 
     async def sleep(self, duration: timedelta, *, name: str | None = None) -> None:
         """Sleep for `duration`, counted by the database's clock from the first run that got here.
@@ -271,7 +270,7 @@ class Current:
         Raises:
             RuntimeError: The run is neither that of a durable handler nor a singleton's `run`.
         """
-        await services.get().waits.sleep(self._message, self._cell, duration.total_seconds(), name)
+        await services.get().waits.sleep(self._run, duration.total_seconds(), name)
 
     def keep_alive(self, enabled: bool = True) -> None:
         """Keep this activation in memory even if it is idle.
@@ -281,7 +280,7 @@ class Current:
         Args:
             enabled: Whether to keep it.
         """
-        self._cell.kept = enabled
+        self._run.cell.kept = enabled
 
 
 stand_in: ContextVar[Current | None] = ContextVar("actorhub_stand_in", default=None)
@@ -296,14 +295,9 @@ def current() -> Current:
     Raises:
         NotConnected: No handler is running here.
     """
-    message = running.get()
-    if message is None or message.cell is None:
+    run = running.get()
+    if run is None:
         if (here := stand_in.get()) is not None:
             return here
         raise NotConnected("current() works only inside a handler")
-    return Current(message, message.cell)
-
-
-def _origin(message: Message) -> Message:
-    """Return the run that a step belongs to, or the message itself if it is not a step."""
-    return message.parent if isinstance(message, StepRun) else message
+    return Current(run)

@@ -4,7 +4,7 @@ import logging
 from typing import Final
 
 from actorhub.context import Current
-from actorhub.engine.model.records import running
+from actorhub.engine.model.run import running
 
 FIELDS: Final = ("entity_type", "entity_id", "shard", "runner", "message_id", "is_leader")
 """The fields that a record gets. Outside of handlers all of them are empty strings."""
@@ -15,11 +15,11 @@ class HandlerFields(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Add the fields, and let every record pass."""
-        message = running.get()
-        if message is None or message.cell is None:
+        run = running.get()
+        if run is None:
             record.__dict__.update(dict.fromkeys(FIELDS, ""))
             return True
-        here = Current(message, message.cell)
+        here = Current(run)
         record.entity_type = here.entity_type
         record.entity_id = here.entity_id
         record.shard = str(here.shard_id)

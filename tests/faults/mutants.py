@@ -20,7 +20,8 @@ from actorhub.engine.durable.intake import Intake
 from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.host import Host
 from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.records import Cell, HostedShard, Message
+from actorhub.engine.model.records import Cell, HostedShard
+from actorhub.engine.model.run import Run
 from actorhub.engine.runs import completion
 from actorhub.engine.runs.completion import Completion
 from actorhub.storage.memory.message_table import MessageTable
@@ -189,10 +190,11 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     commit = Completion._commit_run
 
-    def broken(self: Completion, message: Message, cell: Cell, data: bytes | None, body: bytes) -> None:
+    def broken(self: Completion, run: Run, data: bytes | None, body: bytes) -> None:
+        message = run.message
         if isinstance(message, DurableMessage):
             message.events.answer(message.waiters, message.message_id, StoredReply(Outcome.VALUE, body))  # type: ignore[attr-defined]
-        commit(self, message, cell, data, body)
+        commit(self, run, data, body)
 
     patch(Completion, "_commit_run", broken)
 

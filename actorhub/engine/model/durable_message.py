@@ -123,5 +123,4 @@ class DurableMessage(Message):
 
     def on_failed(self, error: ActorhubError) -> None:
         """Have it settled with the error, or run again."""
-        self.progress = None  # The next run asks the store, since some steps of this one may be stored.
         self.events.on_run_failed(self, error)

@@ -9,7 +9,7 @@ import enum
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
-from contextvars import Context, ContextVar
+from contextvars import Context
 from typing import Any, ClassVar, Final, Protocol
 
 from actorhub.core.address import ShardId
@@ -18,7 +18,6 @@ from actorhub.core.errors import ActorhubError
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
-from actorhub.storage.message_ports import RunTransaction
 
 # The phases of a message. They decide what an error may claim about it (invariant F): what fails in NEW, PARKED or
 # QUEUED may promise that no handler ran, unless the message was sent before; in SENT nobody here knows; in RUNNING and
@@ -115,29 +114,27 @@ class Message:
         "epoch",
         "headers",
         "hops",
-        "interleaving",
         "is_nested",
         "kind",
         "message_id",
         "observed",
-        "outbox",
         "peer",
         "phase",
         "producer",
-        "progress",
         "request_id",
         "shard_id",
         "spec",
         "task",
-        "transaction",
         "waits_for_room",
     )
 
     run_kind: ClassVar[RunKind] = RunKind.HANDLER
+    progress: Progress | None = None
+    """A main loop: its checkpoints, loaded before it starts. A slot of the class that needs it, like the next one."""
     skip: int = 0
     """Durable stream: how many items the consumer has already, from the first. A slot only of classes that need it."""
 
-    def __init__(self, spec: HandlerSpec, entity_id: str, kind: int = ASK) -> None:  # noqa: PLR0915 - a line per slot
+    def __init__(self, spec: HandlerSpec, entity_id: str, kind: int = ASK) -> None:
         self.spec = spec
         self.entity_id = entity_id
         self.kind = kind
@@ -160,8 +157,6 @@ class Message:
         """The peer that it was sent to."""
         self.request_id = 0
         """Its number on the link to that peer."""
-        self.outbox: list[Message] | None = None
-        """Messages that the handler told; they are sent once its run is committed."""
         self.waits_for_room = False
         """Queue it beyond the mailbox's capacity instead of failing it."""
         self.is_nested = False
@@ -177,14 +172,8 @@ class Message:
         """The task that carries the run, while its handler is suspended."""
         self.delivery: Durable | None = None
         """How the message is to be stored, for a durable handler; `None`: the call is volatile."""
-        self.transaction: RunTransaction | None = None
-        """The transaction that the handler began for its own SQL."""
-        self.interleaving: InterleavedTurn | None = None
-        """The turn of an interleaved run."""
-        self.progress: Progress | None = None
-        """The checkpoints of the run, once it asked for any."""
         self.observed: Any = None
-        """What the observer of runs keeps with it."""
+        """What the observers of calls and runs remember of it."""
 
     @property
     def address(self) -> str:
@@ -200,10 +189,6 @@ class Message:
     def was_sent_before(self) -> bool:
         """Whether it is a durable call that was sent again after its receiver was lost, so that it may have run."""
         return self.delivery is not None and self.delivery.is_repeated
-
-    def drop_outbox(self) -> None:
-        """Forget what the handler told, because its run does not count."""
-        self.outbox = None
 
     def on_not_started(self) -> bool:
         """It could not start where it was. Return whether it has taken care of itself; if not, it is routed again."""
@@ -262,10 +247,6 @@ class AwaitedMessage(Message):
         """Take the error."""
         if not self.future.done():
             self.future.set_exception(error)
-
-
-running: ContextVar[Message | None] = ContextVar("actorhub_running", default=None)
-"""The message whose handler runs in this context; `None` outside of handlers."""
 
 
 ACTIVATING: Final = 0

@@ -18,7 +18,8 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import CallTimeout, MalformedMessage
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.lease import Lease
-from actorhub.engine.model.records import DEAD, NEW, Cell, Message, running
+from actorhub.engine.model.records import DEAD, NEW, Cell, Message
+from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.driving import drive
 from actorhub.engine.runs.interleaving import Interleaving
@@ -121,18 +122,23 @@ class Carriers:
             coroutine = self._admit(message)
             if coroutine is None:
                 continue
+            assert message.cell is not None
+            run = Run(message, message.cell)
+            if message.spec.interleaved:
+                run.interleaving = Interleaving(scheduler, message, message.cell)
+                run.progress = message.progress
             context = base.copy()
-            context.run(running.set, message)
+            context.run(running.set, run)
             if scheduler.observer is not None:
                 scheduler.observer.started(message, context)
             try:
                 step = context.run(coroutine.send, None)
             except StopIteration as stop:
-                completion.on_returned(message, stop.value)
+                completion.on_returned(run, stop.value)
             except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
-                completion.on_raised(message, exc)
+                completion.on_raised(run, exc)
             else:
-                yield from self._wait_with(message, context, coroutine, step)
+                yield from self._wait_with(run, context, coroutine, step)
                 # Another carrier took over what was ready. This task ends, and with it a cancellation that came too
                 # late for its run: it would hit the next one.
                 return
@@ -178,8 +184,6 @@ class Carriers:
         spec = message.spec
         try:
             args = message.args if message.args is not None else spec.decode_arguments(message.body)
-            if spec.interleaved:
-                message.interleaving = Interleaving(self._scheduler, message, cell)
             return spec.function(cell.instance, *args)  # type: ignore[no-any-return]
         except MalformedMessage as error:
             self._scheduler.refuse(message, error)
@@ -190,12 +194,13 @@ class Carriers:
             return None
 
     def _wait_with(
-        self, message: Message, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
+        self, run: Run, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
     ) -> Generator[Any, Any, None]:
         """Stay with a suspended run until it ends; another carrier takes over what is ready."""
+        message = run.message
         task = message.task = asyncio.current_task()
         assert task is not None
-        self._scheduler.suspended.add(message)
+        self._scheduler.suspended.add(run)
         if message.abandoned_for is not None:
             # It was abandoned during its first step, when there was no task to cancel.
             task.cancel()
@@ -204,8 +209,8 @@ class Carriers:
         timer = None
         if message.spec.timeout is not None:
             timer = self._loop.call_later(message.spec.timeout, partial(self._on_timeout, message))
-        if message.interleaving is not None:
-            steps = message.interleaving.drive(context, coroutine, step)
+        if run.interleaving is not None:
+            steps = run.interleaving.drive(context, coroutine, step)
         else:
             steps = drive(context, coroutine, step)
         try:
@@ -213,19 +218,19 @@ class Carriers:
         except GeneratorExit:
             raise  # The event loop was closed, and the suspended carrier with it. No reply could leave any longer.
         except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
-            self._forget_suspended(message)
-            self._completion.on_raised(message, exc)
+            self._forget_suspended(run)
+            self._completion.on_raised(run, exc)
         else:
-            self._forget_suspended(message)
-            self._completion.on_returned(message, value)
+            self._forget_suspended(run)
+            self._completion.on_returned(run, value)
         finally:
             if timer is not None:
                 timer.cancel()
 
-    def _forget_suspended(self, message: Message) -> None:
+    def _forget_suspended(self, run: Run) -> None:
         # Before the run is completed: `abandon` must not cancel the carrier of a run that is over.
-        self._scheduler.suspended.discard(message)
-        message.task = None
+        self._scheduler.suspended.discard(run)
+        run.message.task = None
 
     def _on_timeout(self, message: Message) -> None:
         text = f"{message.what}: the handler ran longer than its timeout of {message.spec.timeout} s"

@@ -13,7 +13,8 @@ from actorhub.core.errors import MalformedMessage, PersistenceError
 from actorhub.core.idempotency import check_key
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.progress import Progress
-from actorhub.engine.model.records import COMMITTING, DEAD, DONE, RUNNING, Cell, Message, RunKind, running
+from actorhub.engine.model.records import COMMITTING, DEAD, DONE, RunKind
+from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.driving import run_in
 from actorhub.engine.runs.saving import Saving, StepRun
 from actorhub.storage.checkpoint_ports import BODY, Checkpoint, CheckpointStore, CheckpointWrite, Scope
@@ -54,14 +55,14 @@ class Checkpoints:
         progress.saved, progress.generation = dict(saved.checkpoints), saved.generation
         return progress
 
-    async def progress_of(self, message: Message) -> Progress:
+    async def progress_of(self, run: Run) -> Progress:
         """Return the checkpoints of the run, loaded.
 
         Raises:
             RuntimeError: the run has none.
             PersistenceError: the store failed.
         """
-        progress = known_progress(message)
+        progress = known_progress(run)
         if progress.saved is None:
             loaded = await self.load(progress.scope)
             # Another task of the run may have loaded it first, and stored steps since; this answer lacks those.
@@ -69,50 +70,50 @@ class Checkpoints:
                 progress.saved, progress.generation = loaded.saved, loaded.generation
         return progress
 
-    async def run_step(self, message: Message, cell: Cell, step: Step) -> Any:  # what the step returns
+    async def run_step(self, run: Run, step: Step) -> Any:  # what the step returns
         """Return the stored result of the step, or run it and store its result first."""
         name, codec = step.name, step.codec
-        progress = await self.progress_of(message)
+        progress = await self.progress_of(run)
         assert progress.saved is not None
         data = progress.saved.get(name)
         if data is None:
             if name in progress.under_way:
-                raise RuntimeError(f"{message.what}: step {name!r} is already running: give this one another name")
+                raise RuntimeError(f"{run.what}: step {name!r} is already running: give this one another name")
             if len(progress.saved) + len(progress.under_way) >= MOST_STEPS:
                 raise RuntimeError(
-                    f"{message.what}: {MOST_STEPS} steps are the limit: a singleton starts a new count with save(); "
+                    f"{run.what}: {MOST_STEPS} steps are the limit: a singleton starts a new count with save(); "
                     "let a durable handler tell another one to do the rest"
                 )
             progress.under_way.add(name)
             try:
-                data = await self._run(message, cell, step)
+                data = await self._run(run, step)
             finally:
                 progress.under_way.discard(name)
         try:
             return msgspec.msgpack.decode(data) if codec is None else codec.decode(data)
         except MalformedMessage as error:
             raise MalformedMessage(
-                f"{message.what}: the stored result of step {name!r} no longer fits: {error}: give the changed step "
+                f"{run.what}: the stored result of step {name!r} no longer fits: {error}: give the changed step "
                 "another name",
                 possibly_executed=True,
             ) from error
 
-    async def _run(self, message: Message, cell: Cell, step: Step) -> bytes:
+    async def _run(self, parent: Run, step: Step) -> bytes:
         """Run the step and store its result; a cancellation while it is stored is raised once the outcome is known."""
-        progress = known_progress(message)
-        run = StepRun(message, cell)
+        progress = known_progress(parent)
+        run = StepRun(parent)
         context = contextvars.copy_context()
         context.run(running.set, run)
-        what = f"{message.what}: result of step {step.name!r}"
+        what = f"{parent.what}: result of step {step.name!r}"
         try:
-            check_alive(message, cell, progress)
+            check_alive(parent)
             value = await run_in(context, _call(step.call))
             data = check_size(_encode(value, step.codec, what), self._limit, what)
             # The step took its time. A step of a run that is over must not be stored beside those of the next run.
-            check_alive(message, cell, progress)
+            check_alive(parent)
             run.phase = COMMITTING
             write = CheckpointWrite(scope=progress.scope, stored=(Checkpoint(step.name, data),))
-            cancelled = await self._saving.commit_step(run, cell, write)
+            cancelled = await self._saving.commit_step(run, write)
         except PersistenceError:
             progress.saved = None  # It may be stored all the same: ask the store before the function runs again.
             raise
@@ -123,49 +124,50 @@ class Checkpoints:
         if progress.saved is not None:
             progress.saved[step.name] = data
         progress.is_uncounted = True
-        restart_count(message)
+        restart_count(parent)
         if cancelled:
             raise asyncio.CancelledError
         return data
 
 
-def known_progress(message: Message) -> Progress:
+def known_progress(run: Run) -> Progress:
     """Return the checkpoints of the run, loaded or not.
 
     Raises:
         RuntimeError: the run has none.
     """
-    if message.run_kind is RunKind.STEP or isinstance(running.get(), StepRun):
-        raise RuntimeError(f"{message.what}: a step cannot contain steps, waits or sleeps: move them out of it")
+    if run.kind is RunKind.STEP or isinstance(running.get(), StepRun):
+        raise RuntimeError(f"{run.what}: a step cannot contain steps, waits or sleeps: move them out of it")
+    message = run.message
     is_durable = isinstance(message, DurableMessage)
-    if message.phase != RUNNING or not (is_durable or message.run_kind is RunKind.MAIN_LOOP):
+    if not run.is_running or not (is_durable or run.kind is RunKind.MAIN_LOOP):
         raise RuntimeError(
-            f"{message.what}: step(), deferred() and sleep() can be called only while a durable handler that is not a "
+            f"{run.what}: step(), deferred() and sleep() can be called only while a durable handler that is not a "
             "stream is running, or the run() of a singleton"
         )
-    if message.progress is None:
+    if run.progress is None:
         number = message.message_id if is_durable else BODY
-        message.progress = Progress(Scope(message.spec.entity_type, message.entity_id, number))
-    return message.progress
+        run.progress = Progress(Scope(message.spec.entity_type, message.entity_id, number))
+    return run.progress
 
 
-def check_alive(message: Message, cell: Cell, progress: Progress) -> None:
+def check_alive(run: Run) -> None:
     """Refuse to run or store a step of a run, or of an activation, that is over.
 
     Raises:
         RuntimeError: the run is over; the message may be running again by now.
         PersistenceError: the activation is over: ownership was lost, or the store refused a commit.
     """
-    if message.phase != RUNNING or message.progress is not progress:
-        raise RuntimeError(f"{message.what}: its run is over: await each step before the handler returns")
-    if cell.phase == DEAD:
-        raise Fenced(f"{cell.address}: this activation is over, so nothing of it can be stored")
+    if not run.is_running:
+        raise RuntimeError(f"{run.what}: its run is over: await each step before the handler returns")
+    if run.cell.phase == DEAD:
+        raise Fenced(f"{run.cell.address}: this activation is over, so nothing of it can be stored")
 
 
-def restart_count(message: Message) -> None:
+def restart_count(run: Run) -> None:
     """Count the attempts of a durable message from this run on: it made progress."""
-    if isinstance(message, DurableMessage):
-        message.attempts = 1
+    if isinstance(run.message, DurableMessage):
+        run.message.attempts = 1
 
 
 def check_name(name: str) -> str:

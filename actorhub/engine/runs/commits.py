@@ -8,6 +8,7 @@ from typing import Any, Final
 from actorhub.core.errors import ActorhubError
 from actorhub.engine.model.durable_message import DurableMessage, new_row
 from actorhub.engine.model.records import ACTIVE, EXCLUSIVE, Cell, Message
+from actorhub.engine.model.run import Run
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.checkpoint_ports import CheckpointWrite
@@ -69,23 +70,17 @@ class Commits:
         return outcome
 
     def commit_of(
-        self,
-        message: Message,
-        cell: Cell,
-        data: bytes | None,
-        *,
-        body: bytes = b"",
-        next_one: DurableMessage | None = None,
+        self, run: Run, data: bytes | None, *, body: bytes = b"", next_one: DurableMessage | None = None
     ) -> RunCommit:
         """Return everything that a run leaves behind, as one commit.
 
         Args:
-            message: The run.
-            cell: Its entity.
+            run: The run.
             data: The entity's new state, if it changed.
             body: The reply of a durable message.
             next_one: The message whose run is counted by the same commit.
         """
+        message, cell = run.message, run.cell
         is_durable = isinstance(message, DurableMessage)
         entity_type, entity_id = cell.entity
         return RunCommit(
@@ -98,19 +93,20 @@ class Commits:
             message_id=message.message_id if is_durable else 0,
             reply=StoredReply(Outcome.VALUE, body) if is_durable else None,
             retention=message.spec.retention or self._retention,
-            outbox=self._outbox(message),
+            outbox=self._outbox(run),
             next_start=None
             if next_one is None
             else RunStart(next_one.message_id, cell.shard.id, message.epoch, next_one.attempts + 1),
-            checkpoints=_closing(message),
+            checkpoints=_closing(run),
         )
 
-    def step_of(self, step: Message, cell: Cell, checkpoints: CheckpointWrite) -> RunCommit:
+    def step_of(self, step: Run, checkpoints: CheckpointWrite) -> RunCommit:
         """Return what a step leaves behind: its checkpoint, and what it told."""
+        cell = step.cell
         entity_type, entity_id = cell.entity
         return RunCommit(
             shard=cell.shard.id,
-            epoch=step.epoch,
+            epoch=step.message.epoch,
             entity_type=entity_type,
             entity_id=entity_id,
             outbox=self._outbox(step),
@@ -126,14 +122,14 @@ class Commits:
         """
         return await self._store.begin()
 
-    def roll_back(self, message: Message, then: Callable[[Message], None]) -> None:
+    def roll_back(self, run: Run, then: Callable[[Message], None]) -> None:
         """Undo the transaction of a run that failed, and call `then` once its locks are free."""
-        _ = self._supervisor.spawn(_roll_back(message, then), "roll back transaction")
+        _ = self._supervisor.spawn(_roll_back(run, then), "roll back transaction")
 
-    def _outbox(self, message: Message) -> tuple[NewMessage, ...]:
-        if not message.outbox:
+    def _outbox(self, run: Run) -> tuple[NewMessage, ...]:
+        if not run.outbox:
             return ()
-        durable = [told for told in message.outbox if told.delivery is not None]
+        durable = [told for told in run.outbox if told.delivery is not None]
         return tuple(new_row(told, self._sharding.shard_of_target(told)) for told in durable)
 
     async def _settle(self, work: Awaitable[bool], transaction: RunTransaction | None, outcome: "Future[bool]") -> None:
@@ -153,13 +149,13 @@ class Commits:
             outcome.cancel()
 
 
-async def _roll_back(message: Message, then: Callable[[Message], None]) -> None:
-    transaction, message.transaction = message.transaction, None
+async def _roll_back(run: Run, then: Callable[[Message], None]) -> None:
+    transaction, run.transaction = run.transaction, None
     try:
         if transaction is not None:
             await transaction.roll_back()
     finally:
-        then(message)
+        then(run.message)
 
 
 def next_to_count(message: Message, cell: Cell) -> DurableMessage | None:
@@ -173,14 +169,14 @@ def next_to_count(message: Message, cell: Cell) -> DurableMessage | None:
     return None
 
 
-def tells_durably(message: Message) -> bool:
+def tells_durably(run: Run) -> bool:
     """Whether the handler told something durable, which its commit must store."""
-    return message.outbox is not None and any(told.delivery is not None for told in message.outbox)
+    return run.outbox is not None and any(told.delivery is not None for told in run.outbox)
 
 
-def _closing(message: Message) -> CheckpointWrite | None:
+def _closing(run: Run) -> CheckpointWrite | None:
     """Return what the run's commit does to its checkpoints; `None` where it has none."""
-    progress = message.progress
+    progress = run.progress
     return None if progress is None else CheckpointWrite(scope=progress.scope, closes=True)
 
 

@@ -19,6 +19,7 @@ from actorhub.core.codec import check_size
 from actorhub.core.errors import ActorhubError, DuplicateKey, EntityError, HandlerFailed, PersistenceError
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUNNING, Cell, Message
+from actorhub.engine.model.run import Run
 from actorhub.engine.runs.commits import Commits, next_to_count, tells_durably
 from actorhub.engine.runs.scheduler import Scheduler, lost_owner
 from actorhub.engine.runs.store_answers import store_error
@@ -82,36 +83,34 @@ class Completion:
         """Return the counts."""
         return CompletionStatistics(self._commits, self._refused, self._failed)
 
-    def on_returned(self, message: Message, value: Any) -> None:
+    def on_returned(self, run: Run, value: Any) -> None:
         """Commit what the run changed, if anything; then reply with `value`."""
-        cell = message.cell
-        assert cell is not None
+        message, cell = run.message, run.cell
         if message.abandoned_for is not None or cell.phase == DEAD:
             # The handler went on all the same, but nobody waits for its result, or its activation is over.
-            self.on_raised(message, asyncio.CancelledError())
+            self.on_raised(run, asyncio.CancelledError())
             return
         try:
             body = message.spec.result.encode(value)
             if len(body) > self._limit:
                 check_size(body, self._limit, f"{message.what}: result")
         except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
-            self.on_raised(message, exc)
+            self.on_raised(run, exc)
             return
         if (
             cell.record is None
-            and message.outbox is None
-            and message.transaction is None
-            and message.progress is None
+            and run.outbox is None
+            and run.transaction is None
+            and run.progress is None
             and not isinstance(message, DurableMessage)
         ):
-            self._finish(message, body)
+            self._finish(run, body)
         else:
-            self._settle(message, cell, body)
+            self._settle(run, body)
 
-    def on_raised(self, message: Message, error: BaseException) -> None:
+    def on_raised(self, run: Run, error: BaseException) -> None:
         """Roll the state back to what is committed, then reply with the error."""
-        cell = message.cell
-        assert cell is not None
+        message, cell = run.message, run.cell
         if cell.record is not None and cell.phase != DEAD:
             _take_over_turn(message, cell)
             # What a nested run changed stays in the state that it shares with the run around it, and is that run's to
@@ -119,13 +118,14 @@ class Completion:
             if not message.is_nested:
                 roll_back(cell, shared=cell.load != EXCLUSIVE)
         message.phase = DONE
-        message.drop_outbox()
+        run.is_over = True
+        run.outbox = None
         reply = self._as_reply(message, error)
         message.on_failed(reply)
-        self._observe_end(message, reply)
-        if message.transaction is not None:
+        self._observe_end(run, reply)
+        if run.transaction is not None:
             # The turn lasts until the locks of its SQL are free: the next run may want the same rows.
-            self._store.roll_back(message, self._scheduler.end_turn)
+            self._store.roll_back(run, self._scheduler.end_turn)
         else:
             self._scheduler.end_turn(message)
 
@@ -185,7 +185,8 @@ class Completion:
         _log.error("%s(%s) failed", message.what, message.entity_id, exc_info=error)
         return handler_failed(error)
 
-    def _settle(self, message: Message, cell: Cell, body: bytes) -> None:
+    def _settle(self, run: Run, body: bytes) -> None:
+        message, cell = run.message, run.cell
         if message.is_nested:
             _take_over_turn(message, cell)
         try:
@@ -194,59 +195,59 @@ class Completion:
             # outlives the run around it took the turn over, above, and commits like any other.
             data = None if message.is_nested or cell.record is None else self.changed_state(cell)
         except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
-            self.on_raised(message, exc)
+            self.on_raised(run, exc)
             return
         if data is not None and message.spec.readonly:
             changed = TypeError(f"{message.what} is readonly and changed the state: remove readonly=True")
-            self.on_raised(message, changed)
+            self.on_raised(run, changed)
         elif (
             isinstance(message, DurableMessage)
-            or message.transaction is not None
-            or message.progress is not None
-            or tells_durably(message)
+            or run.transaction is not None
+            or run.progress is not None
+            or tells_durably(run)
         ):
-            self._commit_run(message, cell, data, body)
+            self._commit_run(run, data, body)
         elif data is None:
-            self._finish(message, body)
+            self._finish(run, body)
         else:
             # From here on a cancellation changes nothing (`Scheduler.abandon`): the answer decides, and the turn lasts
             # until it.
             message.phase = COMMITTING
             self._store.state(cell, message.epoch, data).add_done_callback(
-                partial(self._on_state_answer, message, data, body), context=self._scheduler.context
+                partial(self._on_state_answer, run, data, body), context=self._scheduler.context
             )
 
-    def _on_state_answer(self, message: Message, data: bytes, body: bytes, outcome: "asyncio.Future[None]") -> None:
-        cell = message.cell
-        assert cell is not None
-        error = self.note_state_commit(cell, data, outcome)
+    def _on_state_answer(self, run: Run, data: bytes, body: bytes, outcome: "asyncio.Future[None]") -> None:
+        error = self.note_state_commit(run.cell, data, outcome)
         if error is None:
-            self._finish(message, body)
+            self._finish(run, body)
         else:
-            self._finish_refused(message, error)
+            self._finish_refused(run, error)
 
-    def _commit_run(self, message: Message, cell: Cell, data: bytes | None, body: bytes) -> None:
+    def _commit_run(self, run: Run, data: bytes | None, body: bytes) -> None:
         """Write the state `data` (if any), the reply, and what was told durably; then reply."""
+        message, cell = run.message, run.cell
         message.phase = COMMITTING
         # Its turn lasts until the store has answered, so the head of the queue now is what runs next. To count that run
         # with this commit saves it a round trip of its own.
         ending = _Ending(data, body, next_to_count(message, cell))
         try:
-            if message.progress is not None:
-                message.progress.check_quiet(message.what)
-            run = self._store.commit_of(message, cell, data, body=body, next_one=ending.next_one)
+            if run.progress is not None:
+                run.progress.check_quiet(message.what)
+            commit = self._store.commit_of(run, data, body=body, next_one=ending.next_one)
         except (ActorhubError, RuntimeError) as error:
             message.phase = RUNNING
-            self.on_raised(message, error)
+            self.on_raised(run, error)
             return
-        if message.transaction is None and run.checkpoints is None:
-            outcome = self._store.run(cell, run)
+        if run.transaction is None and commit.checkpoints is None:
+            outcome = self._store.run(cell, commit)
         else:
-            outcome = self._store.run_alone(cell, run, message.transaction)
-        outcome.add_done_callback(partial(self._on_run_answer, message, cell, ending), context=self._scheduler.context)
+            outcome = self._store.run_alone(cell, commit, run.transaction)
+        outcome.add_done_callback(partial(self._on_run_answer, run, ending), context=self._scheduler.context)
 
-    def _on_run_answer(self, message: Message, cell: Cell, ending: _Ending, outcome: "asyncio.Future[bool]") -> None:
-        message.transaction = None
+    def _on_run_answer(self, run: Run, ending: _Ending, outcome: "asyncio.Future[bool]") -> None:
+        message, cell = run.message, run.cell
+        run.transaction = None
         error = store_error(outcome)
         if error is None:
             self.count_commit(cell, ending.data)
@@ -255,36 +256,40 @@ class Completion:
             if ending.next_one is not None and outcome.result():
                 ending.next_one.attempts += 1
                 ending.next_one.is_counted = True
-            self._finish(message, ending.body)
+            self._finish(run, ending.body)
         elif isinstance(error, RUN_ONLY) and cell.phase != DEAD:
             # Refused for a reason of the run's own, and nothing is written: the activation knows what is committed.
             message.phase = RUNNING
-            self.on_raised(message, error)
+            self.on_raised(run, error)
         else:
-            self._finish_refused(message, self.on_refused(cell, error))
+            self._finish_refused(run, self.on_refused(cell, error))
 
-    def _finish(self, message: Message, body: bytes) -> None:
+    def _finish(self, run: Run, body: bytes) -> None:
         """Reply, and send what the handler told; everything of the run is committed."""
+        message = run.message
         message.phase = DONE
+        run.is_over = True
         message.on_completed(body)
         # The turn ends last: what the next run tells must not overtake what this one told (invariant G).
-        if message.outbox:
-            self._scheduler.send_told(message)
+        if run.outbox:
+            self._scheduler.send_told(run)
         if self._scheduler.observer is not None:
             self._scheduler.observer.ended(message, None)
         self._scheduler.end_turn(message)
 
-    def _finish_refused(self, message: Message, error: ActorhubError) -> None:
+    def _finish_refused(self, run: Run, error: ActorhubError) -> None:
         """End a run whose commit was refused."""
+        message = run.message
         message.phase = DONE
-        message.drop_outbox()
+        run.is_over = True
+        run.outbox = None
         message.on_failed(error)
-        self._observe_end(message, error)
+        self._observe_end(run, error)
         self._scheduler.end_turn(message)
 
-    def _observe_end(self, message: Message, error: ActorhubError) -> None:
+    def _observe_end(self, run: Run, error: ActorhubError) -> None:
         if self._scheduler.observer is not None:
-            self._scheduler.observer.ended(message, error)
+            self._scheduler.observer.ended(run.message, error)
 
 
 def _take_over_turn(message: Message, cell: Cell) -> None:

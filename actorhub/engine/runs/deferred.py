@@ -13,7 +13,7 @@ from actorhub.core.codec import decode_error
 from actorhub.core.errors import PersistenceError
 from actorhub.core.tokens import Deferral, make_token, read_token, token_hash
 from actorhub.engine.model.progress import Progress
-from actorhub.engine.model.records import Cell, Message
+from actorhub.engine.model.run import Run
 from actorhub.engine.runs.waits import DurableWaits
 from actorhub.engine.supervision import set_or_time
 from actorhub.storage.checkpoint_ports import CheckpointStore, Completion, CompletionKind, Scope
@@ -47,7 +47,7 @@ class Deferrals:
         """Return the token of a deferred value of a run."""
         return make_token(deferral, self.secret)
 
-    async def wait(self, message: Message, cell: Cell, progress: Progress, deferral: Deferral) -> bytes:
+    async def wait(self, run: Run, progress: Progress, deferral: Deferral) -> bytes:
         """Return the encoded value once somebody completed it.
 
         Raises:
@@ -60,7 +60,7 @@ class Deferrals:
         try:
             found = await self._find(hashed)
             if found is None:
-                async with self._waits.waiting(message, cell, progress):
+                async with self._waits.waiting(run, progress):
                     found = await self._wait_for_completion(hashed, event)
         finally:
             self._waiting[hashed].discard(event)

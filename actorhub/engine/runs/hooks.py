@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 
-from actorhub.engine.model.records import DEAD, DONE, RUNNING, Cell, Message, RunKind, running
+from actorhub.engine.model.records import DEAD, DONE, RUNNING, Cell, Message, RunKind
+from actorhub.engine.model.run import Run, running
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.driving import run_in
@@ -12,8 +13,8 @@ from actorhub.engine.runs.saving import Saving
 from actorhub.engine.runs.scheduler import Scheduler
 
 
-class HookRun(Message):
-    """A hook's run, as `current()` sees it: nobody sent it, and nobody waits for it."""
+class _HookCall(Message):
+    """What stands where a call is: nobody sent it, and nobody waits for it."""
 
     __slots__ = ()
 
@@ -49,7 +50,8 @@ class Hooks:
             context: Its context variables.
             returned: Told that the hook returned, before the commit, which may fail.
         """
-        run = HookRun(cell, spec)
+        call = _HookCall(cell, spec)
+        run = Run(call, cell)
         context.run(running.set, run)
         try:
             await run_in(context, spec.function(cell.instance))
@@ -60,9 +62,7 @@ class Hooks:
             raise RuntimeError("the hook raised CancelledError although nobody had cancelled it") from exc
         if returned is not None:
             returned(cell)
-        if cell.phase == DEAD:
-            run.drop_outbox()
-        else:
+        if cell.phase != DEAD:
             data = None if cell.record is None else self._completion.changed_state(cell)
-            await self._saving.commit_part(run, cell, data)
-        run.phase = DONE
+            await self._saving.commit_part(run, data)
+        call.phase = DONE

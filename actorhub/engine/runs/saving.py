@@ -4,9 +4,11 @@ import asyncio
 from typing import Any, Final
 
 import msgspec
+from typing_extensions import override
 
 from actorhub.core.errors import NotConnected
-from actorhub.engine.model.records import DEAD, RUNNING, Cell, Message, RunKind
+from actorhub.engine.model.records import DEAD, RUNNING, Cell, RunKind
+from actorhub.engine.model.run import Run
 from actorhub.engine.runs.commits import Commits, tells_durably
 from actorhub.engine.runs.completion import RUN_ONLY, Completion
 from actorhub.engine.runs.scheduler import Scheduler
@@ -18,22 +20,26 @@ from actorhub.storage.ports import Fenced, VersionConflict
 _REFUSED: Final = (Fenced, VersionConflict)
 
 
-class StepRun(Message):
+class StepRun(Run):
     """A step under way, as `current()` sees it: its tells and its SQL are committed with its result."""
 
-    __slots__ = ("parent",)
+    __slots__ = ("parent", "phase")
 
-    run_kind = RunKind.STEP
-
-    def __init__(self, parent: Message, cell: Cell) -> None:
-        super().__init__(parent.spec, parent.entity_id)
+    def __init__(self, parent: Run) -> None:
+        super().__init__(parent.message, parent.cell)
         self.parent = parent
-        self.cell = cell
-        self.epoch = parent.epoch
-        self.message_id = parent.message_id
-        self.headers = parent.headers
-        self.chain = parent.chain
         self.phase = RUNNING
+        """Of the step; the run around it goes on."""
+
+    @property
+    @override
+    def kind(self) -> RunKind:
+        return RunKind.STEP
+
+    @property
+    @override
+    def is_running(self) -> bool:
+        return self.phase == RUNNING
 
 
 class Saving:
@@ -51,13 +57,14 @@ class Saving:
         self._completion = completion
         self._checkpoints = checkpoints
 
-    async def save_state(self, message: Message, cell: Cell, state: Any) -> None:
+    async def save_state(self, run: Run, state: Any) -> None:
         """Commit the state of the entity whose handler runs, as it is now; or `state`, unless that is `UNSET`.
 
         Raises:
             RuntimeError: the handler may not commit.
             PersistenceError: ownership was lost, or the store failed.
         """
+        message, cell = run.message, run.cell
         if message.spec.readonly or (message.is_nested and cell.phase != DEAD):
             raise RuntimeError(f"{message.what}: a readonly handler, or one within another's turn, cannot save")
         if state is not msgspec.UNSET:
@@ -65,29 +72,30 @@ class Saving:
         if (data := self._completion.changed_state(cell)) is not None:
             await self._commit_state(cell, message.epoch, data)
 
-    async def commit_part(self, message: Message, cell: Cell, data: bytes | None) -> None:
+    async def commit_part(self, run: Run, data: bytes | None) -> None:
         """Commit the state `data` (if any) and the durable tells so far of a run that goes on; then send what it told.
 
         Raises:
             PersistenceError: refused or failed. Nothing is sent.
         """
-        if tells_durably(message):
-            future = self._commits.run(cell, self._commits.commit_of(message, cell, data))
+        cell = run.cell
+        if tells_durably(run):
+            future = self._commits.run(cell, self._commits.commit_of(run, data))
             cancelled = await until_answered(future)
             if (error := store_error(future)) is not None:
                 # Nothing of it is committed, and it must not leave with a later part of the run.
-                message.drop_outbox()
+                run.outbox = None
                 raise self._completion.on_refused(cell, error)
             self._completion.count_commit(cell, data)
             if cancelled:
                 # These tells are committed: they leave, whatever becomes of the run.
-                self._scheduler.send_told(message)
+                self._scheduler.send_told(run)
                 raise asyncio.CancelledError
         elif data is not None:
-            await self._commit_state(cell, message.epoch, data)
-        self._scheduler.send_told(message)
+            await self._commit_state(cell, run.message.epoch, data)
+        self._scheduler.send_told(run)
 
-    async def commit_step(self, step: StepRun, cell: Cell, write: CheckpointWrite) -> bool:
+    async def commit_step(self, step: StepRun, write: CheckpointWrite) -> bool:
         """Commit checkpoints of a run that goes on, with its step's tells and SQL; then send what it told.
 
         Returns:
@@ -101,18 +109,20 @@ class Saving:
         # From here on the transaction ends with the commit, whatever becomes of it; the step must not roll it back as
         # well.
         transaction, step.transaction = step.transaction, None
-        outcome = self._commits.run_alone(cell, self._commits.step_of(step, cell, write), transaction)
+        outcome = self._commits.run_alone(step.cell, self._commits.step_of(step, write), transaction)
         cancelled = await until_answered(outcome)
         if (error := store_error(outcome)) is not None:
-            step.drop_outbox()
+            step.outbox = None
             # Known not to be written, and nothing is wrong with the activation: the run may go on and handle the error.
             # Else the next run must find out what is stored.
             is_known = isinstance(error, RUN_ONLY) or not error.possibly_executed
-            raise error if is_known and not isinstance(error, _REFUSED) else self._completion.on_refused(cell, error)
+            if is_known and not isinstance(error, _REFUSED):
+                raise error
+            raise self._completion.on_refused(step.cell, error)
         self._scheduler.send_told(step)
         return cancelled
 
-    async def commit_save(self, message: Message, cell: Cell, data: bytes | None) -> None:
+    async def commit_save(self, run: Run, data: bytes | None) -> None:
         """Commit the state `data` (if any) of a singleton's `run` that goes on, and close the scope of its steps.
 
         The caller then calls `Progress.on_closed`; if a cancellation is raised, which is once the outcome is known,
@@ -122,10 +132,10 @@ class Saving:
             PersistenceError: refused or failed. Repeating it is harmless.
             RuntimeError: steps are still running.
         """
-        progress = message.progress
+        cell, progress = run.cell, run.progress
         assert progress is not None
-        progress.check_quiet(message.what)
-        outcome = self._commits.run_alone(cell, self._commits.commit_of(message, cell, data), None)
+        progress.check_quiet(run.what)
+        outcome = self._commits.run_alone(cell, self._commits.commit_of(run, data), None)
         cancelled = await until_answered(outcome)
         if (error := store_error(outcome)) is not None:
             if isinstance(error, _REFUSED):
@@ -143,7 +153,7 @@ class Saving:
             progress.on_closed()
             raise asyncio.CancelledError
 
-    async def transaction_of(self, message: Message) -> RunTransaction:
+    async def transaction_of(self, run: Run) -> RunTransaction:
         """Return the transaction of the running handler, begun now if it has none yet.
 
         Raises:
@@ -151,18 +161,18 @@ class Saving:
             PersistenceError: the store failed, or has no connection free.
             ConfigurationError: the store has no SQL.
         """
-        check_transaction(message)
-        if message.transaction is None:
+        check_transaction(run)
+        if run.transaction is None:
             begun = await self._commits.begin()
             # Meanwhile the run may have ended, or another of its tasks may have begun the transaction.
-            if message.phase != RUNNING or message.transaction is not None:
+            if not run.is_running or run.transaction is not None:
                 await begun.roll_back()
-                if message.transaction is None:
-                    raise NotConnected(f"{message.what}: its run is over")
+                if run.transaction is None:
+                    raise NotConnected(f"{run.what}: its run is over")
             else:
-                message.transaction = begun
-        assert message.transaction is not None
-        return message.transaction
+                run.transaction = begun
+        assert run.transaction is not None
+        return run.transaction
 
     async def _commit_state(self, cell: Cell, epoch: int, data: bytes) -> None:
         future = self._commits.state(cell, epoch, data)
@@ -173,20 +183,20 @@ class Saving:
             raise asyncio.CancelledError
 
 
-def check_transaction(message: Message) -> None:
+def check_transaction(run: Run) -> None:
     """Refuse the user's own SQL where there is no commit that it could be part of.
 
     Raises:
         RuntimeError: there is none; the text says why.
     """
-    if message.spec.readonly or message.is_nested:
-        raise RuntimeError(f"{message.what}: a readonly handler, or one within another's turn, has no transaction")
-    if message.phase != RUNNING or message.spec.stream:
-        raise RuntimeError(f"{message.what}: only a running handler that is not a stream has a transaction")
-    if message.run_kind is RunKind.MAIN_LOOP:
+    if run.spec.readonly or (run.kind is not RunKind.STEP and run.message.is_nested):
+        raise RuntimeError(f"{run.what}: a readonly handler, or one within another's turn, has no transaction")
+    if not run.is_running or run.spec.stream:
+        raise RuntimeError(f"{run.what}: only a running handler that is not a stream has a transaction")
+    if run.kind is RunKind.MAIN_LOOP:
         raise RuntimeError(
-            f"{message.what}: run() never ends with a commit: use transaction() in a step, which is committed by itself"
+            f"{run.what}: run() never ends with a commit: use transaction() in a step, which is committed by itself"
         )
-    if isinstance(message, StepRun) and message.parent.transaction is not None:
+    if isinstance(run, StepRun) and run.parent.transaction is not None:
         # Handlers that each hold a connection and wait for a second one could wait for each other forever.
-        raise RuntimeError(f"{message.what}: its run has a transaction already: run steps that write SQL before it")
+        raise RuntimeError(f"{run.what}: its run has a transaction already: run steps that write SQL before it")

@@ -21,8 +21,9 @@ from actorhub.engine.model.records import (
     Cell,
     HostedShard,
     Message,
-    running,
+    RunKind,
 )
+from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.interleaving import grant
 from actorhub.engine.runs.observing import Observer
 
@@ -59,7 +60,7 @@ class Scheduler:
         """Messages that have their turn and wait for a carrier."""
         self.is_carried = False
         """A carrier is scheduled, or between two runs: it will find what becomes ready."""
-        self.suspended: set[Message] = set()
+        self.suspended: set[Run] = set()
         """Messages whose handler awaits something, each with a carrier of its own."""
         self.observer: Observer | None = None
         """Told of runs; `None` unless metrics or traces are wanted."""
@@ -150,14 +151,14 @@ class Scheduler:
         if cell.phase == CLOSING:
             self.passivate_if_idle(cell)
 
-    def send_told(self, message: Message) -> None:
+    def send_told(self, run: Run) -> None:
         """Send what the handler has told so far; the work that it belongs to is committed."""
-        outbox, message.outbox = message.outbox, None
+        outbox, run.outbox = run.outbox, None
         for told in outbox or ():
-            if told.delivery is not None and message.cell is not None:
+            if told.delivery is not None:
                 # The commit stored it, so its owner need not, and it survives if this copy gets lost on the way.
                 told.delivery.is_stored = True
-                told.track_in(message.cell.shard.told)
+                told.track_in(run.cell.shard.told)
             self._route(told)
 
     def abandon(self, message: Message, error: ActorhubError) -> None:
@@ -181,19 +182,18 @@ class Scheduler:
     def cancel_dead(self, reason: str) -> None:
         """Cancel every suspended run whose cell is dead; its caller learns that the outcome is unknown."""
         # A cancelled task takes its next step later, so the set does not change during the loop.
-        for message in self.suspended:
-            cell = message.cell
-            if cell is not None and cell.phase == DEAD and message.abandoned_for is None:
-                self.abandon(message, lost_owner(message, reason))
+        for run in self.suspended:
+            if run.cell.phase == DEAD and run.message.abandoned_for is None:
+                self.abandon(run.message, lost_owner(run.message, reason))
 
     def cut_short(self, shard: HostedShard) -> None:
         """Cut short what would hold up a hand-over for long: a singleton's `run`, and runs in a durable wait."""
-        for message in (*self.suspended, *self.ready):
-            cell, progress = message.cell, message.progress
-            if cell is None or cell.shard is not shard or progress is None:
-                continue
-            # Both go on at the next owner from what they stored. A durable handler between two waits is let finish.
-            if progress.waits or not message.spec.durable:
+        # Both go on at the next owner from what they stored. A durable handler between two waits is let finish.
+        waiting = [run.message for run in self.suspended if run.progress is not None and run.progress.waits]
+        suspended = [run.message for run in self.suspended]
+        main_loops = [message for message in (*suspended, *self.ready) if message.run_kind is RunKind.MAIN_LOOP]
+        for message in {*waiting, *main_loops}:
+            if message.cell is not None and message.cell.shard is shard:
                 self.abandon(message, run_moved(message))
 
     def dequeue(self, message: Message) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import msgspec
 
-from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.records import Cell, Message, RunKind, running
+from actorhub.engine.model.records import RunKind
+from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.checkpoints import Checkpoints
 from actorhub.engine.runs.deferred import Deferrals
 from actorhub.engine.runs.saving import Saving
@@ -23,9 +23,9 @@ class RunServices:
     checkpoints: Checkpoints
     waits: DurableWaits
     deferrals: Deferrals
-    save_main_loop: Callable[[Message, Cell, Any], Awaitable[None]]
+    save_main_loop: Callable[[Run, Any], Awaitable[None]]
     """Commits the state of a singleton in its `run`; the steps before it become history."""
-    run_scheduled: Callable[[DurableMessage, Callable[[], Awaitable[Any]]], Awaitable[Any]]
+    run_scheduled: Callable[[Run, Callable[[], Awaitable[Any]]], Awaitable[Any]]
     """Calls a method with `@cron` for the fire time of a message, unless that one is to be skipped."""
 
 
@@ -43,25 +43,19 @@ async def save_now(state: Any = msgspec.UNSET) -> None:
         RuntimeError: outside of a handler, or in one that may not commit.
         PersistenceError: ownership was lost, or the store failed.
     """
-    message = running.get()
-    cell = message.cell if message is not None else None
-    is_main_loop = message is not None and message.run_kind is RunKind.MAIN_LOOP
-    is_step = message is not None and message.run_kind is RunKind.STEP
-    if (
-        message is None
-        or cell is None
-        or cell.instance is None
-        or (cell.record is None and not (is_main_loop or is_step))
-    ):
+    run = running.get()
+    kind = run.kind if run is not None else None
+    is_known = kind in (RunKind.MAIN_LOOP, RunKind.STEP) or (run is not None and run.cell.record is not None)
+    if run is None or run.cell.instance is None or not is_known:
         raise RuntimeError("save() can be called in a handler of an Entity with state, and in run() of a singleton")
-    if is_step:
-        raise RuntimeError(f"{message.what}: a step cannot save: return the value, and save after the step")
+    if kind is RunKind.STEP:
+        raise RuntimeError(f"{run.what}: a step cannot save: return the value, and save after the step")
     here = services.get()
-    if message.interleaving is None:
-        await here.saving.save_state(message, cell, state)
+    if run.interleaving is None:
+        await here.saving.save_state(run, state)
         return
-    async with message.interleaving.held():
-        if is_main_loop:
-            await here.save_main_loop(message, cell, state)
+    async with run.interleaving.held():
+        if kind is RunKind.MAIN_LOOP:
+            await here.save_main_loop(run, state)
         else:
-            await here.saving.save_state(message, cell, state)
+            await here.saving.save_state(run, state)

@@ -23,8 +23,8 @@ from actorhub.engine.model.records import (
     RUNNING,
     Cell,
     Message,
-    running,
 )
+from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.completion import Completion, handler_failed, roll_back
 from actorhub.engine.runs.driving import run_in
 from actorhub.engine.runs.saving import Saving
@@ -78,7 +78,7 @@ class Streams:
             self.scheduler.end_turn(message)
             self._take_back(message)
             return
-        producer = message.producer = StreamProducer(self, message)
+        producer = message.producer = StreamProducer(self, Run(message, cell))
         message.task = self._supervisor.spawn(producer.run(), "stream")
         message.task.add_done_callback(producer.on_task_done)
         if cell.streams is None:
@@ -89,12 +89,14 @@ class Streams:
 class StreamProducer:
     """Runs one generator, as far as the consumer's credit goes."""
 
-    def __init__(self, streams: Streams, message: Message) -> None:
+    def __init__(self, streams: Streams, run: Run) -> None:
+        message = run.message
         self._loop = asyncio.get_running_loop()
         self._scheduler = streams.scheduler
         self._completion = streams.completion
         self._saving = streams.saving
         self._message = message
+        self._run = run
         self._max_bytes = streams.max_message_bytes
         self._credit = message.credit
         self._under_way: deque[int] = deque()
@@ -174,7 +176,8 @@ class StreamProducer:
         if cell.streams is not None and message.task is not None:
             cell.streams.discard(message.task)
         message.phase = DONE
-        message.drop_outbox()
+        self._run.is_over = True
+        self._run.outbox = None
         if error is not None and cell.record is not None and self._has_turn and cell.phase != DEAD:
             roll_back(cell, shared=cell.load != EXCLUSIVE)
         if error is None:
@@ -196,7 +199,7 @@ class StreamProducer:
         args = message.args if message.args is not None else spec.decode_arguments(message.body)
         self._ran = True
         context = self._scheduler.context.copy()
-        context.run(running.set, message)
+        context.run(running.set, self._run)
         if self._scheduler.observer is not None:
             self._scheduler.observer.started(message, context)
         message.on_items(())
@@ -281,5 +284,5 @@ class StreamProducer:
         data = None if cell.record is None or message.is_nested else self._completion.changed_state(cell)
         if data is not None and message.spec.readonly:
             raise TypeError(f"{message.what} is readonly and changed the state: remove readonly=True")
-        if data is not None or message.outbox:
-            await self._saving.commit_part(message, cell, data)
+        if data is not None or self._run.outbox:
+            await self._saving.commit_part(self._run, data)

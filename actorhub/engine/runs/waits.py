@@ -9,7 +9,7 @@ from typing import Final
 from actorhub.core.errors import PersistenceError
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.progress import Progress
-from actorhub.engine.model.records import Cell, Message
+from actorhub.engine.model.run import Run
 from actorhub.engine.runs.checkpoints import Checkpoints, Step, check_alive, check_name, restart_count
 from actorhub.engine.runs.saving import Saving, StepRun
 from actorhub.engine.runs.scheduler import Scheduler, run_moved
@@ -38,36 +38,36 @@ class DurableWaits:
         self._messages = messages
 
     @asynccontextmanager
-    async def waiting(self, message: Message, cell: Cell, progress: Progress) -> AsyncGenerator[None, None]:
+    async def waiting(self, run: Run, progress: Progress) -> AsyncGenerator[None, None]:
         """Wait in the block for something that outlives this run.
 
         When the block ends by itself, the count of attempts restarts. A run that fails in it, for example at its
         timeout, counts as an attempt.
         """
-        check_alive(message, cell, progress)
+        check_alive(run)
         # Waiting for days means one run per deploy. So that those do not use up the attempts, the first wait of a run
         # sets the stored count back; a message that kills its runner between two steps still runs out of attempts.
-        if isinstance(message, DurableMessage) and not progress.is_uncounted:
+        if isinstance(run.message, DurableMessage) and not progress.is_uncounted:
             write = CheckpointWrite(scope=progress.scope)
-            cancelled = await self._saving.commit_step(StepRun(message, cell), cell, write)
+            cancelled = await self._saving.commit_step(StepRun(run), write)
             progress.is_uncounted = True
             if cancelled:
                 raise asyncio.CancelledError
-        if message.abandoned_for is not None:
+        if run.message.abandoned_for is not None:
             raise asyncio.CancelledError  # The handler swallowed the first one, and there will be no second.
         progress.waits += 1
         try:
             # A hand-over cuts short the runs that are in a wait when it begins. This one got here later.
-            if cell.shard.draining:
-                self._scheduler.abandon(message, run_moved(message))
+            if run.cell.shard.draining:
+                self._scheduler.abandon(run.message, run_moved(run.message))
             yield
         finally:
             progress.waits -= 1
-        restart_count(message)
+        restart_count(run)
 
-    async def sleep(self, message: Message, cell: Cell, seconds: float, name: str | None) -> None:
+    async def sleep(self, run: Run, seconds: float, name: str | None) -> None:
         """Return `seconds` after the first run of the message got here, by the store's clock."""
-        progress = await self._checkpoints.progress_of(message)
+        progress = await self._checkpoints.progress_of(run)
         if name is None:
             progress.sleeps += 1
             name = f"{progress.sleeps}"
@@ -76,17 +76,17 @@ class DurableWaits:
         now = await self._store_time()
         # The step stores when the sleep ends, so that every later run sleeps until the same moment.
         step = Step(f"{_SLEEP}{name}", lambda: now + seconds)
-        due: float = await self._checkpoints.run_step(message, cell, step)
+        due: float = await self._checkpoints.run_step(run, step)
         if due <= now:
             return
-        async with self.waiting(message, cell, progress):
+        async with self.waiting(run, progress):
             nap = due - now
             while nap > 0:
                 await asyncio.sleep(min(nap, _LONGEST_NAP))
                 try:
                     nap = due - await self._store_time()
                 except PersistenceError as error:
-                    _log.warning("%s: cannot read whether its sleep is over: %s", message.address, error)
+                    _log.warning("%s: cannot read whether its sleep is over: %s", run.message.address, error)
                     nap = _RETRY
 
     async def _store_time(self) -> float:

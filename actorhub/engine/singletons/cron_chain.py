@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 from actorhub.core.cron import CronPlan, fire_time_key, parse_fire_time_key
 from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
 from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.run import Run
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.engine.singletons.cron_runs import CountedRuns
 from actorhub.engine.singletons.cron_schedule import CronSchedule
@@ -135,17 +136,19 @@ class CronChain:
             if schedule.is_dirty:
                 await self._write_row(schedule)
 
-    async def run(self, message: DurableMessage, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def run(self, run: Run, call: Callable[[], Awaitable[Any]]) -> Any:
         """Run the method for the fire time of a message, unless that is to be skipped.
 
         A message without the key of a fire time was sent by a person, and always runs.
         """
+        message = run.message
+        assert isinstance(message, DurableMessage)
         parsed = parse_fire_time_key(message.key) if message.key else None
         if parsed is None:
             return await self._tracked(self._schedules[str(message.spec.cron)], message, None, call)
         name, fire_time, revision = parsed
         schedule = self._schedules.get(name)
-        if schedule is None or not await self._is_run(schedule, message, fire_time, revision):
+        if schedule is None or not await self._is_run(schedule, run, fire_time, revision):
             _log.info("%s: the fire time of %s is not run", message.what, message.key)
             return None
         return await self._tracked(schedule, message, fire_time, call)
@@ -191,7 +194,7 @@ class CronChain:
             raise
         schedule.merge(stored)
 
-    async def _is_run(self, schedule: CronSchedule, message: DurableMessage, fire_time: float, revision: int) -> bool:
+    async def _is_run(self, schedule: CronSchedule, run: Run, fire_time: float, revision: int) -> bool:
         """Return whether to run the fire time of a message.
 
         A fire time that began in an earlier run of its message always goes on: by now it may have done half of its
@@ -201,7 +204,8 @@ class CronChain:
         Otherwise a fire time runs if the present plan has it. Messages of an earlier revision are still in the store
         after an edit, and are not run. That is how an edit takes effect without a search for messages.
         """
-        row = schedule.row
+        row, message = schedule.row, run.message
+        assert isinstance(message, DurableMessage)
         is_current = revision == row.revision
         if message.attempts > 1 or (is_current and row.last_at is not None and fire_time <= row.last_at):
             return True
@@ -212,7 +216,7 @@ class CronChain:
                 reason = "an earlier run had not ended"
             if not reason:
                 return True
-        if (await self._checkpoints.progress_of(message)).saved:
+        if (await self._checkpoints.progress_of(run)).saved:
             return True
         if reason:
             schedule.skip(reason, fire_time)

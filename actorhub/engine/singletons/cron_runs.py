@@ -7,7 +7,8 @@ from typing import Any
 
 from actorhub.core.errors import ActorhubError, HandlerFailed, MailboxFull
 from actorhub.engine.model.durable_message import DurableMessage, Place, RunEvents
-from actorhub.engine.model.records import DEAD, running
+from actorhub.engine.model.records import DEAD
+from actorhub.engine.model.run import running
 from actorhub.engine.runs.scheduler import RunMoved
 from actorhub.engine.runs.services import services
 from actorhub.engine.singletons.cron_schedule import CronSchedule
@@ -22,9 +23,9 @@ def cron_function(method: Method) -> Method:
 
     @functools.wraps(method)
     async def run(instance: object, at: datetime) -> Any:
-        message = running.get()
-        assert isinstance(message, DurableMessage)
-        return await services.get().run_scheduled(message, functools.partial(method, instance, at))
+        here = running.get()
+        assert here is not None
+        return await services.get().run_scheduled(here, functools.partial(method, instance, at))
 
     return run
 

@@ -40,7 +40,7 @@ from actorhub.engine.model.records import (
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.engine.singletons.cron_chain import CronChain
 from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, is_stale
-from actorhub.engine.singletons.own_messages import FireTimeTell, MainLoopRun
+from actorhub.engine.singletons.own_messages import FireTimeTell, MainLoop
 from actorhub.engine.singletons.services import LeaderServices
 from actorhub.engine.supervision import set_or_time, store_call
 from actorhub.storage.checkpoint_ports import BODY, Scope
@@ -433,7 +433,7 @@ class SingletonLeader:
         self._main_loop_began = self._clock.monotonic()
         self.on_execution_started("run")
         self._set(body="running")
-        self._services.scheduler.enqueue(cell, MainLoopRun(self, spec, cell, progress))
+        self._services.scheduler.enqueue(cell, MainLoop(self, spec, cell, progress))
 
     def _settle_main_loop(self) -> None:
         if self.execution.body == "running":

@@ -26,10 +26,10 @@ class MainLoopEvents(Protocol):
         ...
 
 
-class MainLoopRun(Message):
-    """One run of a singleton's `run`. Nobody sent it; its leader is told how it ends."""
+class MainLoop(Message):
+    """The call of a singleton's `run`. Nobody sent it; its leader is told how it ends."""
 
-    __slots__ = ("leader",)
+    __slots__ = ("leader", "progress")
 
     run_kind = RunKind.MAIN_LOOP
 

@@ -8,14 +8,14 @@ import msgspec
 
 from actorhub.core.backoff import Backoff
 from actorhub.core.errors import NotConnected, PersistenceError, SingletonError, SingletonErrorReason
-from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.records import Cell, HostedShard, HostedType, Message
+from actorhub.engine.model.records import Cell, HostedShard, HostedType
+from actorhub.engine.model.run import Run
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.saving import Saving
 from actorhub.engine.singletons.health import SingletonHealth
 from actorhub.engine.singletons.leader import SingletonLeader
-from actorhub.engine.singletons.own_messages import MainLoopRun
+from actorhub.engine.singletons.own_messages import MainLoop
 from actorhub.engine.singletons.services import LeaderServices
 from actorhub.storage.ports import Fenced, VersionConflict
 
@@ -124,10 +124,9 @@ class SingletonLeaders:
         if leader is not None:
             leader.on_gone()
 
-    async def run_scheduled(self, message: DurableMessage, call: Callable[[], Awaitable[Any]]) -> Any:
+    async def run_scheduled(self, run: Run, call: Callable[[], Awaitable[Any]]) -> Any:
         """Run the method with `@cron` for the fire time of a message, unless that is to be skipped."""
-        assert message.cell is not None
-        return await self.leader_of(message.cell).schedules.run(message, call)
+        return await self.leader_of(run.cell).schedules.run(run, call)
 
     async def handed_over(self, shard: HostedShard, limit: float) -> None:
         """Wait, for at most `limit` seconds, until the shard's leaders have done everything and written that they left.
@@ -147,7 +146,7 @@ class SingletonLeaders:
         if self._supervisions:
             await asyncio.wait(self._supervisions.values(), timeout=limit)
 
-    async def save(self, message: Message, cell: Cell, state: Any) -> None:
+    async def save(self, run: Run, state: Any) -> None:
         """Commit the state of a singleton from within its `run`. The steps before it become history.
 
         A failed write is repeated, because `run` is not: an error here would end it. A refusal is not repeated, since
@@ -156,15 +155,16 @@ class SingletonLeaders:
         Raises:
             SingletonError: `state_persist_failed`. Ownership was lost, or the store failed several times.
         """
-        assert isinstance(message, MainLoopRun)
-        assert message.progress is not None
+        message, cell, progress = run.message, run.cell, run.progress
+        assert isinstance(message, MainLoop)
+        assert progress is not None
         if state is not msgspec.UNSET:
             cell.instance.state = state
         data = None if cell.record is None else self._completion.changed_state(cell)
         attempt = 1
         while True:
             try:
-                await self._saving.commit_save(message, cell, data)
+                await self._saving.commit_save(run, data)
                 break
             except PersistenceError as error:
                 message.leader.state_error("state_persist_failed", str(error))
@@ -172,7 +172,7 @@ class SingletonLeaders:
                     raise SingletonError("state_persist_failed", str(error)) from error
             await asyncio.sleep(_SAVE_PAUSE.delay(attempt, self._services.clock.random()))
             attempt += 1
-        message.progress.on_closed()
+        progress.on_closed()
 
     def _found(self, cell: Cell) -> SingletonLeader | None:
         leader = self._leaders.get(cell.hosted_type.spec.name)

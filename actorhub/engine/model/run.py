@@ -1,0 +1,56 @@
+"""A run of user code, from its first step to its commit."""
+
+from contextvars import ContextVar
+
+from actorhub.engine.model.progress import Progress
+from actorhub.engine.model.records import RUNNING, Cell, InterleavedTurn, Message, RunKind
+from actorhub.engine.model.spec import HandlerSpec
+from actorhub.storage.message_ports import RunTransaction
+
+
+class Run:
+    """One run of a handler: what it leaves behind, until that is committed. A message that runs again gets a new one.
+
+    The message is the call, and goes through the process until it is answered; the run exists while user code runs, and
+    is what `current()` shows.
+    """
+
+    __slots__ = ("cell", "interleaving", "is_over", "message", "outbox", "progress", "transaction")
+
+    def __init__(self, message: Message, cell: Cell) -> None:
+        self.message = message
+        self.cell = cell
+        self.is_over = False
+        """Its outcome is known. The message may have a later run by then."""
+        self.outbox: list[Message] | None = None
+        """What the handler told, to be sent once that is committed."""
+        self.transaction: RunTransaction | None = None
+        """The transaction that the handler opened for its own SQL."""
+        self.interleaving: InterleavedTurn | None = None
+        """The turn of an interleaved run."""
+        self.progress: Progress | None = None
+        """The checkpoints of the run, once it asked for some."""
+
+    @property
+    def kind(self) -> RunKind:
+        """What runs."""
+        return self.message.run_kind
+
+    @property
+    def is_running(self) -> bool:
+        """Whether user code still runs: neither over nor being committed."""
+        return not self.is_over and self.message.phase == RUNNING
+
+    @property
+    def spec(self) -> HandlerSpec:
+        """The handler."""
+        return self.message.spec
+
+    @property
+    def what(self) -> str:
+        """`type.handler`, for error messages."""
+        return self.message.what
+
+
+running: ContextVar[Run | None] = ContextVar("actorhub_running", default=None)
+"""The run of the handler in this context; `None` outside of handlers."""
