@@ -63,7 +63,7 @@ async def test_a_handler_that_blocks_the_loop_is_named(memory: MemoryCluster, ca
 async def test_a_handler_that_blocks_the_loop_after_it_has_waited_is_named(
     memory: MemoryCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A handler's later steps are driven by other code than its first one; the warning names the handler all the same."""
+    """A handler's later steps are driven by other code than its first one; the warning names the handler even so."""
     runner = await memory.start_runner()
     with caplog.at_level(logging.WARNING, "actorhub.blocking"):
         await runner.client(Greedy)("one").compute_later(2.2)
