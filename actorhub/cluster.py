@@ -291,7 +291,7 @@ class Cluster:
 
     def is_local(self, entity: type[Declared[Any]], entity_id: str) -> bool:
         """Return whether this process owns the shard of an entity at the moment. Always `False` on a client."""
-        return self._part.owns(self.shard_of(entity, entity_id))
+        return self._part.address is not None and self._part.owns(self.shard_of(entity, entity_id))
 
     @property
     def is_shutting_down(self) -> bool:

@@ -13,7 +13,8 @@ from actorhub.core.clock import Clock
 _log: Final = logging.getLogger("actorhub.blocking")
 
 _BEAT: Final = 0.25
-_ENGINE: Final = "actorhub.engine.runs.carriers"
+_DRIVERS: Final = frozenset(f"actorhub.engine.runs.{name}" for name in ("carriers", "driving", "interleaving"))
+"""The modules whose frames are right below user code: of a first step, of later ones and hooks, of interleaved runs."""
 
 
 class BlockedLoopWatch:
@@ -74,7 +75,7 @@ def _culprit(frame: FrameType | None) -> str:
     innermost = frame.f_code.co_qualname if frame is not None else "unknown code"
     called = None
     while frame is not None:
-        if frame.f_globals.get("__name__") == _ENGINE:
+        if frame.f_globals.get("__name__") in _DRIVERS:
             return called or innermost
         called, frame = frame.f_code.co_qualname, frame.f_back
     return innermost

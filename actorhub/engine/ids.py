@@ -30,8 +30,6 @@ class ProcessIds:
 
     def leased(self, machine: int, until: float) -> None:
         """Use `machine` from now on, until that time in monotonic seconds."""
-        if self._generator is None or machine != self.machine:
-            self._generator = SnowflakeGenerator(machine, self._clock)
         self.machine = machine
         self.leased_until = until
 
@@ -44,9 +42,13 @@ class ProcessIds:
 
         Raises:
             PersistenceError: This process has no machine id, or could not renew its lease of one.
+            ConfigurationError: The clock is outside the years that ids can name.
         """
-        if self._generator is None:
-            raise PersistenceError("no machine id has been leased to this process yet")
+        # Made when the first id is: a process whose clock is not set yet can do everything that needs no ids.
+        if self._generator is None or self._generator.machine != self.machine:
+            if self.machine < 0:
+                raise PersistenceError("no machine id has been leased to this process yet")
+            self._generator = SnowflakeGenerator(self.machine, self._clock)
         if self.leased_until < self._clock.monotonic():
             raise PersistenceError(
                 "the lease of this process's machine id ran out, because the store could not be reached"

@@ -241,6 +241,12 @@ async def test_ids_that_cannot_be_are_refused_at_once(client: Cluster, wrong: st
         client.client(Orders)(wrong)
 
 
+async def test_nothing_is_local_to_a_client(memory: MemoryCluster) -> None:
+    """It owns no shards, so there is nothing to compute from the id."""
+    await memory.start_runner()
+    assert not (await memory.client()).is_local(Orders, "")
+
+
 @pytest.mark.parametrize("right", ["x" * 255, "ä" * 127, "a b", "日本", "a/b#c?d", "😀"])
 async def test_ids_may_hold_any_printable_text(anywhere_once: Cluster, right: str) -> None:
     """Up to 255 bytes of text without control characters are an id."""

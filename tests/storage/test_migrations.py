@@ -129,6 +129,17 @@ async def test_each_function_finds_its_own_schema(postgres_world: PostgresWorld)
     assert [name for name in settings if (forbidden <= settings[name]) != (name in once)] == []
 
 
+async def test_functions_of_others_in_the_schema_stay_as_they_are(postgres_world: PostgresWorld) -> None:
+    """A schema that somebody else uses, too, such as public: what is there is not ours to change."""
+    sql = await postgres_world.sql("public")
+    await sql.execute(
+        "create schema actorhub; create table public.price as select 7 as amount; create function actorhub.total() "
+        "returns bigint language plpgsql as $$ begin return (select sum(amount) from price); end $$"
+    )
+    assert await migrate(postgres_world.url, "actorhub") == len(migrations())
+    assert await sql.fetchval("select actorhub.total()") == 7
+
+
 def test_no_function_is_made_twice() -> None:
     """Whoever reads a function need not look for a later one that replaces it."""
     made = re.findall(r"create (?:or replace )?function (\w+)", "".join(step.sql for step in migrations()))

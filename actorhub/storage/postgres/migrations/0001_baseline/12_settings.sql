@@ -13,8 +13,9 @@
 -- - No exists() inside an or: it might read a whole table into a hash.
 -- - The settings below.
 --
--- `create or replace function` forgets settings: a migration that makes or replaces functions calls this at its end.
-create function pin_functions() returns void
+-- `create or replace function` forgets settings: a migration that makes or replaces functions calls this at its end, with
+-- their names. Only those are changed: the schema may have functions of others, whose search path is not ours to set.
+create function pin_functions(variadic names text[]) returns void
 language plpgsql as $$
 declare
     pinned record;
@@ -24,6 +25,7 @@ begin
         from pg_proc as p
         join pg_language as l on l.oid = p.prolang
         where p.pronamespace = quote_ident(current_schema())::regnamespace and l.lanname = 'plpgsql'
+            and p.proname = any (names)
     loop
         execute format('alter function %s set search_path from current', pinned.signature);
         if pinned.plans_once then
@@ -35,6 +37,17 @@ begin
     end loop;
 end
 $$;
-comment on function pin_functions is 'Gives every function of the schema the settings that functions have in common.';
+comment on function pin_functions is 'Gives functions of the schema, by name, the settings that they have in common.';
 
-select pin_functions();
+select pin_functions(
+    'runner_slot', 'lease_machine_id',
+    'take_shards', 'release_shards', 'hold_ownership', 'owns_all', 'hold_shards',
+    'commit_states',
+    'store_messages', 'store_one_by_one',
+    'start_runs', 'count_runs', 'fail_runs',
+    'commit_runs', 'commit_one_by_one', 'clashing_runs', 'store_outbox', 'commit_verdicts',
+    'cancel_message', 'retry_messages',
+    'write_checkpoints', 'remove_orphans',
+    'lead_singleton', 'record_singleton', 'keep_schedule', 'remove_schedules', 'remove_abandoned',
+    'pin_functions'
+);
