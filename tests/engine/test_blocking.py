@@ -13,14 +13,14 @@ from actorhub.testing import MemoryCluster
 
 def crunch(seconds: float) -> None:
     """Compute without ever letting go."""
-    time.sleep(seconds)
+    time.sleep(seconds)  # On purpose: this is the standstill.
 
 
 class Greedy(Entity):
     """Computes without ever letting go."""
 
     async def compute(self, seconds: float) -> None:
-        time.sleep(seconds)  # noqa: ASYNC251 - on purpose: this is the standstill
+        crunch(seconds)
 
     async def compute_later(self, seconds: float) -> None:
         await asyncio.sleep(0)
