@@ -13,7 +13,7 @@ from actorhub.testing import MemoryCluster
 
 def crunch(seconds: float) -> None:
     """Compute without ever letting go."""
-    time.sleep(seconds)
+    time.sleep(seconds)  # on purpose: this is the standstill
 
 
 class Greedy(Entity):
