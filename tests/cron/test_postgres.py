@@ -57,7 +57,7 @@ async def _row(url: str, **expected: object) -> ScheduleRow:
 
 
 def _assert_each_second_once(instants: list[float]) -> None:
-    assert instants == [instants[0] + number for number in range(len(instants))]
+    assert instants == [instants[0] + number for number in range(len(instants))], instants
 
 
 async def test_an_every_second_schedule_runs_on_through_hand_overs(stage: Stage, postgres_url: str) -> None:
