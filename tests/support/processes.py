@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from actorhub.core.clock import SystemClock
-from tests.support.starter import ROOT, Start, Starter
+from tests.support.starter import ROOT, Command, Starter
 
 SHOP = "tests.support.shop:hub"
 
@@ -48,35 +48,46 @@ class Finished(NamedTuple):
         return msgspec.json.decode(self.out)
 
 
-class _Forked:
+class ForkedProcess:
     """A process of the starter, as `subprocess.Popen` would show it."""
 
-    def __init__(self, start: Start) -> None:
-        self.pid = starter.start(start)
+    def __init__(self, command: Command) -> None:
+        self.pid = starter.start(command)
 
     def poll(self) -> int | None:
+        """Return the exit code; `None`: it runs."""
         return starter.poll(self.pid)
 
     def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens when it has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
+        """End it."""
         self.send_signal(signal.SIGKILL)
 
     def wait(self) -> None:
+        """Block until it has ended."""
         starter.wait(self.pid)
 
 
-def _fresh(start: Start) -> "subprocess.Popen[bytes]":
-    with Path(start.out).open("wb") as out, Path(start.err).open("wb") as err:
+def launch(command: Command, *, is_fresh: bool = False) -> "ForkedProcess | subprocess.Popen[bytes]":
+    """Start a process; one that is fresh imports the package itself."""
+    if sys.platform == "linux" and not is_fresh:
+        return ForkedProcess(command)
+    with (
+        Path(command.stdin).open("rb") as stdin,
+        Path(command.out).open("wb") as out,
+        Path(command.err).open("wb") as err,
+    ):
         return subprocess.Popen(
-            [sys.executable, "-S", "-c", TIED, start.module, *start.arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            cwd=start.directory,
-            env=start.env,
+            [sys.executable, "-S", "-c", TIED, command.module, *command.arguments],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            cwd=command.directory,
+            env=command.env,
         )
 
 
@@ -88,10 +99,10 @@ class ActorhubProcess:
     ) -> None:
         self._out, self._err = directory / f"{name}.out", directory / f"{name}.err"
         for path in (self._out, self._err):
-            path.touch()
+            path.touch()  # They are read before the process has opened them.
         module, *others = arguments
-        start = Start(module, tuple(others), str(directory), dict(env), out=str(self._out), err=str(self._err))
-        self._process = _Forked(start) if sys.platform == "linux" and not is_fresh else _fresh(start)
+        command = Command(module, tuple(others), str(directory), dict(env), out=str(self._out), err=str(self._err))
+        self._process = launch(command, is_fresh=is_fresh)
 
     @property
     def pid(self) -> int:

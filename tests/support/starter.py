@@ -25,7 +25,7 @@ _IMPORTED: Final = ("grpc.aio", "actorhub.hub", "actorhub.storage.postgres", "ac
 _DIE_WITH_PARENT: Final = 1
 
 
-class Start(msgspec.Struct, frozen=True, tag=True):
+class Command(msgspec.Struct, frozen=True, tag=True):
     """Run a module as `python -m`; the reply is the process's id."""
 
     module: str
@@ -34,6 +34,7 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     env: dict[str, str]
     out: str
     err: str
+    stdin: str = os.devnull
 
 
 class Poll(msgspec.Struct, frozen=True, tag=True):
@@ -51,11 +52,11 @@ class Starter:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, request: Start) -> int:
+    def start(self, command: Command) -> int:
         """Return the process's id."""
         if self._socket is None:
             self._launch()
-        pid = self._ask(request)
+        pid = self._ask(command)
         assert pid is not None
         return pid
 
@@ -78,11 +79,11 @@ class Starter:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             fd = theirs.fileno()
-            command = [sys.executable, "-m", __name__, str(fd)]
+            program = [sys.executable, "-m", __name__, str(fd)]
             # What Python and gRPC decide once and for all: that output is no terminal, and that gRPC logs nothing, as
             # commands tell it before they import it.
             self._process = subprocess.Popen(
-                command,
+                program,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(fd,),
@@ -90,22 +91,22 @@ class Starter:
                 env={**os.environ, "GRPC_VERBOSITY": "NONE"},
             )
 
-    def _ask(self, request: Start | Poll) -> int | None:
+    def _ask(self, request: Command | Poll) -> int | None:
         assert self._socket is not None
         self._socket.send(msgspec.msgpack.encode(request))
         return msgspec.msgpack.decode(self._socket.recv(_PACKET), type=int | None)
 
 
-def _serve(connection: socket.socket) -> Start | None:
-    """Answer requests; return one in the process that is to do it, and `None` in this process at the end."""
+def _serve(connection: socket.socket) -> Command | None:
+    """Answer requests; return a command in the process that is to be it, and `None` in this process at the end."""
     ended: dict[int, int] = {}
     answer: int | None
     while packet := connection.recv(_PACKET):
-        match msgspec.msgpack.decode(packet, type=Start | Poll):
-            case Start() as start:
+        match msgspec.msgpack.decode(packet, type=Command | Poll):
+            case Command() as command:
                 if (pid := os.fork()) == 0:
                     connection.close()
-                    return start
+                    return command
                 answer = pid
             case Poll(pid=pid, blocks=blocks):
                 if pid not in ended and (found := os.waitpid(pid, 0 if blocks else os.WNOHANG))[0]:
@@ -115,17 +116,18 @@ def _serve(connection: socket.socket) -> Start | None:
     return None
 
 
-def _become(start: Start) -> None:
+def _become(command: Command) -> None:
     """Make this process what `python -m` would be for the request, but for the arguments, which `runpy` looks at."""
-    os.chdir(start.directory)
+    os.chdir(command.directory)
     os.environ.clear()
-    os.environ.update(start.env)
-    for stream, path in ((1, start.out), (2, start.err)):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.environ.update(command.env)
+    write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    for stream, path, flags in ((0, command.stdin, os.O_RDONLY), (1, command.out, write), (2, command.err, write)):
+        fd = os.open(path, flags)
         os.dup2(fd, stream)
         os.close(fd)
-    sys.path[0] = start.directory
-    sys.argv = [start.module, *start.arguments]
+    sys.path[0] = command.directory
+    sys.argv = [command.module, *command.arguments]
 
 
 def _tie() -> None:
@@ -136,13 +138,13 @@ def _tie() -> None:
 def _main(fd: int) -> None:
     _tie()
     interrupted = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for pytest, which ends what it started.
-    for name in (*_IMPORTED, *(command.reference.partition(":")[0] for command in COMMANDS)):
+    for name in (*_IMPORTED, *(known.reference.partition(":")[0] for known in COMMANDS)):
         importlib.import_module(name)
-    if (start := _serve(socket.socket(fileno=fd))) is not None:
+    if (command := _serve(socket.socket(fileno=fd))) is not None:
         _tie()
         signal.signal(signal.SIGINT, interrupted)
-        _become(start)
-        runpy.run_module(start.module, run_name="__main__", alter_sys=True)
+        _become(command)
+        runpy.run_module(command.module, run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":
