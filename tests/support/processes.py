@@ -84,8 +84,8 @@ def launch(command: Command, *, is_fresh: bool = False) -> "ForkedProcess | subp
         return subprocess.Popen(
             [sys.executable, "-S", "-c", TIED, command.module, *command.arguments],
             stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
+            stdout=out,
+            stderr=err,
             cwd=command.directory,
             env=command.env,
         )
