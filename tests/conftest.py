@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.postgres_server import PostgresServer, PostgresTemplate
+from tests.support.processes import starter
 
 pytest_plugins = ("tests.support.alone", "tests.support.clusters")
 
@@ -17,6 +18,11 @@ def pytest_collection_finish() -> None:
     """Let the garbage collector leave out what lives as long as the run: it takes a third of a second each time."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """End what starts the tests' commands."""
+    starter.close()
 
 
 @pytest.fixture(scope="session")

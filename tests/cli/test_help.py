@@ -18,6 +18,7 @@ HEAVY = "asyncpg grpc google.protobuf rich"
 async def test_help_lists_every_command_quickly(commands: Processes) -> None:
     """The table of commands is there in well under the time in which a person notices."""
     clock = SystemClock()
+    commands.are_fresh = True
     fastest = 9.0
     for _ in range(3):
         started = clock.monotonic()

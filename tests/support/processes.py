@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Self
 import msgspec
 
 from actorhub.core.clock import SystemClock
+from tests.support.starter import ROOT, Command, Starter
 
-ROOT = Path(__file__).resolve().parents[2]
 SHOP = "tests.support.shop:hub"
 
 # Makes Linux kill the process when its starter dies, frozen or not, and becomes `python -m`: no run of tests that ends,
@@ -31,6 +31,9 @@ _ADDRESS = re.compile(r"(?:127\.0\.0\.1|localhost|\[::1\]):\d+")
 _LOOK = 0.02
 _clock = SystemClock()
 
+starter = Starter()
+"""Starts the commands of this process's tests; the end of pytest closes it."""
+
 
 class Finished(NamedTuple):
     """What a command left behind."""
@@ -45,20 +48,61 @@ class Finished(NamedTuple):
         return msgspec.json.decode(self.out)
 
 
+class ForkedProcess:
+    """A process of the starter, as `subprocess.Popen` would show it."""
+
+    def __init__(self, command: Command) -> None:
+        self.pid = starter.start(command)
+
+    def poll(self) -> int | None:
+        """Return the exit code; `None`: it runs."""
+        return starter.poll(self.pid)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens when it has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self) -> None:
+        """Block until it has ended."""
+        starter.wait(self.pid)
+
+
+def launch(command: Command, *, is_fresh: bool = False) -> "ForkedProcess | subprocess.Popen[bytes]":
+    """Start a process; one that is fresh imports the package itself."""
+    if sys.platform == "linux" and not is_fresh:
+        return ForkedProcess(command)
+    with (
+        Path(command.stdin).open("rb") as stdin,
+        Path(command.out).open("wb") as out,
+        Path(command.err).open("wb") as err,
+    ):
+        return subprocess.Popen(
+            [sys.executable, "-S", "-c", TIED, command.module, *command.arguments],
+            stdin=stdin,
+            stdout=out,
+            stderr=err,
+            cwd=command.directory,
+            env=command.env,
+        )
+
+
 class ActorhubProcess:
     """One `actorhub` command that runs until it is ended; its output lies in files and can be read at any time."""
 
-    def __init__(self, arguments: tuple[str, ...], directory: Path, env: Mapping[str, str], name: str) -> None:
+    def __init__(
+        self, arguments: tuple[str, ...], directory: Path, env: Mapping[str, str], name: str, *, is_fresh: bool
+    ) -> None:
         self._out, self._err = directory / f"{name}.out", directory / f"{name}.err"
-        with self._out.open("wb") as out, self._err.open("wb") as err:
-            self._process = subprocess.Popen(
-                [sys.executable, "-S", "-c", TIED, *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                cwd=directory,
-                env=env,
-            )
+        for path in (self._out, self._err):
+            path.touch()  # They are read before the process has opened them.
+        module, *others = arguments
+        command = Command(module, tuple(others), str(directory), dict(env), out=str(self._out), err=str(self._err))
+        self._process = launch(command, is_fresh=is_fresh)
 
     @property
     def pid(self) -> int:
@@ -156,14 +200,16 @@ class Processes:
 
     def __init__(self, directory: Path, **env: str) -> None:
         self.directory = directory
+        self.are_fresh = False
+        """Whether they are to import the package themselves, which takes half a second."""
         self._started: list[ActorhubProcess] = []
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ACTORHUB_")}
         self.env = {**inherited, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **env}
 
     def start(self, *arguments: str, module: str = "actorhub", **env: str) -> ActorhubProcess:
         """Start `actorhub ARGUMENTS`, or another module, and return at once."""
-        name = f"process-{len(self._started)}"
-        process = ActorhubProcess((module, *arguments), self.directory, {**self.env, **env}, name)
+        name, environment = f"process-{len(self._started)}", {**self.env, **env}
+        process = ActorhubProcess((module, *arguments), self.directory, environment, name, is_fresh=self.are_fresh)
         self._started.append(process)
         return process
 

@@ -7,7 +7,6 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,7 +21,8 @@ from tests.faults.cluster.program import Applications
 from tests.faults.cluster.proxy import TcpProxy
 from tests.faults.registers.history import Start, Stored, read_starts
 from tests.support.postgres_server import PostgresServer
-from tests.support.processes import ROOT, TIED
+from tests.support.processes import ForkedProcess, launch
+from tests.support.starter import ROOT, Command
 
 START_SECONDS: Final = 30.0
 LOCK, COMMIT, LOAD, CONTROL, OWNERSHIP, OTHER = "lock", "commit", "load", "control", "ownership", "other"
@@ -87,7 +87,9 @@ class RunnerProcess:
         self.incarnation = ""
         self.frozen = False
         self._directory = directory
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ForkedProcess | subprocess.Popen[bytes] | None = None
+        self._commands = -1
+        """The process's standard input, whose end ends it."""
         self._out = Path()
 
     @property
@@ -116,15 +118,23 @@ class RunnerProcess:
             "events": str(stem.with_name(f"{stem.name}.events")),
             **settings,
         }
-        with self._out.open("wb") as out, stem.with_name(f"{stem.name}.log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-S", "-c", TIED, self.program, json.dumps(arguments)],
-                cwd=ROOT,
-                env={**os.environ, **self.environment},
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=log,
+        stdin, log = stem.with_name(f"{stem.name}.commands"), stem.with_name(f"{stem.name}.log")
+        os.mkfifo(stdin)
+        self._commands = os.open(stdin, os.O_RDWR)
+        for path in (self._out, log):
+            path.touch()  # They are read before the process has opened them.
+        environment = {**os.environ, **self.environment}
+        self._process = launch(
+            Command(
+                self.program,
+                (json.dumps(arguments),),
+                str(ROOT),
+                environment,
+                out=str(self._out),
+                err=str(log),
+                stdin=str(stdin),
             )
+        )
 
     async def ready(self) -> None:
         """Wait until the process that was spawned last takes calls."""
@@ -134,11 +144,8 @@ class RunnerProcess:
 
     async def statistics(self) -> Mapping[str, Any]:
         """Ask the process for its counters."""
-        assert self._process is not None
-        assert self._process.stdin is not None
         before = len(self._said("statistics"))
-        self._process.stdin.write(b"statistics\n")
-        self._process.stdin.flush()
+        os.write(self._commands, b"statistics\n")
         await until(lambda: len(self._said("statistics")) > before, f"{self.name} says its statistics", 15)
         found: Mapping[str, Any] = self._said("statistics")[-1]
         return found
@@ -152,7 +159,7 @@ class RunnerProcess:
         """End it as power loss would, but for its connections, which the system closes."""
         self._signal(signal.SIGKILL)
         if self._process is not None:
-            self._process.wait(10)
+            self._process.wait()
         self.frozen = False
 
     def freeze(self) -> None:
@@ -179,8 +186,9 @@ class RunnerProcess:
         """End it for good."""
         self.thaw()
         self.kill()
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+        if self._commands >= 0:
+            os.close(self._commands)
+            self._commands = -1
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
