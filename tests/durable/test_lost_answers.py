@@ -81,11 +81,9 @@ async def test_a_dead_letter_whose_failure_lost_its_answer_is_the_reply(
 async def test_an_entity_whose_commit_lost_its_answer_takes_no_place_afterwards(
     runner: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its activation is over when its shard is given up, so it is none of those that end with the shard.
-
-    Only so many entities may have durable messages in memory. One that went on being counted would leave less room for
-    the others, and in the end none.
-    """
+    """Its activation is over when its shard is given up, so it is none of those that end with the shard."""
+    # Only so many entities may have durable messages in memory. One that went on being counted would leave less room
+    # for the others, and in the end none.
     store, lost = runner_of(runner).storage.messages, list[str]()
     monkeypatch.setattr(store, "commit_run", losing_one_answer(store.commit_run, lost))
     async with asyncio.timeout(5):
