@@ -337,7 +337,6 @@ class Host:
         held, shard.held = shard.held, type(shard.held)()
         for cell in list(shard.cells):
             cell.phase = DEAD
-            self.delivery.memory.on_cell_killed(cell)
             self.residents.kill(cell)
             if cell.is_singleton:
                 self.singletons.on_gone(cell)

@@ -9,9 +9,10 @@ import pytest
 
 from actorhub import Cluster, HandlerFailed, PersistenceError
 from actorhub.storage.message_ports import RunFailure
+from actorhub.testing import until
 from tests.durable.entities import Log, Refused, hub
-from tests.support.gates import failure
-from tests.support.parts import runner_of
+from tests.support.gates import failure, soon
+from tests.support.parts import host_of, runner_of
 
 __all__ = ["hub"]
 
@@ -75,3 +76,41 @@ async def test_a_dead_letter_whose_failure_lost_its_answer_is_the_reply(
     assert lost
     assert isinstance(error, HandlerFailed)
     assert error.type == "ValueError"
+
+
+async def test_an_entity_whose_commit_lost_its_answer_takes_no_place_afterwards(
+    runner: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its activation is over when its shard is given up, so it is none of those that end with the shard."""
+    # Only so many entities may have durable messages in memory. One that went on being counted would leave less room
+    # for the others, and in the end none.
+    store, lost = runner_of(runner).storage.messages, list[str]()
+    monkeypatch.setattr(store, "commit_run", losing_one_answer(store.commit_run, lost))
+    async with asyncio.timeout(5):
+        await runner.client(Log)("a").add("once")
+    assert lost
+    assert host_of(runner).delivery.memory.entities == 0
+
+
+async def test_an_entity_that_left_before_its_failure_was_stored_takes_no_place_afterwards(
+    runner: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Likewise if its activation was over because it was idle: its run had ended, and the store had not answered."""
+    host, store = host_of(runner), runner_of(runner).storage.messages
+    failed: list[RunFailure] = []
+
+    def without_an_answer(failure_of_run: RunFailure, incarnation: str) -> "Future[Any]":
+        failed.append(failure_of_run)
+        return asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(store, "fail_run", without_an_answer)
+    asked = soon(runner.client(Log)("a").crash(1))
+    await until(lambda: bool(failed))
+    monkeypatch.undo()
+    (cell,) = host.cells()
+    host.activations.close(cell)
+    assert not list(host.cells())
+    runner_of(runner).ownership.mistrust(failed[0].shard)
+    async with asyncio.timeout(5):
+        await asked
+    assert host.delivery.memory.entities == 0

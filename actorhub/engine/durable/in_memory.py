@@ -17,7 +17,7 @@ from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.schedule import Schedule
 from actorhub.engine.model.durable_message import DurableMessage, Place
-from actorhub.engine.model.records import DONE, QUEUED, SENT, Cell, HostedShard, HostedType, Message
+from actorhub.engine.model.records import DONE, QUEUED, SENT, HostedShard, HostedType, Message
 from actorhub.engine.runs.residency import Residents
 
 _DURABLE_SHARE: Final = 75
@@ -78,16 +78,15 @@ class InMemory:
         if table is None:
             return []
         for message in table.messages.values():
+            # Its cell may be over already, and so none of those that the host is about to kill: a run failed in it, and
+            # the answer of the store is on its way.
+            if message.place in _AT_ENTITY:
+                self._count_out(message)
             self._drop(message)
             if message.phase == QUEUED:
                 message.phase = DONE  # The host routes what is left in mailboxes of a lost shard, but not this.
         callers = [caller for message in table.messages.values() for caller in message.waiters]
         return [*callers, *(caller for group in table.waiting.values() for caller in group)]
-
-    def on_cell_killed(self, cell: Cell) -> None:
-        """A resident entity was forced out, so no message is at it."""
-        self.entities -= cell.durable_count > 0
-        cell.durable_count = 0
 
     def add(self, message: DurableMessage) -> None:
         """Remember a message that arrived."""
@@ -217,12 +216,19 @@ class InMemory:
         if has_turn:
             message.phase = DONE
             self._scheduler.end_turn(message)
+        if self._count_out(message) and cell.has_backlog:
+            self._backlog.on_entity_drained(cell)
+
+    def _count_out(self, message: DurableMessage) -> bool:
+        """Count the message as no longer at its entity; return whether it was the last one there."""
+        cell = message.cell
+        assert cell is not None
         cell.durable_count -= 1
-        if cell.durable_count == 0:
-            self.entities -= 1
-            self._backlog.on_place_freed()
-            if cell.has_backlog:
-                self._backlog.on_entity_drained(cell)
+        if cell.durable_count:
+            return False
+        self.entities -= 1
+        self._backlog.on_place_freed()
+        return True
 
     def _drop(self, message: DurableMessage) -> None:
         message.place = Place.GONE
