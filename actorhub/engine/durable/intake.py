@@ -229,14 +229,12 @@ class Intake:
             self._settlement.on_run_failed(message, message.failure)
         elif message.place is Place.STORING:
             self._admit_or_spill(message)
-        elif message.attempts and message.place is Place.STARTING:
-            self._attempts.on_counted(message)
-        elif message.attempts:
-            # The insert counted its run, and no carrier has got to it yet.
-            message.is_counted = True
         elif message.place is Place.STARTING:
-            # Its turn came while the insert was under way, which does not count a run.
-            self._attempts.start(message)
+            if message.attempts:
+                self._attempts.on_counted(message)
+            else:
+                # Its turn came while the insert was under way, which does not count a run.
+                self._attempts.start(message)
 
     def _on_known(self, message: DurableMessage, stored: Stored) -> None:
         """It was stored before: just now, by a statement whose answer was lost, or for an earlier owner.
