@@ -107,6 +107,7 @@ def _serve(connection: socket.socket) -> Command | None:
                 if (pid := os.fork()) == 0:
                     connection.close()
                     return command
+                ended.pop(pid, None)  # An earlier process may have had this id.
                 answer = pid
             case Poll(pid=pid, blocks=blocks):
                 if pid not in ended and (found := os.waitpid(pid, 0 if blocks else os.WNOHANG))[0]:
