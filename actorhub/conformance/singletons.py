@@ -77,6 +77,7 @@ def schedule(name: str = "sweep", singleton: str = "coordinator") -> ScheduleRow
         expression="*/5 * * * *",
         timezone="Europe/Berlin",
         created_at=1_700_000_000.3,
+        planned_from=1_700_000_100.5,
         next_at=1_700_000_300.0,
         last_at=1_700_000_000.0,
         last_started_at=1_700_000_000.7,
@@ -358,7 +359,7 @@ class ScheduleSuite:
         storage, operator = await led(world), await world.storage()
         row = await storage.singletons.keep_schedule(leadership(), schedule())
         edited = await operator.singletons.edit_schedule("coordinator", "sweep", ScheduleEdit(paused=True))
-        assert edited == changed(row, paused=True, revision=1, next_at=None)
+        assert edited == changed(row, paused=True, revision=1, planned_from=None, next_at=None)
         assert await storage.singletons.keep_schedule(leadership(), changed(row, runs=99)) == edited
         assert (await storage.singletons.schedules())[0] == [edited]
         assert edited is not None
@@ -386,9 +387,10 @@ class ScheduleSuite:
             (ScheduleEdit(reset=True), {"expression": "*/5 * * * *", "edited": False}),
         ]
         for revision, (edit, changes) in enumerate(edits, 1):
-            row = changed(row, **changes, revision=revision, next_at=None)
+            row = changed(row, **changes, revision=revision, planned_from=None, next_at=None)
             assert await storage.singletons.edit_schedule("coordinator", "sweep", edit) == row
-            row = await storage.singletons.keep_schedule(leadership(), changed(row, next_at=float(revision)))
+            planned = changed(row, planned_from=1.0, next_at=float(revision))
+            row = await storage.singletons.keep_schedule(leadership(), planned)
         for singleton, name in (("coordinator", "other"), ("other", "sweep")):
             assert await storage.singletons.edit_schedule(singleton, name, ScheduleEdit(paused=True)) is None
         assert (await storage.singletons.schedules())[0] == [row]

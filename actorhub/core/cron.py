@@ -252,7 +252,7 @@ class CronPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def plan(
-    expression: CronExpression, previous: float | None, now: float, *, skip_if_older_than: float, from_previous: bool
+    expression: CronExpression, previous: float, now: float, *, skip_if_older_than: float, from_previous: bool
 ) -> CronPlan:
     """Return the fire time whose message to store next, and the fire times that are skipped before it.
 
@@ -262,14 +262,12 @@ def plan(
 
     Args:
         expression: When the schedule fires.
-        previous: The last fire time whose message was stored, or `None` for a new schedule.
+        previous: The last fire time whose message was stored; for a new schedule, when it was made.
         now: The present time.
         skip_if_older_than: In seconds. With `from_previous`, fire times that are older at `now` are skipped.
         from_previous: Continue with the first fire time after `previous` that is not too old, instead of the first one
             after `now`.
     """
-    if previous is None:
-        return CronPlan(next_at=expression.after(now))
     horizon = math.ceil(now - skip_if_older_than) - 1 if from_previous else now
     if horizon <= previous:
         return CronPlan(next_at=expression.after(previous))

@@ -221,10 +221,22 @@ class Host:
         stored behind the ones that were left over, and does not overtake them.
         """
         hosted = [HostedShard(shard, epoch, self.lease) for shard, epoch in shards.items()]
+        self.on_new_senders()
         self.shards.update((shard.id, shard) for shard in hosted)
         if self.has_durable:
             self.delivery.on_granted(hosted)
         self.singletons.on_granted(hosted)
+
+    def on_new_senders(self) -> None:
+        """Have what is stored come before what arrives from now on: senders have moved, or their runner is gone.
+
+        The runner that had them may have committed what they told and not have told this one of it: it was frozen or
+        cut off, it died, or the answer to the commit was lost, and its shards with it. What the same senders tell at
+        their next owner comes later, and must not run first (invariant G). So whoever takes a shard announces that to
+        everybody before anything of it runs, on the links that what it tells will take.
+        """
+        if self.has_durable:
+            self.delivery.let_stored_go_first()
 
     def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
         """Stop everything in `shards`: cancel what runs, and send what has not started to its next owner.

@@ -330,17 +330,15 @@ class Runner:
         peer.link.send(Owners(owned, complete=True))
 
     def on_lost(self, peer: Peer) -> None:
-        """Suspect the peer if it is a runner: its locks will tell whether it is dead.
-
-        If it is, it may have stored messages for entities of this runner without having told this runner of them. Those
-        come before anything that arrives from now on.
-        """
+        """Suspect the peer if it is a runner: its locks will tell whether it is dead."""
         if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
             self.ownership.suspect(peer.runner.incarnation)
-            self.host.delivery.on_sender_lost()
+            self.host.on_new_senders()
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
-        """Try to acquire shards that a peer has released; they may be for this runner."""
+        """Be ready for what new owners tell, and try to acquire what a peer has released; it may be for this runner."""
+        if news.owned:
+            self.host.on_new_senders()
         if news.released:
             self.ownership.nudge(news.released)
 

@@ -80,6 +80,8 @@ class ScheduleRow(msgspec.Struct, frozen=True, kw_only=True):
     """Somebody set expression or time zone at run time: the code's are ignored until they change."""
     revision: int = 0
     """Grows with each edit; messages of earlier revisions do not run."""
+    planned_from: float | None = None
+    """Since when its fire times count: it was created, changed or resumed then. `None`: the leader has not set it."""
     next_at: float | None = None
     """The fire time whose message is stored, or will be; `None`: not planned yet, or paused."""
     last_at: float | None = None
@@ -169,7 +171,7 @@ class SingletonStore(Protocol):
         ...
 
     async def edit_schedule(self, singleton: str, name: str, edit: ScheduleEdit) -> ScheduleRow | None:
-        """Change a schedule on behalf of an operator, whoever leads; its revision grows, its `next_at` is planned anew.
+        """Change a schedule on behalf of an operator, whoever leads; its revision grows, and it is planned anew.
 
         Returns what is stored now; `None`: there is no such schedule. `reset` puts the declared expression and time
         zone back.

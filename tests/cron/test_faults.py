@@ -107,6 +107,23 @@ async def test_a_leader_lost_between_message_and_row_leaves_neither_a_gap_nor_a_
         assert stage.began[-2:] == [_noon + MINUTE, _noon + 2 * MINUTE]
 
 
+async def test_a_leader_lost_before_the_first_row_that_names_an_instant_leaves_no_gap(
+    stage: Stage, clock: SteppedClock
+) -> None:
+    """Of a new schedule the first message is stored, and no more. The next leader comes two instants later."""
+    async with MemoryCluster(stage.declare("* * * * *", from_previous=True), clock=clock) as memory:
+        await memory.start_runner()
+        async with asyncio.timeout(5):
+            while not _stored(memory, _noon):
+                await asyncio.sleep(0)
+        assert row(memory).next_at is None
+        await memory.kill(memory.runners[0])
+        await at_time(memory, moment(_noon + MINUTE) + JUST)
+        await memory.start_runner()
+        await ran(memory, _noon, _noon + MINUTE)
+        assert row(memory).skipped == 0
+
+
 @pytest.mark.parametrize("overlap", ["queue", "skip", "allow"])
 async def test_an_instant_whose_runner_is_killed_runs_again(stage: Stage, clock: SteppedClock, overlap: str) -> None:
     """It is committed once, by the next leader, and counted once."""

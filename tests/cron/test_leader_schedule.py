@@ -82,11 +82,14 @@ def test_a_pause_that_meets_another_expression_in_the_code_does_not_bring_the_ol
 def test_a_schedule_without_further_fire_times_rests() -> None:
     """It asks for nothing more until somebody changes it."""
     ours = schedule("0 * * * *")
+    assert ours.planned(NOON) is None
+    assert ours.begin(NOON)
     planned = ours.planned(NOON)
     assert planned is not None
     assert ours.wakes_at(NOON) == NOON
-    ours.advance(planned, NOON)
+    ours.advance(planned)
+    assert not ours.begin(NOON)
     assert ours.wakes_at(NOON) == NOON + HOUR
-    ours.advance(type(planned)(next_at=None), NOON + HOUR)
+    ours.advance(type(planned)(next_at=None))
     assert ours.wakes_at(NOON + HOUR) is None
     assert ours.planned(NOON + 2 * HOUR) is None

@@ -32,7 +32,7 @@ HALF_HOURS = CronExpression("*/30 * * * *")
 
 
 def planned(
-    previous: float | None,
+    previous: float,
     now: float,
     *,
     expression: CronExpression = HALF_HOURS,
@@ -44,8 +44,8 @@ def planned(
 
 @pytest.mark.parametrize("from_previous", [False, True])
 def test_a_new_schedule_starts_with_the_next_fire_time(*, from_previous: bool) -> None:
-    """A new schedule has missed nothing."""
-    assert planned(None, NOON, from_previous=from_previous) == CronPlan(next_at=NOON + 1800)
+    """A new schedule has missed nothing: it is planned from the present time."""
+    assert planned(NOON, NOON, from_previous=from_previous) == CronPlan(next_at=NOON + 1800)
 
 
 @pytest.mark.parametrize("from_previous", [False, True])
@@ -71,7 +71,7 @@ def test_a_week_of_downtime_is_made_up_for_except_what_is_too_old() -> None:
     skipped = Skipped(reason="too old", count=287, first=NOON + 1800, last=NOON + 6 * DAY - 1800, is_more=False)
     first = planned(NOON, NOON + WEEK, from_previous=True)
     assert first == CronPlan(next_at=NOON + 6 * DAY, skipped=(skipped,))
-    assert planned(first.next_at, NOON + WEEK, from_previous=True) == CronPlan(next_at=NOON + 6 * DAY + 1800)
+    assert planned(NOON + 6 * DAY, NOON + WEEK, from_previous=True) == CronPlan(next_at=NOON + 6 * DAY + 1800)
 
 
 def test_a_fire_time_of_exactly_the_greatest_age_is_not_too_old() -> None:
@@ -140,12 +140,12 @@ def test_over_any_walk_of_the_clock_each_fire_time_comes_at_most_once(
 ) -> None:
     """Planned fire times strictly increase, and each one is either planned or reported as skipped."""
     first = previous = expression.after(start)
+    assert previous is not None
     now, seen = start, 1
     for step in walk:
         now += step
         result = planned(previous, now, expression=expression, from_previous=from_previous, age=4 * HOUR)
         assert result.next_at is not None
-        assert previous is not None
         assert result.next_at > previous
         for skip in result.skipped:
             assert previous < skip.first <= skip.last < result.next_at
@@ -156,7 +156,6 @@ def test_over_any_walk_of_the_clock_each_fire_time_comes_at_most_once(
         seen += 1
         previous = result.next_at
     assert first is not None
-    assert previous is not None
     assert list(islice(expression.following(first - 1), seen))[-1] == previous
 
 

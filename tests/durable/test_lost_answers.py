@@ -9,8 +9,8 @@ import pytest
 
 from actorhub import Cluster, HandlerFailed, PersistenceError
 from actorhub.storage.message_ports import RunFailure
-from actorhub.testing import until
-from tests.durable.entities import Log, Refused, hub
+from actorhub.testing import MemoryCluster, until
+from tests.durable.entities import Log, Refused, Sender, hub, owner, read
 from tests.support.gates import failure, soon
 from tests.support.parts import host_of, runner_of
 
@@ -46,6 +46,27 @@ async def test_a_run_whose_commit_lost_its_answer_has_its_stored_reply(
         assert await runner.client(Log)("a").add("once") == 1
     assert lost
     assert await runner.client(Log)("a").read() == ["once"]
+
+
+@pytest.mark.parametrize("runners", [1, 3])
+async def test_what_was_told_by_a_commit_that_lost_its_answer_is_not_overtaken(
+    memory: MemoryCluster, runners: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sender's shard is acquired again. What the next owner's runs tell starts after what is stored already."""
+    for _ in range(runners):
+        await memory.start_runner()
+    await memory.settled()
+    client = await memory.client()
+    sender = client.client(Sender)("s")
+    for number in range(20):
+        store, lost = runner_of(owner(memory, client, Sender, "s")).storage.messages, list[str]()
+        monkeypatch.setattr(store, "commit_run", losing_one_answer(store.commit_run, lost))
+        async with asyncio.timeout(10):
+            await sender.send(f"e{number}", "first")
+            await sender.send(f"e{number}", "second")
+        assert lost
+        monkeypatch.undo()
+        assert await read(client, f"e{number}", 2) == ["first", "second"]
 
 
 async def test_an_error_whose_commit_lost_its_answer_is_the_reply(

@@ -95,7 +95,7 @@ class Delivery:
             self.backlog.scan(shard)
         self.schedule.poll_soon()
 
-    def on_sender_lost(self) -> None:
-        """A process died that may have stored messages for our entities without telling us: they come first."""
+    def let_stored_go_first(self) -> None:
+        """Have everything new wait behind what is in the store, of which this process may not have been told."""
         for shard in self._shards.values():
             self.intake.let_stored_go_first(shard)

@@ -5,6 +5,9 @@ schedule, fire time and revision, and the row after it. Both are separate commit
 them. The next leader goes on from the row, so at worst it stores the same message again, and the key makes that the
 same message: no fire time is stored twice. And the row never names a later fire time before the message of the present
 one is stored: none is left out. The store keeps the key for longer than the fire time could still run.
+
+A new or changed schedule has no fire time to go on from. Its row is written first, with the time from which to plan. If
+the leader is lost before the first message is stored, the next one plans from the same time, however late it is.
 """
 
 import logging
@@ -118,6 +121,8 @@ class CronChain:
             await self.load()
         due: list[float] = []
         for schedule in self._schedules.values():
+            if schedule.begin(self._server.now()):
+                await self._write_row(schedule)
             if (planned := schedule.planned(self._server.now())) is not None:
                 await self._advance(schedule, planned)
             elif schedule.is_dirty:
@@ -161,7 +166,7 @@ class CronChain:
         # The message before the row: see the module's docstring.
         if planned.next_at is not None:
             await self._store_message(schedule, planned.next_at)
-        schedule.advance(planned, self._server.now())
+        schedule.advance(planned)
         await self._write_row(schedule)
 
     async def _store_message(self, schedule: CronSchedule, at: float) -> None:

@@ -52,8 +52,6 @@ class CronSchedule:
         """Whether the row has changes that have not been written."""
         self.begun: dict[float, int] = {}
         """The messages of fire times that began here and may not have ended. Kept only for `overlap="skip"`."""
-        self._counts_from: float | None = None
-        """When it was last planned from scratch. Fire times before that do not make it overdue."""
         self._is_over = False
         """Whether the expression has no further fire times."""
         self._parsed: tuple[str, str] | None = None
@@ -88,34 +86,41 @@ class CronSchedule:
             expression=stored.expression,
             timezone=stored.timezone,
             revision=stored.revision,
+            planned_from=None,
             next_at=None,
         )
         self._is_over = False
         self._adopt_code()
 
+    def begin(self, now: float) -> bool:
+        """Have a new or changed schedule planned from `now` on, once the row is written; `False` for any other."""
+        if self.row.planned_from is not None or self.wakes_at(now) is None:
+            return False
+        self._change(planned_from=now)
+        return True
+
     def planned(self, now: float) -> CronPlan | None:
         """Return the next fire time and those that are skipped before it, or `None` if it is not time to plan."""
         row, expression = self.row, self.expression
-        if row.paused or expression is None or self._is_over or (row.next_at is not None and row.next_at > now):
+        if row.paused or expression is None or self._is_over or row.planned_from is None:
             return None
-        if row.next_at is None:
-            # After a change the plan starts from now. But a fire time that has already begun must not come again, even
-            # if the clock was set back since.
-            now = max(now, row.last_at or now)
+        if (previous := row.next_at) is None:
+            # A fire time that has already begun must not come again, even if the clock was set back since.
+            previous = max(row.planned_from, row.last_at or row.planned_from)
+        elif previous > now:
+            return None
         return plan(
             expression,
-            row.next_at,
+            previous,
             now,
             skip_if_older_than=self.options.skip_if_older_than.total_seconds(),
-            from_previous=self.options.from_previous or (row.next_at is not None and now - row.next_at < _SHORT_GAP),
+            from_previous=self.options.from_previous or now - previous < _SHORT_GAP,
         )
 
-    def advance(self, planned: CronPlan, now: float) -> None:
+    def advance(self, planned: CronPlan) -> None:
         """Count the skipped fire times, and wait for the planned one. Its message is stored."""
         for skipped in planned.skipped:
             self._skip_all(skipped)
-        if self.row.next_at is None:
-            self._counts_from = now
         self._is_over = planned.next_at is None
         self._change(next_at=planned.next_at)
 
@@ -191,7 +196,7 @@ class CronSchedule:
         )
 
     def _status(self, now: float) -> Literal["healthy", "overdue", "never executed", "paused"]:
-        row, since = self.row, self._counts_from
+        row, since = self.row, self.row.planned_from
         if row.paused:
             return "paused"
         # A schedule that was just resumed or changed has had no chance to run by its present plan.
@@ -215,6 +220,7 @@ class CronSchedule:
             expression=self.options.expression,
             timezone=self.options.timezone,
             edited=False,
+            planned_from=None,
             next_at=None,
         )
 

@@ -134,6 +134,7 @@ class SingletonTable:
             timezone=timezone if edit.timezone is None else edit.timezone,
             edited=edited or edit.expression is not None or edit.timezone is not None,
             revision=row.revision + 1,
+            planned_from=None,
             next_at=None,
         )
         return row

@@ -460,6 +460,7 @@ set paused = coalesce($3, c.paused),
     timezone = coalesce($5, case when $6 then split_part(c.declared, '|', 2) else c.timezone end),
     edited = coalesce($4, $5) is not null or (c.edited and not $6),
     revision = c.revision + 1,
+    planned_from = null,
     next_at = null
 where c.singleton = $1 and c.name = $2
 returning c.*;

@@ -38,6 +38,7 @@ create table cron_schedule (
     paused boolean not null,
     edited boolean not null,
     revision bigint not null,
+    planned_from double precision,
     next_at double precision,
     last_at double precision,
     last_started_at double precision,
@@ -54,6 +55,7 @@ create table cron_schedule (
 comment on table cron_schedule is 'Schedules of singletons.';
 comment on column cron_schedule.declared is 'Expression and time zone as the code has them, with a bar between.';
 comment on column cron_schedule.revision is 'Grows with each edit.';
+comment on column cron_schedule.planned_from is 'Null: it has not been planned since it was made, changed or resumed.';
 
 create view singletons as
 select
@@ -197,11 +199,11 @@ begin
     insert into cron_schedule as c select w.*
     on conflict (singleton, name) do update
     set declared = excluded.declared, expression = excluded.expression, timezone = excluded.timezone,
-        paused = excluded.paused, edited = excluded.edited, next_at = excluded.next_at, last_at = excluded.last_at,
-        last_started_at = excluded.last_started_at, last_finished_at = excluded.last_finished_at,
-        last_duration = excluded.last_duration, last_error = excluded.last_error, runs = excluded.runs,
-        failures = excluded.failures, failures_in_a_row = excluded.failures_in_a_row, skipped = excluded.skipped,
-        last_skip = excluded.last_skip
+        paused = excluded.paused, edited = excluded.edited, planned_from = excluded.planned_from,
+        next_at = excluded.next_at, last_at = excluded.last_at, last_started_at = excluded.last_started_at,
+        last_finished_at = excluded.last_finished_at, last_duration = excluded.last_duration,
+        last_error = excluded.last_error, runs = excluded.runs, failures = excluded.failures,
+        failures_in_a_row = excluded.failures_in_a_row, skipped = excluded.skipped, last_skip = excluded.last_skip
     where c.revision = excluded.revision
     returning c.*;
 
