@@ -95,8 +95,13 @@ async def test_an_every_second_schedule_survives_restarts_of_the_database(
         await own_postgres.stop("immediate")
         await asyncio.sleep(2)
         await own_postgres.start()
+        # A run whose commit failed comes again after a pause, and others run meanwhile.
         found = await _read(runner, stage, 9)
-        _assert_each_second_once(found)
+        whole = [found[0] + number for number in range(len(found))]
+        async with asyncio.timeout(30):
+            while not set(whole) <= set(found := await _read(runner, stage, 9)):
+                await asyncio.sleep(0.05)
+        assert len(found) == len(set(found)), found
         assert (await _row(url)).skipped == 0
 
 
