@@ -51,7 +51,7 @@ class Deferred(Generic[T]):
         run, progress = self._run, self._progress
         if known_progress(run) is not progress or self._deferral.generation != progress.generation:
             raise RuntimeError(
-                f"{run.what}: deferred value {self._deferral.name!r} is history: make it anew after save()"
+                f"{run.what}: deferred value {self._deferral.name!r} is history: make it again after save()"
             )
         data = await services.get().deferrals.wait(run, progress, self._deferral)
         return self._codec.decode(data)

@@ -28,7 +28,7 @@ def ask(settings: Settings, question: Callable[[grpc.aio.Channel, Metadata], Awa
     """Open a channel to the runner that the settings name, and return the result of `question`.
 
     Raises:
-        CommandFailed: the runner cannot be reached, or refuses; says which one, and what to do.
+        CommandFailed: the runner cannot be reached, or refuses. The text names it, and says what to do.
     """
     # gRPC's C core would write its own lines about failed connections to standard error.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -290,7 +290,7 @@ class CheckpointWriteSuite:
         assert list(await storage.checkpoints.completions(hashes)) == hashes[1:]
 
     async def test_a_next_run_is_counted_along_with_notes(self, world: StorageWorld) -> None:
-        """One that may not start is not counted, and the notes are written all the same."""
+        """One that may not start is not counted, and the notes are written nevertheless."""
         storage = await owned(world)
         messages = storage.messages
         await stored(messages, [message(1), message(2), changed(message(3), delay=FAR)])

@@ -121,7 +121,7 @@ class KeyValueSuite:
         assert await store.count("", None) == 1
 
     async def test_a_value_has_a_time(self, store: KeyValues) -> None:
-        """Its end is told by the reads, kept by a swap, and set anew, or dropped, by a put."""
+        """Its end is told by the reads, kept by a swap, and set again, or dropped, by a put."""
         await store.put("k", b"one", LONG)
         assert await store.swap("k", b"one", b"two", 2 * LONG)
         stored = await store.get("k")
@@ -164,7 +164,7 @@ class KeyValueSuite:
 
 
 class ExpirySuite:
-    """Forgetting what nobody sees any more."""
+    """Forgetting what nobody sees any longer."""
 
     async def test_expired_values_are_removed_in_steps(self, store: KeyValueStore) -> None:
         """A step takes so many at most, and nothing else."""

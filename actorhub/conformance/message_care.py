@@ -254,7 +254,7 @@ class CareSuite:
         assert len(row.history) == 1
         assert await messages.retry([]) == []
 
-    async def test_a_revived_message_fails_anew(self, world: StorageWorld) -> None:
+    async def test_a_revived_message_fails_again(self, world: StorageWorld) -> None:
         """Its attempts count from one, and each failure is added to the history that it had."""
         messages = await opened(world)
         await stored(messages, [message(1)])
@@ -312,7 +312,7 @@ class CareSuite:
         assert verdicts == [Verdict.NEW] * 5 + [Verdict.DUPLICATE_KEY] * 3
 
     async def test_a_forgotten_message_is_unknown(self, world: StorageWorld) -> None:
-        """Its reply is not found by its id any more, and the same id is stored as a new one."""
+        """Its reply is no longer found by its id, and the same id is stored as a new one."""
         messages = await opened(world)
         await stored(messages, [message(1)])
         await messages.commit_run(changed(run(message(1)), retention=0.0), "a")

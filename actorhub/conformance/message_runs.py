@@ -230,7 +230,7 @@ class CommitSuite:
         assert storage.statistics().started == 2
 
     async def test_a_next_run_that_may_not_start_is_not_counted(self, world: StorageWorld) -> None:
-        """One that is gone, not due or unknown: the run before it is written all the same, like its neighbours."""
+        """One that is gone, not due or unknown: the run before it is written nevertheless, like its neighbours."""
         messages = await opened(world)
         made = [message(number, f"e{number % 4}") for number in range(1, 5)]
         rest = [changed(message(5, "e1"), delay=FAR), message(6, "e2"), message(8, "e0")]

@@ -204,7 +204,7 @@ class LeaderSuite:
         assert (await peer.checkpoints.load(scope)).generation == 1
 
     async def test_leading_again_is_going_on(self, world: StorageWorld) -> None:
-        """The same leader at the same epoch keeps since when it leads; after it left it begins anew."""
+        """The same leader at the same epoch keeps since when it leads; after it left it begins again."""
         storage = await led(world)
         first = await only(storage.singletons)
         again, _ = await storage.singletons.lead(leadership(), ADDRESS, None)
@@ -277,7 +277,7 @@ class LeaderSuite:
             assert await what_is_left(storage, name) == (True, True, True, True, 2)
         assert await storage.singletons.remove_abandoned() == 0
 
-    async def test_a_leader_that_comes_back_begins_anew(self, world: StorageWorld) -> None:
+    async def test_a_leader_that_comes_back_begins_again(self, world: StorageWorld) -> None:
         """What it wants to write on top of what was forgotten is refused, and its next first version is taken."""
         storage = await world.storage()
         await storage.take(SHARDS, runner("a"))
@@ -367,7 +367,7 @@ class ScheduleSuite:
         assert await storage.singletons.keep_schedule(leadership(), later) == later
 
     async def test_an_edit_changes_what_it_names(self, world: StorageWorld) -> None:
-        """Each grows the revision and plans anew; a reset goes back to what the code says."""
+        """Each grows the revision and plans again; a reset goes back to what the code says."""
         storage = await led(world)
         row = await storage.singletons.keep_schedule(leadership(), schedule())
         edits: list[tuple[ScheduleEdit, dict[str, Any]]] = [

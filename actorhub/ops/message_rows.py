@@ -44,7 +44,7 @@ def filter_of(wanted: pb.MessageFilter) -> MessageFilter:
     """Return the store's form of a filter, for its first page.
 
     Raises:
-        MalformedMessage: a field has a value that makes no sense; says which.
+        MalformedMessage: a field has a value that makes no sense. The text names it.
     """
     for number in wanted.states:
         if number not in _STATES_BACK:

@@ -171,7 +171,7 @@ class SingletonStore(Protocol):
         ...
 
     async def edit_schedule(self, singleton: str, name: str, edit: ScheduleEdit) -> ScheduleRow | None:
-        """Change a schedule on behalf of an operator, whoever leads; its revision grows, and it is planned anew.
+        """Change a schedule on behalf of an operator, whoever leads; its revision grows, and it is planned again.
 
         Returns what is stored now; `None`: there is no such schedule. `reset` puts the declared expression and time
         zone back.

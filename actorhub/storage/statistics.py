@@ -20,7 +20,7 @@ class StorageStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Entity states looked up, found or not."""
     load_batches: int
     reconnects: int
-    """Connections for batched requests that had to be made anew."""
+    """Connections for batched requests that had to be made again."""
     waiting: int
     """Requests whose future is not done yet."""
     stored: int = 0

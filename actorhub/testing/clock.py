@@ -8,7 +8,7 @@ from actorhub.core.clock import SystemClock
 class SteppedClock:
     """A clock whose wall time a test sets and steps, as somebody sets the clock of a machine; from there it goes on.
 
-    Monotonic time, and with it leases, heartbeats and time-outs, goes on as ever: a step is no pause. Give it to
+    Monotonic time, and with it leases, heartbeats and time-outs, goes on as ever: a step is not a pause. Give it to
     `MemoryCluster`: it is the store's clock then, by which messages are due and schedules run, and that of every
     runner. Runners learn the store's time from its answers. After a step, have them look at once instead of within half
     a minute; a step back is believed once a message turns out to be early, which may take two seconds.

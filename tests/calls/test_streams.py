@@ -319,7 +319,7 @@ async def test_a_stream_that_must_queue_after_its_deadline_goes_on(cluster: Clus
 
 
 async def test_a_stream_that_never_gives_a_sign_of_life_times_out(cluster: Cluster) -> None:
-    """A stream that waits in the mailbox until its deadline fails, and nothing of it ran."""
+    """A stream that waits in the mailbox until its deadline fails, and none of it ran."""
     ticker = cluster.client(Ticker)
     first = ticker("a").guarded()
     assert await anext(first) == 1

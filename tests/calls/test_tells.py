@@ -200,7 +200,7 @@ async def test_nothing_leaves_when_the_commit_is_refused(
 
 
 async def test_an_entity_may_tell_itself(cluster: Cluster) -> None:
-    """A tell is not part of the caller's chain, so it is no cycle; it runs after the handler."""
+    """A tell is not part of the caller's chain, so it is not a cycle; it runs after the handler."""
     sender = cluster.client(Sender)("s")
     assert await sender.send_to_itself() == 0
     async with asyncio.timeout(5):

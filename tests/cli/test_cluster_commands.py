@@ -45,7 +45,7 @@ async def test_any_runner_answers_for_the_whole_cluster(processes: Processes) ->
 
 
 async def test_a_frozen_runner_is_shown_as_silent(processes: Processes) -> None:
-    """The answer comes all the same, with the frozen runner's numbers unknown."""
+    """The answer comes nevertheless, with the frozen runner's numbers unknown."""
     first, second = await _two(processes)
     second.freeze()
     silent = next(row for row in await _rows(processes, "runners", first) if row["address"] == second.address)

@@ -1,4 +1,4 @@
-"""`actorhub --help` and its likes."""
+"""`actorhub --help`, and the help of each command."""
 
 import importlib
 

@@ -38,7 +38,7 @@ class Prompt:
         return next(row for row in await self.rows("schedules", "list", "clerk") if row["name"] == name)
 
     async def planned(self, name: str) -> Row:
-        """Return one of the clerk's schedules, once its next instant is planned."""
+        """Return one of the clerk's schedules, once its next fire time is planned."""
         async with asyncio.timeout(20):
             while (row := await self.schedule(name))["next_at"] is None:
                 await asyncio.sleep(0.05)
@@ -80,7 +80,7 @@ async def test_singletons_are_listed_with_their_leader_and_what_they_did(process
 
 
 async def test_schedules_are_listed_and_chosen_by_singleton(processes: Processes) -> None:
-    """Expression, time zone, next instant and counts of each."""
+    """Expression, time zone, next fire time and counts of each."""
     prompt = await _prompt(processes)
     rows = await prompt.rows("schedules", "list")
     assert rows == await prompt.rows("schedules", "list", "clerk")

@@ -14,11 +14,11 @@ from actorhub.testing import MemoryCluster, SteppedClock, until
 SOON = Retry(attempts=3, initial=timedelta(milliseconds=5), maximum=timedelta(milliseconds=20))
 ONCE = Retry(attempts=1)
 NOBODY_MINDS = timedelta(days=36_000)
-"""Older than any instant of a test."""
+"""Older than any fire time of a test."""
 NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)
 BEFORE_NOON = NOON - timedelta(seconds=50)
 JUST = timedelta(milliseconds=20)
-"""How long before an instant the clock is set."""
+"""How long before a fire time the clock is set."""
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 
 
@@ -31,7 +31,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.began: list[float] = []
-        """The instant of each run that began, on whatever runner."""
+        """The fire time of each run that began, on whatever runner."""
         self.act: Callable[[float], Awaitable[None]] = _nothing
         """What a run does before it writes."""
         self.hub = Hub()
@@ -58,7 +58,7 @@ class Stage:
 
 
 class Diary(Singleton[list[float]], name="diary"):
-    """Knows which instants ran."""
+    """Knows which fire times ran."""
 
     async def read(self) -> list[float]:
         return self.state
@@ -67,13 +67,13 @@ class Diary(Singleton[list[float]], name="diary"):
         """Do nothing: it waits for its turn, like any handler."""
 
 
-def moment(instant: float) -> datetime:
-    """Return an instant as a datetime."""
-    return datetime.fromtimestamp(instant, UTC)
+def moment(fire_time: float) -> datetime:
+    """Return a fire time as a datetime."""
+    return datetime.fromtimestamp(fire_time, UTC)
 
 
 def written(memory: MemoryCluster) -> list[float]:
-    """Return the instants whose runs were committed, in their order."""
+    """Return the fire times whose runs were committed, in their order."""
     stored = memory.stored("diary", "diary")
     return [] if stored is None else msgspec.msgpack.decode(stored.data, type=list[float])
 
@@ -94,13 +94,13 @@ async def noon_comes(memory: MemoryCluster, name: str = "tick") -> Cluster:
 
 
 async def comes(memory: MemoryCluster, at: float, name: str = "tick") -> None:
-    """See the instant planned, and the clock set just before it."""
+    """See the fire time planned, and the clock set just before it."""
     await planned(memory, at, name)
     await at_time(memory, moment(at) - JUST)
 
 
 async def planned(memory: MemoryCluster, at: float | None = None, name: str = "tick") -> ScheduleRow:
-    """Wait until the schedule's next instant is planned; `at`: this one."""
+    """Wait until the schedule's next fire time is planned; `at`: this one."""
 
     def is_planned() -> bool:
         next_at = row(memory, name).next_at
@@ -110,11 +110,11 @@ async def planned(memory: MemoryCluster, at: float | None = None, name: str = "t
     return row(memory, name)
 
 
-async def ran(memory: MemoryCluster, *instants: float) -> None:
-    """Wait until just these instants' runs are committed, in this order, and nothing more is under way."""
-    await until(lambda: len(written(memory)) >= len(instants), f"{len(instants)} runs")
+async def ran(memory: MemoryCluster, *fire_times: float) -> None:
+    """Wait until just these fire times' runs are committed, in this order, and nothing more is under way."""
+    await until(lambda: len(written(memory)) >= len(fire_times), f"{len(fire_times)} runs")
     await idle(memory)
-    assert [moment(at) for at in written(memory)] == [moment(at) for at in instants]
+    assert [moment(at) for at in written(memory)] == [moment(at) for at in fire_times]
 
 
 async def idle(memory: MemoryCluster) -> None:

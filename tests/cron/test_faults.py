@@ -1,4 +1,4 @@
-"""Schedules when leaders end, stores fail and commits are refused: each instant once, none left out."""
+"""Schedules when leaders end, stores fail and commits are refused: each fire time once, none left out."""
 
 import asyncio
 from datetime import timedelta
@@ -61,7 +61,7 @@ def _stored(memory: MemoryCluster, at: float) -> bool:
 
 
 async def _step_by_step(memory: MemoryCluster, clock: SteppedClock, at: float) -> None:
-    """Set the clock to an instant, and return when it has come, with the loop's every step still ahead."""
+    """Set the clock to a fire time, and return when it has come, with the loop's every step still ahead."""
     await at_time(memory, moment(at) - JUST)
     async with asyncio.timeout(5):
         while clock.time() < at:
@@ -70,10 +70,10 @@ async def _step_by_step(memory: MemoryCluster, clock: SteppedClock, at: float) -
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 25, 30, 40, 60])
 @pytest.mark.parametrize("end", ["kill", "stop"])
-async def test_a_leader_that_ends_at_any_moment_costs_no_instant(
+async def test_a_leader_that_ends_at_any_moment_costs_no_fire_time(
     stage: Stage, clock: SteppedClock, steps: int, end: str
 ) -> None:
-    """While an instant runs and the next one is planned: the other runner goes on, and each instant commits once."""
+    """While a fire time runs and the next one is planned: the other runner goes on, and each fire time commits once."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         await _two(memory)
         await planned(memory, _noon)
@@ -91,7 +91,7 @@ async def test_a_leader_that_ends_at_any_moment_costs_no_instant(
 async def test_a_leader_lost_between_message_and_row_leaves_neither_a_gap_nor_a_second_run(
     stage: Stage, clock: SteppedClock
 ) -> None:
-    """The next one plans the instant again, and finds its message stored."""
+    """The next one plans the fire time again, and finds its message stored."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         await _two(memory)
         await planned(memory, _noon)
@@ -107,10 +107,10 @@ async def test_a_leader_lost_between_message_and_row_leaves_neither_a_gap_nor_a_
         assert stage.began[-2:] == [_noon + MINUTE, _noon + 2 * MINUTE]
 
 
-async def test_a_leader_lost_before_the_first_row_that_names_an_instant_leaves_no_gap(
+async def test_a_leader_lost_before_the_first_row_that_names_a_fire_time_leaves_no_gap(
     stage: Stage, clock: SteppedClock
 ) -> None:
-    """Of a new schedule the first message is stored, and no more. The next leader comes two instants later."""
+    """Of a new schedule only the first message is stored, and the next leader comes two fire times later."""
     async with MemoryCluster(stage.declare("* * * * *", from_previous=True), clock=clock) as memory:
         await memory.start_runner()
         async with asyncio.timeout(5):
@@ -125,7 +125,7 @@ async def test_a_leader_lost_before_the_first_row_that_names_an_instant_leaves_n
 
 
 @pytest.mark.parametrize("overlap", ["queue", "skip", "allow"])
-async def test_an_instant_whose_runner_is_killed_runs_again(stage: Stage, clock: SteppedClock, overlap: str) -> None:
+async def test_a_fire_time_whose_runner_is_killed_runs_again(stage: Stage, clock: SteppedClock, overlap: str) -> None:
     """It is committed once, by the next leader, and counted once."""
 
     async def hold(at: float) -> None:
@@ -171,7 +171,7 @@ async def test_a_run_that_ends_while_its_leader_leaves_is_counted(stage: Stage, 
 
 
 @pytest.mark.parametrize("overlap", ["queue", "allow"])
-async def test_an_instant_whose_commit_is_refused_runs_again(stage: Stage, clock: SteppedClock, overlap: str) -> None:
+async def test_a_fire_time_whose_commit_is_refused_runs_again(stage: Stage, clock: SteppedClock, overlap: str) -> None:
     """Somebody else wrote the state meanwhile: the run does not count, the next one does, and the chain goes on."""
 
     async def hold(at: float) -> None:
@@ -191,7 +191,7 @@ async def test_an_instant_whose_commit_is_refused_runs_again(stage: Stage, clock
         assert (row(memory).failures, row(memory).skipped) == (0, 0)
 
 
-async def test_an_instant_runs_again_after_its_runner_lost_its_locks(stage: Stage, clock: SteppedClock) -> None:
+async def test_a_fire_time_runs_again_after_its_runner_lost_its_locks(stage: Stage, clock: SteppedClock) -> None:
     """The lock session ended while it ran: that run is fenced, the next one commits."""
 
     async def hold(at: float) -> None:
@@ -214,7 +214,7 @@ async def test_an_instant_runs_again_after_its_runner_lost_its_locks(stage: Stag
 async def test_a_store_that_is_away_for_a_while_breaks_no_chain(
     stage: Stage, clock: SteppedClock, seconds: float
 ) -> None:
-    """An instant comes while it is away, even for longer than the lease: it runs afterwards, and so does the next."""
+    """A fire time comes while it is away, even for longer than the lease: it runs afterwards, and so does the next."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         await noon_comes(memory)
         memory.store.available = False
@@ -259,7 +259,7 @@ async def test_an_every_second_schedule_misses_nothing_while_leaders_come_and_go
 
 
 async def test_a_chain_goes_on_after_every_restart(stage: Stage, clock: SteppedClock) -> None:
-    """Ten runners one after the other, each for one instant; no instant's key stands in the way of another's."""
+    """Ten runners one after the other, each for one fire time; no fire time's key stands in the way of another's."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         for number in range(10):
             runner = await memory.start_runner()
@@ -273,8 +273,8 @@ async def test_a_chain_goes_on_after_every_restart(stage: Stage, clock: SteppedC
         assert row(memory).skipped == 0
 
 
-async def test_a_cancelled_instant_does_not_break_the_chain(stage: Stage, clock: SteppedClock) -> None:
-    """Somebody cancels the message of an instant: that one does not run, the next one does."""
+async def test_a_cancelled_fire_time_does_not_break_the_chain(stage: Stage, clock: SteppedClock) -> None:
+    """Somebody cancels the message of a fire time: that one does not run, the next one does."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         runner = await memory.start_runner()
         await planned(memory, _noon)
@@ -285,7 +285,7 @@ async def test_a_cancelled_instant_does_not_break_the_chain(stage: Stage, clock:
         await ran(memory, _noon + MINUTE)
 
 
-async def test_a_restart_during_a_run_of_many_instants_repeats_none(stage: Stage, clock: SteppedClock) -> None:
+async def test_a_restart_during_a_run_of_many_fire_times_repeats_none(stage: Stage, clock: SteppedClock) -> None:
     """A leader is killed again and again while it makes up for an hour of minutes: each of them once, in order."""
 
     async def work(at: float) -> None:

@@ -34,7 +34,7 @@ async def _runner(hub: Hub, url: str) -> AsyncGenerator[Cluster, None]:
 
 
 async def _read(cluster: Cluster, stage: Stage, count: int) -> list[float]:
-    """Return the instants that ran once there are so many."""
+    """Return the fire times that ran once there are so many."""
     found: list[float] = []
     async with asyncio.timeout(30):
         while len(found := await cluster.singleton(stage.singleton).read()) < count:
@@ -56,8 +56,8 @@ async def _row(url: str, **expected: object) -> ScheduleRow:
         await connection.close()
 
 
-def _assert_each_second_once(instants: list[float]) -> None:
-    assert instants == [instants[0] + number for number in range(len(instants))], instants
+def _assert_each_second_once(fire_times: list[float]) -> None:
+    assert fire_times == [fire_times[0] + number for number in range(len(fire_times))], fire_times
 
 
 async def test_an_every_second_schedule_runs_on_through_hand_overs(stage: Stage, postgres_url: str) -> None:
@@ -106,7 +106,7 @@ async def test_an_every_second_schedule_survives_restarts_of_the_database(
 
 
 async def test_schedules_are_edited_while_they_run(stage: Stage, postgres_url: str) -> None:
-    """Paused it rests, set it has its new instants, reset it goes back; the revision grows each time."""
+    """Paused it rests, set it has its new fire times, reset it goes back; the revision grows each time."""
     async with _runner(stage.declare("* * * * * *"), postgres_url) as runner:
         store = runner_of(runner).storage.singletons
 
@@ -141,7 +141,7 @@ def _scheduled(number: int, expression: str) -> object:
 
 
 async def test_two_hundred_schedules_that_are_due_at_once_all_run(stage: Stage, postgres_url: str) -> None:
-    """Each once, and within seconds of their instant."""
+    """Each once, and within seconds of their fire time."""
     due = datetime.fromtimestamp(_clock.time() + 8, UTC)
     expression = f"{due.second} {due.minute} {due.hour} * * *"
     methods = {f"tick{number}": _scheduled(number, expression) for number in range(200)}

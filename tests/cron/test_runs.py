@@ -1,4 +1,4 @@
-"""Schedules run their methods: each instant once, whatever a run does; overlaps, breakers, counts and health."""
+"""Schedules run their methods: each fire time once, whatever a run does; overlaps, breakers, counts and health."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -63,7 +63,7 @@ async def _health(cluster: Cluster) -> ScheduleHealth:
 
 
 async def test_a_run_leaves_its_marks_in_the_row_of_its_schedule(stage: Stage, clock: SteppedClock) -> None:
-    """Instants, times, duration and counts; the message is settled with the method's value, and the next one stored."""
+    """Times, duration and counts; the message is settled with the method's value, and the next one stored."""
 
     async def work(at: float) -> None:
         await asyncio.sleep(0.05)
@@ -101,7 +101,7 @@ async def test_a_run_that_fails_is_repeated_and_counts_once(stage: Stage, clock:
         assert stage.began == [_noon] * 3
 
 
-async def test_an_instant_that_fails_for_good_is_a_dead_letter_and_the_next_one_comes(
+async def test_a_fire_time_that_fails_for_good_is_a_dead_letter_and_the_next_one_comes(
     stage: Stage, clock: SteppedClock
 ) -> None:
     """A failure is counted once its attempts are used up; a success ends the failures in a row."""
@@ -126,7 +126,7 @@ async def test_an_instant_that_fails_for_good_is_a_dead_letter_and_the_next_one_
 async def test_a_domain_error_is_a_failure_without_another_attempt(
     stage: Stage, clock: SteppedClock, overlap: str
 ) -> None:
-    """It is the message's reply; the instants after it are not held up."""
+    """It is the message's reply; the fire times after it are not held up."""
 
     async def refuse_at_noon(at: float) -> None:
         if at == _noon:
@@ -163,7 +163,7 @@ async def test_a_run_that_takes_too_long_says_so(clock: SteppedClock) -> None:
         assert row(memory).last_error.startswith("CallTimeout: diary.tick: the handler ran longer")
 
 
-async def test_an_instant_waits_for_the_run_before_it(stage: Stage, clock: SteppedClock) -> None:
+async def test_a_fire_time_waits_for_the_run_before_it(stage: Stage, clock: SteppedClock) -> None:
     """Overlap `queue`: it begins when the earlier run has ended."""
 
     async def hold_at_noon(at: float) -> None:
@@ -183,7 +183,7 @@ async def test_an_instant_waits_for_the_run_before_it(stage: Stage, clock: Stepp
         assert row(memory).skipped == 0
 
 
-async def test_an_instant_is_skipped_while_the_run_before_it_has_not_ended(stage: Stage, clock: SteppedClock) -> None:
+async def test_a_fire_time_is_skipped_while_the_run_before_it_has_not_ended(stage: Stage, clock: SteppedClock) -> None:
     """Overlap `skip`: it is counted, and the one after it runs."""
 
     async def hold_at_noon(at: float) -> None:
@@ -198,14 +198,14 @@ async def test_an_instant_is_skipped_while_the_run_before_it_has_not_ended(stage
         await planned(memory, _noon + 2 * MINUTE)
         await asyncio.sleep(0.05)
         gates["tick"].open()
-        await until(lambda: row(memory).skipped == 1, "a skipped instant")
+        await until(lambda: row(memory).skipped == 1, "a skipped fire time")
         assert row(memory).last_skip == "an earlier run had not ended: 2026-11-27T12:01:00Z"
         await comes(memory, _noon + 2 * MINUTE)
         await ran(memory, _noon, _noon + 2 * MINUTE)
         assert stage.began == [_noon, _noon + 2 * MINUTE]
 
 
-async def test_an_instant_is_skipped_while_one_before_it_waits_for_its_next_attempt(
+async def test_a_fire_time_is_skipped_while_one_before_it_waits_for_its_next_attempt(
     stage: Stage, clock: SteppedClock
 ) -> None:
     """Overlap `skip`: until somebody cancels the message that waits."""
@@ -220,7 +220,7 @@ async def test_an_instant_is_skipped_while_one_before_it_waits_for_its_next_atte
         runner = await noon_comes(memory)
         await until(lambda: row(memory).last_error != "", "a failed attempt")
         await comes(memory, _noon + MINUTE)
-        await until(lambda: row(memory).skipped == 1, "a skipped instant")
+        await until(lambda: row(memory).skipped == 1, "a skipped fire time")
         assert row(memory).last_skip.startswith("an earlier run had not ended: ")
         assert await runner.cancel(_message(memory, _noon).message_id)
         await comes(memory, _noon + 2 * MINUTE)
@@ -288,8 +288,8 @@ class Twice(Diary, name="diary"):
         self.state.append(-at.timestamp())
 
 
-async def test_schedules_of_one_singleton_have_their_own_instants_and_counts(clock: SteppedClock) -> None:
-    """Two of one method run it twice where both have the instant."""
+async def test_schedules_of_one_singleton_have_their_own_fire_times_and_counts(clock: SteppedClock) -> None:
+    """Two of one method run it twice where both have the fire time."""
     hub = Hub()
     hub.register(Twice)
     async with MemoryCluster(hub, clock=clock) as memory:
@@ -335,7 +335,7 @@ async def test_two_hundred_schedules_that_are_due_at_once_all_run(clock: Stepped
 
 
 @pytest.mark.parametrize("how", ["sleep", "deferred"])
-async def test_an_instant_that_has_begun_is_never_too_old(stage: Stage, clock: SteppedClock, how: str) -> None:
+async def test_a_fire_time_that_has_begun_is_never_too_old(stage: Stage, clock: SteppedClock, how: str) -> None:
     """It waits for two days, its runner is killed meanwhile, and it goes on where it was."""
     tokens: list[str] = []
 

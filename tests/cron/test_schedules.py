@@ -85,7 +85,7 @@ async def test_a_paused_schedule_rests_until_it_is_resumed(stage: Stage, clock: 
 
 
 async def test_a_schedule_is_set_and_reset_while_it_runs(stage: Stage, clock: SteppedClock) -> None:
-    """Messages of the plan before do not run, not even where both plans have the instant: that runs once."""
+    """Messages of the plan before do not run, not even where both plans have the fire time: that runs once."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         runner = await noon_comes(memory)
         await ran(memory, _noon)
@@ -139,8 +139,8 @@ async def test_an_edit_that_nobody_was_told_of_counts_from_the_leader_s_next_wri
         assert len(written(memory)) == len(set(written(memory)))
 
 
-async def test_no_instant_runs_twice_for_an_edit(stage: Stage, clock: SteppedClock) -> None:
-    """Not even where the clock went back before it, and the next leader plans the schedule anew."""
+async def test_no_fire_time_runs_twice_for_an_edit(stage: Stage, clock: SteppedClock) -> None:
+    """Not even where the clock went back before it, and the next leader plans the schedule again."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         runner = await noon_comes(memory)
         await ran(memory, _noon)
@@ -156,10 +156,10 @@ async def test_no_instant_runs_twice_for_an_edit(stage: Stage, clock: SteppedClo
         assert stage.began == [_noon, _noon + MINUTE]
 
 
-async def test_an_instant_that_is_under_way_ends_though_its_schedule_was_changed(
+async def test_a_fire_time_that_is_under_way_ends_though_its_schedule_was_changed(
     stage: Stage, clock: SteppedClock
 ) -> None:
-    """It has stored a step: the edit is for the instants to come, and the next leader takes it to its end."""
+    """It has stored a step: the edit is for the fire times to come, and the next leader takes it to its end."""
 
     async def sleep(at: float) -> None:
         await current().sleep(timedelta(hours=2))
@@ -365,7 +365,7 @@ class ByHand(Diary, name="diary"):
 
 
 async def test_a_person_runs_the_method_by_hand(clock: SteppedClock) -> None:
-    """Whatever instant they give it, under whatever key: it is run and counted, and the plan stays as it was."""
+    """Whatever fire time they give it, under whatever key: it is run and counted, and the plan stays as it was."""
     hub = Hub()
     hub.register(ByHand)
     async with MemoryCluster(hub, clock=clock) as memory:
@@ -391,7 +391,7 @@ async def test_a_person_runs_the_method_by_hand(clock: SteppedClock) -> None:
 
 
 async def test_a_key_that_somebody_else_used_does_not_stop_the_schedule(stage: Stage, clock: SteppedClock) -> None:
-    """Whoever sent another payload under an instant's key has that instant; the next one comes."""
+    """Whoever sent another payload under a fire time's key has that fire time; the next one comes."""
     hub = Hub()
     hub.register(ByHand)
     async with MemoryCluster(hub, clock=clock) as memory:

@@ -43,13 +43,13 @@ def clock() -> SteppedClock:
 
 
 async def _next(memory: MemoryCluster, at: float) -> None:
-    """See the instant planned, the clock set just before it, and its run committed."""
+    """See the fire time planned, the clock set just before it, and its run committed."""
     await comes(memory, at)
     await until(lambda: written(memory)[-1:] == [at], f"the run of {moment(at)}")
 
 
 async def test_an_every_second_schedule_runs_every_second(stage: Stage) -> None:
-    """Each instant once, on its second and never before it, one after the other."""
+    """Each fire time once, on its second and never before it, one after the other."""
     clock = SteppedClock()
     late: list[float] = []
 
@@ -71,7 +71,7 @@ _AUTUMN = "2026-10-25T"
 
 
 @pytest.mark.parametrize(
-    ("expression", "start", "instants"),
+    ("expression", "start", "fire_times"),
     [
         ("30 2 * * *", "2026-03-28T02:29:10", ["2026-03-28T02:30", f"{_SPRING}03:00", "2026-03-30T02:30"]),
         ("0 30 2 * * *", "2026-03-28T02:29:10", ["2026-03-28T02:30", "2026-03-30T02:30"]),
@@ -87,11 +87,13 @@ _AUTUMN = "2026-10-25T"
     ],
 )
 async def test_schedules_go_through_a_change_of_clocks(
-    stage: Stage, clock: SteppedClock, expression: str, start: str, instants: list[str]
+    stage: Stage, clock: SteppedClock, expression: str, start: str, fire_times: list[str]
 ) -> None:
     """In Berlin, on the days on which an hour does not exist and on which one comes twice."""
     clock.set(moment(stamp(start, "Europe/Berlin")))
-    expected = [stamp(text.removesuffix(" again"), "Europe/Berlin", again=text.endswith("again")) for text in instants]
+    expected = [
+        stamp(text.removesuffix(" again"), "Europe/Berlin", again=text.endswith("again")) for text in fire_times
+    ]
     async with MemoryCluster(stage.declare(expression, timezone="Europe/Berlin"), clock=clock) as memory:
         await memory.start_runner()
         for at in expected:
@@ -103,7 +105,7 @@ async def test_schedules_go_through_a_change_of_clocks(
 async def test_after_a_week_of_downtime_one_run_is_late_and_the_rest_is_skipped(
     stage: Stage, clock: SteppedClock, end: str
 ) -> None:
-    """The instant whose message was stored runs, since it is young enough; the others are counted, with their span."""
+    """The fire time whose message was stored runs, since it is young enough; the others are counted with their span."""
     hub = stage.declare("0 * * * *", skip_if_older_than=timedelta(days=8))
     async with MemoryCluster(hub, clock=clock) as memory:
         runner = await memory.start_runner()
@@ -119,7 +121,7 @@ async def test_after_a_week_of_downtime_one_run_is_late_and_the_rest_is_skipped(
         await _next(memory, _noon + 169 * HOUR)
 
 
-async def test_an_instant_that_is_too_old_is_skipped_and_counted(stage: Stage, clock: SteppedClock) -> None:
+async def test_a_fire_time_that_is_too_old_is_skipped_and_counted(stage: Stage, clock: SteppedClock) -> None:
     """After a week of downtime the stored one is older than a day, so nothing runs before the next one to come."""
     async with MemoryCluster(stage.declare("0 * * * *", skip_if_older_than=timedelta(days=1)), clock=clock) as memory:
         runner = await memory.start_runner()
@@ -129,12 +131,12 @@ async def test_an_instant_that_is_too_old_is_skipped_and_counted(stage: Stage, c
         clock.step(timedelta(days=7, minutes=30))
         await memory.start_runner()
         await planned(memory, _noon + 169 * HOUR)
-        await until(lambda: row(memory).skipped == 168, "168 skipped instants")
+        await until(lambda: row(memory).skipped == 168, "168 skipped fire times")
         await ran(memory, _noon)
 
 
 async def test_from_previous_makes_up_for_what_is_not_too_old(stage: Stage, clock: SteppedClock) -> None:
-    """After a week the last day's instants run, in order; those before it are skipped and counted."""
+    """After a week the last day's fire times run, in order; those before it are skipped and counted."""
     hub = stage.declare("0 * * * *", skip_if_older_than=timedelta(days=1), from_previous=True)
     async with MemoryCluster(hub, clock=clock) as memory:
         runner = await memory.start_runner()
@@ -144,15 +146,15 @@ async def test_from_previous_makes_up_for_what_is_not_too_old(stage: Stage, cloc
         clock.step(timedelta(days=7, minutes=30))
         await memory.start_runner()
         await planned(memory, _noon + 169 * HOUR)
-        await until(lambda: row(memory).skipped == 144, "144 skipped instants")
+        await until(lambda: row(memory).skipped == 144, "144 skipped fire times")
         await ran(memory, _noon, *(_noon + number * HOUR for number in range(145, 169)))
 
 
 @pytest.mark.parametrize("overlap", ["queue", "skip", "allow"])
-async def test_what_is_made_up_for_runs_in_order_after_the_stored_instant(
+async def test_what_is_made_up_for_runs_in_order_after_the_stored_fire_time(
     stage: Stage, clock: SteppedClock, overlap: str
 ) -> None:
-    """However instants overlap otherwise: none of them is skipped for the one that is made up for before it."""
+    """However fire times overlap otherwise: none of them is skipped for the one that is made up for before it."""
     async with MemoryCluster(stage.declare("0 * * * *", from_previous=True, overlap=overlap), clock=clock) as memory:
         runner = await memory.start_runner()
         await _next(memory, _noon)
@@ -199,7 +201,7 @@ async def test_a_gap_of_more_than_a_minute_is_a_downtime(stage: Stage, clock: St
 
 
 async def test_a_clock_that_steps_forward_skips_what_it_left_out(stage: Stage, clock: SteppedClock) -> None:
-    """The stored instant runs, an hour of others is skipped and counted, and the chain goes on by the new time."""
+    """The stored fire time runs, an hour of others is skipped and counted, and the chain goes on by the new time."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         runner = await memory.start_runner()
         await _next(memory, _noon)
@@ -226,8 +228,8 @@ async def test_a_clock_that_steps_forward_is_made_up_for_where_that_is_wanted(
         await ran(memory, *(_noon + number * MINUTE for number in range(61)))
 
 
-async def test_no_instant_runs_again_after_a_clock_stepped_back(stage: Stage, clock: SteppedClock) -> None:
-    """For an hour that came before nothing runs; then the chain goes on where it was, each instant once."""
+async def test_no_fire_time_runs_again_after_a_clock_stepped_back(stage: Stage, clock: SteppedClock) -> None:
+    """For an hour that came before nothing runs; then the chain goes on where it was, each fire time once."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         runner = await memory.start_runner()
         await _next(memory, _noon)
@@ -248,7 +250,7 @@ async def test_no_instant_runs_again_after_a_clock_stepped_back(stage: Stage, cl
         assert row(memory).skipped == 0
 
 
-async def test_a_clock_that_steps_back_just_before_an_instant_delays_it(stage: Stage, clock: SteppedClock) -> None:
+async def test_a_clock_that_steps_back_just_before_a_fire_time_delays_it(stage: Stage, clock: SteppedClock) -> None:
     """The leader still believes the old time, but the store does not let the run start early."""
     async with MemoryCluster(stage.declare("* * * * *"), clock=clock) as memory:
         await memory.start_runner()
@@ -265,7 +267,7 @@ async def test_a_clock_that_steps_back_just_before_an_instant_delays_it(stage: S
 
 @pytest.mark.parametrize("by", [timedelta(hours=1), timedelta(hours=-1)])
 async def test_every_second_survives_steps_of_the_clock(stage: Stage, clock: SteppedClock, by: timedelta) -> None:
-    """Whatever the clock does, no instant runs twice, and they run in order."""
+    """Whatever the clock does, no fire time runs twice, and they run in order."""
     async with MemoryCluster(stage.declare("* * * * * *"), clock=clock) as memory:
         runner = await memory.start_runner()
         await until(lambda: len(written(memory)) >= 2, "two runs")
@@ -282,7 +284,7 @@ async def test_every_second_survives_steps_of_the_clock(stage: Stage, clock: Ste
         assert len(stage.began) == len(set(stage.began))
 
 
-async def test_jitter_delays_each_instant_by_its_own_time(stage: Stage, clock: SteppedClock) -> None:
+async def test_jitter_delays_each_fire_time_by_its_own_time(stage: Stage, clock: SteppedClock) -> None:
     """The message is due that much later, whoever stores it; not even one beyond `skip_if_older_than` is too old."""
     hub = stage.declare("* * * * *", jitter=timedelta(seconds=50), skip_if_older_than=timedelta(milliseconds=500))
     delays = [delivery_delay("tick", _noon + number * MINUTE, 50) for number in range(3)]

@@ -51,5 +51,5 @@ def times(draw: st.DrawFn) -> float:
 
 
 def stamp(local: str, zone: str = "UTC", *, again: bool = False) -> float:
-    """Return the instant of a local time; `again`: the second one of an hour that comes twice."""
+    """Return the moment of a local time; `again`: the second one of an hour that comes twice."""
     return datetime.fromisoformat(local).replace(tzinfo=ZoneInfo(zone), fold=again).timestamp()

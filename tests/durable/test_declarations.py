@@ -119,7 +119,7 @@ def test_a_stream_may_be_durable() -> None:
 
 
 def test_durable_handlers_may_run_interleaved_without_state() -> None:
-    """Where there is no state to roll back, concurrency is no hindrance."""
+    """Where there is no state to roll back, concurrency is not a hindrance."""
 
     class Mailer(Entity, concurrency=8):
         @handler(durable=True)

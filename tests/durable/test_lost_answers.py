@@ -52,7 +52,7 @@ async def test_a_run_whose_commit_lost_its_answer_has_its_stored_reply(
 async def test_what_was_told_by_a_commit_that_lost_its_answer_is_not_overtaken(
     memory: MemoryCluster, runners: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sender's shard is acquired again. What the next owner's runs tell starts after what is stored already."""
+    """Its shard is acquired again, and what runs tell from then on starts after what is stored already."""
     for _ in range(runners):
         await memory.start_runner()
     await memory.settled()

@@ -82,7 +82,7 @@ async def test_the_reply_can_be_asked_for_later(anywhere: Cluster) -> None:
 
 
 async def test_a_caller_out_of_time_hears_it_and_the_message_runs(cluster: Cluster) -> None:
-    """An ask that waits too long fails with CallTimeout, perhaps executed; the message is done all the same."""
+    """An ask that waits too long fails with CallTimeout, perhaps executed; the message is done nevertheless."""
     log = cluster.client(Log)
     held = soon(log("a").hold())
     await gates["a"].came()

@@ -26,7 +26,7 @@ async def test_every_waiter_gets_the_reply(memory: MemoryCluster, runner: Cluste
 
 
 async def test_a_waiter_out_of_time_leaves_the_others(cluster: Cluster) -> None:
-    """CallTimeout for one, the value for who waits on; a cancelled waiter is forgotten."""
+    """CallTimeout for one, the value for the one that waits on; a cancelled waiter is forgotten."""
     told = await cluster.tell(cluster.client(Log)("a").hold())
     await gates["a"].came()
     patient, cancelled = soon(cluster.reply(told, timeout=None)), soon(cluster.reply(told))

@@ -106,7 +106,7 @@ async def test_a_dead_letter_can_be_reset(memory: MemoryCluster, cluster: Cluste
 
 
 async def test_a_dead_letter_can_be_cancelled(memory: MemoryCluster, cluster: Cluster) -> None:
-    """It is no dead letter any more, and cannot be reset."""
+    """It is no longer a dead letter, and cannot be reset."""
     told = await cluster.tell(cluster.client(Log)("a").crash(9))
     assert isinstance(await failure(cluster.reply(told)), HandlerFailed)
     assert await cluster.cancel(told)

@@ -102,7 +102,7 @@ async def test_due_messages_run_in_the_order_of_their_times(anywhere: Cluster) -
 
 
 async def test_each_of_many_due_messages_runs_on_time(memory: MemoryCluster, client: Cluster) -> None:
-    """Two hundred within half a second, told while the schedule looks into the store: none is late by a look."""
+    """Two hundred within half a second, told while the schedule polls the store: none is late by a poll."""
     log = client.client(Log)
     ids: list[int] = []
     for number in range(200):

@@ -203,7 +203,7 @@ async def test_a_tell_around_a_cut_link_keeps_its_place(memory: MemoryCluster) -
 
 
 async def test_told_messages_survive_the_teller_s_death(memory: MemoryCluster) -> None:
-    """A runner that dies right after its commit has not told the owner yet, who finds the message all the same."""
+    """A runner that dies right after its commit has not told the owner yet, who finds the message nevertheless."""
     client = await _three(memory)
     sender = owner(memory, client, Sender, "s")
     target = next(f"a{n}" for n in range(50) if owner(memory, client, Log, f"a{n}") is not sender)

@@ -83,7 +83,7 @@ async def test_a_hook_that_blocks_the_loop_is_named(memory: MemoryCluster, caplo
 async def test_a_handler_that_is_busy_for_a_moment_is_not_accused(
     memory: MemoryCluster, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Half a second of computing is no standstill."""
+    """Half a second of computing is not a standstill."""
     runner = await memory.start_runner()
     with caplog.at_level(logging.WARNING, "actorhub.blocking"):
         await runner.client(Greedy)("one").compute(0.5)

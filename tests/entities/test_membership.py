@@ -276,7 +276,7 @@ async def test_what_waited_in_a_mailbox_moves_with_the_shard(
 async def test_a_call_withdrawn_while_its_shard_moves_never_runs(
     memory: MemoryCluster, pair: tuple[Cluster, Cluster, Cluster]
 ) -> None:
-    """A caller that was told that nothing ran, or that went away, is not served by the next owner all the same."""
+    """A caller that was told that nothing ran, or that went away, is not served by the next owner nevertheless."""
     _, two, client = pair
     name = _ids_on(two, 1)[0]
     held = soon(client.client(Counter)(name).hold())

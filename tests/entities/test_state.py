@@ -124,7 +124,7 @@ def behind_its_back(memory: MemoryCluster, runner: Cluster, entity_id: str = "a"
 
 
 async def test_state_outlives_the_activation(anywhere: Cluster) -> None:
-    """What a handler changed, nested values and sets included, is there after the state was loaded anew."""
+    """What a handler changed, nested values and sets included, is there after the state was loaded again."""
     carts = anywhere.client(Carts)
     assert await carts("a").add("tea", 2) == 1
     assert await carts("a").add("tea") == 2

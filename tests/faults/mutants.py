@@ -1,6 +1,6 @@
 """Defects of the product that its tests must notice: each breaks one thing.
 
-`apply` is called by the hub module of the tests alone, with what the environment says; the product knows nothing of it.
+`apply` is called by the hub module of the tests alone, with what the environment says. The product does not know it.
 """
 
 from collections.abc import Awaitable, Callable, Sequence

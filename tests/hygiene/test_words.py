@@ -67,16 +67,6 @@ MANNERISMS: Final = (
     ),
 )
 
-PLAIN: Final = (
-    *("README.md", "CHANGELOG.md", "examples", "benchmarks", "actorhub/__init__.py", "actorhub/core"),
-    *("docs/entities.md", "docs/errors.md", "docs/faq.md", "docs/key-value.md", "docs/messages.md"),
-    *("docs/performance.md", "docs/singletons.md", "docs/steps.md"),
-    *("actorhub/_declaration.py", "actorhub/_resolution.py", "actorhub/client.py", "actorhub/cron.py"),
-    *("actorhub/entity.py", "actorhub/key_value.py", "actorhub/log_context.py", "actorhub/singleton.py"),
-    *("tests/docs", "tests/hygiene", "tests/typing", "tests/core"),
-)
-"""Files and folders that are free of mannerisms. An empty text stands for the whole project."""
-
 QUOTATIONS: Final = frozenset({"tests/hygiene/test_words.py"})
 """Files that quote mannerisms."""
 
@@ -184,15 +174,10 @@ def test_the_texts_are_in_plain_english() -> None:
     found = [
         f"{place(path, line)} {quoted!r}: write {mannerism.instead}"
         for path in texts()
-        if place(path).startswith(PLAIN) and place(path) not in QUOTATIONS
+        if place(path) not in QUOTATIONS
         for line, quoted, mannerism in _mannerisms(path.read_text(encoding="utf-8"))
     ]
     assert found == []
-
-
-def test_every_path_that_is_said_to_be_plain_exists() -> None:
-    """A file that moves stays in the list, under its new name."""
-    assert [name for name in (*PLAIN, *QUOTATIONS) if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("mannerism", MANNERISMS, ids=lambda mannerism: mannerism.example)

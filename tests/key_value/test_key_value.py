@@ -298,7 +298,7 @@ async def test_a_value_lives_for_its_time(stepped: MemoryCluster, clock: Stepped
 
 
 async def test_a_new_value_has_a_new_time(stepped: MemoryCluster, clock: SteppedClock) -> None:
-    """Writing sets the time anew or drops it, and a change keeps it, or gives its own to what it makes."""
+    """Writing sets the time again or drops it, and a change keeps it, or gives its own to what it makes."""
     kv = stepped.runners[0].kv
     await kv.set("a", 1, ttl=HOUR)
     clock.now += 1800
@@ -336,7 +336,7 @@ async def test_the_longest_time_can_be_stored(anywhere: Cluster) -> None:
 
 
 async def test_runners_forget_expired_values(clock: SteppedClock) -> None:
-    """What nobody sees any more is removed from the store, and nothing else."""
+    """What nobody sees any longer is removed from the store, and nothing else."""
     async with MemoryCluster(hub, clock=clock) as memory:
         values = memory.store.key_values
         for number in range(2500):

@@ -102,7 +102,7 @@ async def test_a_told_message_is_run_and_its_id_is_new(ports: Ports) -> None:
 
 
 async def test_a_stream_keeps_order_and_ends_with_its_failure(ports: Ports) -> None:
-    """All items arrive in order; what is no stream, or cannot start, is one failure."""
+    """All items arrive in order; what is not a stream, or cannot start, is one failure."""
     port = await ports.open()
     request = _request("watch", b'{"first":0,"last":1000}')
     items = [int(reply.result) async for reply in port.gateway.Stream(request)]

@@ -34,7 +34,7 @@ def test_arguments_are_shown_as_the_gateway_takes_them() -> None:
 
 
 def test_arguments_of_unknown_form_are_shown_as_they_are() -> None:
-    """Of an unknown type or handler, or where they do not fit any more: an array; what JSON has not, as text."""
+    """Of an unknown type or handler, or where they no longer fit: an array; what JSON has not, as text."""
     assert _arguments(_row("gone", ["tea", 2])) == '["tea",2]'
     assert _arguments(_row("book", ["tea"])) == '["tea"]'
     assert _arguments(_row("book", [1], entity_type="gone")) == "[1]"

@@ -117,7 +117,7 @@ async def test_a_dead_letter_tells_all_about_itself(durable_ports: Ports) -> Non
 
 
 async def test_an_ended_message_shows_its_reply(durable_ports: Ports) -> None:
-    """A value as JSON, a domain error with its fields, and no arguments any more."""
+    """A value as JSON, a domain error with its fields, and arguments that are no longer kept."""
     port = await durable_ports.open()
     accounts = port.cluster.client(Accounts)
     done = await _until(port, await port.cluster.tell(accounts("ada").book(Booking(5))), DONE)

@@ -53,7 +53,7 @@ async def _schedule(port: Port, name: str) -> pb.Schedule:
 
 
 async def _planned(port: Port, name: str) -> pb.Schedule:
-    """Return the schedule, once its leader has planned its next instant."""
+    """Return the schedule, once its leader has planned its next fire time."""
     async with asyncio.timeout(20):
         while not (schedule := await _schedule(port, name)).HasField("next_at"):
             await asyncio.sleep(0.02)
@@ -102,8 +102,8 @@ async def test_a_singleton_is_shown_with_its_leader_and_schedules_by_every_runne
     assert reply.now - 60 < shown[first.address].since <= reply.now
 
 
-async def test_a_schedule_tells_its_expression_and_its_next_instant(clerk_ports: Ports) -> None:
-    """Next instants are computed in the schedule's time zone, and nothing has run yet."""
+async def test_a_schedule_tells_its_expression_and_its_next_fire_time(clerk_ports: Ports) -> None:
+    """Next fire times are computed in the schedule's time zone, and nothing has run yet."""
     port = await clerk_ports.open()
     await _clerk(port)
     reply = await port.admin.ListSchedules(pb.ListSchedulesRequest())
@@ -147,7 +147,7 @@ async def test_a_singleton_that_nobody_leads_and_a_stale_one_are_told_apart(
 
 
 async def test_a_schedule_is_paused_and_resumed(clerk_ports: Ports, caplog: pytest.LogCaptureFixture) -> None:
-    """Paused it has no next instant; resumed it has the one it had; both are logged."""
+    """Paused it has no next fire time; resumed it has the one it had; both are logged."""
     caplog.set_level(logging.INFO, "actorhub.ops")
     first, second = await clerk_ports.open_two()
     await _clerk(first)
@@ -164,7 +164,7 @@ async def test_a_schedule_is_paused_and_resumed(clerk_ports: Ports, caplog: pyte
 
 
 async def test_a_schedule_is_set_and_reset(clerk_ports: Ports) -> None:
-    """What is left out stays, the next instant is planned anew, and a reset goes back to the code."""
+    """What is left out stays, the next fire time is planned again, and a reset goes back to the code."""
     port = await clerk_ports.open()
     await _clerk(port)
     before = await _schedule(port, JULY)
@@ -206,7 +206,7 @@ async def test_a_schedule_runs_now_and_its_plan_stays(clerk_ports: Ports, caplog
 
 
 async def test_what_a_schedule_did_is_shown_with_it_and_with_its_singleton(clerk_ports: Ports) -> None:
-    """Set to every second it runs; counts, instants, durations and the error of the last failure are there."""
+    """Set to every second it runs; counts, fire times, durations and the error of the last failure are there."""
     port = await clerk_ports.open()
     await _clerk(port)
     await port.admin.EditSchedule(_edit(NEW_YEAR, set=pb.ScheduleTimes(expression="* * * * * *")))

@@ -294,7 +294,7 @@ async def test_a_failing_span_processor_harms_no_call(memory: MemoryCluster, mon
 async def test_new_traces_are_bounded_and_calls_inside_of_one_are_not(
     memory: MemoryCluster, spans: InMemorySpanExporter
 ) -> None:
-    """Beyond the bound calls outside of any trace go untraced and are counted; those inside are traced all the same."""
+    """Beyond the bound calls outside of any trace go untraced and are counted; those inside are traced nevertheless."""
     runner = await memory.start_runner()
     desk = runner.client(Desk)("ada")
     for _ in range(3 * NEW_TRACES_PER_SECOND):

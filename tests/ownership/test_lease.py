@@ -77,7 +77,7 @@ def test_a_store_that_is_away_for_long_moves_no_shard() -> None:
 
 
 def test_a_runner_whose_row_was_deleted_registers_again() -> None:
-    """The heartbeat writes the row anew, and nothing moves."""
+    """The heartbeat writes the row again, and nothing moves."""
 
     async def scenario(cluster: Cluster, store: MemoryStore) -> None:
         one, two = await cluster.start("h:1", "h:2")
@@ -165,7 +165,7 @@ def test_leaving_is_bounded_by_its_grace() -> None:
 
 @pytest.mark.parametrize("grace", [0.0, 1.0, 5.0])
 def test_leaving_while_the_session_hangs_is_bounded_too(grace: float) -> None:
-    """A store that answers nothing any more delays the end by no more than the grace."""
+    """A store that answers nothing any longer delays the end by no more than the grace."""
 
     async def scenario(cluster: Cluster, store: MemoryStore) -> None:
         one, two = await cluster.start("h:1", "h:2")
@@ -213,7 +213,7 @@ def test_a_restart_at_the_same_address_supersedes_the_dead_runner() -> None:
     in_virtual_time(scenario)
 
 
-def test_a_mistrusted_shard_is_dropped_and_taken_anew() -> None:
+def test_a_mistrusted_shard_is_dropped_and_taken_again() -> None:
     """A refused commit costs one shard its epoch, not the runner its session."""
 
     async def scenario(cluster: Cluster, store: MemoryStore) -> None:

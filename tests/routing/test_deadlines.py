@@ -57,7 +57,7 @@ async def test_dropped_items_never_expire() -> None:
 
 
 async def test_an_infinite_deadline_is_counted_and_never_expires() -> None:
-    """Calls that wait for ever count towards the limit, and disturb the sweeper for nobody else."""
+    """Calls that wait forever count towards the limit, and disturb the sweeper for nobody else."""
     table = _table()
     forever, soon = Item(FOREVER), Item(CLOCK.monotonic() + 0.02)
     table.add(forever)
@@ -95,7 +95,7 @@ async def test_a_callback_may_add_and_drop_items() -> None:
 
 
 async def test_a_closed_table_calls_nobody() -> None:
-    """After close nothing expires any more."""
+    """After close nothing expires."""
     table = _table()
     item = Item(CLOCK.monotonic() + 0.02)
     table.add(item)

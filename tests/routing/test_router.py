@@ -129,7 +129,7 @@ async def test_parked_calls_that_gave_up_are_forgotten() -> None:
 
 
 async def test_leaving_fails_what_still_waits_as_not_executed() -> None:
-    """A client that closes while calls wait for an owner ends them; nothing of them ran."""
+    """A client that closes while calls wait for an owner ends them; none of them ran."""
     async with MemoryCluster(hub) as memory:
         runner = await memory.start_runner()
         client = await memory.client()

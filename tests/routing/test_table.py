@@ -33,7 +33,7 @@ def test_only_changes_are_reported() -> None:
 
 
 def test_a_released_shard_is_not_given_back_to_an_older_owner() -> None:
-    """The highest epoch outlives a release, so late news of a former owner is no news."""
+    """The highest epoch outlives a release, so late news of a former owner does not count."""
     table = RoutingTable()
     table.learn([_owner(5)], 0.0)
     table.forget(SHARD, RUNNERS[1])

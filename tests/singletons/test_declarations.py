@@ -153,14 +153,14 @@ def _cron_on_run() -> None:
     class Wrong(Singleton):
         @cron("@daily")
         async def run(self) -> None:
-            """It is no handler."""
+            """It is not a handler."""
 
 
 def _handler_on_run() -> None:
     class Wrong(Singleton):
         @handler(durable=True)
         async def run(self) -> None:
-            """It is no handler."""
+            """It is not a handler."""
 
 
 def _state_as_a_name() -> None:

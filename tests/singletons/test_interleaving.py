@@ -46,7 +46,7 @@ def new_story() -> None:
 
 
 async def test_a_handler_is_answered_while_run_waits(memory: MemoryCluster) -> None:
-    """A `run` that waits for ever holds up nobody."""
+    """A `run` that waits forever holds up nobody."""
     story.act["run"] = for_ever
     runner = await memory.start_runner()
     await until(lambda: "run" in story.log)
@@ -408,7 +408,7 @@ async def test_run_may_call_its_own_singleton(memory: MemoryCluster) -> None:
 
 
 async def test_readonly_handlers_run_beside_each_other_while_run_waits(memory: MemoryCluster) -> None:
-    """`run` that waits is no reader and no writer."""
+    """`run` that waits is neither a reader nor a writer."""
     story.act |= {"run": for_ever, "look": at_gate("look")}
     runner = await memory.start_runner()
     await until(lambda: "run" in story.log)
@@ -419,7 +419,7 @@ async def test_readonly_handlers_run_beside_each_other_while_run_waits(memory: M
 
 
 async def test_overlapping_schedules_are_runs_like_that() -> None:
-    """Several instants run at once, each is alone between two awaits, and each commits what it changed."""
+    """Several fire times run at once, each is alone between two awaits, and each commits what it changed."""
     clock = SteppedClock(datetime(2026, 11, 27, 12, tzinfo=UTC) - timedelta(seconds=0.05))
     async with MemoryCluster(overlapping_hub, clock=clock) as memory:
         runner = await memory.start_runner()

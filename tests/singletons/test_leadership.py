@@ -38,7 +38,7 @@ END = ["on_lose_leadership", "on_deactivate"]
 
 @pytest.fixture(autouse=True)
 def new_story() -> None:
-    """Begin a story per test, with a `run` that works for ever."""
+    """Begin a story per test, with a `run` that works forever."""
     story.clear()
     story.act["run"] = for_ever
 
@@ -168,7 +168,7 @@ async def test_a_hook_that_raises_does_not_hold_up_the_next_leader(memory: Memor
 
 
 async def test_a_start_that_fails_is_tried_again_and_loses_nothing(memory: MemoryCluster) -> None:
-    """`on_become_leader` that raises is no leadership: no `on_lose_leadership` for it, and its changes do not count."""
+    """A leader whose `on_become_leader` raises does not lead: no `on_lose_leadership`, and its changes do not count."""
 
     async def fail(me: Diary) -> None:
         me.state.count += 1
@@ -183,7 +183,7 @@ async def test_a_start_that_fails_is_tried_again_and_loses_nothing(memory: Memor
 
 
 async def test_nobody_leads_where_a_leader_that_never_started_stopped(memory: MemoryCluster) -> None:
-    """A runner whose singleton fails for ever leaves at once, and says that it leads no more."""
+    """A runner whose singleton fails forever leaves at once, and says that it leads no more."""
 
     async def fail(me: Diary) -> None:
         raise ConnectionError("never")
@@ -215,7 +215,7 @@ async def test_a_start_whose_commit_cannot_be_encoded_is_undone(memory: MemoryCl
 
 
 async def test_a_refused_commit_ends_the_leadership(memory: MemoryCluster) -> None:
-    """The runner builds the singleton anew: the old one loses first, cannot commit, and two are never alive."""
+    """The runner builds the singleton again: the old one loses first, cannot commit, and two are never alive."""
 
     async def lose(me: Diary) -> None:
         story.seen["leader"].append(current().is_leader)
@@ -240,7 +240,7 @@ async def test_a_refused_commit_ends_the_leadership(memory: MemoryCluster) -> No
 
 
 async def test_a_leader_that_is_cut_off_loses_while_the_next_one_leads(memory: MemoryCluster) -> None:
-    """Handlers and `run` are cancelled, the hook knows that it does not lead, and nothing of it commits."""
+    """Handlers and `run` are cancelled, the hook knows that it does not lead, and none of it commits."""
     memory.settings = Settings(shards_per_group=16, grace=timedelta(seconds=0.4))
     next_one_leads = asyncio.Event()
 
@@ -267,7 +267,7 @@ async def test_a_leader_that_is_cut_off_loses_while_the_next_one_leads(memory: M
 
 
 async def test_a_leader_whose_session_froze_leads_again(memory: MemoryCluster) -> None:
-    """It fences itself, loses, and starts anew at a later epoch; its `run` and its handlers were cancelled."""
+    """It fences itself, loses, and starts again at a later epoch; its `run` and its handlers were cancelled."""
     runner = await running(memory)
     story.act["hold"] = at_gate("diary")
     call = soon(failure(runner.singleton(Diary).do("hold")))
@@ -388,7 +388,7 @@ async def test_who_swallows_cancellation_commits_nothing_and_holds_up_nobody_for
 async def test_a_handler_that_outlives_the_grace_time_is_cut_off_and_the_hook_still_runs(
     memory: MemoryCluster, soon_lost: None
 ) -> None:
-    """A runner that leaves does not wait for ever, and its leader still hears that it lost."""
+    """A runner that leaves does not wait forever, and its leader still hears that it lost."""
     story.act["hold"] = at_gate("diary")
     runner = await running(memory)
     call = soon(failure(runner.singleton(Diary).do("hold")))

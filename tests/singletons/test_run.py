@@ -126,7 +126,7 @@ async def test_what_a_failed_run_changed_and_did_not_save_is_undone(memory: Memo
 
 
 async def test_a_run_that_returns_leaves_the_singleton_alive(memory: MemoryCluster) -> None:
-    """It answers, is not started again, and what it changed is committed; the next leader starts `run` anew."""
+    """It answers, is not started again, and what it changed is committed; the next leader starts `run` again."""
 
     async def run(me: Diary) -> None:
         me.state.lines.append("done")
@@ -205,7 +205,7 @@ async def test_a_run_that_swallows_its_cancellation_and_returns_is_fine(memory: 
 
 
 async def test_messages_are_no_reason_to_wait_for_run(memory: MemoryCluster) -> None:
-    """With a full mailbox `run` starts all the same, in its turn."""
+    """With a full mailbox `run` starts nevertheless, in its turn."""
     story.act |= {"run": for_ever, "on_become_leader": at_gate("start")}
     runner = await memory.start_runner()
     await gates["start"].came()
@@ -239,7 +239,7 @@ async def test_current_knows_run(memory: MemoryCluster) -> None:
 
 
 async def test_the_steps_of_a_run_without_state_end_with_it() -> None:
-    """A run that returned, or saved, begins its steps anew the next time; one that was cut short finds them."""
+    """A run that returned, or saved, begins its steps again the next time; one that was cut short finds them."""
     async with MemoryCluster(stateless_hub) as memory:
         await memory.start_runner()
         await gates["stateless"].came()

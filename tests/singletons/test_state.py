@@ -221,7 +221,7 @@ async def test_a_save_is_tried_again_and_then_fails_typed(
 
 
 async def test_a_save_of_a_leader_that_lost_fails_typed_at_once(memory: MemoryCluster) -> None:
-    """Refused is refused: it is not tried again, and the singleton is built anew from what is stored."""
+    """Refused is refused: it is not tried again, and the singleton is built again from what is stored."""
 
     async def run(me: Diary) -> None:
         if story.ran["run"] > 1:
@@ -246,7 +246,7 @@ async def test_a_save_of_a_leader_that_lost_fails_typed_at_once(memory: MemoryCl
 
 
 async def test_a_state_is_forgotten_after_its_time(clock: SteppedClock) -> None:
-    """A leader that starts later than that after the last commit begins anew; one that starts earlier does not."""
+    """A leader that starts later than that after the last commit begins again; one that starts earlier does not."""
     async with MemoryCluster(kept_hub, clock=clock) as memory:
         runner = await memory.start_runner()
         await runner.singleton(Kept).set(5)
@@ -389,7 +389,7 @@ async def test_heartbeats_go_on(memory: MemoryCluster, monkeypatch: pytest.Monke
 
 
 async def test_never_executed_is_told_from_healthy(clock: SteppedClock) -> None:
-    """One with a schedule that had no instant yet has not run; one that has nothing to run is healthy."""
+    """One with a schedule that had no fire time yet has not run; one that has nothing to run is healthy."""
     async with MemoryCluster(kept_hub, clock=clock) as memory:
         runner = await memory.start_runner()
         await leads(memory, "kept")

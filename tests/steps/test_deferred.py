@@ -113,7 +113,7 @@ async def test_a_value_may_come_before_anybody_waits(memory: MemoryCluster, clus
 
 @pytest.mark.parametrize("who", ["its runner", "another runner", "a client"])
 async def test_anybody_may_complete(memory: MemoryCluster, who: str) -> None:
-    """The waiting run goes on at once, long before its own look into the store."""
+    """The waiting run goes on at once, long before it polls the store itself."""
     client = await three(memory)
     doing["a"] = waits_for(int)
     asked = soon(client.client(Clerk)("a").work())

@@ -214,7 +214,7 @@ async def test_a_commit_whose_outcome_is_unknown_counts_once(
 async def test_a_former_owner_s_step_is_refused_with_its_sql(
     postgres_url: str, sql: "asyncpg.Connection[asyncpg.Record]"
 ) -> None:
-    """Taken over while the function runs: PersistenceError, and nothing of it is committed; then it runs again."""
+    """Taken over while the function runs: PersistenceError, and none of it is committed; then it runs again."""
     errors: list[Exception] = []
 
     async def slowly(entry: str) -> str:

@@ -85,7 +85,7 @@ def pair() -> tuple[int, Receipt]:
     return 1, Receipt(7, AT)
 
 
-def instant() -> datetime:
+def moment() -> datetime:
     return AT
 
 
@@ -127,7 +127,7 @@ def identity() -> UUID:
 
 @pytest.mark.parametrize(
     "function",
-    [receipt, receipts, pair, instant, day, span, numbers, point, colour, nothing, maybe, by_number, identity],
+    [receipt, receipts, pair, moment, day, span, numbers, point, colour, nothing, maybe, by_number, identity],
     ids=operator.attrgetter("__name__"),
 )
 async def test_a_result_has_the_type_of_its_annotation(runner: Cluster, function: Function) -> None:

@@ -153,7 +153,7 @@ async def test_save_refuses_while_steps_run(memory: MemoryCluster, runner: Clust
 
 
 async def test_the_steps_of_a_run_that_returns_are_history(memory: MemoryCluster, runner: Cluster) -> None:
-    """With its end the next generation begins; the next leader's run starts anew."""
+    """With its end the next generation begins; the next leader's run starts again."""
 
     async def run(_: Boss) -> None:
         await current().step("one", note)
@@ -198,7 +198,7 @@ async def test_a_deferred_value_of_run_survives_the_leader(memory: MemoryCluster
 
 
 async def test_a_deferred_value_that_is_history_says_so(memory: MemoryCluster, runner: Cluster) -> None:
-    """To wait for one that was made before save() would be for ever."""
+    """To wait for one that was made before save() would be forever."""
 
     async def run(boss: Boss) -> None:
         value = current().deferred("value", str)

@@ -1,4 +1,4 @@
-"""current().sleep(): by the store's clock, never early, and not begun anew by a restart."""
+"""current().sleep(): by the store's clock, never early, and not begun again by a restart."""
 
 import asyncio
 import time
@@ -199,7 +199,7 @@ async def test_a_sleep_is_not_over_before_the_store_says_so(runner: Cluster, mon
 async def test_a_sleep_outlasts_a_store_that_is_away(
     memory: MemoryCluster, runner: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It goes on sleeping until the store can say what time it is; that is no failed run."""
+    """It goes on sleeping until the store can say what time it is; that is not a failed run."""
     monkeypatch.setattr(waits, "_RETRY", 0.05)
 
     async def work(_: Clerk) -> None:

@@ -238,7 +238,7 @@ async def test_a_dead_letter_goes_on_at_the_step_that_failed(memory: MemoryClust
 
 
 async def test_a_former_owner_stores_no_step(memory: MemoryCluster) -> None:
-    """Taken over by force while the function runs: PersistenceError there, and nothing of it is stored or sent."""
+    """Taken over by force while the function runs: PersistenceError there, and none of it is stored or sent."""
     for _ in range(2):
         await memory.start_runner()
     await memory.settled()
@@ -289,7 +289,7 @@ async def test_a_result_that_is_stored_already_counts(memory: MemoryCluster, run
     assert await noted(runner, 0) == []
 
 
-async def test_progress_begins_the_attempts_anew(cluster: Cluster) -> None:
+async def test_progress_begins_the_attempts_again(cluster: Cluster) -> None:
     """A message of three attempts may crash seven times, if it stores a step in between."""
 
     async def work(_: Clerk) -> int:

@@ -81,7 +81,7 @@ def _exists(path: Path) -> bool:
 
 
 def _runs(process: int) -> bool:
-    """Whether it lives and is no zombie, which has no command line."""
+    """Whether it lives and is not a zombie, which has no command line."""
     try:
         return Path(f"/proc/{process}/cmdline").read_bytes() != b""
     except FileNotFoundError:

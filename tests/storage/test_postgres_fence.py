@@ -97,7 +97,7 @@ async def test_releasing_waits_for_own_commits(postgres_world: PostgresWorld) ->
 
 
 async def test_a_former_owner_stuck_in_a_transaction_is_ended(postgres_world: PostgresWorld) -> None:
-    """A zombie that holds its fence for ever costs a take seconds, and its own connection."""
+    """A zombie that holds its fence forever costs a take seconds, and its own connection."""
     peer = await postgres_world.storage()
     zombie = await postgres_world.sql()
     await peer.take(SHARDS, runner("a"))

@@ -1,4 +1,4 @@
-"""Requests of one group that do not fit the short way: several shard groups, epochs, and names that are no names."""
+"""Requests of one group that do not fit the short way: several shard groups, epochs, and names that are not names."""
 
 from asyncio import Future
 

@@ -223,7 +223,7 @@ async def test_forgetting_frees_keys_in_small_steps(postgres_world: PostgresWorl
 
 
 async def test_a_key_whose_message_somebody_deleted_is_free(postgres_world: PostgresWorld) -> None:
-    """A row that was removed by hand does not stop the sender for ever."""
+    """A row that was removed by hand does not stop the sender forever."""
     messages, sql = await opened(postgres_world), await postgres_world.sql()
     await stored(messages, [keyed(message(1), "k"), keyed(message(2), "j")])
     await sql.execute("delete from message")

@@ -201,7 +201,7 @@ async def test_a_cancelled_commit_is_undone_or_done(shop: Shop, postgres_world: 
 
 
 async def test_more_transactions_than_connections_wait_for_their_turn(shop: Shop) -> None:
-    """One more than there are connections begins when another ends, and nothing of that one's session is left."""
+    """One more than there are connections begins when another ends, and none of that one's session is left."""
     made = [await shop.messages.begin() for _ in range(MOST)]
     await made[0].connection.execute("set statement_timeout = 1234")
     waiting = asyncio.Task(shop.messages.begin())

@@ -143,7 +143,7 @@ async def test_a_lost_connection_leaves_the_outcome_open(world: PostgresWorld) -
 
 
 async def test_a_commit_that_met_another_one_is_repeated(world: PostgresWorld) -> None:
-    """What the database calls a serialization failure is no outcome: the second look tells the conflict."""
+    """What the database calls a serialization failure is not an outcome: the second look tells the conflict."""
     storage, other = await owned(world), await world.sql()
     observer = await world.sql()
     transaction = other.transaction()

@@ -75,7 +75,7 @@ async def test_a_missing_database_and_a_missing_socket_are_named(postgres_server
     "url", ["", "mysql://ada:sesame@h/d", "postgresql://ada:sesame@[::1/d", "postgresql://h:port/d"]
 )
 async def test_an_unreadable_url_is_refused(url: str) -> None:
-    """What is no Postgres URL is called so, and the password stays secret."""
+    """What is not a Postgres URL is called so, and the password stays secret."""
     assert "sesame" not in await _refusal(url)
 
 

@@ -38,7 +38,7 @@ class Command(msgspec.Struct, frozen=True, tag=True):
 
 
 class Poll(msgspec.Struct, frozen=True, tag=True):
-    """Look whether a process has ended; until that is known here, its id is no other's. The reply is its exit code."""
+    """Look whether a process has ended; until that is known here, no other has its id. The reply is its exit code."""
 
     pid: int
     blocks: bool = False
@@ -80,8 +80,8 @@ class Starter:
         with theirs:
             fd = theirs.fileno()
             program = [sys.executable, "-m", __name__, str(fd)]
-            # What Python and gRPC decide once and for all: that output is no terminal, and that gRPC logs nothing, as
-            # commands tell it before they import it.
+            # What Python and gRPC decide once and for all: that output is not a terminal, and that gRPC logs nothing,
+            # as commands tell it before they import it.
             self._process = subprocess.Popen(
                 program,
                 stdin=subprocess.DEVNULL,

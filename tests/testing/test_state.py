@@ -169,7 +169,7 @@ async def test_an_entity_in_memory_goes_on_from_the_state_that_it_was_given(
 
 
 async def test_a_handler_that_runs_is_waited_for_and_overwritten(memory: MemoryCluster) -> None:
-    """Its caller gets its reply, and the state is the given one all the same."""
+    """Its caller gets its reply, and the state is the given one nevertheless."""
     runner = await memory.start_runner()
     gate = gates["place"] = Gate()
     async with asyncio.TaskGroup() as tasks:

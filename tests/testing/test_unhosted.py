@@ -232,7 +232,7 @@ async def test_tells_are_recorded_with_their_keys_and_times() -> None:
 
 
 async def test_a_singleton_s_hooks_run_and_schedules_are_called_like_handlers() -> None:
-    """Its id is its name, `run` saves, and a method with a schedule takes its instant."""
+    """Its id is its name, `run` saves, and a method with a schedule takes its fire time."""
     nightly = unhosted(Nightly())
     await nightly.on_become_leader()
     await nightly.run()

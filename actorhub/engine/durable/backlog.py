@@ -104,7 +104,7 @@ class Backlog:
     def on_entity_left(self, cell: Cell) -> None:
         """An entity left memory. If it has a backlog, a walk over its shard must find that from now on."""
         # With the cell goes the knowledge that the entity has a backlog; the shard's takes its place. Not if the shard
-        # was lost, or lost and acquired anew.
+        # was lost, or lost and acquired again.
         self.entities.pop(cell, None)
         if cell.has_backlog and self._shards.get(cell.shard.id) is cell.shard:
             self.mark(cell.shard)

@@ -65,7 +65,7 @@ class InMemory:
     def on_granted(self, shards: Iterable[HostedShard]) -> None:
         """Begin a table for each shard, which has a backlog until a walk over it shows that it has none."""
         # The former owner's commits are over, so the store has everything that was acknowledged. This process knows
-        # nothing of it yet: a message that ran at once would overtake what was left.
+        # nothing about it yet: a message that ran at once would overtake what was left.
         for shard in shards:
             self._tables[shard] = ShardTable()
             self._backlog.mark(shard)

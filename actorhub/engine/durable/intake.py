@@ -112,7 +112,7 @@ class Intake:
             # The store says when it is due: a delay counts by the store's clock, and a time in the past means at once.
             message.place = Place.STORING
         elif not self._memory.admit(message, from_store=False):
-            # Stored it is all the same; then the loader brings it in, in its order.
+            # It is stored nevertheless; then the loader brings it in, in its order.
             message.place = Place.SPILLING
         elif message.place is Place.STARTING:
             # It has the turn. If it loses its entity before the answer, the count is one too high, which costs an

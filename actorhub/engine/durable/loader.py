@@ -38,7 +38,7 @@ class Loader:
 
     Each scan is an await, and anything may happen before its answer. Three things must not go wrong then:
 
-    - The shard was lost, or lost and acquired anew. Walks and cells belong to one ownership, which is checked after
+    - The shard was lost, or lost and acquired again. Walks and cells belong to one ownership, which is checked after
       each await. A row that is out of date does no harm: the store counts no run of what is no longer pending.
     - Something was left in the store after the scan read it. `Backlog.marked` has its shard, so the backlog goes on.
     - An insert that will be left in the store (`Place.SPILLING`) was not committed when the scan read. It is found in

@@ -114,7 +114,7 @@ class Settlement:
             _ = self._supervisor.spawn(self._answer_from_store(message.message_id, callers), "look up a reply")
 
     async def answer_or_scan(self, shard: HostedShard, message_id: int) -> None:
-        """Answer who waits for a message that is not in memory, if it is settled by now; else have it brought in."""
+        """Answer the callers of a message that is not in memory, if it is settled by now; else have it brought in."""
         try:
             row = await self._store.find(message_id)
         except PersistenceError as error:

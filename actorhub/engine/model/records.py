@@ -255,7 +255,7 @@ ACTIVE: Final = 1
 CLOSING: Final = 2
 """No run starts; it ends after those that run. Messages queue for the next activation, here or elsewhere."""
 DEAD: Final = 3
-"""Over. Where it was forced out, runs may still be alive: nothing of them may be committed."""
+"""Over. Where it was forced out, runs may still be alive: none of them may be committed."""
 
 EXCLUSIVE: Final = -1
 _UNLIMITED: Final = 1 << 30

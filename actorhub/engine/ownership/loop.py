@@ -221,7 +221,7 @@ class Ownership:
     def mistrust(self, shard: ShardId) -> None:
         """Give up a shard for which the store refused a commit, and acquire it again if it is still desired.
 
-        Perhaps another runner has taken the shard and this one has not noticed yet. Nothing of it runs when this
+        Perhaps another runner has taken the shard and this one has not noticed yet. None of it runs when this
         returns; the locks and the store then tell whether it is still ours.
         """
         epoch = self._holdings.owned.get(shard)

@@ -94,7 +94,7 @@ class DesiredShards:
 def desired_shards(
     infos: Sequence[RunnerInfo], suspects: Collection[str], me: RunnerInfo, shards_per_group: int
 ) -> DesiredShards:
-    """Return what `me` should own, as a pure function of who is alive and who is suspected.
+    """Return what `me` should own, as a pure function of those that are alive and those that are suspected.
 
     A suspicion may be wrong, and two runners may differ in whom they suspect. So a suspect counts as neither dead nor
     alive: the locks of its shards are tried, which is safe because the lock decides, but no shard is handed over unless

@@ -32,7 +32,7 @@ class Watchdog:
     in the first iteration of the event loop. Tasks that were ready before the stop may run in that very iteration,
     which is why each start and each commit also compares the lease with the clock (see `Lease`).
 
-    Moving the deadline costs one assignment: a timer that is due before the deadline sets itself anew.
+    Moving the deadline costs one assignment: a timer that is due before the deadline sets itself again.
     """
 
     def __init__(self, clock: Clock, on_expired: Callable[[], None]) -> None:

@@ -180,8 +180,7 @@ class Activations:
         if cell.phase == DEAD:
             return
         hook = cell.hosted_type.spec.on_become_leader
-        # Found before the hook runs: if the shard is lost during it, this leader owes an `on_lose_leadership` all the
-        # same.
+        # Found before the hook runs: if the shard is lost during it, this leader still owes an `on_lose_leadership`.
         leader = self._leaders.leader_of(cell)
         if hook is None:
             leader.became(cell)
@@ -248,7 +247,7 @@ class Activations:
                 if hook is not None and cell.phase == CLOSING:
                     await self._hooks.run(cell, hook, self._hooks.context())
         except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
-            _log.exception("%s: on_deactivate failed; the entity is passivated all the same", cell.address)
+            _log.exception("%s: on_deactivate failed; the entity is passivated nevertheless", cell.address)
         if cell.phase == CLOSING:  # else the shard was lost during the hook, and the cell is gone already
             self._finish_passivation(cell)
 

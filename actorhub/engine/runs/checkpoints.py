@@ -115,7 +115,7 @@ class Checkpoints:
             write = CheckpointWrite(scope=progress.scope, stored=(Checkpoint(step.name, data),))
             cancelled = await self._saving.commit_step(run, write)
         except PersistenceError:
-            progress.saved = None  # It may be stored all the same: ask the store before the function runs again.
+            progress.saved = None  # It may be stored nevertheless: ask the store before the function runs again.
             raise
         finally:
             run.phase = DONE
@@ -161,7 +161,7 @@ def check_alive(run: Run) -> None:
     if not run.is_running:
         raise RuntimeError(f"{run.what}: its run is over: await each step before the handler returns")
     if run.cell.phase == DEAD:
-        raise Fenced(f"{run.cell.address}: this activation is over, so nothing of it can be stored")
+        raise Fenced(f"{run.cell.address}: this activation is over, so none of it can be stored")
 
 
 def restart_count(run: Run) -> None:

@@ -87,7 +87,7 @@ class Completion:
         """Commit what the run changed, if anything; then reply with `value`."""
         message, cell = run.message, run.cell
         if message.abandoned_for is not None or cell.phase == DEAD:
-            # The handler went on all the same, but nobody waits for its result, or its activation is over.
+            # The handler went on nevertheless, but nobody waits for its result, or its activation is over.
             self.on_raised(run, asyncio.CancelledError())
             return
         try:

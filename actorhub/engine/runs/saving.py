@@ -83,7 +83,7 @@ class Saving:
             future = self._commits.run(cell, self._commits.commit_of(run, data))
             cancelled = await until_answered(future)
             if (error := store_error(future)) is not None:
-                # Nothing of it is committed, and it must not leave with a later part of the run.
+                # None of it is committed, and it must not leave with a later part of the run.
                 run.outbox = None
                 raise self._completion.on_refused(cell, error)
             self._completion.count_commit(cell, data)
@@ -103,7 +103,7 @@ class Saving:
 
         Raises:
             PersistenceError: refused or failed. Nothing is sent. Where the outcome is unknown the activation is built
-                anew, so that the next run asks the store what it holds.
+                again, so that the next run asks the store what it holds.
             DuplicateKey: a told message has a key that was used with another payload. Nothing was written.
         """
         # From here on the transaction ends with the commit, whatever becomes of it; the step must not roll it back as

@@ -54,7 +54,7 @@ class DurableWaits:
             if cancelled:
                 raise asyncio.CancelledError
         if run.message.abandoned_for is not None:
-            raise asyncio.CancelledError  # The handler swallowed the first one, and there will be no second.
+            raise asyncio.CancelledError  # The handler swallowed the first one, and a second one will not come.
         progress.waits += 1
         try:
             # A hand-over cuts short the runs that are in a wait when it begins. This one got here later.

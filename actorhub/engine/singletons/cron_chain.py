@@ -254,7 +254,7 @@ class CronChain:
     async def _is_held_up(self, schedule: CronSchedule, fire_time: float) -> bool:
         """Whether an earlier fire time of a schedule whose runs must not overlap began here and has not ended.
 
-        It may wait for its next attempt, so that nothing of it runs at the moment; the store knows.
+        It may wait for its next attempt, so that none of it runs at the moment; the store knows.
         """
         for earlier, message_id in list(schedule.begun.items()):
             if earlier == fire_time:

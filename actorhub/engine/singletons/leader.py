@@ -347,7 +347,7 @@ class SingletonLeader:
         await set_or_time(self._changed, None if until is None else until - self._clock.monotonic())
 
     async def _until_gone(self, cell: Cell) -> None:
-        """Return once the activation is over, nothing of it runs and `on_lose_leadership` has returned.
+        """Return once the activation is over, none of it runs and `on_lose_leadership` has returned.
 
         The waits are bounded, since a handler can resist its cancellation. What it still does cannot be committed: its
         cell is dead.

@@ -160,7 +160,7 @@ class Batcher(Generic[RequestT, ResultT]):
             return
         again: list[Entry[RequestT, ResultT]] = []
         for entry, outcome in zip(batch, outcomes, strict=True):
-            # Whoever cancelled while the batch was under way is not told; what it asked for happened all the same.
+            # Whoever cancelled while the batch was under way is not told; what it asked for happened nevertheless.
             if entry.future.done():
                 continue
             if isinstance(outcome, ActorhubError):

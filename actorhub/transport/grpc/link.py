@@ -83,7 +83,7 @@ class GrpcLink(QueuedLink):
             self._break("the connection was lost")
 
     async def finish(self) -> None:
-        """Flush the queue, then end the link so that nothing of it is lost on the way."""
+        """Flush the queue, then end the link so that none of it is lost on the way."""
         self._open = False
         await self.drain()
         if self._half_close is not None and not self._broken.done():

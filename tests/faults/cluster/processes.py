@@ -316,7 +316,7 @@ class ClusterProcesses:
 async def cluster_processes(
     postgres: PostgresServer, directory: Path, count: int = 3, *, program: str = _PROGRAM
 ) -> AsyncGenerator[ClusterProcesses, None]:
-    """Prepare places for runners; nothing of them is left afterwards."""
+    """Prepare places for runners; none of them is left afterwards."""
     query = parse_qs(urlsplit(postgres.url).query)
     unix_socket = Path(query["host"][0]) / f".s.PGSQL.{query['port'][0]}"
     async with AsyncExitStack() as stack:

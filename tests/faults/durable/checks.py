@@ -245,7 +245,7 @@ def _on_time(book: Book) -> Iterator[str]:
 
 
 def _cancelled(book: Book) -> Iterator[str]:
-    """A: what was cancelled does not run any more."""
+    """A: what was cancelled does not run from then on."""
     since = {call.content: call.cancelled for call in book.sent if call.cancelled}
     commits = book.commits()
     for content in since:

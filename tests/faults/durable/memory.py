@@ -35,7 +35,7 @@ class DurableMemory:
         await until(lambda: self._count(content) >= times, f"message {content} ran {times} times", deadline=3.0)
 
     async def ran_or_settled(self, content: int, times: int) -> bool:
-        """Wait until the handler of a message began so often, or nothing is pending any more; return which it was."""
+        """Wait until the handler of a message began so often, or nothing is pending any longer; return which it was."""
         await until(lambda: self._count(content) >= times or not self._pending(), "the next run", deadline=3.0)
         return self._count(content) >= times
 

@@ -272,7 +272,7 @@ def test_a_second_run_in_calm_weather_is_found() -> None:
 
 
 def test_torn_lines_of_killed_processes_are_left_out(tmp_path: Path) -> None:
-    """What a killed process wrote half is no run."""
+    """What a killed process wrote half is not a run."""
     events = tmp_path / "r1.2.events"
     events.write_text('[1.5, 2.5, 7, "a", 1007, 1, 3, 4]\n[1.6, 2.6, 8, "a", 10')
     assert read_runs([events]) == [Run(1.5, 2.5, 7, "a", 1007, 1, 3, 4, "r1.2")]

@@ -13,7 +13,7 @@ from tests.faults.durable.records import read_book, settled
 
 
 async def respawn(processes: ClusterProcesses, deaths: int) -> None:
-    """Wait until that many processes have died, starting each anew."""
+    """Wait until that many processes have died, starting each again."""
     for _ in range(deaths):
         await until(lambda: any(not one.lives for one in processes.runners), "a runner is killed by its message")
         dead = next(one for one in processes.runners if not one.lives)

@@ -24,10 +24,10 @@ class Done:
 
 @dataclass(frozen=True)
 class Tick:
-    """An instant of the schedule that was committed; `instant` is seconds since the Unix epoch."""
+    """A fire time of the schedule that was committed; `fire_time` is seconds since the Unix epoch."""
 
     seq: int
-    instant: int
+    fire_time: int
     ticks: int
     epoch: int
     incarnation: str
@@ -73,7 +73,7 @@ class Chronicle:
     ticks: Sequence[Tick]
     stored: Stored
     skipped: int
-    """Instants that the schedule counts as skipped."""
+    """Fire times that the schedule counts as skipped."""
     dead: int = 0
     """Dead letters."""
     samples: Sequence[Sample] = ()
@@ -94,7 +94,7 @@ def leader_violations(chronicle: Chronicle) -> list[str]:
     return [
         *_epochs(chronicle),
         *_steps(chronicle),
-        *_instants(chronicle),
+        *_fire_times(chronicle),
         *_state(chronicle),
         *_locks(chronicle.samples),
         *_turns(chronicle),
@@ -139,16 +139,18 @@ def _steps(chronicle: Chronicle) -> Iterator[str]:
         yield f"the state says {chronicle.stored.number}, the steps {complete}"
 
 
-def _instants(chronicle: Chronicle) -> Iterator[str]:
-    """Each second from the first instant to the last is committed once, or counted as skipped."""
-    counts = Counter(tick.instant for tick in chronicle.ticks)
-    yield from (f"instant {instant} was committed {count} times" for instant, count in counts.items() if count > 1)
+def _fire_times(chronicle: Chronicle) -> Iterator[str]:
+    """Each second from the first fire time to the last is committed once, or counted as skipped."""
+    counts = Counter(tick.fire_time for tick in chronicle.ticks)
+    yield from (
+        f"fire time {fire_time} was committed {count} times" for fire_time, count in counts.items() if count > 1
+    )
     if counts:
         left_out = sorted(set(range(min(counts), max(counts) + 1)) - set(counts))
         if len(left_out) > chronicle.skipped:
-            yield f"{len(left_out)} instants did not run, {chronicle.skipped} were skipped: {left_out[:10]}"
+            yield f"{len(left_out)} fire times did not run, {chronicle.skipped} were skipped: {left_out[:10]}"
     if chronicle.dead:
-        yield f"{chronicle.dead} instants became dead letters"
+        yield f"{chronicle.dead} fire times became dead letters"
 
 
 def _state(chronicle: Chronicle) -> Iterator[str]:

@@ -23,11 +23,11 @@ TABLES: Final = """
     );
     create index done_by_epoch on public.done (epoch);
     create table public.tick (
-        seq bigserial, instant timestamptz not null, ticks bigint not null, epoch bigint not null,
+        seq bigserial, fire_time timestamptz not null, ticks bigint not null, epoch bigint not null,
         incarnation text not null, at timestamptz not null default clock_timestamp()
     )
 """
-"""Without a unique constraint: a second commit of a step or an instant must show."""
+"""Without a unique constraint: a second commit of a step or a fire time must show."""
 LEAD: Final = "lead"
 PARTS: Final = ("first", "second")
 _PACE: Final = 0.02
@@ -61,7 +61,7 @@ class Count(msgspec.Struct):
     number: int = 0
     """The last number of which both parts are done."""
     ticks: int = 0
-    """How many instants of the schedule ran."""
+    """How many fire times of the schedule ran."""
 
 
 class Leader(Singleton[Count], name="leader"):
@@ -90,7 +90,7 @@ class Leader(Singleton[Count], name="leader"):
         self.state.ticks += 1
         async with here.transaction() as sql:
             await sql.execute(
-                "insert into public.tick (instant, ticks, epoch, incarnation) values ($1, $2, $3, $4)",
+                "insert into public.tick (fire_time, ticks, epoch, incarnation) values ($1, $2, $3, $4)",
                 at, self.state.ticks, here.epoch, here.incarnation,
             )  # fmt: skip
 

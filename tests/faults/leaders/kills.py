@@ -118,7 +118,7 @@ class LeaderKills:
             "select seq, number, part, epoch, incarnation, extract(epoch from at)::float8 from public.done"
         )
         ticks = await fetch(
-            "select seq, extract(epoch from instant)::bigint, ticks, epoch, incarnation, "
+            "select seq, extract(epoch from fire_time)::bigint, ticks, epoch, incarnation, "
             "extract(epoch from at)::float8 from public.tick"
         )
         state = await self._watch.fetchrow(

@@ -57,12 +57,12 @@ MISTAKES: dict[str, tuple[Callable[[Chronicle], Chronicle], str]] = {
     "a save is forgotten": (lambda it: replace(it, stored=replace(it.stored, number=0, version=3)), "the state says 0"),
     "a tick is forgotten": (lambda it: replace(it, stored=replace(it.stored, ticks=2, version=4)), "the state says 2"),
     "a version is left out": (lambda it: replace(it, stored=replace(it.stored, version=6)), "version 6 after"),
-    "an instant is committed twice": (
+    "a fire time is committed twice": (
         lambda it: replace(it, ticks=[*it.ticks, Tick(4, 103, 4, 6, "b", 13.1)]),
-        "instant 103 was committed 2 times",
+        "fire time 103 was committed 2 times",
     ),
-    "an instant is left out": (lambda it: replace(it, skipped=0), "1 instants did not run, 0 were skipped"),
-    "an instant is given up": (lambda it: replace(it, dead=1), "1 instants became dead letters"),
+    "a fire time is left out": (lambda it: replace(it, skipped=0), "1 fire times did not run, 0 were skipped"),
+    "a fire time is given up": (lambda it: replace(it, dead=1), "1 fire times became dead letters"),
     "ticks count from where an older leader was": (
         lambda it: replace(it, ticks=[*it.ticks[:2], replace(it.ticks[2], ticks=2)]),
         "the ticks count 2 where 3 was to come",
@@ -88,7 +88,7 @@ MISTAKES: dict[str, tuple[Callable[[Chronicle], Chronicle], str]] = {
 
 
 def test_a_right_chronicle_has_no_violations() -> None:
-    """A kill between two steps, a takeover, and a skipped instant break no promise."""
+    """A kill between two steps, a takeover, and a skipped fire time break no promise."""
     assert leader_violations(RIGHT) == []
 
 

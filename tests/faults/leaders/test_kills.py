@@ -76,7 +76,7 @@ def told(hurt: LeaderKills, chronicle: Chronicle) -> str:
     """Say what a run was like."""
     epoch, stored = chronicle.samples[-1].epoch, chronicle.stored
     lines = [f"seed {hurt.seed}: {len(chronicle.samples)} samples of the lock, epoch {epoch}"]
-    lines.append(f"{stored.number} numbers in {len(chronicle.done)} steps, {len(chronicle.ticks)} instants")
+    lines.append(f"{stored.number} numbers in {len(chronicle.done)} steps, {len(chronicle.ticks)} fire times")
     for how in ("SIGKILL", "SIGSTOP"):
         taken = seconds(hurt.takeovers, how)
         lines.append(

@@ -78,7 +78,7 @@ end
 $$;
 comment on function write_checkpoints is
     'Writes the checkpoints of a run that commit_runs has just written in this transaction; returns whether its next '
-    'run was counted. A message that made progress has its attempts counted anew, and is due at once.';
+    'run was counted. A message that made progress has its attempts counted from 0, and is due at once.';
 
 create function remove_orphans(older_than double precision, most integer) returns bigint
 language plpgsql set plan_cache_mode = force_generic_plan as $$
