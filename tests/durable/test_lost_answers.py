@@ -99,6 +99,17 @@ async def test_a_dead_letter_whose_failure_lost_its_answer_is_the_reply(
     assert error.type == "ValueError"
 
 
+async def test_a_run_after_a_failure_that_lost_its_answer_comes_at_once(
+    runner: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store has it with a due time, and is asked for that long before the next poll."""
+    store, lost = runner_of(runner).storage.messages, list[str]()
+    monkeypatch.setattr(store, "fail_run", losing_one_answer(store.fail_run, lost))
+    async with asyncio.timeout(3):
+        await runner.client(Log)("a").crash(1)
+    assert lost
+
+
 async def test_an_entity_whose_commit_lost_its_answer_takes_no_place_afterwards(
     runner: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

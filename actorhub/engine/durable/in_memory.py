@@ -135,6 +135,11 @@ class InMemory:
                     self._spill(other)
         self._spill(message)
 
+    def spill_unsure(self, message: DurableMessage) -> None:
+        """Likewise; and the store may have it with a due time, so that only a scan of the schedule finds it."""
+        self.spill(message)
+        self._schedule.poll_soon()
+
     def spilled(self, message: DurableMessage) -> None:
         """The store has a message that was to be out of memory then: the loader brings it in again."""
         # A caller must not wait behind a walk over a shard with a million other messages.

@@ -117,18 +117,20 @@ class Loader:
         if not cells:
             return
         self._begin_scan()
+        left = dict.fromkeys(cells)
         try:
             rows = await self._store.load_entities([(cell.shard.id, *cell.entity) for cell in cells], PER_ENTITY)
+            self._spilling.clear()
+            found = _by_entity(rows)
+            for cell in cells:
+                if self._is_live(cell):
+                    await self._bring(cell.shard, cell.entity, found.get(cell.entity, ()), PER_ENTITY)
+                    if cell.has_backlog and cell.durable_count <= 0:
+                        self._backlog.entities[cell] = None
+                del left[cell]
         except PersistenceError:
-            self._backlog.entities.update(dict.fromkeys(cells))
+            self._backlog.entities.update(left)
             raise
-        self._spilling.clear()
-        found = _by_entity(rows)
-        for cell in cells:
-            if self._is_live(cell):
-                await self._bring(cell.shard, cell.entity, found.get(cell.entity, ()), PER_ENTITY)
-                if cell.has_backlog and cell.durable_count <= 0:
-                    self._backlog.entities[cell] = None
 
     async def _bring_shards(self) -> None:
         """Go on with the walks over shards."""

@@ -216,7 +216,7 @@ class Settlement:
             # Perhaps it is written. If not, the loader finds the message, which is still pending. If it is, no later
             # run will tell its callers, so the store is asked.
             _log.warning("message %d: its outcome could not be stored: %s", message.message_id, error)
-            self._memory.spill(message)
+            self._memory.spill_unsure(message)
             if message.message_id in self._memory.table(message.shard).waiting:
                 work = self.answer_or_scan(message.shard, message.message_id)
                 _ = self._supervisor.spawn(work, "look up a pending message")
