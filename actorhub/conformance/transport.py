@@ -286,7 +286,7 @@ class TransportSuite:
         pair = Pair(world)
         await pair.link()
         stranger = world.client(hello("stranger", namespace="other"))
-        with pytest.raises(RunnerUnavailable, match="to namespace 'other', this process to 'suite'"):
+        with pytest.raises(RunnerUnavailable, match="one side has namespace 'other', the other 'suite'"):
             await stranger.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
         assert len(pair.acceptor.links) == 1
 

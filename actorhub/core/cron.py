@@ -37,7 +37,7 @@ _ALLOWED: Final = {
     "second": "0-59",
     "minute": "0-59",
     "hour": "0-23",
-    "day-of-month": "1-31 (a day that one of the months has), L or LW",
+    "day-of-month": "1-31, L or LW, or none of the months has that day",
     "month": "1-12 or JAN-DEC",
     "day-of-week": "0-7 or SUN-SAT, each also with L or #1 to #5",
 }

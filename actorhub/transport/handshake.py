@@ -23,7 +23,7 @@ def check_hello(frame: Sequence[Envelope], ours: Hello) -> Hello:
         )
     if hello.namespace != ours.namespace:
         raise ConfigurationError(
-            f"the peer belongs to namespace {hello.namespace!r}, this process to {ours.namespace!r}: "
-            "connect to a process of your own namespace"
+            f"one side has namespace {hello.namespace!r}, the other {ours.namespace!r}: "
+            "use the same `namespace` on both, or connect to another cluster"
         )
     return hello

@@ -212,7 +212,7 @@ def test_aliases_names_and_rare_days_are_understood(expression: str, expected: s
         ("61 * * * * *", r"second '61' is not within 0-59"),
         ("0 24 * * *", r"hour '24' is not within 0-23"),
         ("0 0 32 * *", r"day-of-month '32' is not within 1-31"),
-        ("0 0 30 2 *", r"day-of-month '30' is not within 1-31 \(a day that one of the months has\)"),
+        ("0 0 30 2 *", r"day-of-month '30' is not within 1-31, L or LW, or none of the months has that day"),
         ("0 0 31 APR,JUN *", r"day-of-month '31' is not"),
         ("0 0 1 13 *", r"month '13' is not within 1-12 or JAN-DEC"),
         ("0 0 * * MOX", r"day-of-week 'MOX' is not within 0-7 or SUN-SAT"),
