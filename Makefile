@@ -71,7 +71,7 @@ bench: venv ## run the benchmarks
 	$(BIN)/python -m benchmarks
 
 faults: venv ## run the slow tests and the fault tests (long)
-	$(BIN)/python -m pytest -m 'slow or faults' -o timeout=1800 -o faulthandler_timeout=1900
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or faults' -o timeout=1800 -o faulthandler_timeout=1900
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

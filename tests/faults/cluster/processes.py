@@ -50,12 +50,12 @@ async def until(condition: Callable[[], Any], what: str, deadline: float = START
 
 
 def _free_port() -> int:
-    # Below the ephemeral range, so that no outgoing connection takes it while its runner is down; and no other worker,
-    # which may look at the same moment, draws from this one's part. Hypothesis seeds the common generator alike in all
-    # processes, so that two suites on one machine would draw the same ports from it.
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % _PORT_PARTS
+    # Below the ephemeral range, so that no outgoing connection takes it while its runner is down; and hardly any other
+    # process of tests, which may look at the same moment, draws from this one's part. Hypothesis seeds the common
+    # generator alike in all processes, so that two suites on one machine would draw the same ports from it.
+    part = os.getpid() % _PORT_PARTS
     while True:
-        port = random.SystemRandom().randrange(20_000 + worker, 32_000, _PORT_PARTS)
+        port = random.SystemRandom().randrange(20_000 + part, 32_000, _PORT_PARTS)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

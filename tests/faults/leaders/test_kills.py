@@ -92,6 +92,7 @@ async def test_a_singleton_survives_twenty_kills_of_its_leader(leaders: ClusterP
     await run_kills(leaders, FIRST_SEED, kills=22, freezes=2)
 
 
+@pytest.mark.alone
 @pytest.mark.faults
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("run", range(RUNS))
