@@ -23,7 +23,7 @@ class ActorhubError(Exception):
     """What happened, and where it helps, what to do."""
 
     def __init__(self, message: str = "", *, possibly_executed: bool | None = None) -> None:
-        message = encodable(message)
+        message = encodable(str(message))
         super().__init__(message)
         self.message = message
         if possibly_executed is not None:

@@ -35,8 +35,11 @@ def text_of(error: BaseException) -> str:
 
 def name_of(cls: type) -> str:
     """Return the qualified name of a class of exceptions, without `builtins`. Never fails."""
-    module, name = cls.__module__, cls.__qualname__
-    text = name if module == "builtins" else f"{module}.{name}"
+    try:
+        module, name = cls.__module__, cls.__qualname__
+        text = name if module == "builtins" else f"{module}.{name}"
+    except Exception:  # noqa: BLE001 - user code: a metaclass may have attributes of any kind
+        text = "Exception"
     return encodable(text[:_LONGEST_NAME])
 
 
