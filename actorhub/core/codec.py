@@ -16,7 +16,7 @@ from actorhub.core.errors import (
     MessageTooLarge,
     field_names,
 )
-from actorhub.core.texts import text_of
+from actorhub.core.texts import LONGEST_NAME, text_of
 
 T = TypeVar("T")
 
@@ -147,7 +147,7 @@ def encode_error(error: ActorhubError, limit: int) -> bytes:
         if len(data) <= limit:
             return data
         problem = f"this error takes {len(data)} bytes, the limit is {limit}"
-    name = error.type if isinstance(error, HandlerFailed) else _name_of(error)
+    name = error.type[:LONGEST_NAME] if isinstance(error, HandlerFailed) else _name_of(error)
     short = HandlerFailed(name, f"{text_of(error)}: {problem}", possibly_executed=error.possibly_executed)
     return _encode_error(short)
 

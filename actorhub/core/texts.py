@@ -11,7 +11,8 @@ LONGEST_TEXT: Final = 10_000
 """Characters of the text of an exception that are kept."""
 LONGEST_TRACEBACK: Final = 50_000
 """Characters of a traceback that are kept, the last ones: they say what failed."""
-_LONGEST_NAME: Final = 500
+LONGEST_NAME: Final = 500
+"""Characters of the name of a class of exceptions that are kept."""
 
 
 def encodable(text: str) -> str:
@@ -40,7 +41,7 @@ def name_of(cls: type) -> str:
         text = name if module == "builtins" else f"{module}.{name}"
     except Exception:  # noqa: BLE001 - user code: a metaclass may have attributes of any kind
         text = "Exception"
-    return encodable(text[:_LONGEST_NAME])
+    return encodable(text[:LONGEST_NAME])
 
 
 def traceback_of(error: BaseException) -> str:
