@@ -247,3 +247,30 @@ async def test_whatever_a_constructor_raises_callers_are_answered(way: str) -> N
         assert await runner.client(Oddity)("a").count() == 0
         async with asyncio.timeout(2):
             await memory.stop(runner)
+
+
+class Canceller(Entity[int]):
+    """Cancels the task that its handler runs in."""
+
+    async def cancel_itself(self) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return 1
+
+    async def wait(self) -> int:
+        await asyncio.sleep(0)
+        return 2
+
+
+async def test_a_handler_that_cancels_its_task_and_returns_harms_nobody() -> None:
+    """Its result counts, and so do those of all that are asked at the same time, many of which wait for something."""
+    own = Hub()
+    own.register(Canceller)
+    async with MemoryCluster(own) as memory:
+        client = (await memory.start_runner()).client(Canceller).options(timeout=timedelta(seconds=5))
+        asked = [client(f"e{number}").cancel_itself() for number in range(300)]
+        waiting = [client(f"w{number}").wait() for number in range(300)]
+        mixed = [call for pair in zip(asked, waiting, strict=True) for call in pair]
+        assert await asyncio.gather(*mixed) == [1, 2] * 300
+        assert await client("last").wait() == 2

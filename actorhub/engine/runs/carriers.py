@@ -80,6 +80,7 @@ class Carriers:
         self._gate = gate
         self._take_back = take_back
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self.started = 0
         """Runs so far."""
 
@@ -91,6 +92,7 @@ class Carriers:
 
     async def aclose(self) -> None:
         """Cancel every run and wait until all have ended, for at most 1 s: a handler may swallow its cancellation."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -117,6 +119,8 @@ class Carriers:
     def _runs(self) -> Generator[Any, Any, None]:
         scheduler, completion = self._scheduler, self._completion
         ready, base = scheduler.ready, scheduler.context
+        task = asyncio.current_task()
+        assert task is not None
         runs = 0
         while ready:
             message = ready.popleft()
@@ -143,11 +147,21 @@ class Carriers:
                 # Another carrier took over what was ready. This task ends, and with it a cancellation that came too
                 # late for its run: it would hit the next one.
                 return
+            if task.cancelling():
+                # The handler cancelled the task that it ran in, and returned. The next run must not get that.
+                self._go_on_elsewhere()
+                return
             runs += 1
             if runs == _RUNS_PER_STEP:
                 # One round of the event loop, for I/O and timers. What becomes ready meanwhile is still this carrier's.
                 runs = 0
-                yield
+                try:
+                    yield
+                except asyncio.CancelledError:
+                    # Some handler kept the task that it ran in, and cancels it now.
+                    if not self._is_closed:
+                        self._go_on_elsewhere()
+                    raise
         # Since the list was found empty nothing was awaited, so nothing can have become ready without being seen.
         scheduler.is_carried = False
 
