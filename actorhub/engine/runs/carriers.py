@@ -147,23 +147,23 @@ class Carriers:
                 # Another carrier took over what was ready. This task ends, and with it a cancellation that came too
                 # late for its run: it would hit the next one.
                 return
-            if task.cancelling():
-                # The handler cancelled the task that it ran in, and returned. The next run must not get that.
-                self._go_on_elsewhere()
-                return
             runs += 1
-            if runs == _RUNS_PER_STEP:
-                # One round of the event loop, for I/O and timers. What becomes ready meanwhile is still this carrier's.
+            # A handler may have cancelled the task that it ran in, and returned. The next run must not get that.
+            if runs == _RUNS_PER_STEP or task.cancelling():
                 runs = 0
-                try:
-                    yield
-                except asyncio.CancelledError:
-                    # Some handler kept the task that it ran in, and cancels it now.
-                    if not self._is_closed:
-                        self._go_on_elsewhere()
-                    raise
+                yield from self._pause()
         # Since the list was found empty nothing was awaited, so nothing can have become ready without being seen.
         scheduler.is_carried = False
+
+    def _pause(self) -> Generator[Any, Any, None]:
+        # One round of the event loop, for I/O and timers. What becomes ready meanwhile is still this carrier's.
+        try:
+            yield
+        except asyncio.CancelledError:
+            # Some handler cancelled the task that it ran in, now or when it was over.
+            if not self._is_closed:
+                self._go_on_elsewhere()
+            raise
 
     def _admit(self, message: Message) -> "Coroutine[Any, Any, Any] | None":
         """Return the handler's coroutine; `None` if the message must not run here and now, and was dealt with."""
