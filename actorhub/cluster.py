@@ -262,7 +262,9 @@ class Cluster:
             PersistenceError: The store failed. The value may or may not be completed.
         """
         failure = error if isinstance(error, EntityError) else DeferredFailed(error)
-        return await self._part.complete(DeferredOutcome(token, CompletionKind.FAILED, encode_error(failure)))
+        return await self._part.complete(
+            DeferredOutcome(token, CompletionKind.FAILED, encode_error(failure, self._node.limits.max_message_bytes))
+        )
 
     async def health(self) -> Sequence[RunnerHealth]:
         """Return the health of this runner; on a client, of each runner that it is linked to and that answers in time.

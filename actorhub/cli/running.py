@@ -5,8 +5,10 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
+import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 import msgspec
@@ -17,13 +19,13 @@ from actorhub.core.clock import SystemClock
 from actorhub.core.config import Settings, mask_secrets
 from actorhub.hub import Hub
 
-T = TypeVar("T")
-
 _log: Final = logging.getLogger("actorhub.serve")
 
 _FIRST_SHARD: Final = 10.0
 """Seconds that a runner waits for its first shard before it says that it is ready without one."""
 _POLL_SECONDS: Final = 0.02
+_LAST_SECONDS: Final = 3.0
+"""How long the tasks and threads of a program may outlive its runner."""
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -75,15 +77,52 @@ def run_one(hub: Hub, settings: Settings) -> int:
     return run_loop(work())
 
 
-def run_loop(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` on uvloop where it is installed, else on asyncio's own loop."""
+def run_loop(work: Coroutine[Any, Any, int]) -> int:
+    """Run `work` on uvloop where it is installed, else on asyncio's own loop; return its exit code.
+
+    Tasks and threads that the program has left behind cannot keep the process: it ends a few seconds after `work`.
+    """
     # gRPC's C core writes unstructured lines of its own to standard error; what they say arrives as an exception too.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     factory = None
     if importlib.util.find_spec("uvloop") is not None:
         factory = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+        return runner.run(_and_leave(work))
+
+
+async def _and_leave(work: Coroutine[Any, Any, int]) -> int:
+    code = 1
+    try:
+        code = await work
+        return code
+    finally:
+        # The loop's own end, and the interpreter's, wait for tasks and threads without a limit.
+        last = threading.Timer(_LAST_SECONDS, _exit, [code])
+        last.daemon = True
+        last.start()
+        await _end_tasks()
+
+
+async def _end_tasks() -> None:
+    """Cancel the tasks that are left, and name those that do not end."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left:
+        _, left = await asyncio.wait(left, timeout=_LAST_SECONDS / 2)
+    for task in left:
+        _log.warning("a task of the program swallows its cancellation, and is abandoned: %r", task)
+
+
+def _exit(code: int) -> None:
+    """End the process at once, from a thread."""
+    try:
+        _log.warning("something of the program does not end: leaving without it")
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        os._exit(code)
 
 
 async def serve(hub: Hub, settings: Settings, say: Callable[[Ready], None], stop: Stop) -> int:

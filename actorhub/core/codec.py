@@ -16,6 +16,7 @@ from actorhub.core.errors import (
     MessageTooLarge,
     field_names,
 )
+from actorhub.core.texts import LONGEST_NAME, text_of
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class Codec(Generic[T]):
         try:
             value: T = self._decode(data)
         except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
-            raise MalformedMessage(f"{self.what}: {exc}") from exc
+            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
         return value
 
     def decode_json(self, data: bytes) -> T:
@@ -66,7 +67,7 @@ class Codec(Generic[T]):
         try:
             value: T = self._decode_json(data)
         except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
-            raise MalformedMessage(f"{self.what}: {exc}") from exc
+            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
         return value
 
     def encode(self, value: T) -> bytes:
@@ -78,7 +79,7 @@ class Codec(Generic[T]):
         try:
             return _encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-            raise MalformedMessage(f"{self.what}: {exc}") from exc
+            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
 
     def encode_json(self, value: T) -> bytes:
         """Return `value` as JSON text.
@@ -89,7 +90,7 @@ class Codec(Generic[T]):
         try:
             return _JSON.encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-            raise MalformedMessage(f"{self.what}: {exc}") from exc
+            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
 
 
 def encode(value: object, what: str) -> bytes:
@@ -101,7 +102,7 @@ def encode(value: object, what: str) -> bytes:
     try:
         return _encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise MalformedMessage(f"{what}: {exc}") from exc
+        raise MalformedMessage(f"{what}: {text_of(exc)}") from exc
 
 
 def check_size(data: bytes, limit: int, what: str) -> bytes:
@@ -132,20 +133,35 @@ _decode_any: Final = msgspec.msgpack.Decoder().decode
 _SENT_FIELDS: Final = ("retry_after", "path", "type", "traceback", "reason")
 
 
-def encode_error(error: ActorhubError) -> bytes:
-    """Return `error` in its wire form. A domain error that cannot be encoded becomes a `HandlerFailed`.
+def encode_error(error: ActorhubError, limit: int) -> bytes:
+    """Return `error` in its wire form. Never fails.
 
-    A private subclass of a public error travels as that public error.
+    One that cannot be encoded, or takes more than `limit` bytes, becomes a `HandlerFailed` with a shortened text. A
+    private subclass of a public error travels as that public error.
     """
+    try:
+        data = _encode_error(error)
+    except Exception as exc:  # noqa: BLE001 - user code: fields, and the class itself, may be of any kind
+        problem = f"this error cannot be encoded: {text_of(exc)}"
+    else:
+        if len(data) <= limit:
+            return data
+        problem = f"this error takes {len(data)} bytes, the limit is {limit}"
+    name = error.type[:LONGEST_NAME] if isinstance(error, HandlerFailed) else _name_of(error)
+    short = HandlerFailed(name, f"{text_of(error)}: {problem}", possibly_executed=error.possibly_executed)
+    return _encode_error(short)
+
+
+def _encode_error(error: ActorhubError) -> bytes:
     if isinstance(error, EntityError):
-        try:
-            fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in field_names(type(error))}
-        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-            name = _domain_name(type(error))
-            return encode_error(HandlerFailed(name, f"{error}: the fields of this error cannot be encoded: {exc}"))
-        return _encode(_ErrorRecord(_domain_name(type(error)), str(error), True, fields, True))
+        fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in field_names(type(error))}
+        return _encode(_ErrorRecord(_domain_name(type(error)), text_of(error), error.possibly_executed, fields, True))
     fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in _SENT_FIELDS if hasattr(error, name)}
     return _encode(_ErrorRecord(public_name(error), error.message, error.possibly_executed, fields))
+
+
+def _name_of(error: ActorhubError) -> str:
+    return _domain_name(type(error)) if isinstance(error, EntityError) else public_name(error)
 
 
 def public_name(error: ActorhubError) -> str:
@@ -160,8 +176,8 @@ def decode_error(data: bytes) -> ActorhubError:
     try:
         record = _decode_error(data)
         return _domain_error(record) if record.domain else _framework_error(record)
-    except (msgspec.MsgspecError, TypeError, ValueError, NameError, RecursionError) as exc:
-        return HandlerFailed("unreadable error", f"the error that the runner sent cannot be decoded: {exc}")
+    except Exception as exc:  # noqa: BLE001 - user code: the class of an `EntityError` may raise anything
+        return HandlerFailed("unreadable error", f"the error that the runner sent cannot be decoded: {text_of(exc)}")
 
 
 def _framework_error(record: _ErrorRecord) -> ActorhubError:
@@ -180,15 +196,17 @@ def _framework_error(record: _ErrorRecord) -> ActorhubError:
 def _domain_error(record: _ErrorRecord) -> ActorhubError:
     cls = _domain_class(record.kind)
     if cls is None:
-        return HandlerFailed(record.kind, record.message)
+        return HandlerFailed(record.kind, record.message, possibly_executed=record.possibly_executed)
     types = typing.get_type_hints(cls)
-    return cls(
+    error = cls(
         **{
             name: msgspec.msgpack.decode(record.fields[name], type=types[name])
             for name in field_names(cls)
             if name in record.fields
         }
     )
+    error.possibly_executed = record.possibly_executed
+    return error
 
 
 def _domain_name(cls: type[EntityError]) -> str:

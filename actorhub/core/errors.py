@@ -8,6 +8,8 @@ import inspect
 from datetime import timedelta
 from typing import Any, Final, Literal, dataclass_transform
 
+from actorhub.core.texts import encodable
+
 
 class ActorhubError(Exception):
     """Base class of all errors that actorhub raises on purpose."""
@@ -21,6 +23,7 @@ class ActorhubError(Exception):
     """What happened, and where it helps, what to do."""
 
     def __init__(self, message: str = "", *, possibly_executed: bool | None = None) -> None:
+        message = encodable(str(message))
         super().__init__(message)
         self.message = message
         if possibly_executed is not None:
@@ -218,8 +221,8 @@ class HandlerFailed(ActorhubError):
         self, type: str = "", message: str = "", traceback: str = "", *, possibly_executed: bool | None = None
     ) -> None:
         super().__init__(message, possibly_executed=possibly_executed)
-        self.type = type
-        self.traceback = traceback
+        self.type = encodable(type)
+        self.traceback = encodable(traceback)
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.type else self.message

@@ -102,7 +102,7 @@ class Host:
             sharding=around.sharding,
             limits=around.limits,
             scheduler=self.scheduler,
-            distrust=self._distrust,
+            rebuilder=self,
             take_back=self._take_back,
         )
         self.completion = self._runs.completion
@@ -370,21 +370,24 @@ class Host:
             message.is_nested = False
             self._reroute(message)
 
-    def _distrust(self, cell: Cell, error: ActorhubError) -> None:
+    def discard(self, cell: Cell) -> None:
+        """End an activation at once; the next message makes a new one from what is stored."""
+        if cell.phase in (ACTIVE, CLOSING):
+            cell.phase = DEAD
+            for task in cell.streams or ():
+                # If it is a stream that led to this, this runs in its task, which ends with the error.
+                if task is not asyncio.current_task():
+                    task.cancel()
+            self._on_gone(cell)
+
+    def distrust(self, cell: Cell, error: ActorhubError) -> None:
         """End an activation whose commit the store refused, and have the ownership of its shard checked.
 
         The instance holds state that is not what the store has, so it is not used again. The next message makes a new
         one, from the stored state.
         """
         _log.warning("%s: commit refused: %s", cell.address, error)
-        if cell.phase in (ACTIVE, CLOSING):
-            cell.phase = DEAD
-            for task in cell.streams or ():
-                # If it is the commit of a stream that was refused, this runs in the stream's task, which ends with the
-                # error.
-                if task is not asyncio.current_task():
-                    task.cancel()
-            self._on_gone(cell)
+        self.discard(cell)
         if self.shards.get(cell.shard.id) is cell.shard:
             # A refusal of what a former activation tried to commit says nothing about the shard if that was lost, or
             # acquired again, in the meantime.

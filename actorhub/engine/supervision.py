@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, PersistenceError, ShuttingDown
+from actorhub.core.texts import text_of
 
 T = TypeVar("T")
 
@@ -198,7 +199,7 @@ async def _outcome(work: Awaitable[T]) -> T | _Failed:
 
 
 def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def _trace(error: BaseException) -> BaseException | None:

@@ -6,6 +6,7 @@ import msgspec
 
 from actorhub.core.codec import public_name
 from actorhub.core.errors import ActorhubError, EntityError, field_names
+from actorhub.core.texts import encodable, text_of
 from actorhub.transport.grpc._pb import client_v1_pb2 as pb
 
 _FIELDS: Final = ("retry_after", "path", "type", "reason")
@@ -19,7 +20,7 @@ def failure_of(error: ActorhubError) -> pb.Failure:
     fields = {name: getattr(error, name) for name in names if hasattr(error, name)}
     return pb.Failure(
         kind=public_name(error),
-        message=str(error) if is_domain_error else error.message,
+        message=text_of(error) if is_domain_error else error.message,
         possibly_executed=error.possibly_executed,
         is_domain_error=is_domain_error,
         fields_json=_as_json(fields),
@@ -36,4 +37,4 @@ def _plain(value: object) -> object:
     try:
         return msgspec.Raw(_encode(value))
     except (TypeError, ValueError, OverflowError, RecursionError):
-        return repr(value)[:1000]
+        return encodable(repr(value)[:1000])

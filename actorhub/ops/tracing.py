@@ -26,6 +26,7 @@ from opentelemetry.util.types import AttributeValue
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import HandlerFailed
+from actorhub.core.texts import text_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import Message
 from actorhub.engine.model.spec import HandlerSpec
@@ -181,7 +182,7 @@ def _called(message: Message) -> dict[str, AttributeValue]:
 
 
 def _note_error(span: Span, error: BaseException) -> None:
-    name, text, stack = type(error).__qualname__, str(error), ""
+    name, text, stack = type(error).__qualname__, text_of(error), ""
     if isinstance(error, HandlerFailed):
         name, text, stack = error.type, error.message, error.traceback
     event: dict[str, AttributeValue] = {"exception.type": name, "exception.message": text}

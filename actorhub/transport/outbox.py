@@ -153,9 +153,12 @@ class Outbox:
         match envelope:
             case Request():
                 self.taken += 1
-                self.bounced.append(Failure(envelope.id, 0, encode_error(problem)))
+                self.bounced.append(Failure(envelope.id, 0, encode_error(problem, self._limits.max_frame_bytes)))
             case Reply() | Failure() | Chunk():
-                self._put_back([Failure(envelope.id, envelope.epoch, encode_error(problem))])
+                problem.possibly_executed = True  # It is the answer to a request that was served.
+                self._put_back(
+                    [Failure(envelope.id, envelope.epoch, encode_error(problem, self._limits.max_frame_bytes))]
+                )
             case _:
                 self.taken += 1
                 self._counters.envelopes_dropped += 1

@@ -408,7 +408,7 @@ async def test_a_domain_error_that_the_caller_does_not_know_is_still_named(
     class OnlyThere(EntityError):
         code: int
 
-    body = encode_error(OnlyThere(code=7)).replace(b"OnlyThere", b"OnlyWhere")
+    body = encode_error(OnlyThere(code=7), 1000).replace(b"OnlyThere", b"OnlyWhere")
     error = decode_error(body)
     assert isinstance(error, HandlerFailed)
     assert "OnlyWhere" in error.type

@@ -4,6 +4,8 @@ import asyncio
 import json
 import signal
 
+import pytest
+
 from tests.support.processes import SHOP, Processes
 
 
@@ -39,6 +41,17 @@ async def test_a_handler_that_outlives_the_grace_time_is_cut_off(processes: Proc
     assert "running" in (await processes.run("entities", "--json", "--admin", runner.address)).out
     assert await runner.terminate(deadline=6) == 0
     assert await call.ended() == 1
+
+
+@pytest.mark.parametrize("what", ["leave_task", "leave_thread"])
+async def test_what_a_program_leaves_behind_does_not_keep_the_process(processes: Processes, what: str) -> None:
+    """A task that swallows its cancellation, or a thread that hangs: the process ends with 0, and says so."""
+    runner = await processes.serve()
+    left = await processes.run("call", "gate", "a", what, "--admin", runner.address)
+    assert left.json == "left"
+    assert await runner.terminate(deadline=10) == 0
+    assert "does not end: leaving without it" in runner.err
+    assert ("swallows its cancellation" in runner.err) == (what == "leave_task")
 
 
 async def test_a_second_signal_ends_the_process_at_once(processes: Processes) -> None:

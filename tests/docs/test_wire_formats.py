@@ -81,4 +81,4 @@ def test_the_envelopes_keep_their_bytes(example: str) -> None:
 
 def test_an_error_keeps_its_bytes() -> None:
     """An error is an array of class name, text, possibly_executed, fields and whether it is the program's own."""
-    assert _table("Errors") == {'MailboxFull("full")': encode_error(MailboxFull("full")).hex()}
+    assert _table("Errors") == {'MailboxFull("full")': encode_error(MailboxFull("full"), 1000).hex()}

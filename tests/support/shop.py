@@ -1,8 +1,10 @@
 """The hub that tests serve in processes of their own: `tests.support.shop:hub`."""
 
 import asyncio
+import contextlib
 import logging
 import os
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -79,6 +81,22 @@ class Gate(Entity, name="gate"):
         finally:
             self._left += 1
         return "through"
+
+    async def leave_task(self) -> str:
+        """Leave a task behind that never ends."""
+
+        async def stay() -> None:
+            while True:
+                with contextlib.suppress(BaseException):
+                    await asyncio.sleep(0.1)
+
+        self._stray: object = asyncio.create_task(stay())
+        return "left"
+
+    async def leave_thread(self) -> str:
+        """Leave a thread of the loop's executor behind that never ends."""
+        self._stray = asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
+        return "left"
 
     async def endless(self) -> AsyncIterator[int]:
         self._entered += 1

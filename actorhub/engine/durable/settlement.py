@@ -1,7 +1,6 @@
 """How durable messages end: with a reply, a later run, or as a dead letter; and who is told."""
 
 import logging
-import traceback
 from asyncio import Future
 from collections.abc import Collection, Iterable
 from typing import Final
@@ -20,6 +19,7 @@ from actorhub.core.errors import (
     PersistenceError,
     RunnerUnavailable,
 )
+from actorhub.core.texts import text_of, traceback_of
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
@@ -52,6 +52,7 @@ class Settlement:
         self._context = owner.scheduler.context
         self._incarnation = owner.incarnation
         self._mistrust = owner.mistrust
+        self._longest = owner.limits.max_message_bytes
         self.retention = owner.limits.retention
         """Seconds for which replies are kept if the handler does not say."""
         self.settled = 0
@@ -150,7 +151,7 @@ class Settlement:
 
     def _settle_error(self, message: DurableMessage, error: ActorhubError) -> None:
         # The run's state was rolled back, so this commit has the reply alone.
-        reply = StoredReply(Outcome.ERROR, encode_error(error))
+        reply = StoredReply(Outcome.ERROR, encode_error(error, self._longest))
         run = RunCommit(
             shard=message.shard.id,
             epoch=message.shard.epoch,
@@ -174,7 +175,7 @@ class Settlement:
         # A message that could not even start, because its entity's activation failed, used up an attempt, too.
         attempts = message.attempts if message.is_counted else min(message.attempts + 1, retry.attempts)
         failed = error if isinstance(error, EntityError | HandlerFailed) else _as_handler_failed(error)
-        body = encode_error(failed)
+        body = encode_error(failed, self._longest)
         failure = RunFailure(
             shard=message.shard.id,
             epoch=message.shard.epoch,
@@ -183,7 +184,7 @@ class Settlement:
             attempts=attempts,
             error=body,
             error_type=failed.type if isinstance(failed, HandlerFailed) else type(failed).__name__,
-            error_text=failed.message if isinstance(failed, HandlerFailed) else str(failed),
+            error_text=failed.message if isinstance(failed, HandlerFailed) else text_of(failed),
             traceback=failed.traceback if isinstance(failed, HandlerFailed) else "",
         )
         self.failed_runs += 1
@@ -232,7 +233,7 @@ class Settlement:
 
 def _as_handler_failed(error: ActorhubError) -> HandlerFailed:
     """Return the reply of a dead letter for one of our own errors, such as its handler's timeout."""
-    return HandlerFailed(public_name(error), error.message or str(error), "".join(traceback.format_exception(error)))
+    return HandlerFailed(public_name(error), error.message or text_of(error), traceback_of(error))
 
 
 def _is_reply(message: DurableMessage, error: ActorhubError) -> bool:

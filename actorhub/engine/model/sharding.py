@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 
 from actorhub.core.address import ShardId, shard_number
 from actorhub.core.errors import MalformedMessage
+from actorhub.core.texts import text_of
 from actorhub.engine.model.records import Message
 from actorhub.engine.model.spec import EntitySpec
 
@@ -42,4 +43,5 @@ def _shard_key(spec: EntitySpec, shard_key: Callable[[str], str], entity_id: str
         # `str.encode` fails for what is not a string, here, where the error can name the id that it came from.
         return str.encode(shard_key(entity_id)).decode()
     except Exception as exc:
-        raise MalformedMessage(f"{spec.name}/{entity_id}: its shard_key failed: {type(exc).__name__}: {exc}") from exc
+        text = f"{spec.name}/{entity_id}: its shard_key failed: {type(exc).__name__}: {text_of(exc)}"
+        raise MalformedMessage(text) from exc

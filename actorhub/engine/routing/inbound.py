@@ -241,7 +241,7 @@ class Inbound:
 
     def fail(self, peer: Peer, request_id: int, epoch: int, error: ActorhubError) -> None:
         """Answer a request with an error."""
-        peer.link.send(Failure(request_id, epoch, encode_error(error)))
+        peer.link.send(Failure(request_id, epoch, encode_error(error, self._limits.max_message_bytes)))
 
     def _check(self, peer: Peer, request: Request) -> HandlerSpec:
         hosted = self._host.types.get(request.entity_type)

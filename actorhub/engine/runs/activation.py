@@ -10,8 +10,9 @@ from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.codec import Codec
 from actorhub.core.errors import ActorhubError, MalformedMessage, PersistenceError, SingletonError, SingletonErrorReason
+from actorhub.core.texts import name_of, text_of
 from actorhub.engine.model.records import ACTIVATING, ACTIVE, CLOSING, DEAD, DONE, Cell, StateRecord
-from actorhub.engine.runs.completion import handler_failed
+from actorhub.engine.runs.completion import handler_failed, log_failure
 from actorhub.engine.runs.hooks import Hooks
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.supervision import Supervisor
@@ -98,9 +99,12 @@ class Activations:
         """Make the instance: at once if that takes neither I/O nor a hook, else in a task."""
         if cell.hosted_type.is_simple:
             try:
-                cell.instance = self._hooks.context().run(cell.hosted_type.factory)
+                cell.instance = self._hooks.make(cell, self._hooks.context())
             except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
-                _log.warning("%s: its constructor failed: %r; trying again", cell.address, exc)
+                _log.warning(
+                    "%s: its constructor failed: %s: %s; trying again",
+                    *(cell.address, name_of(type(exc)), text_of(exc)),
+                )
             else:
                 self._become_active(cell)
                 return
@@ -146,7 +150,10 @@ class Activations:
                 if attempt == _ATTEMPTS or isinstance(exc, _Undecodable):
                     self._give_up(cell, exc)
                     return
-                _log.warning("%s: activation failed (attempt %d): %r; trying again", cell.address, attempt, exc)
+                _log.warning(
+                    "%s: activation failed (attempt %d): %s: %s; trying again",
+                    *(cell.address, attempt, name_of(type(exc)), text_of(exc)),
+                )
                 await asyncio.sleep(_BACKOFF.delay(attempt, self._clock.random()))
             else:
                 return
@@ -165,7 +172,7 @@ class Activations:
         if cell.phase == DEAD:
             return
         context = self._hooks.context()
-        instance = context.run(cell.hosted_type.factory)
+        instance = self._hooks.make(cell, context)
         if spec.state is not None:
             instance.state = state
         cell.instance = instance
@@ -227,8 +234,9 @@ class Activations:
 
     def _give_up(self, cell: Cell, exc: Exception) -> None:
         self.failed += 1
-        _log.error("%s: activation failed for good", cell.address, exc_info=exc)
-        error: ActorhubError = exc if isinstance(exc, ActorhubError) else handler_failed(exc)
+        failed = handler_failed(exc)
+        log_failure(_log, f"{cell.address}: activation failed for good", exc, failed)
+        error = exc if isinstance(exc, ActorhubError) else failed
         error.possibly_executed = False
         cell.phase = DEAD
         for message in cell.take_queue():

@@ -16,6 +16,7 @@ from typing import Any, Final, Protocol
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import CallTimeout, MalformedMessage
+from actorhub.core.texts import text_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.records import DEAD, NEW, Cell, Message
@@ -79,6 +80,7 @@ class Carriers:
         self._gate = gate
         self._take_back = take_back
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self.started = 0
         """Runs so far."""
 
@@ -90,6 +92,7 @@ class Carriers:
 
     async def aclose(self) -> None:
         """Cancel every run and wait until all have ended, for at most 1 s: a handler may swallow its cancellation."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -116,6 +119,8 @@ class Carriers:
     def _runs(self) -> Generator[Any, Any, None]:
         scheduler, completion = self._scheduler, self._completion
         ready, base = scheduler.ready, scheduler.context
+        task = asyncio.current_task()
+        assert task is not None
         runs = 0
         while ready:
             message = ready.popleft()
@@ -143,12 +148,22 @@ class Carriers:
                 # late for its run: it would hit the next one.
                 return
             runs += 1
-            if runs == _RUNS_PER_STEP:
-                # One round of the event loop, for I/O and timers. What becomes ready meanwhile is still this carrier's.
+            # A handler may have cancelled the task that it ran in, and returned. The next run must not get that.
+            if runs == _RUNS_PER_STEP or task.cancelling():
                 runs = 0
-                yield
+                yield from self._pause()
         # Since the list was found empty nothing was awaited, so nothing can have become ready without being seen.
         scheduler.is_carried = False
+
+    def _pause(self) -> Generator[Any, Any, None]:
+        # One round of the event loop, for I/O and timers. What becomes ready meanwhile is still this carrier's.
+        try:
+            yield
+        except asyncio.CancelledError:
+            # Some handler cancelled the task that it ran in, now or when it was over.
+            if not self._is_closed:
+                self._go_on_elsewhere()
+            raise
 
     def _admit(self, message: Message) -> "Coroutine[Any, Any, Any] | None":
         """Return the handler's coroutine; `None` if the message must not run here and now, and was dealt with."""
@@ -189,7 +204,7 @@ class Carriers:
             self._scheduler.refuse(message, error)
             return None
         except Exception as exc:  # noqa: BLE001 - user code: a type's __post_init__ may raise anything
-            refusal = MalformedMessage(f"{message.what}: arguments: {type(exc).__name__}: {exc}")
+            refusal = MalformedMessage(f"{message.what}: arguments: {type(exc).__name__}: {text_of(exc)}")
             self._scheduler.refuse(message, refusal)
             return None
 

@@ -8,15 +8,14 @@ shard then. That attempt counts, but leaves no line in the message's history.
 
 import asyncio
 import logging
-import traceback
-from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from actorhub.core.codec import check_size
 from actorhub.core.errors import ActorhubError, DuplicateKey, EntityError, HandlerFailed, PersistenceError
+from actorhub.core.texts import LONGEST_TEXT, name_of, text_of, traceback_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUNNING, Cell, Message
 from actorhub.engine.model.run import Run
@@ -41,6 +40,18 @@ class CompletionStatistics(msgspec.Struct, frozen=True):
     """Runs that ended with an exception other than an `EntityError`."""
 
 
+class Rebuilder(Protocol):
+    """Ends activations whose state is not what is stored; the next message of the entity makes a new one."""
+
+    def distrust(self, cell: Cell, error: ActorhubError) -> None:
+        """Rebuild a cell about which the store disagrees, and have the ownership of its shard checked."""
+        ...
+
+    def discard(self, cell: Cell) -> None:
+        """Rebuild a cell whose state cannot be set back."""
+        ...
+
+
 class _Ending(msgspec.Struct):
     """What is done once a run is committed."""
 
@@ -61,7 +72,7 @@ class Completion:
         scheduler: Scheduler,
         commits: Commits,
         max_message_bytes: int,
-        distrust: Callable[[Cell, ActorhubError], None],
+        rebuilder: Rebuilder,
     ) -> None:
         """Prepare.
 
@@ -69,12 +80,12 @@ class Completion:
             scheduler: Takes turns back.
             commits: Asks the store.
             max_message_bytes: Limit of results and states.
-            distrust: Told of a cell about which the store disagrees: it must be rebuilt, or its shard was lost.
+            rebuilder: Ends activations whose state cannot be trusted.
         """
         self._scheduler = scheduler
         self._store = commits
         self._limit = max_message_bytes
-        self._distrust = distrust
+        self._rebuilder = rebuilder
         self._commits = 0
         self._refused = 0
         self._failed = 0
@@ -94,7 +105,7 @@ class Completion:
             body = message.spec.result.encode(value)
             if len(body) > self._limit:
                 check_size(body, self._limit, f"{message.what}: result")
-        except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
+        except BaseException as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             self.on_raised(run, exc)
             return
         if (
@@ -116,18 +127,28 @@ class Completion:
             # What a nested run changed stays in the state that it shares with the run around it, and is that run's to
             # commit or to roll back.
             if not message.is_nested:
-                roll_back(cell, shared=cell.load != EXCLUSIVE)
+                self.undo(cell)
         message.phase = DONE
         run.is_over = True
         run.outbox = None
         reply = self._as_reply(message, error)
-        message.on_failed(reply)
-        self._observe_end(run, reply)
-        if run.transaction is not None:
-            # The turn lasts until the locks of its SQL are free: the next run may want the same rows.
-            self._store.roll_back(run, self._scheduler.end_turn)
-        else:
-            self._scheduler.end_turn(message)
+        try:
+            message.on_failed(reply)
+            self._observe_end(run, reply)
+        finally:
+            if run.transaction is not None:
+                # The turn lasts until the locks of its SQL are free: the next run may want the same rows.
+                self._store.roll_back(run, self._scheduler.end_turn)
+            else:
+                self._scheduler.end_turn(message)
+
+    def undo(self, cell: Cell) -> None:
+        """Set the state back to what is committed. Where user code does not let it, the activation is rebuilt."""
+        try:
+            _roll_back(cell, shared=cell.load != EXCLUSIVE)
+        except Exception:  # noqa: BLE001 - user code: `__post_init__` of a type in the state may raise anything
+            _log.exception("%s: its state cannot be set back, so it is loaded again", cell.address)
+            self._rebuilder.discard(cell)
 
     def changed_state(self, cell: Cell) -> bytes | None:
         """Return the instance's state, encoded, if it differs from what is committed.
@@ -159,7 +180,7 @@ class Completion:
         if not isinstance(error, ActorhubError):
             error = PersistenceError(f"{cell.address}: commit failed: {error!r}")
         error.possibly_executed = True
-        self._distrust(cell, error)
+        self._rebuilder.distrust(cell, error)
         return error
 
     def note_state_commit(self, cell: Cell, data: bytes, outcome: "asyncio.Future[None]") -> ActorhubError | None:
@@ -182,8 +203,13 @@ class Completion:
         if isinstance(error, ActorhubError):
             error.possibly_executed = True
             return error
-        _log.error("%s(%s) failed", message.what, message.entity_id, exc_info=error)
-        return handler_failed(error)
+        return self.failure_of(message, error)
+
+    def failure_of(self, message: Message, error: BaseException) -> HandlerFailed:
+        """Log an exception of user code, and return the reply for it."""
+        reply = handler_failed(error)
+        log_failure(_log, f"{message.what}({message.entity_id}) failed", error, reply)
+        return reply
 
     def _settle(self, run: Run, body: bytes) -> None:
         message, cell = run.message, run.cell
@@ -194,7 +220,7 @@ class Completion:
             # run around it, or is undone with that; a commit of its own would make a half-done state visible. One that
             # outlives the run around it took the turn over, above, and commits like any other.
             data = None if message.is_nested or cell.record is None else self.changed_state(cell)
-        except Exception as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
+        except BaseException as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             self.on_raised(run, exc)
             return
         if data is not None and message.spec.readonly:
@@ -269,13 +295,15 @@ class Completion:
         message = run.message
         message.phase = DONE
         run.is_over = True
-        message.on_completed(body)
-        # The turn ends last: what the next run tells must not overtake what this one told (invariant G).
-        if run.outbox:
-            self._scheduler.send_told(run)
-        if self._scheduler.observer is not None:
-            self._scheduler.observer.ended(message, None)
-        self._scheduler.end_turn(message)
+        try:
+            message.on_completed(body)
+            if run.outbox:
+                self._scheduler.send_told(run)
+            if self._scheduler.observer is not None:
+                self._scheduler.observer.ended(message, None)
+        finally:
+            # The turn ends last: what the next run tells must not overtake what this one told (invariant G).
+            self._scheduler.end_turn(message)
 
     def _finish_refused(self, run: Run, error: ActorhubError) -> None:
         """End a run whose commit was refused."""
@@ -300,7 +328,7 @@ def _take_over_turn(message: Message, cell: Cell) -> None:
         message.is_nested = False
 
 
-def roll_back(cell: Cell, *, shared: bool) -> None:
+def _roll_back(cell: Cell, *, shared: bool) -> None:
     """Set the instance's state to what is committed; beside other (shared) runs only if it differs."""
     record, codec = cell.record, cell.hosted_type.spec.state
     assert record is not None
@@ -318,6 +346,12 @@ def roll_back(cell: Cell, *, shared: bool) -> None:
 
 def handler_failed(error: BaseException) -> HandlerFailed:
     """Return the reply for an exception of user code; it carries the traceback."""
-    cls = type(error)
-    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    return HandlerFailed(name, str(error), "".join(traceback.format_exception(error)))
+    return HandlerFailed(name_of(type(error)), text_of(error), traceback_of(error))
+
+
+def log_failure(log: logging.Logger, what: str, error: BaseException, reply: HandlerFailed) -> None:
+    """Log an exception of user code with its traceback; of megabytes only what the reply has of it."""
+    if len(reply.message) < LONGEST_TEXT:
+        log.error("%s", what, exc_info=error)
+    else:
+        log.error("%s\n%s", what, reply.traceback)

@@ -2,7 +2,7 @@
 
 import contextvars
 import types
-from collections.abc import Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from functools import partial
 from typing import Any
 
@@ -20,16 +20,29 @@ def drive(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", s
         else:
             resume = partial(coroutine.send, value)
         try:
-            step = context.run(resume)
+            step = resumed(context, resume)
         except StopIteration as stop:
             return stop.value
+
+
+def resumed(context: contextvars.Context, resume: Callable[[], Any]) -> Any:
+    """Return what the next step of user code yields.
+
+    Raises:
+        StopIteration: It returned.
+        RuntimeError: It raised `GeneratorExit`, which means here that the event loop was closed.
+    """
+    try:
+        return context.run(resume)
+    except GeneratorExit as exc:
+        raise RuntimeError("the handler raised GeneratorExit") from exc
 
 
 @types.coroutine
 def run_in(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]") -> Generator[Any, Any, Any]:
     """Await `coroutine` in the current task, each step in `context`."""
     try:
-        step = context.run(coroutine.send, None)
+        step = resumed(context, partial(coroutine.send, None))
     except StopIteration as stop:
         return stop.value
     return (yield from drive(context, coroutine, step))

@@ -3,7 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from contextvars import Context
+from typing import Any
 
+from actorhub.core.texts import text_of
 from actorhub.engine.model.records import DEAD, DONE, RUNNING, Cell, Message, RunKind
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.model.spec import HandlerSpec
@@ -39,10 +41,21 @@ class Hooks:
         """Return new context variables for an activation and its hooks."""
         return self._base.copy()
 
+    def make(self, cell: Cell, context: Context) -> Any:
+        """Return a new instance for an activation. Whatever its constructor raises, this raises an `Exception`."""
+        try:
+            return context.run(cell.hosted_type.factory)
+        except Exception:
+            raise
+        except BaseException as exc:
+            raise _as_failure(exc) from exc
+
     async def run(
         self, cell: Cell, spec: HandlerSpec, context: Context, returned: Callable[[Cell], None] | None = None
     ) -> None:
         """Run a hook. In a dead cell nothing is committed, and nothing is sent.
+
+        Whatever the hook raises, this raises an `Exception`, or the cancellation of its own task.
 
         Args:
             cell: The entity.
@@ -60,9 +73,18 @@ class Hooks:
             if task is None or task.cancelling():
                 raise
             raise RuntimeError("the hook raised CancelledError although nobody had cancelled it") from exc
+        except (Exception, GeneratorExit):
+            raise
+        except BaseException as exc:
+            raise _as_failure(exc) from exc
         if returned is not None:
             returned(cell)
         if cell.phase != DEAD:
             data = None if cell.record is None else self._completion.changed_state(cell)
             await self._saving.commit_part(run, data)
         call.phase = DONE
+
+
+def _as_failure(error: BaseException) -> RuntimeError:
+    """Return what stands for `SystemExit` and its like: in a task of ours they would stop the event loop."""
+    return RuntimeError(f"{type(error).__name__}: {text_of(error)}")

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from actorhub.engine.model.records import ACTIVE, DEAD, EXCLUSIVE, RUNNING, Cell, Message
+from actorhub.engine.runs.driving import resumed
 
 
 class Lender(Protocol):
@@ -67,7 +68,7 @@ class Interleaving:
             self._is_waiting = False
             resume = partial(coroutine.send, value) if error is None else partial(coroutine.throw, error)
             try:
-                step = context.run(resume)
+                step = resumed(context, resume)
             except StopIteration as stop:
                 return stop.value
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-from actorhub.core.errors import ActorhubError
 from actorhub.engine.model.limits import Limits
-from actorhub.engine.model.records import Cell, Message
+from actorhub.engine.model.records import Message
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.checkpoints import Checkpoints
 from actorhub.engine.runs.commits import Commits
-from actorhub.engine.runs.completion import Completion
+from actorhub.engine.runs.completion import Completion, Rebuilder
 from actorhub.engine.runs.deferred import Deferrals
 from actorhub.engine.runs.hooks import Hooks
 from actorhub.engine.runs.saving import Saving
@@ -31,7 +30,7 @@ class RunParts:
         sharding: Sharding,
         limits: Limits,
         scheduler: Scheduler,
-        distrust: Callable[[Cell, ActorhubError], None],
+        rebuilder: Rebuilder,
         take_back: Callable[[Message], None],
     ) -> None:
         """Prepare; the callbacks are those of `Completion` and `Streams`."""
@@ -44,7 +43,7 @@ class RunParts:
             retention=limits.retention,
         )
         size = limits.max_message_bytes
-        self.completion = Completion(scheduler=scheduler, commits=commits, max_message_bytes=size, distrust=distrust)
+        self.completion = Completion(scheduler=scheduler, commits=commits, max_message_bytes=size, rebuilder=rebuilder)
         self.saving = Saving(
             scheduler=scheduler, commits=commits, completion=self.completion, checkpoints=storage.checkpoints
         )

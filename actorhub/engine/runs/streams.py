@@ -17,7 +17,6 @@ from actorhub.engine.model.records import (
     CLOSING,
     DEAD,
     DONE,
-    EXCLUSIVE,
     FOREVER,
     NEW,
     RUNNING,
@@ -25,7 +24,7 @@ from actorhub.engine.model.records import (
     Message,
 )
 from actorhub.engine.model.run import Run, running
-from actorhub.engine.runs.completion import Completion, handler_failed, roll_back
+from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.driving import run_in
 from actorhub.engine.runs.saving import Saving
 from actorhub.engine.runs.scheduler import Scheduler
@@ -84,6 +83,10 @@ class Streams:
         if cell.streams is None:
             cell.streams = set()
         cell.streams.add(message.task)
+
+
+class _Interrupted(Exception):
+    """The activation ends, so that the stream cannot go on."""
 
 
 class StreamProducer:
@@ -145,16 +148,22 @@ class StreamProducer:
         error: ActorhubError | None = None
         try:
             await self._produce(cell)
-        except asyncio.CancelledError:
+        except _Interrupted:
             error = self._cancellation()
+        except asyncio.CancelledError as exc:
+            task = asyncio.current_task()
+            is_cancelled = task is not None and task.cancelling() > 0
+            # Else the generator raised it, and would again at the next runner.
+            error = self._cancellation() if is_cancelled else self._completion.failure_of(message, exc)
         except EntityError as exc:
             error = exc
         except ActorhubError as exc:
             exc.possibly_executed = self._ran
             error = exc
-        except Exception as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
-            _log.error("%s(%s) failed", message.what, message.entity_id, exc_info=exc)
-            error = handler_failed(exc)
+        except GeneratorExit:
+            raise  # The event loop was closed, and this task with it.
+        except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
+            error = self._completion.failure_of(message, exc)
         self._end(cell, error)
 
     def on_task_done(self, task: "asyncio.Task[None]") -> None:
@@ -179,7 +188,7 @@ class StreamProducer:
         self._run.is_over = True
         self._run.outbox = None
         if error is not None and cell.record is not None and self._has_turn and cell.phase != DEAD:
-            roll_back(cell, shared=cell.load != EXCLUSIVE)
+            self._completion.undo(cell)
         if error is None:
             message.on_completed(b"")
         else:
@@ -213,11 +222,13 @@ class StreamProducer:
                 except StopAsyncIteration:
                     await self._save(cell)
                     return
+                # Before the commit: a step whose item cannot be sent has failed, and is undone.
+                body = check_size(spec.result.encode(item), self._max_bytes, f"{message.what}: item")
                 await self._save(cell)
                 if self._to_skip > 0:
                     self._to_skip -= 1
-                    continue
-                self._emit(check_size(spec.result.encode(item), self._max_bytes, f"{message.what}: item"))
+                else:
+                    self._emit(body)
         finally:
             async with asyncio.timeout(_CLOSE_LIMIT):
                 await run_in(context, generator.aclose())
@@ -258,7 +269,7 @@ class StreamProducer:
         if not self._has_turn:
             # A closing cell starts nothing that is queued; with nothing running, nobody would wake this.
             if cell.phase == DEAD or (cell.phase != ACTIVE and not cell.load):
-                raise asyncio.CancelledError
+                raise _Interrupted
             self._message.waits_for_room = True
             self._scheduler.enqueue(cell, self._message)
             while not self._has_turn:
