@@ -44,6 +44,16 @@ def name_of(cls: type) -> str:
     return encodable(text[:LONGEST_NAME])
 
 
+def is_printable(error: BaseException) -> bool:
+    """Return whether a log can show the exception as it is: its traceback can be encoded, and is not endless."""
+    try:
+        text = "".join(traceback.format_exception(error))
+        text.encode()
+    except BaseException:  # noqa: BLE001 - user code: notes and attributes may be of any kind
+        return False
+    return len(text) <= LONGEST_TRACEBACK
+
+
 def traceback_of(error: BaseException) -> str:
     """Return the formatted traceback of an exception, shortened if it is very long. Never fails."""
     try:

@@ -15,7 +15,7 @@ import msgspec
 
 from actorhub.core.codec import check_size
 from actorhub.core.errors import ActorhubError, DuplicateKey, EntityError, HandlerFailed, PersistenceError
-from actorhub.core.texts import LONGEST_TEXT, name_of, text_of, traceback_of
+from actorhub.core.texts import is_printable, name_of, text_of, traceback_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUNNING, Cell, Message
 from actorhub.engine.model.run import Run
@@ -350,8 +350,8 @@ def handler_failed(error: BaseException) -> HandlerFailed:
 
 
 def log_failure(log: logging.Logger, what: str, error: BaseException, reply: HandlerFailed) -> None:
-    """Log an exception of user code with its traceback; of megabytes only what the reply has of it."""
-    if len(reply.message) < LONGEST_TEXT:
+    """Log an exception of user code with its traceback; one that no log can show, by what the reply has of it."""
+    if is_printable(error):
         log.error("%s", what, exc_info=error)
     else:
         log.error("%s\n%s", what, reply.traceback)
