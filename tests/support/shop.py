@@ -90,7 +90,7 @@ class Gate(Entity, name="gate"):
                 with contextlib.suppress(BaseException):
                     await asyncio.sleep(0.1)
 
-        self._stray: object = asyncio.create_task(stay())
+        self._stray: object = asyncio.Task(stay())
         return "left"
 
     async def leave_thread(self) -> str:
