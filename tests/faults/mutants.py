@@ -132,7 +132,7 @@ def _(patch: Patch) -> None:
     def broken(cell: Cell, *, shared: bool) -> None:
         """Leave what the handler changed."""
 
-    patch(completion, "roll_back", broken)
+    patch(completion, "_roll_back", broken)
 
 
 class _Ahead:

@@ -87,7 +87,7 @@ class Gate(Entity, name="gate"):
 
         async def stay() -> None:
             while True:
-                with contextlib.suppress(BaseException):
+                with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.sleep(0.1)
 
         self._stray: object = asyncio.Task(stay())
