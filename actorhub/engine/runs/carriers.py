@@ -121,6 +121,7 @@ class Carriers:
         ready, base = scheduler.ready, scheduler.context
         task = asyncio.current_task()
         assert task is not None
+        is_cancelled = task.cancelling
         runs = 0
         while ready:
             message = ready.popleft()
@@ -149,7 +150,7 @@ class Carriers:
                 return
             runs += 1
             # A handler may have cancelled the task that it ran in, and returned. The next run must not get that.
-            if runs == _RUNS_PER_STEP or task.cancelling():
+            if runs == _RUNS_PER_STEP or is_cancelled():
                 runs = 0
                 yield from self._pause()
         # Since the list was found empty nothing was awaited, so nothing can have become ready without being seen.
