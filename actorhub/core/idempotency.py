@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from actorhub.core.errors import MalformedMessage
-from actorhub.core.texts import text_of
+from actorhub.core.texts import summary_of
 
 MAX_KEY_BYTES: Final = 1024
 """Longest idempotency key, in UTF-8."""
@@ -94,7 +94,7 @@ def primary_key_of(arguments: Sequence[Any]) -> str | None:
             key = method()
         except Exception as exc:  # user code may raise anything
             what = f"{type(argument).__name__}.primary_key()"
-            raise MalformedMessage(f"{what} raised {type(exc).__name__}: {text_of(exc)}") from exc
+            raise MalformedMessage(f"{what} raised {summary_of(exc)}") from exc
         try:
             return check_key(key)
         except MalformedMessage as exc:

@@ -34,6 +34,11 @@ def text_of(error: BaseException) -> str:
     return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… (shortened)"
 
 
+def summary_of(error: BaseException) -> str:
+    """Return the name of an exception's class and its text, such as `ValueError: no luck`. Never fails."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
 def name_of(cls: type) -> str:
     """Return the qualified name of a class of exceptions, without `builtins`. Never fails."""
     try:

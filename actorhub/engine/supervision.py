@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, PersistenceError, ShuttingDown
-from actorhub.core.texts import text_of
+from actorhub.core.texts import summary_of
 
 T = TypeVar("T")
 
@@ -167,7 +167,7 @@ class Supervisor:
                 "loop %s failed and will start again in %.3g s: %s",
                 name,
                 delay,
-                _text(problem),
+                summary_of(problem),
                 exc_info=_trace(problem),
             )
             await asyncio.sleep(delay)
@@ -179,7 +179,7 @@ class Supervisor:
         error = task.exception()
         if error is not None:
             self._count(self._failures, task.get_name())
-            _log.error("task %s failed: %s", task.get_name(), _text(error), exc_info=_trace(error))
+            _log.error("task %s failed: %s", task.get_name(), summary_of(error), exc_info=_trace(error))
 
     def _count(self, counter: Counter[str], name: str) -> None:
         counter[name if name in counter or len(counter) < _MAX_NAMES else _OTHERS] += 1
@@ -196,10 +196,6 @@ async def _outcome(work: Awaitable[T]) -> T | _Failed:
         return await work
     except ActorhubError as error:
         return _Failed(error)
-
-
-def _text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {text_of(error)}"
 
 
 def _trace(error: BaseException) -> BaseException | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from actorhub.core.address import ShardId, shard_number
 from actorhub.core.errors import MalformedMessage
-from actorhub.core.texts import text_of
+from actorhub.core.texts import summary_of
 from actorhub.engine.model.records import Message
 from actorhub.engine.model.spec import EntitySpec
 
@@ -43,5 +43,5 @@ def _shard_key(spec: EntitySpec, shard_key: Callable[[str], str], entity_id: str
         # `str.encode` fails for what is not a string, here, where the error can name the id that it came from.
         return str.encode(shard_key(entity_id)).decode()
     except Exception as exc:
-        text = f"{spec.name}/{entity_id}: its shard_key failed: {type(exc).__name__}: {text_of(exc)}"
+        text = f"{spec.name}/{entity_id}: its shard_key failed: {summary_of(exc)}"
         raise MalformedMessage(text) from exc

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import CallTimeout, MalformedMessage
-from actorhub.core.texts import text_of
+from actorhub.core.texts import summary_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.records import DEAD, NEW, Cell, Message
@@ -205,7 +205,7 @@ class Carriers:
             self._scheduler.refuse(message, error)
             return None
         except Exception as exc:  # noqa: BLE001 - user code: a type's __post_init__ may raise anything
-            refusal = MalformedMessage(f"{message.what}: arguments: {type(exc).__name__}: {text_of(exc)}")
+            refusal = MalformedMessage(f"{message.what}: arguments: {summary_of(exc)}")
             self._scheduler.refuse(message, refusal)
             return None
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any
 
-from actorhub.core.texts import text_of
+from actorhub.core.texts import summary_of
 from actorhub.engine.model.records import DEAD, DONE, RUNNING, Cell, Message, RunKind
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.model.spec import HandlerSpec
@@ -87,4 +87,4 @@ class Hooks:
 
 def _as_failure(error: BaseException) -> RuntimeError:
     """Return what stands for `SystemExit` and its like: in a task of ours they would stop the event loop."""
-    return RuntimeError(f"{type(error).__name__}: {text_of(error)}")
+    return RuntimeError(summary_of(error))

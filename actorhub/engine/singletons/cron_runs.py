@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from actorhub.core.errors import ActorhubError, HandlerFailed, MailboxFull
-from actorhub.core.texts import text_of
+from actorhub.core.texts import summary_of
 from actorhub.engine.model.durable_message import DurableMessage, Place, RunEvents
 from actorhub.engine.model.records import DEAD
 from actorhub.engine.model.run import running
@@ -86,4 +86,4 @@ def _is_last(message: DurableMessage, error: ActorhubError) -> bool:
 def _text(error: ActorhubError) -> str:
     if isinstance(error, HandlerFailed):
         return f"{error.type}: {error.message}"
-    return f"{type(error).__name__}: {text_of(error)}"
+    return summary_of(error)

@@ -30,7 +30,7 @@ from actorhub.core.errors import (
     SingletonErrorReason,
 )
 from actorhub.core.idempotency import payload_hash
-from actorhub.core.texts import text_of
+from actorhub.core.texts import summary_of
 from actorhub.engine.model.records import (
     ACTIVE,
     DEAD,
@@ -224,7 +224,7 @@ class SingletonLeader:
             self._set(last_duration=seconds, last_error="")
         else:
             now = self._server.now()
-            text = f"{type(error).__name__}: {text_of(error)}"[:1000]
+            text = summary_of(error)[:1000]
             self._set(last_duration=seconds, last_error=text, last_error_at=now)
 
     def on_run_counted(self) -> None:
