@@ -177,13 +177,7 @@ class Call(Message):
             self.deadline = node.clock.monotonic() + target.timeout
         run = running.get()
         if run is not None and run.is_running:
-            parent = run.message
-            # An interleaved run lends its entity's turn while it waits, so calls that come back to the entity can run.
-            self.chain = parent.chain if parent.spec.interleaved else (*parent.chain, parent.address)
-            if not target.broadcast and self.kind != TELL:
-                check_chain(self.chain, self.address, spec, node.limits.max_call_depth)
-            if parent.deadline < self.deadline and self.kind != TELL:
-                self.deadline = parent.deadline
+            self._inherit(run.message)
         assert self.args is not None
         if spec.durable and self.kind != STREAM:
             self._make_durable(self.args, delivery or Durable())
@@ -191,10 +185,21 @@ class Call(Message):
             self._used = True
             why = "a stream" if self.kind == STREAM else "not durable: mark it @handler(durable=True)"
             raise TypeError(f"{self.what} takes neither a key nor a due time, because it is {why}")
-        self.body = check_size(spec.arguments.encode(self.args), node.limits.max_message_bytes, spec.arguments.what)
+        body = self.body = spec.arguments.encode(self.args)
+        if len(body) > node.limits.max_message_bytes:
+            check_size(body, node.limits.max_message_bytes, spec.arguments.what)
         self.args = None
         self.headers = target.headers
         self.waits_for_room = target.waits_for_room
+
+    def _inherit(self, parent: Message) -> None:
+        """Take deadline and chain from the message whose handler makes this call."""
+        # An interleaved run lends its entity's turn while it waits, so calls that come back to the entity can run.
+        self.chain = parent.chain if parent.spec.interleaved else (*parent.chain, parent.address)
+        if self.kind != TELL:
+            if not self._target.broadcast:
+                check_chain(self.chain, self.address, self.spec, self._target.node.limits.max_call_depth)
+            self.deadline = min(self.deadline, parent.deadline)
 
     def trace_started(self) -> None:
         """Begin the call's span, if traces are wanted."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
+from random import Random
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -274,3 +275,53 @@ async def test_a_handler_that_cancels_its_task_and_returns_harms_nobody() -> Non
         mixed = [call for pair in zip(asked, waiting, strict=True) for call in pair]
         assert await asyncio.gather(*mixed) == [1, 2] * 300
         assert await client("last").wait() == 2
+
+
+_kept: Final[list[asyncio.Task[Any]]] = []
+
+
+class Keeper(Entity[int]):
+    """Keeps the tasks that its handlers ran in, and cancels them when their runs are over."""
+
+    async def keep(self, rounds: int) -> int:
+        task = asyncio.current_task()
+        assert task is not None
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        _kept.append(task)
+        return rounds
+
+    async def cancel_kept(self) -> int:
+        for task in _kept:
+            task.cancel()
+        return -1
+
+    async def wait(self, rounds: int) -> int:
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        return rounds
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_a_kept_task_of_a_run_that_is_over_can_be_cancelled_at_any_time(seed: int) -> None:
+    """Whatever else runs by then, ready or suspended, goes on: it never ran in that task."""
+    random = Random(seed)
+    own = Hub()
+    own.register(Keeper)
+    _kept.clear()
+    async with MemoryCluster(own) as memory:
+        client = (await memory.start_runner()).client(Keeper).options(timeout=timedelta(seconds=5))
+        expected: list[int] = []
+        calls: list[Coroutine[Any, Any, int]] = []
+        for number in range(200):
+            target, rounds = client(f"e{number}"), random.choice((0, 0, 1, 3))
+            match random.randrange(3):
+                case 0:
+                    calls.append(target.keep(rounds))
+                case 1:
+                    calls.append(target.wait(rounds))
+                case _:
+                    calls.append(target.cancel_kept())
+                    rounds = -1
+            expected.append(rounds)
+        assert await asyncio.gather(*calls) == expected

@@ -2,34 +2,33 @@
 
 from contextvars import ContextVar
 
+import msgspec
+
 from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.records import RUNNING, Cell, InterleavedTurn, Message, RunKind
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import RunTransaction
 
 
-class Run:
+class Run(msgspec.Struct, eq=False):
     """One run of a handler: what it leaves behind, until that is committed. A message that runs again gets a new one.
 
     The message is the call, and goes through the process until it is answered; the run exists while user code runs, and
     is what `current()` shows.
     """
 
-    __slots__ = ("cell", "interleaving", "is_over", "message", "outbox", "progress", "transaction")
-
-    def __init__(self, message: Message, cell: Cell) -> None:
-        self.message = message
-        self.cell = cell
-        self.is_over = False
-        """Its outcome is known. The message may have a later run by then."""
-        self.outbox: list[Message] | None = None
-        """What the handler told, to be sent once that is committed."""
-        self.transaction: RunTransaction | None = None
-        """The transaction that the handler opened for its own SQL."""
-        self.interleaving: InterleavedTurn | None = None
-        """The turn of an interleaved run."""
-        self.progress: Progress | None = None
-        """The checkpoints of the run, once it asked for some."""
+    message: Message
+    cell: Cell
+    is_over: bool = False
+    """Its outcome is known. The message may have a later run by then."""
+    outbox: list[Message] | None = None
+    """What the handler told, to be sent once that is committed."""
+    transaction: RunTransaction | None = None
+    """The transaction that the handler opened for its own SQL."""
+    interleaving: InterleavedTurn | None = None
+    """The turn of an interleaved run."""
+    progress: Progress | None = None
+    """The checkpoints of the run, once it asked for some."""
 
     @property
     def kind(self) -> RunKind:

@@ -9,6 +9,7 @@ and a queue per entity would cost several times the memory of an idle cell, and 
 import asyncio
 import contextvars
 import logging
+import sys
 import types
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
@@ -19,7 +20,7 @@ from actorhub.core.errors import CallTimeout, MalformedMessage
 from actorhub.core.texts import summary_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.lease import Lease
-from actorhub.engine.model.records import DEAD, NEW, Cell, Message
+from actorhub.engine.model.records import DEAD, NEW, Message
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.driving import drive
@@ -122,6 +123,7 @@ class Carriers:
         task = asyncio.current_task()
         assert task is not None
         is_cancelled = task.cancelling
+        references = sys.getrefcount(task)
         runs = 0
         while ready:
             message = ready.popleft()
@@ -148,9 +150,13 @@ class Carriers:
                 # Another carrier took over what was ready. This task ends, and with it a cancellation that came too
                 # late for its run: it would hit the next one.
                 return
+            # A handler may have cancelled the task that it ran in, or keep it and cancel it later. No other run may be
+            # in it then.
+            if is_cancelled() or sys.getrefcount(task) != references:
+                self._go_on_elsewhere()
+                return
             runs += 1
-            # A handler may have cancelled the task that it ran in, and returned. The next run must not get that.
-            if runs == _RUNS_PER_STEP or is_cancelled():
+            if runs == _RUNS_PER_STEP:
                 runs = 0
                 yield from self._pause()
         # Since the list was found empty nothing was awaited, so nothing can have become ready without being seen.
@@ -161,7 +167,7 @@ class Carriers:
         try:
             yield
         except asyncio.CancelledError:
-            # Some handler cancelled the task that it ran in, now or when it was over.
+            # Somebody found it among all tasks of the event loop.
             if not self._is_closed:
                 self._go_on_elsewhere()
             raise
@@ -191,23 +197,19 @@ class Carriers:
             return None
         message.epoch = cell.shard.epoch  # Its commit and its reply count for the ownership under which it starts.
         self.started += 1
-        if message.spec.stream:
+        spec = message.spec
+        if spec.stream:
             self._streams.take_turn(message)
             return None
-        return self._make_coroutine(message, cell)
-
-    def _make_coroutine(self, message: Message, cell: Cell) -> "Coroutine[Any, Any, Any] | None":
-        spec = message.spec
         try:
             args = message.args if message.args is not None else spec.decode_arguments(message.body)
             return spec.function(cell.instance, *args)  # type: ignore[no-any-return]
         except MalformedMessage as error:
-            self._scheduler.refuse(message, error)
-            return None
+            refusal = error
         except Exception as exc:  # noqa: BLE001 - user code: a type's __post_init__ may raise anything
             refusal = MalformedMessage(f"{message.what}: arguments: {summary_of(exc)}")
-            self._scheduler.refuse(message, refusal)
-            return None
+        self._scheduler.refuse(message, refusal)
+        return None
 
     def _wait_with(
         self, run: Run, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any

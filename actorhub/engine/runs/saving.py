@@ -20,16 +20,17 @@ from actorhub.storage.ports import Fenced, VersionConflict
 _REFUSED: Final = (Fenced, VersionConflict)
 
 
-class StepRun(Run):
+class StepRun(Run, eq=False, kw_only=True):
     """A step under way, as `current()` sees it: its tells and its SQL are committed with its result."""
 
-    __slots__ = ("parent", "phase")
+    parent: Run
+    phase: int = RUNNING
+    """Of the step; the run around it goes on."""
 
-    def __init__(self, parent: Run) -> None:
-        super().__init__(parent.message, parent.cell)
-        self.parent = parent
-        self.phase = RUNNING
-        """Of the step; the run around it goes on."""
+    @classmethod
+    def within(cls, parent: Run) -> "StepRun":
+        """Return a step of the run `parent`."""
+        return cls(parent.message, parent.cell, parent=parent)
 
     @property
     @override

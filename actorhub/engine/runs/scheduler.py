@@ -125,7 +125,8 @@ class Scheduler:
         cell = message.cell
         assert cell is not None
         cell.end_turn(message)
-        self._pass_on(cell, message)
+        if cell.queue is not None or cell.returning is not None or cell.phase == CLOSING:
+            self._pass_on(cell, message)
 
     def lend(self, message: Message) -> None:
         """Let others have the turn of a run that waits for something. From now on that run counts as nested."""

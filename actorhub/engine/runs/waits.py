@@ -49,7 +49,7 @@ class DurableWaits:
         # sets the stored count back; a message that kills its runner between two steps still runs out of attempts.
         if isinstance(run.message, DurableMessage) and not progress.is_uncounted:
             write = CheckpointWrite(scope=progress.scope)
-            cancelled = await self._saving.commit_step(StepRun(run), write)
+            cancelled = await self._saving.commit_step(StepRun.within(run), write)
             progress.is_uncounted = True
             if cancelled:
                 raise asyncio.CancelledError
