@@ -54,7 +54,7 @@ class Call(Message):
     To its users it is a coroutine, so `TaskGroup.create_task` and the like take it.
     """
 
-    __slots__ = ("__weakref__", "_future", "_steps", "_target", "_trace", "_used")
+    __slots__ = ("__weakref__", "_copy", "_future", "_steps", "_target", "_trace", "_used")
 
     def __init__(self, target: CallTarget, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
         super().__init__(spec, entity_id, ASK)
@@ -65,6 +65,8 @@ class Call(Message):
         self.args = args
         self._future: asyncio.Future[bytes] | None = None
         """Its outcome, once it has been sent."""
+        self._copy: Any = msgspec.UNSET
+        """The result, if it needs no decoding."""
         self._steps: Generator[Any, Any, Any] | None = None
         """Its steps, if a task runs it as a coroutine; `await` makes its own."""
 
@@ -87,7 +89,7 @@ class Call(Message):
             node.deadlines.drop(self)
             if self._trace is not None:
                 self.trace_ended(_error_of(future))
-        return decode_result(self.spec, body)
+        return decode_result(self.spec, body) if self._copy is msgspec.UNSET else self._copy
 
     def send(self, value: Any) -> Any:
         """Run one step, as a task does."""
@@ -235,6 +237,14 @@ class Call(Message):
         future = self._future
         assert future is not None
         if not future.done():
+            future.set_result(body)
+
+    def on_returned(self, body: bytes, copy: Any) -> None:
+        """Wake the caller."""
+        future = self._future
+        assert future is not None
+        if not future.done():
+            self._copy = copy
             future.set_result(body)
 
     def on_failed(self, error: ActorhubError) -> None:

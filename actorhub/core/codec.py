@@ -16,18 +16,25 @@ from actorhub.core.errors import (
     MessageTooLarge,
     field_names,
 )
+from actorhub.core.fidelity import first_difference
 from actorhub.core.texts import LONGEST_NAME, text_of
 
 T = TypeVar("T")
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _JSON: Final = msgspec.json.Encoder()
+_PLAIN: Final = (bool, int, str, bytes)
+
+
+class _NoType:
+    """No value is of this type."""
+
 
 
 class Codec(Generic[T]):
     """Encoder and decoder of one type. Decoding validates, and its error names the field that does not fit."""
 
-    __slots__ = ("_decode", "_decode_json", "what")
+    __slots__ = ("_decode", "_decode_json", "_plain", "what")
 
     def __init__(self, type_: Any, what: str) -> None:
         """Prepare the decoders.
@@ -40,6 +47,8 @@ class Codec(Generic[T]):
             TypeError: msgspec does not support the type.
         """
         self.what = what
+        self._plain = type_ if type_ in _PLAIN else type(type_) if type_ is None else _NoType
+        """A value of exactly this type fits; of others, only decoding tells."""
         try:
             self._decode = msgspec.msgpack.Decoder(type_).decode
             self._decode_json = msgspec.json.Decoder(type_).decode
@@ -80,6 +89,34 @@ class Codec(Generic[T]):
             return _encode(value)
         except (TypeError, ValueError, OverflowError, RecursionError) as exc:
             raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
+
+    def encode_fitting(self, value: T) -> tuple[bytes, T]:
+        """Return what a handler returned, encoded as msgpack, and what that is decoded to: a copy, which fits the type.
+
+        Raises:
+            MalformedMessage: `value` contains something that msgspec cannot encode.
+            TypeError: it is not of the type.
+        """
+        try:
+            data = _encode(value)
+        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
+            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
+        if type(value) is self._plain:
+            return data, value
+        try:
+            return data, self._decode(data)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
+            problem = f"the handler returned something other than it declares: {self.what}: {text_of(exc)}"
+            raise TypeError(problem) from exc
+
+    def check_faithful(self, value: T, data: bytes) -> None:
+        """Check that `data`, which is `value` encoded, is decoded to an equal value.
+
+        Raises:
+            MalformedMessage: it is not; the text names the field.
+        """
+        if (problem := first_difference(value, self.decode(data))) is not None:
+            raise MalformedMessage(f"{self.what}: {problem}")
 
     def encode_json(self, value: T) -> bytes:
         """Return `value` as JSON text.

@@ -70,7 +70,7 @@ async def give_state(memory: MemoryCluster, entity: type[Declared[S]], entity_id
     """
     spec, codec = _with_state(memory, entity, entity_id)
     data = check_size(codec.encode(state), memory.settings.max_message_bytes, codec.what)
-    codec.decode(data)
+    codec.check_faithful(state, data)
     await _passivated(memory, spec, entity_id)
     # Nothing may be awaited between the last look for an activation and this: one that began would load the old state.
     stored = memory.stored(spec.name, entity_id)

@@ -208,6 +208,10 @@ class Message:
         """Take the encoded result; for a stream, the end."""
         raise AssertionError
 
+    def on_returned(self, body: bytes, copy: Any) -> None:
+        """Take the encoded result of a run in this process; `copy` is what it is decoded to, and nobody else has it."""
+        self.on_completed(body)
+
     def on_failed(self, error: ActorhubError) -> None:
         """Take the error that the call ended with."""
         raise AssertionError

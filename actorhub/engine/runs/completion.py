@@ -102,7 +102,7 @@ class Completion:
             self.on_raised(run, asyncio.CancelledError())
             return
         try:
-            body = message.spec.result.encode(value)
+            body, copy = message.spec.result.encode_fitting(value)
             if len(body) > self._limit:
                 check_size(body, self._limit, f"{message.what}: result")
         except BaseException as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
@@ -115,7 +115,7 @@ class Completion:
             and run.progress is None
             and not isinstance(message, DurableMessage)
         ):
-            self._finish(run, body)
+            self._finish(run, body, copy)
         else:
             self._settle(run, body)
 
@@ -154,7 +154,7 @@ class Completion:
         """Return the instance's state, encoded, if it differs from what is committed.
 
         Raises:
-            MalformedMessage: it cannot be encoded, or could not be loaded again.
+            MalformedMessage: it cannot be encoded, or would not come back as it is.
             MessageTooLarge: it exceeds the message limit.
         """
         codec, record = cell.hosted_type.spec.state, cell.record
@@ -163,7 +163,7 @@ class Completion:
         data = codec.encode(cell.instance.state)
         if data == record.data:
             return None
-        codec.decode(data)  # Nothing is committed that could not be loaded again.
+        codec.check_faithful(cell.instance.state, data)
         return check_size(data, self._limit, f"{cell.address}: state")
 
     def count_commit(self, cell: Cell, data: bytes | None) -> None:
@@ -290,13 +290,16 @@ class Completion:
         else:
             self._finish_refused(run, self.on_refused(cell, error))
 
-    def _finish(self, run: Run, body: bytes) -> None:
+    def _finish(self, run: Run, body: bytes, copy: Any = msgspec.UNSET) -> None:
         """Reply, and send what the handler told; everything of the run is committed."""
         message = run.message
         message.phase = DONE
         run.is_over = True
         try:
-            message.on_completed(body)
+            if copy is msgspec.UNSET:
+                message.on_completed(body)
+            else:
+                message.on_returned(body, copy)
             if run.outbox:
                 self._scheduler.send_told(run)
             if self._scheduler.observer is not None:
