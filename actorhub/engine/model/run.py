@@ -1,5 +1,6 @@
 """A run of user code, from its first step to its commit."""
 
+import asyncio
 from contextvars import ContextVar
 
 import msgspec
@@ -29,6 +30,10 @@ class Run(msgspec.Struct, eq=False):
     """The turn of an interleaved run."""
     progress: Progress | None = None
     """The checkpoints of the run, once it asked for some."""
+    saves: asyncio.Lock | None = None
+    """Held while a part of the run is committed; exists once there was one."""
+    saved: "asyncio.Future[None] | None" = None
+    """Is done once the commit of a part that is under way is answered; `None`: none is."""
 
     @property
     def kind(self) -> RunKind:

@@ -8,6 +8,7 @@ shard then. That attempt counts, but leaves no line in the message's history.
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -122,6 +123,9 @@ class Completion:
     def on_raised(self, run: Run, error: BaseException) -> None:
         """Roll the state back to what is committed, then reply with the error."""
         message, cell = run.message, run.cell
+        if run.saved is not None:
+            self._when_saved(run, partial(self.on_raised, run, error))
+            return
         if cell.record is not None and cell.phase != DEAD:
             _take_over_turn(message, cell)
             # What a nested run changed stays in the state that it shares with the run around it, and is that run's to
@@ -211,8 +215,17 @@ class Completion:
         log_failure(_log, f"{message.what}({message.entity_id}) failed", error, reply)
         return reply
 
+    def _when_saved(self, run: Run, go_on: Callable[[], None]) -> None:
+        """End a run later, once the save that one of its tasks has under way is answered."""
+        assert run.saved is not None
+        run.message.phase = COMMITTING
+        run.saved.add_done_callback(lambda _: go_on(), context=self._scheduler.context)
+
     def _settle(self, run: Run, body: bytes) -> None:
         message, cell = run.message, run.cell
+        if run.saved is not None:
+            self._when_saved(run, partial(self._settle, run, body))
+            return
         if message.is_nested:
             _take_over_turn(message, cell)
         try:

@@ -11,7 +11,7 @@ from actorhub.engine.model.run import Run, running
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.driving import run_in
-from actorhub.engine.runs.saving import Saving
+from actorhub.engine.runs.saving import Saving, one_save_at_a_time
 from actorhub.engine.runs.scheduler import Scheduler
 
 
@@ -67,6 +67,15 @@ class Hooks:
         run = Run(call, cell)
         context.run(running.set, run)
         try:
+            await self._run(run, context, spec, returned)
+        finally:
+            call.phase = DONE
+
+    async def _run(
+        self, run: Run, context: Context, spec: HandlerSpec, returned: Callable[[Cell], None] | None
+    ) -> None:
+        cell = run.cell
+        try:
             await run_in(context, spec.function(cell.instance))
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
@@ -80,9 +89,9 @@ class Hooks:
         if returned is not None:
             returned(cell)
         if cell.phase != DEAD:
-            data = None if cell.record is None else self._completion.changed_state(cell)
-            await self._saving.commit_part(run, data)
-        call.phase = DONE
+            async with one_save_at_a_time(run):
+                data = None if cell.record is None else self._completion.changed_state(cell)
+                await self._saving.commit_part(run, data)
 
 
 def _as_failure(error: BaseException) -> RuntimeError:

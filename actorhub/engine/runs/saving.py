@@ -1,6 +1,8 @@
 """Commits in the middle of a run: of a step, an item of a stream, a hook, `save()`, and the user's own SQL."""
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import msgspec
@@ -41,6 +43,35 @@ class StepRun(Run, eq=False, kw_only=True):
     @override
     def is_running(self) -> bool:
         return self.phase == RUNNING
+
+
+@asynccontextmanager
+async def one_save_at_a_time(run: Run) -> AsyncGenerator[None, None]:
+    """Keep the run's other saves out during the block; the run does not end before the block does.
+
+    Two commits of one run under way at once would both be the version after the same one, and so would the run's own:
+    the store refuses the second as it refuses another owner's.
+
+    Raises:
+        RuntimeError: the run is over, for example in a task that outlives it. Its entity may be in another run by now,
+            whose half-done changes are not this one's to commit.
+    """
+    _check_running(run)
+    if run.saves is None:
+        run.saves = asyncio.Lock()
+    async with run.saves:
+        _check_running(run)
+        saved = run.saved = asyncio.get_running_loop().create_future()
+        try:
+            yield
+        finally:
+            run.saved = None
+            saved.set_result(None)
+
+
+def _check_running(run: Run) -> None:
+    if not run.is_running:
+        raise RuntimeError(f"{run.what}: its run is over, so it cannot save")
 
 
 class Saving:

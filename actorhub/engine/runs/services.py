@@ -11,7 +11,7 @@ from actorhub.engine.model.records import RunKind
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.checkpoints import Checkpoints
 from actorhub.engine.runs.deferred import Deferrals
-from actorhub.engine.runs.saving import Saving
+from actorhub.engine.runs.saving import Saving, one_save_at_a_time
 from actorhub.engine.runs.waits import DurableWaits
 
 
@@ -40,7 +40,7 @@ async def save_now(state: Any = msgspec.UNSET) -> None:
         state: Replaces it first.
 
     Raises:
-        RuntimeError: outside of a handler, or in one that may not commit.
+        RuntimeError: outside of a handler, in one that may not commit, or in a task that outlived its handler.
         PersistenceError: ownership was lost, or the store failed.
     """
     run = running.get()
@@ -51,11 +51,12 @@ async def save_now(state: Any = msgspec.UNSET) -> None:
     if kind is RunKind.STEP:
         raise RuntimeError(f"{run.what}: a step cannot save: return the value, and save after the step")
     here = services.get()
-    if run.interleaving is None:
-        await here.saving.save_state(run, state)
-        return
-    async with run.interleaving.held():
-        if kind is RunKind.MAIN_LOOP:
-            await here.save_main_loop(run, state)
-        else:
+    async with one_save_at_a_time(run):
+        if run.interleaving is None:
             await here.saving.save_state(run, state)
+            return
+        async with run.interleaving.held():
+            if kind is RunKind.MAIN_LOOP:
+                await here.save_main_loop(run, state)
+            else:
+                await here.saving.save_state(run, state)
