@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, cast
 
 import msgspec
 
-from actorhub._call import Call, CallTarget, StreamCall
+from actorhub._call import Call, CallTarget
+from actorhub._stream_call import StreamCall
 from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec
 from actorhub.core.idempotency import check_key

@@ -7,8 +7,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from actorhub._call import Call, CallTarget, StreamCall, ToldCall
+from actorhub._call import Call, CallTarget, ToldCall
 from actorhub._stored_messages import StoredMessages
+from actorhub._stream_call import StreamCall
 from actorhub.client import Client, make_client
 from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
 from actorhub.core.codec import check_size, encode, encode_error

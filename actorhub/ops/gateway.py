@@ -8,6 +8,7 @@ from typing import Final, TypedDict, cast
 import grpc.aio
 
 from actorhub import _call as calls
+from actorhub._stream_call import StreamCall
 from actorhub.core.codec import Codec
 from actorhub.core.errors import HandlerFailed, MalformedMessage
 from actorhub.core.idempotency import check_key
@@ -62,7 +63,7 @@ class Gateway:
             raise MalformedMessage(f"{_what(spec)} is not a stream: use Call")
         _check_at_once(request)
         target, arguments = _prepared(runner, spec, request)
-        async with aclosing(calls.StreamCall(target, spec, request.entity_id, arguments)) as call:
+        async with aclosing(StreamCall(target, spec, request.entity_id, arguments)) as call:
             async for item in call:
                 yield _encoded(request.encoding, spec, item)
 

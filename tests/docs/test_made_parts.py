@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from actorhub._call import MAX_CALLS, STREAM_WINDOW, CallTarget
+from actorhub._call import MAX_CALLS, CallTarget
 from actorhub._declaration import EntityOptions
+from actorhub._stream_call import STREAM_WINDOW
 from actorhub.core import key_value
 from actorhub.core.config import Settings
 from actorhub.core.errors import ActorhubError, EntityError

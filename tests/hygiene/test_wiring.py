@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from tests.hygiene.sources import modules, place, tree
 
+_OPTIONS_OF_STRUCTS = {"kw_only", "frozen", "eq"}
 _RECORDS = {"Struct", "Protocol", "NamedTuple", "TypedDict", "Enum", "IntEnum", "dataclass"}
 _GIVEN_BY_THE_ENGINE = {("Declared", "state"), ("Declared", "__declaration__")}
 """What the engine gives to users' objects; the second one is made with the class itself."""
@@ -52,7 +53,8 @@ def dotted_words(node: ast.AST) -> tuple[str, ...]:
 def _is_record(node: ast.ClassDef) -> bool:
     parts = (*node.bases, *node.decorator_list)
     words = {word for part in parts for name in ast.walk(part) for word in dotted_words(name)}
-    return bool(words & _RECORDS)
+    # A class that derives from a struct shows it by the options it gives: its fields must be given, too.
+    return bool(words & _RECORDS) or bool({keyword.arg for keyword in node.keywords} & _OPTIONS_OF_STRUCTS)
 
 
 def test_no_attribute_is_declared_without_a_value() -> None:
