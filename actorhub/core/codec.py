@@ -30,7 +30,6 @@ class _NoType:
     """No value is of this type."""
 
 
-
 class Codec(Generic[T]):
     """Encoder and decoder of one type. Decoding validates, and its error names the field that does not fit."""
 

@@ -6,7 +6,7 @@ A struct of a subclass in a field of its base comes back as the base, without it
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -14,8 +14,8 @@ import msgspec
 def first_difference(value: object, back: object) -> str | None:
     """Return what differs in `back`, the decoded copy of `value`, and where; `None` if it is equal.
 
-    Equal is what `==` says, so a `StrEnum` may come back as a `str`, and an `int` as a `float`. Where `==` says no, or is
-    of no use (NaN, classes without `__eq__`), fields and items are compared one by one.
+    Equal is what `==` says, so a `StrEnum` may come back as a `str`, and an `int` as a `float`. Where `==` says no, or
+    is of no use (NaN, classes without `__eq__`), fields and items are compared one by one.
     """
     return None if _is_equal(value, back) else _difference(value, back, "")
 
@@ -39,9 +39,8 @@ def _difference(value: object, back: object, path: str) -> str | None:
     where = path.lstrip(".") or "it"
     if isinstance(value, dict | list | tuple | set | frozenset) and type(value) is type(back):
         return f"{where} comes back with other items: use types that come back as they were"
-    return (
-        f"{where} is a {type(value).__qualname__} and would come back as a {type(back).__qualname__}: declare its exact type"
-    )
+    was, becomes = type(value).__qualname__, type(back).__qualname__
+    return f"{where} is a {was} and would come back as a {becomes}: declare its exact type"
 
 
 def _parts(value: Any, back: Any) -> Iterable[tuple[str, tuple[Any, Any]]] | None:

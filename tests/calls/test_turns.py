@@ -210,26 +210,6 @@ async def test_what_a_nested_run_changed_is_undone_with_the_run_around_it(cluste
     assert await desk.read() == []
 
 
-async def test_a_nested_run_that_outlives_the_run_around_it_commits_itself(
-    memory: MemoryCluster, cluster: Cluster
-) -> None:
-    """Its reply comes after the commit of its own change, though the turn that it began in is over."""
-    desk = cluster.client(Desk)("a")
-    outer = soon(desk.hold())
-    await gates["a"].came()
-    nested = soon(desk.slow_note("late"))
-    await gates["slow"].came()
-    gates["a"].open()
-    await outer
-    gates["slow"].open()
-    await nested
-    stored = memory.stored("desk", "a")
-    assert stored is not None
-    assert b"late" in stored.data
-    await desk.write("next")
-    assert await desk.read() == ["late", "next"]
-
-
 async def test_a_call_that_comes_back_is_a_cycle_with_its_path(anywhere: Cluster) -> None:
     """The error names every entity on the way; nobody hangs."""
     desk = anywhere.client(Desk)

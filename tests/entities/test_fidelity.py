@@ -69,14 +69,16 @@ class Book(Entity[Page]):
 _runs: list[int] = []
 
 
-def _change(name: str, value: Any) -> Callable[[Page], None]:
+def _change(name: str, value: object) -> Callable[[Page], None]:
     return lambda page: setattr(page, name, value)
 
 
 _CHANGES: dict[str, Callable[[Page], None]] = {
     "note is a Signed and would come back as a Note": _change("note", Signed("a", "b")),
     r"anything\['price'\] is a Decimal and would come back as a str": _change("anything", {"price": Decimal("1.5")}),
-    r"anything\['a'\]\[0\]\['b'\] is a tuple and would come back as a list": _change("anything", {"a": [{"b": (1, 2)}]}),
+    r"anything\['a'\]\[0\]\['b'\] is a tuple and would come back as a list": _change(
+        "anything", {"a": [{"b": (1, 2)}]}
+    ),
     "odd.more is a date and would come back as a str": _change("odd", Incomparable(more=date(2026, 1, 1))),
     "odd.more is a UUID and would come back as a str": _change("odd", Incomparable(more=UUID(int=1))),
     "numbers is a tuple and would come back as a list": _change("numbers", (1, 2)),
@@ -147,11 +149,13 @@ def test_the_difference_is_found_wherever_it_is(value: object) -> None:
     assert (first_difference(value, back) is None) == _is_same(value, back)
 
 
-def _is_same(value: Any, back: Any) -> bool:
+def _is_same(value: object, back: object) -> bool:
     if type(value) is not type(back):
         return False
     if isinstance(value, list):
+        assert isinstance(back, list)
         return len(value) == len(back) and all(map(_is_same, value, back))
     if isinstance(value, dict):
+        assert isinstance(back, dict)
         return value.keys() == back.keys() and all(_is_same(value[key], back[key]) for key in value)
     return bool(value == back or value != value)  # noqa: PLR0124 - NaN

@@ -1,8 +1,9 @@
 """`save()` belongs to the run that calls it: one at a time, none outside of it, and the run ends after it."""
 
 import asyncio
+from collections.abc import Coroutine
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import pytest
@@ -11,14 +12,9 @@ from actorhub import Entity, HandlerFailed, Hub, Singleton
 from actorhub.testing import MemoryCluster, state_of
 from tests.support.gates import failure, gates, soon
 
-_tasks: Final[set["asyncio.Task[Any]"]] = set()
 
-
-def _spawn(call: Any) -> "asyncio.Task[Any]":
-    task = asyncio.create_task(call)
-    _tasks.add(task)
-    task.add_done_callback(_tasks.discard)
-    return task
+def _spawn(call: Coroutine[Any, Any, None]) -> None:
+    soon(call)
 
 
 class Marks(msgspec.Struct):
@@ -118,7 +114,7 @@ async def test_saves_of_one_handler_at_once_queue_up() -> None:
 
 
 async def test_a_handler_that_returns_ends_after_its_save() -> None:
-    """Its reply comes when both are committed. What the task saves after that is refused, and changes nothing."""
+    """Its reply comes when both are committed, and what its task saves after that is refused."""
     async with MemoryCluster(_hub()) as memory:
         sheet = (await memory.start_runner()).client(Sheet)("a")
         await sheet.mark_and_leave("one", "late")

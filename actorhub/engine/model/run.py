@@ -1,7 +1,9 @@
 """A run of user code, from its first step to its commit."""
 
 import asyncio
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
+from contextvars import Context, ContextVar
+from typing import Any, Protocol
 
 import msgspec
 
@@ -9,6 +11,40 @@ from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.records import RUNNING, Cell, InterleavedTurn, Message, RunKind
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import RunTransaction
+
+
+class NestedChanges(Protocol):
+    """What a run within another run's turn changed."""
+
+    outer: "Run | None"
+    """The run around it; `None`: several `readonly` ones, which commit nothing."""
+    depth: int
+    """How often its entity is in the chain of calls that led to it."""
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether the run has changed the state, and nobody else has."""
+        ...
+
+    def on_step_ended(self) -> None:
+        """Note how the run leaves the state to others."""
+        ...
+
+    def adopt(self, state: bytes | None) -> None:
+        """Take what a run within this one left for its own."""
+        ...
+
+    def resume(self, context: Context, step: Callable[[], Any]) -> Any:
+        """Take one step of the run."""
+        ...
+
+    def undo(self) -> bool:
+        """Take back what the run changed; return `False` if that cannot be told from what others changed."""
+        ...
+
+    def end(self) -> None:
+        """Let the run around it end."""
+        ...
 
 
 class Run(msgspec.Struct, eq=False):
@@ -32,8 +68,14 @@ class Run(msgspec.Struct, eq=False):
     """The checkpoints of the run, once it asked for some."""
     saves: asyncio.Lock | None = None
     """Held while a part of the run is committed; exists once there was one."""
-    saved: "asyncio.Future[None] | None" = None
-    """Is done once the commit of a part that is under way is answered; `None`: none is."""
+    parts: int = 0
+    """Saves and nested runs that are under way: the run ends after them."""
+    quiet: "asyncio.Future[None] | None" = None
+    """Is done once there are none; exists while the end waits for that."""
+    nesting: NestedChanges | None = None
+    """What it changed, if it runs within another run's turn."""
+    inner: Sequence[NestedChanges] = ()
+    """Of the runs within its turn."""
 
     @property
     def kind(self) -> RunKind:
@@ -44,6 +86,12 @@ class Run(msgspec.Struct, eq=False):
     def is_running(self) -> bool:
         """Whether user code still runs: neither over nor being committed."""
         return not self.is_over and self.message.phase == RUNNING
+
+    def end_part(self) -> None:
+        """Count a save or a nested run as ended."""
+        self.parts -= 1
+        if self.parts == 0 and self.quiet is not None:
+            self.quiet.set_result(None)
 
     @property
     def spec(self) -> HandlerSpec:

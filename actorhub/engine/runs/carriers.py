@@ -25,6 +25,7 @@ from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.driving import drive
 from actorhub.engine.runs.interleaving import Interleaving
+from actorhub.engine.runs.nesting import Nesting
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.streams import Streams
 
@@ -132,9 +133,8 @@ class Carriers:
                 continue
             assert message.cell is not None
             run = Run(message, message.cell)
-            if message.spec.interleaved:
-                run.interleaving = Interleaving(scheduler, message, message.cell)
-                run.progress = message.progress
+            if message.spec.interleaved or message.is_nested:
+                self._relate(run)
             context = base.copy()
             context.run(running.set, run)
             if scheduler.observer is not None:
@@ -161,6 +161,15 @@ class Carriers:
                 yield from self._pause()
         # Since the list was found empty nothing was awaited, so nothing can have become ready without being seen.
         scheduler.is_carried = False
+
+    def _relate(self, run: Run) -> None:
+        """Prepare a run that shares its entity with others between its steps."""
+        message, cell = run.message, run.cell
+        if message.spec.interleaved:
+            run.interleaving = Interleaving(self._scheduler, message, cell)
+            run.progress = message.progress
+        else:
+            run.nesting = Nesting(cell, self._scheduler.holders.get(cell), message.chain.count(cell.address))
 
     def _pause(self) -> Generator[Any, Any, None]:
         # One round of the event loop, for I/O and timers. What becomes ready meanwhile is still this carrier's.
@@ -193,7 +202,9 @@ class Carriers:
             self._take_back(message)
             return None
         cell.last_used = now
-        if isinstance(message, DurableMessage) and not self._gate.begin(message):
+        if (message.is_nested and self._scheduler.restart_if_alone(message)) or (
+            isinstance(message, DurableMessage) and not self._gate.begin(message)
+        ):
             return None
         message.epoch = cell.shard.epoch  # Its commit and its reply count for the ownership under which it starts.
         self.started += 1
@@ -229,7 +240,11 @@ class Carriers:
             timer = self._loop.call_later(message.spec.timeout, partial(self._on_timeout, message))
         if run.interleaving is not None:
             steps = run.interleaving.drive(context, coroutine, step)
+        elif run.nesting is not None:
+            run.nesting.on_step_ended()
+            steps = drive(context, coroutine, step, run.nesting.resume)
         else:
+            self._scheduler.hold(run)
             steps = drive(context, coroutine, step)
         try:
             value = yield from steps
@@ -248,6 +263,8 @@ class Carriers:
     def _forget_suspended(self, run: Run) -> None:
         # Before the run is completed: `abandon` must not cancel the carrier of a run that is over.
         self._scheduler.suspended.discard(run)
+        if not run.parts:
+            self._scheduler.release(run)
         run.message.task = None
 
     def _on_timeout(self, message: Message) -> None:

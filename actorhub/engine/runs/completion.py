@@ -19,7 +19,7 @@ from actorhub.core.errors import ActorhubError, DuplicateKey, EntityError, Handl
 from actorhub.core.texts import is_printable, name_of, text_of, traceback_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUNNING, Cell, Message
-from actorhub.engine.model.run import Run
+from actorhub.engine.model.run import NestedChanges, Run
 from actorhub.engine.runs.commits import Commits, next_to_count, tells_durably
 from actorhub.engine.runs.scheduler import Scheduler, lost_owner
 from actorhub.engine.runs.store_answers import store_error
@@ -123,15 +123,18 @@ class Completion:
     def on_raised(self, run: Run, error: BaseException) -> None:
         """Roll the state back to what is committed, then reply with the error."""
         message, cell = run.message, run.cell
-        if run.saved is not None:
-            self._when_saved(run, partial(self.on_raised, run, error))
+        if run.parts and cell.phase != DEAD:
+            self._when_quiet(run, partial(self.on_raised, run, error))
             return
         if cell.record is not None and cell.phase != DEAD:
             _take_over_turn(message, cell)
-            # What a nested run changed stays in the state that it shares with the run around it, and is that run's to
-            # commit or to roll back.
             if not message.is_nested:
                 self.undo(cell)
+            elif run.nesting is not None and not run.nesting.undo():
+                _log.warning(
+                    "%s: changes of a run that failed are mixed with others, so it is loaded again", cell.address
+                )
+                self._rebuilder.discard(cell)
         message.phase = DONE
         run.is_over = True
         run.outbox = None
@@ -145,6 +148,8 @@ class Completion:
                 self._store.roll_back(run, self._scheduler.end_turn)
             else:
                 self._scheduler.end_turn(message)
+            if run.nesting is not None:
+                run.nesting.end()
 
     def undo(self, cell: Cell) -> None:
         """Set the state back to what is committed. Where user code does not let it, the activation is rebuilt."""
@@ -215,23 +220,26 @@ class Completion:
         log_failure(_log, f"{message.what}({message.entity_id}) failed", error, reply)
         return reply
 
-    def _when_saved(self, run: Run, go_on: Callable[[], None]) -> None:
-        """End a run later, once the save that one of its tasks has under way is answered."""
-        assert run.saved is not None
+    def _when_quiet(self, run: Run, go_on: Callable[[], None]) -> None:
+        """End a run later, once the saves of its tasks are answered, and the runs within it are over."""
+
+        def on_quiet(_: object) -> None:
+            run.quiet = None
+            self._scheduler.release(run)
+            go_on()
+
         run.message.phase = COMMITTING
-        run.saved.add_done_callback(lambda _: go_on(), context=self._scheduler.context)
+        run.quiet = asyncio.get_running_loop().create_future()
+        run.quiet.add_done_callback(on_quiet, context=self._scheduler.context)
 
     def _settle(self, run: Run, body: bytes) -> None:
         message, cell = run.message, run.cell
-        if run.saved is not None:
-            self._when_saved(run, partial(self._settle, run, body))
+        if run.parts and cell.phase != DEAD:
+            self._when_quiet(run, partial(self._settle, run, body))
             return
-        if message.is_nested:
-            _take_over_turn(message, cell)
+        if run.nesting is not None and self._settle_nested(run, body, run.nesting):
+            return
         try:
-            # A nested run (`reentrant`) commits nothing by itself. What it changed becomes part of the commit of the
-            # run around it, or is undone with that; a commit of its own would make a half-done state visible. One that
-            # outlives the run around it took the turn over, above, and commits like any other.
             data = None if message.is_nested or cell.record is None else self.changed_state(cell)
         except BaseException as exc:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             self.on_raised(run, exc)
@@ -255,6 +263,24 @@ class Completion:
             self._store.state(cell, message.epoch, data).add_done_callback(
                 partial(self._on_state_answer, run, data, body), context=self._scheduler.context
             )
+
+    def _settle_nested(self, run: Run, body: bytes, nesting: NestedChanges) -> bool:
+        """Make what a nested run leaves part of the run around it; return `False` if it has to commit by itself."""
+        message, outer = run.message, nesting.outer
+        _take_over_turn(message, run.cell)
+        if not message.is_nested:
+            return False
+        if nesting.has_changes and (outer is None or message.spec.readonly):
+            where = "within a readonly handler" if outer is None else "though it is readonly"
+            self.on_raised(run, TypeError(f"{message.what} changed the state {where}: remove readonly=True"))
+            return True
+        if outer is None:
+            return False
+        if run.outbox is not None:
+            outer.outbox = [*(outer.outbox or ()), *run.outbox]
+            run.outbox = None
+        self._finish(run, body)
+        return True
 
     def _on_state_answer(self, run: Run, data: bytes, body: bytes, outcome: "asyncio.Future[None]") -> None:
         error = self.note_state_commit(run.cell, data, outcome)
@@ -320,6 +346,8 @@ class Completion:
         finally:
             # The turn ends last: what the next run tells must not overtake what this one told (invariant G).
             self._scheduler.end_turn(message)
+            if run.nesting is not None:
+                run.nesting.end()
 
     def _finish_refused(self, run: Run, error: ActorhubError) -> None:
         """End a run whose commit was refused."""
@@ -330,6 +358,8 @@ class Completion:
         message.on_failed(error)
         self._observe_end(run, error)
         self._scheduler.end_turn(message)
+        if run.nesting is not None:
+            run.nesting.end()
 
     def _observe_end(self, run: Run, error: ActorhubError) -> None:
         if self._scheduler.observer is not None:

@@ -7,7 +7,25 @@ from functools import partial
 from typing import Any
 
 
-def drive(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any) -> Generator[Any, Any, Any]:
+def resumed(context: contextvars.Context, resume: Callable[[], Any]) -> Any:
+    """Return what the next step of user code yields.
+
+    Raises:
+        StopIteration: It returned.
+        RuntimeError: It raised `GeneratorExit`, which means here that the event loop was closed.
+    """
+    try:
+        return context.run(resume)
+    except GeneratorExit as exc:
+        raise RuntimeError("the handler raised GeneratorExit") from exc
+
+
+def drive(
+    context: contextvars.Context,
+    coroutine: "Coroutine[Any, Any, Any]",
+    step: Any,
+    take_step: Callable[[contextvars.Context, Callable[[], Any]], Any] = resumed,
+) -> Generator[Any, Any, Any]:
     """Run the rest of `coroutine`, whose first step yielded `step`, each step in `context`."""
     while True:
         try:
@@ -20,22 +38,9 @@ def drive(context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", s
         else:
             resume = partial(coroutine.send, value)
         try:
-            step = resumed(context, resume)
+            step = take_step(context, resume)
         except StopIteration as stop:
             return stop.value
-
-
-def resumed(context: contextvars.Context, resume: Callable[[], Any]) -> Any:
-    """Return what the next step of user code yields.
-
-    Raises:
-        StopIteration: It returned.
-        RuntimeError: It raised `GeneratorExit`, which means here that the event loop was closed.
-    """
-    try:
-        return context.run(resume)
-    except GeneratorExit as exc:
-        raise RuntimeError("the handler raised GeneratorExit") from exc
 
 
 @types.coroutine

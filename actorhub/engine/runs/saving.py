@@ -61,12 +61,11 @@ async def one_save_at_a_time(run: Run) -> AsyncGenerator[None, None]:
         run.saves = asyncio.Lock()
     async with run.saves:
         _check_running(run)
-        saved = run.saved = asyncio.get_running_loop().create_future()
+        run.parts += 1
         try:
             yield
         finally:
-            run.saved = None
-            saved.set_result(None)
+            run.end_part()
 
 
 def _check_running(run: Run) -> None:

@@ -16,6 +16,7 @@ from actorhub.engine.model.records import (
     COMMITTING,
     DEAD,
     DONE,
+    EXCLUSIVE,
     QUEUED,
     RUNNING,
     Cell,
@@ -62,6 +63,8 @@ class Scheduler:
         """A carrier is scheduled, or between two runs: it will find what becomes ready."""
         self.suspended: set[Run] = set()
         """Messages whose handler awaits something, each with a carrier of its own."""
+        self.holders: dict[Cell, Run] = {}
+        """The suspended run that has the cell for itself: what calls back runs within it."""
         self.observer: Observer | None = None
         """Told of runs; `None` unless metrics or traces are wanted."""
         self.context = contextvars.copy_context()
@@ -75,8 +78,8 @@ class Scheduler:
         # `spec` could share and a queue whose head waits for an exclusive one.
         if cell.phase == ACTIVE and cell.queue is None and cell.admit(message.spec):
             self.start(message)
-        elif message.spec.reentrant and cell.instance is not None and (cell.load or cell.phase == ACTIVE):
-            # It must not wait: the run that has the turn may be the one that waits for this call.
+        elif message.spec.reentrant and cell.load != 0 and cell.address in message.chain:
+            # It must not wait: the run that has the turn is the one that waits for this call.
             cell.nested += 1
             message.is_nested = True
             self.start(message)
@@ -84,6 +87,30 @@ class Scheduler:
             return
         if message.kind == TELL:
             message.on_accepted()
+
+    def restart_if_alone(self, message: Message) -> bool:
+        """Have a message, which was to run within another run's turn, wait for one of its own if that run has ended."""
+        cell = message.cell
+        assert cell is not None
+        if cell.load > 0 or cell in self.holders:
+            return False
+        cell.nested -= 1
+        message.is_nested = False
+        if cell.phase == ACTIVE and cell.queue is None and cell.admit(message.spec):
+            self.start(message)
+        else:
+            self._queue(cell, message)
+        return True
+
+    def hold(self, run: Run) -> None:
+        """Note that a run which has its entity for itself is suspended, so that its entity can be called back."""
+        if not run.message.is_nested and run.cell.load == EXCLUSIVE:
+            self.holders[run.cell] = run
+
+    def release(self, run: Run) -> None:
+        """Note that a run is being ended: no other run starts within it."""
+        if self.holders.get(run.cell) is run:
+            del self.holders[run.cell]
 
     def _queue(self, cell: Cell, message: Message) -> bool:
         """Queue the message, or fail it; return whether a tell is accepted now, and not only when its turn comes."""

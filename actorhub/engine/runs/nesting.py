@@ -1,0 +1,88 @@
+"""Runs within another run's turn: a reentrant handler, called back by whom its entity waits for.
+
+Such a run commits nothing by itself. What it changed and told becomes part of the commit of the run around it, which
+therefore ends after it; a commit of its own would make the half-done state of that one visible. If it raises, what it
+and the runs within it changed is taken back. That can be told apart as long as nobody else changes the state between
+its first step and its last; where somebody did, the whole activation is undone.
+"""
+
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any
+
+from actorhub.core.errors import MalformedMessage
+from actorhub.engine.model.records import Cell
+from actorhub.engine.model.run import Run
+from actorhub.engine.runs.driving import resumed
+
+
+class Nesting:
+    """What one nested run changed."""
+
+    def __init__(self, cell: Cell, outer: Run | None, depth: int) -> None:
+        """Prepare.
+
+        Args:
+            cell: The entity.
+            outer: The run around it; `None`: several `readonly` ones.
+            depth: How often the entity is in the chain of calls that led here.
+        """
+        self._cell = cell
+        self.outer = outer
+        self.depth = depth
+        self._before = self._left = self._encoded()
+        self._is_mixed = cell.record is not None and self._before is None
+        if outer is not None:
+            outer.parts += 1
+            outer.inner = [*outer.inner, self]
+
+    @property
+    def has_changes(self) -> bool:
+        """Whether the run has changed the state, and nobody else has."""
+        return not self._is_mixed and self._encoded() != self._before
+
+    def on_step_ended(self) -> None:
+        """Note how the run leaves the state to others."""
+        self._left = state = self._encoded()
+        inner = self.outer.inner if self.outer is not None else ()
+        for depth in range(1, self.depth):
+            around = [nesting for nesting in inner if nesting.depth == depth]
+            # Of several that might be the one around this run, none takes the change for its own.
+            if len(around) == 1:
+                around[0].adopt(state)
+
+    def adopt(self, state: bytes | None) -> None:
+        """Take what a run within this one left for its own."""
+        self._left = state
+
+    def resume(self, context: Context, step: Callable[[], Any]) -> Any:
+        """Take one step of the run; see `resumed`."""
+        self._is_mixed = self._is_mixed or self._encoded() != self._left
+        try:
+            return resumed(context, step)
+        finally:
+            self.on_step_ended()
+
+    def undo(self) -> bool:
+        """Take back what the run changed; return `False` if that cannot be told from what others changed."""
+        if self.has_changes and self._before is not None:
+            codec = self._cell.hosted_type.spec.state
+            assert codec is not None
+            self._cell.instance.state = codec.decode(self._before)
+        return not self._is_mixed
+
+    def end(self) -> None:
+        """Let the run around it end."""
+        self.on_step_ended()
+        if self.outer is not None:
+            self.outer.inner = [nesting for nesting in self.outer.inner if nesting is not self]
+            self.outer.end_part()
+
+    def _encoded(self) -> bytes | None:
+        codec = self._cell.hosted_type.spec.state
+        if codec is None:
+            return None
+        try:
+            return codec.encode(self._cell.instance.state)
+        except MalformedMessage:
+            return None  # The run around it has left something in it that is not meant to stay.
