@@ -121,16 +121,10 @@ class Completion:
 
     def on_raised(self, run: Run, error: BaseException) -> None:
         """Roll the state back to what is committed, then reply with the error."""
-        message, cell = run.message, run.cell
-        if cell.record is not None and cell.phase != DEAD:
-            _take_over_turn(message, cell)
-            # What a nested run changed stays in the state that it shares with the run around it, and is that run's to
-            # commit or to roll back.
-            if not message.is_nested:
-                self.undo(cell)
+        message = run.message
+        self.take_back(run)
         message.phase = DONE
         run.is_over = True
-        run.outbox = None
         reply = self._as_reply(message, error)
         try:
             message.on_failed(reply)
@@ -141,6 +135,17 @@ class Completion:
                 self._store.roll_back(run, self._scheduler.end_turn)
             else:
                 self._scheduler.end_turn(message)
+
+    def take_back(self, run: Run) -> None:
+        """Undo what a run, or the present step of a stream, changed and told."""
+        message, cell = run.message, run.cell
+        if cell.record is not None and cell.phase != DEAD:
+            take_over_turn(message, cell)
+            # What a nested run changed stays in the state that it shares with the run around it, and is that run's to
+            # commit or to roll back.
+            if not message.is_nested:
+                self.undo(cell)
+        run.outbox = None
 
     def undo(self, cell: Cell) -> None:
         """Set the state back to what is committed. Where user code does not let it, the activation is rebuilt."""
@@ -214,7 +219,7 @@ class Completion:
     def _settle(self, run: Run, body: bytes) -> None:
         message, cell = run.message, run.cell
         if message.is_nested:
-            _take_over_turn(message, cell)
+            take_over_turn(message, cell)
         try:
             # A nested run (`reentrant`) commits nothing by itself. What it changed becomes part of the commit of the
             # run around it, or is undone with that; a commit of its own would make a half-done state visible. One that
@@ -320,7 +325,7 @@ class Completion:
             self._scheduler.observer.ended(run.message, error)
 
 
-def _take_over_turn(message: Message, cell: Cell) -> None:
+def take_over_turn(message: Message, cell: Cell) -> None:
     """Give a nested run the turn if the run around it is over: from then on what it changes is its own."""
     if message.is_nested and cell.load == 0:
         cell.nested -= 1
