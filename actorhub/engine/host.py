@@ -327,7 +327,9 @@ class Host:
         shard = cell.shard
         # The cell is forgotten before its messages are placed again, so that they make a new one.
         self.residents.forget(cell)
-        left = [message for message in cell.take_queue() if not message.on_not_started()]
+        # A stream that waits for its next step has begun, so it does not begin again: its task ends it.
+        unstarted = (message for message in cell.take_queue() if message.producer is None)
+        left = [message for message in unstarted if not message.on_not_started()]
         self.delivery.backlog.on_entity_left(cell)
         if cell.is_singleton:
             self.singletons.on_gone(cell)
@@ -374,10 +376,8 @@ class Host:
         """End an activation at once; the next message makes a new one from what is stored."""
         if cell.phase in (ACTIVE, CLOSING):
             cell.phase = DEAD
-            for task in cell.streams or ():
-                # If it is a stream that led to this, this runs in its task, which ends with the error.
-                if task is not asyncio.current_task():
-                    task.cancel()
+            for producer in cell.streams or ():
+                producer.stop()
             self._on_gone(cell)
 
     def distrust(self, cell: Cell, error: ActorhubError) -> None:

@@ -72,12 +72,21 @@ class Recipient(Protocol):
 class Producer(Protocol):
     """What makes the items of a stream that runs in this process."""
 
+    @property
+    def has_turn(self) -> bool:
+        """Whether a step of it runs, or its clean-up, with the entity's turn."""
+        ...
+
     def grant(self, count: int) -> None:
         """Let `count` more items leave, because the consumer took as many."""
         ...
 
     def on_turn_granted(self) -> None:
         """Go on: the entity is this stream's for one more step."""
+        ...
+
+    def stop(self) -> None:
+        """The activation ends, or has ended: cut the stream short; wait for no turn of a dead cell."""
         ...
 
 
@@ -275,6 +284,17 @@ class StateRecord:
         self.data = data
 
 
+class Returning:
+    """An interleaved run, or the clean-up of a stream, that waits to get a turn back. It comes before the mailbox."""
+
+    __slots__ = ("future", "spec")
+
+    def __init__(self, spec: HandlerSpec) -> None:
+        self.spec = spec
+        self.future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """`True`: it has its turn. `False`: it need not wait any longer."""
+
+
 class Cell:
     """One resident entity: its instance, its mailbox, and what runs. An idle one has no task, queue or timer."""
 
@@ -298,13 +318,14 @@ class Cell:
         self.last_used = 0.0
         self.kept = False
         """It is not passivated when idle (`keep_alive`)."""
-        self.streams: set[asyncio.Task[None]] | None = None
+        self.streams: set[Producer] | None = None
+        """Streams that run, with those whose clean-up does."""
         self.has_backlog = shard.has_backlog
         """Durable messages of it may wait in the store. New ones must wait behind them, in the store, too."""
         self.durable_count = 0
         """How many durable messages are in its mailbox, start or run."""
-        self.returning: deque[asyncio.Future[bool]] | None = None
-        """Interleaved runs that wait to get their turn back (`True`); exists only while there are any."""
+        self.returning: deque[Returning] | None = None
+        """Who waits to get a turn back; exists only while there is somebody."""
 
     @property
     def is_idle(self) -> bool:
@@ -331,7 +352,7 @@ class Cell:
         """Type and id."""
         return self.hosted_type.spec.name, self.entity_id
 
-    def admit(self, spec: HandlerSpec) -> bool:
+    def admit(self, spec: HandlerSpec, *, is_returning: bool = False) -> bool:
         """Give a run of `spec` a turn if one is free, and return whether it was; else change nothing.
 
         `Scheduler.end_turn` takes the turn back.
@@ -340,9 +361,9 @@ class Cell:
         if load == 0:
             self.load = 1 if spec.readonly or self.hosted_type.spec.concurrency > 1 else EXCLUSIVE
             return True
-        # A shared run beside others must not start while an interleaved run waits for the whole entity: there might
-        # always be one more of them, and it would never get its turn.
-        if load > 0 and self.returning is None:
+        # A shared run beside others must not start while somebody waits to get a turn back, perhaps the whole entity's:
+        # there might always be one more of them, and the turn would never come.
+        if load > 0 and (is_returning or self.returning is None):
             limit = _UNLIMITED if spec.readonly else self.hosted_type.spec.concurrency
             if limit > 1 and load < limit:
                 self.load = load + 1

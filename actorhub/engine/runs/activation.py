@@ -116,8 +116,8 @@ class Activations:
         """Start no further run; passivate once nothing runs."""
         if cell.phase == ACTIVE:
             cell.phase = CLOSING
-            for task in cell.streams or ():
-                task.cancel()
+            for producer in cell.streams or ():
+                producer.stop()
             self.passivate_if_idle(cell)
 
     def passivate_if_idle(self, cell: Cell) -> None:

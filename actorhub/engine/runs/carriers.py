@@ -189,7 +189,8 @@ class Carriers:
         # These are the last checks before user code runs, and there is no await between them and its first step, so
         # whatever fails here can promise that nothing ran (invariant F).
         now = self._monotonic()
-        if message.abandoned_for is not None or message.deadline <= now:
+        # A stream that goes on for one more step has begun; it ends by itself.
+        if (message.abandoned_for is not None or message.deadline <= now) and message.producer is None:
             error = message.abandoned_for or CallTimeout(f"{message.what}: its deadline passed while it waited")
             error.possibly_executed = False
             self._scheduler.refuse(message, error)

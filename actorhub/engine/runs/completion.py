@@ -126,18 +126,9 @@ class Completion:
         if run.parts and cell.phase != DEAD:
             self._when_quiet(run, partial(self.on_raised, run, error))
             return
-        if cell.record is not None and cell.phase != DEAD:
-            _take_over_turn(message, cell)
-            if not message.is_nested:
-                self.undo(cell)
-            elif run.nesting is not None and not run.nesting.undo():
-                _log.warning(
-                    "%s: changes of a run that failed are mixed with others, so it is loaded again", cell.address
-                )
-                self._rebuilder.discard(cell)
+        self.take_back(run)
         message.phase = DONE
         run.is_over = True
-        run.outbox = None
         reply = self._as_reply(message, error)
         try:
             message.on_failed(reply)
@@ -150,6 +141,18 @@ class Completion:
                 self._scheduler.end_turn(message)
             if run.nesting is not None:
                 run.nesting.end()
+
+    def take_back(self, run: Run) -> None:
+        """Undo what a run, or the present step of a stream, changed and told."""
+        message, cell = run.message, run.cell
+        if cell.record is not None and cell.phase != DEAD:
+            take_over_turn(message, cell)
+            if not message.is_nested:
+                self.undo(cell)
+            elif run.nesting is not None and not run.nesting.undo():
+                _log.warning("%s: changes of a failed run are mixed with others, so it is loaded again", cell.address)
+                self._rebuilder.discard(cell)
+        run.outbox = None
 
     def undo(self, cell: Cell) -> None:
         """Set the state back to what is committed. Where user code does not let it, the activation is rebuilt."""
@@ -267,7 +270,7 @@ class Completion:
     def _settle_nested(self, run: Run, body: bytes, nesting: NestedChanges) -> bool:
         """Make what a nested run leaves part of the run around it; return `False` if it has to commit by itself."""
         message, outer = run.message, nesting.outer
-        _take_over_turn(message, run.cell)
+        take_over_turn(message, run.cell)
         if not message.is_nested:
             return False
         if nesting.has_changes and (outer is None or message.spec.readonly):
@@ -366,7 +369,7 @@ class Completion:
             self._scheduler.observer.ended(run.message, error)
 
 
-def _take_over_turn(message: Message, cell: Cell) -> None:
+def take_over_turn(message: Message, cell: Cell) -> None:
     """Give a nested run the turn if the run around it is over: from then on what it changes is its own."""
     if message.is_nested and cell.load == 0:
         cell.nested -= 1

@@ -15,7 +15,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, cast
 
-from actorhub.engine.model.records import ACTIVE, DEAD, EXCLUSIVE, RUNNING, Cell, Message
+from actorhub.engine.model.records import ACTIVE, DEAD, RUNNING, Cell, Message, Returning
+from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.runs.driving import resumed
 
 
@@ -43,7 +44,7 @@ class Interleaving:
         """Some task of the run is in a `held` block, or about to be."""
         self._is_waiting = False
         """The run's coroutine is suspended."""
-        self._returning: set[asyncio.Future[bool]] = set()
+        self._returning: set[Returning] = set()
         """Of the cell's `returning`, those of this run: its coroutine's, and that of a task which is about to hold."""
 
     def drive(
@@ -110,25 +111,8 @@ class Interleaving:
         cancelled: asyncio.CancelledError | None = None
         has_turn = False
         while message.is_nested and not has_turn and cell.phase != DEAD:
-            if cell.load == 0:
-                cell.load = EXCLUSIVE
-                has_turn = True
-                continue
-            returning = asyncio.get_running_loop().create_future()
-            if cell.returning is None:
-                cell.returning = deque()
-            cell.returning.append(returning)
-            self._returning.add(returning)
-            try:
-                yield from returning
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-                _forget(cell, returning)
-            finally:
-                self._returning.discard(returning)
-            # A cancellation can come in the same tick as the turn. The turn is this run's then: nobody else would end
-            # it.
-            has_turn = returning.done() and not returning.cancelled() and returning.result()
+            has_turn, came = yield from _wait_for_turn(cell, message.spec, self._returning)
+            cancelled = came or cancelled
         if has_turn and not message.is_nested:
             # The run ended while a task that outlives it waited here, so nobody would end this turn.
             self._lender.give_back(cell, message)
@@ -142,40 +126,82 @@ class Interleaving:
     def _share_turn(self) -> None:
         # Whoever else of this run waits has the turn now, too, and must not go on waiting: a task that is about to hold
         # the turn keeps it from being lent, and so would wait for itself.
-        for returning in self._returning:
-            if not returning.done():
-                _forget(self._cell, returning)
-                returning.set_result(False)
+        release(self._cell, self._returning)
 
     def _check_running(self) -> None:
         if self._message.phase != RUNNING:
             raise RuntimeError(f"{self._message.what}: its run is over, so it cannot save")
 
 
+async def wait_for_turn(
+    cell: Cell, spec: HandlerSpec, waiting: set[Returning]
+) -> tuple[bool, asyncio.CancelledError | None]:
+    """Take a turn for `spec`, before the mailbox: at once if one is free, else when whoever has it is done.
+
+    Args:
+        cell: The entity.
+        spec: Says what kind of turn; `Scheduler.end_turn` takes it back.
+        waiting: Where this is while it waits, for `release`.
+
+    Returns:
+        Whether there is a turn, which is not so after a `release`; and the cancellation that ended the wait, if one
+        did. There may be both.
+    """
+    found: tuple[bool, asyncio.CancelledError | None] = await _awaitable(_wait_for_turn(cell, spec, waiting))
+    return found
+
+
+def release(cell: Cell, waiting: set[Returning]) -> None:
+    """Have those who wait for a turn go on without."""
+    for returning in waiting:
+        if not returning.future.done():
+            _forget(cell, returning)
+            returning.future.set_result(False)
+
+
 def grant(cell: Cell, ended: Message) -> None:
-    """Give a free turn to an interleaved run that waits for it.
+    """Give the turns that are free to those who wait to get one back.
 
     After a turn of an interleaved run the mailbox comes first, so that neither starves: a `run` that never stops
     awaiting would take each turn otherwise, and so would a mailbox that is never empty.
     """
     returning = cell.returning
-    if (
-        returning is None
-        or cell.load != 0
-        or (ended.spec.interleaved and cell.queue is not None and cell.phase == ACTIVE)
-    ):
+    if returning is None or (ended.spec.interleaved and cell.queue is not None and cell.phase == ACTIVE):
         return
     while returning:
-        future = returning.popleft()
-        if not future.done():
-            cell.load = EXCLUSIVE
-            future.set_result(True)
-            break
-    if not returning:
-        cell.returning = None
+        head = returning[0]
+        if not head.future.done():
+            if not cell.admit(head.spec, is_returning=True):
+                return
+            head.future.set_result(True)
+        returning.popleft()
+    cell.returning = None
 
 
-def _forget(cell: Cell, returning: "asyncio.Future[bool]") -> None:
+def _wait_for_turn(
+    cell: Cell, spec: HandlerSpec, waiting: set[Returning]
+) -> Generator[Any, Any, tuple[bool, asyncio.CancelledError | None]]:
+    if cell.admit(spec):
+        return True, None
+    returning = Returning(spec)
+    if cell.returning is None:
+        cell.returning = deque()
+    cell.returning.append(returning)
+    waiting.add(returning)
+    future = returning.future
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        yield from future
+    except asyncio.CancelledError as exc:
+        cancelled = exc
+        _forget(cell, returning)
+    finally:
+        waiting.discard(returning)
+    # A cancellation can come in the same tick as the turn. It is this one's turn then: nobody else would end it.
+    return future.done() and not future.cancelled() and future.result(), cancelled
+
+
+def _forget(cell: Cell, returning: Returning) -> None:
     if cell.returning is not None and returning in cell.returning:
         cell.returning.remove(returning)
         if not cell.returning:

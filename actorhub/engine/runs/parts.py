@@ -52,6 +52,7 @@ class RunParts:
             completion=self.completion,
             saving=self.saving,
             supervisor=supervisor,
+            rebuilder=rebuilder,
             max_message_bytes=size,
             take_back=take_back,
         )

@@ -108,8 +108,8 @@ class Residents:
         """Forget a cell of a lost shard, whatever runs in it; the caller clears the shard's own set."""
         _unlist(cell)
         self.count -= 1
-        for task in cell.streams or ():
-            task.cancel()
+        for producer in cell.streams or ():
+            producer.stop()
 
 
 def _unlist(cell: Cell) -> None:

@@ -98,6 +98,9 @@ class Saving:
         message, cell = run.message, run.cell
         if message.spec.readonly or (message.is_nested and cell.phase != DEAD):
             raise RuntimeError(f"{message.what}: a readonly handler, or one within another's turn, cannot save")
+        if message.producer is not None and not message.producer.has_turn:
+            # A task that the generator left running, or its clean-up after the activation was over.
+            raise RuntimeError(f"{message.what}: a stream can save only while a step of it runs")
         if state is not msgspec.UNSET:
             cell.instance.state = state
         if (data := self._completion.changed_state(cell)) is not None:
@@ -123,7 +126,12 @@ class Saving:
                 self._scheduler.send_told(run)
                 raise asyncio.CancelledError
         elif data is not None:
-            await self._commit_state(cell, run.message.epoch, data)
+            try:
+                await self._commit_state(cell, run.message.epoch, data)
+            except asyncio.CancelledError:
+                # The state is committed, and what it was committed with must not be lost.
+                self._scheduler.send_told(run)
+                raise
         self._scheduler.send_told(run)
 
     async def commit_step(self, step: StepRun, write: CheckpointWrite) -> bool:

@@ -2,13 +2,17 @@
 
 Each step of the generator, from one `yield` to the next, is one turn of its entity and one commit. Between steps, and
 while the producer waits for credit, others get theirs. Items made within one tick of the event loop leave together.
+
+A stream that ends while its generator is at a `yield` has a clean-up to do: its `finally` blocks and the like. That is
+one more step, with a turn and a commit of its own, after the consumer was answered: nobody waits for it, so it can wait
+for its turn. A step that is cut short has its clean-up within it, and is undone as a whole.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from actorhub.core.codec import check_size
 from actorhub.core.errors import ActorhubError, EntityError, RunnerUnavailable
@@ -22,12 +26,14 @@ from actorhub.engine.model.records import (
     RUNNING,
     Cell,
     Message,
+    Returning,
 )
 from actorhub.engine.model.run import Run, running
-from actorhub.engine.runs.completion import Completion
-from actorhub.engine.runs.driving import run_in
+from actorhub.engine.runs.completion import Completion, Rebuilder, handler_failed, log_failure, take_over_turn
+from actorhub.engine.runs.interleaving import release, wait_for_turn
 from actorhub.engine.runs.saving import Saving
 from actorhub.engine.runs.scheduler import Scheduler
+from actorhub.engine.runs.stream_steps import StreamSteps
 from actorhub.engine.supervision import Supervisor
 
 _log: Final = logging.getLogger("actorhub.streams")
@@ -37,8 +43,6 @@ STREAM_WINDOW_BYTES: Final = 4 * 1024 * 1024
 
 _CHUNK_BYTES: Final = 256 * 1024
 """Bytes of items after which they leave at once, without waiting for the end of the tick."""
-_CLOSE_LIMIT: Final = 5.0
-"""Seconds that a generator's clean-up may take."""
 
 
 class Streams:
@@ -51,13 +55,25 @@ class Streams:
         completion: Completion,
         saving: Saving,
         supervisor: Supervisor,
+        rebuilder: Rebuilder,
         max_message_bytes: int,
         take_back: Callable[[Message], None],
     ) -> None:
-        """Prepare; `take_back` takes a message that did not start, for the next activation to run."""
+        """Prepare.
+
+        Args:
+            scheduler: Gives turns, and takes them back.
+            completion: Undoes what a step changed.
+            saving: Commits a step.
+            supervisor: Owns the producers' tasks.
+            rebuilder: Ends the activation of a step that is stuck.
+            max_message_bytes: Limit of an item.
+            take_back: Takes a message that did not start, for the next activation to run.
+        """
         self.scheduler = scheduler
         self.completion = completion
         self.saving = saving
+        self.rebuilder = rebuilder
         self.max_message_bytes = max_message_bytes
         self._supervisor = supervisor
         self._take_back = take_back
@@ -78,11 +94,24 @@ class Streams:
             self._take_back(message)
             return
         producer = message.producer = StreamProducer(self, Run(message, cell))
-        message.task = self._supervisor.spawn(producer.run(), "stream")
-        message.task.add_done_callback(producer.on_task_done)
+        producer.task = message.task = self._supervisor.spawn(producer.run(), "stream")
+        producer.task.add_done_callback(producer.on_task_done)
         if cell.streams is None:
             cell.streams = set()
-        cell.streams.add(message.task)
+        cell.streams.add(producer)
+
+
+class _CleanUp(Message):
+    """What stands where the call was while the generator is closed: that is answered, or runs again elsewhere."""
+
+    __slots__ = ()
+
+    def __init__(self, call: Message) -> None:
+        super().__init__(call.spec, call.entity_id, call.kind)
+        self.phase = RUNNING
+        self.cell, self.epoch, self.producer = call.cell, call.epoch, call.producer
+        self.message_id, self.headers = call.message_id, call.headers
+        # Nobody waits for it, so its `chain` is empty.
 
 
 class _Interrupted(Exception):
@@ -98,9 +127,14 @@ class StreamProducer:
         self._scheduler = streams.scheduler
         self._completion = streams.completion
         self._saving = streams.saving
+        self._rebuilder = streams.rebuilder
         self._message = message
+        """The call; from its end on, what stands for it."""
         self._run = run
+        self._cell = run.cell
         self._max_bytes = streams.max_message_bytes
+        self.task: asyncio.Task[None] | None = None
+        self._steps: StreamSteps | None = None
         self._credit = message.credit
         self._under_way: deque[int] = deque()
         """Sizes of the items that the consumer has not reported as taken, oldest first."""
@@ -108,8 +142,11 @@ class StreamProducer:
         self._bodies: list[bytes] = []
         self._bodies_bytes = 0
         self._wake: asyncio.Future[None] | None = None
-        self._has_turn = True
-        self._is_over = False
+        self._returning: set[Returning] = set()
+        """That the clean-up waits for its turn."""
+        self.has_turn = True
+        self._is_answered = False
+        self._has_left = False
         self._ran = False
         self._since_pause = 0
         self._to_skip = message.skip
@@ -129,81 +166,155 @@ class StreamProducer:
 
     def on_turn_granted(self) -> None:
         """Go on: the entity is this stream's for one more step."""
-        if self._is_over:
-            # It ended, and left the queue, when its turn was on the way: in the ready list.
-            self._scheduler.end_turn(self._message)
-            return
-        self._has_turn = True
+        self.has_turn = True
         self._wake_up()
+
+    def stop(self) -> None:
+        """The activation ends, or has ended: cut the stream short, and wait for no turn that a dead cell cannot give.
+
+        A clean-up goes on, and is not cancelled a second time.
+        """
+        if self._is_answered:
+            if self._cell.phase == DEAD:
+                release(self._cell, self._returning)
+        elif self.task is not None and not self.task.cancelling() and self.task is not asyncio.current_task():
+            # If it is this stream that led to the end of the activation, its task ends with the error.
+            self.task.cancel()
 
     def _wake_up(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
     async def run(self) -> None:
-        """Produce until the generator ends, fails or is cancelled; then reply."""
+        """Produce until the generator ends, fails or is cancelled; then reply, and clean up."""
+        self._end(await self._outcome())
+        if self._steps is not None and self._steps.is_at_yield:
+            await self._clean_up(self._steps)
+
+    async def _outcome(self) -> ActorhubError | None:
+        """Produce, and return the error that ended the stream."""
         message = self._message
-        cell = message.cell
-        assert cell is not None
-        error: ActorhubError | None = None
         try:
-            await self._produce(cell)
+            await self._produce()
         except _Interrupted:
-            error = self._cancellation()
+            return self._cancellation()
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             is_cancelled = task is not None and task.cancelling() > 0
             # Else the generator raised it, and would again at the next runner.
-            error = self._cancellation() if is_cancelled else self._completion.failure_of(message, exc)
+            return self._cancellation() if is_cancelled else self._completion.failure_of(message, exc)
         except EntityError as exc:
-            error = exc
+            return exc
         except ActorhubError as exc:
             exc.possibly_executed = self._ran
-            error = exc
+            return exc
         except GeneratorExit:
             raise  # The event loop was closed, and this task with it.
         except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
-            error = self._completion.failure_of(message, exc)
-        self._end(cell, error)
+            return message.abandoned_for or self._completion.failure_of(message, exc)
+        return None
 
     def on_task_done(self, task: "asyncio.Task[None]") -> None:
         """End the stream of a task that was cancelled before its first step, which `run` then never saw."""
-        cell = self._message.cell
-        if not self._is_over and cell is not None:
-            self._end(cell, self._cancellation())
+        self._end(self._cancellation())
 
     def _cancellation(self) -> ActorhubError:
-        return self._message.abandoned_for or RunnerUnavailable(
+        if (error := self._message.abandoned_for) is not None:
+            error.possibly_executed = error.possibly_executed or self._ran
+            return error
+        return RunnerUnavailable(
             f"{self._message.address}: the stream ended because its entity moved or its runner is leaving",
             possibly_executed=True,
         )
 
-    def _end(self, cell: Cell, error: ActorhubError | None) -> None:
+    def _end(self, error: ActorhubError | None) -> None:
+        """Answer the consumer. The turn of a generator that is to be closed is kept for that."""
+        if self._is_answered:
+            return
+        self._is_answered = True
         message = self._message
-        self._is_over = True
         self._flush()
-        if cell.streams is not None and message.task is not None:
-            cell.streams.discard(message.task)
+        if error is not None:
+            self._take_back()
+        # All of this comes before the reply: a durable stream that goes on elsewhere is the same message.
         message.phase = DONE
-        self._run.is_over = True
-        self._run.outbox = None
-        if error is not None and cell.record is not None and self._has_turn and cell.phase != DEAD:
-            self._completion.undo(cell)
+        if not self.has_turn:
+            self._withdraw()
+        if self._steps is None or not self._steps.is_at_yield:
+            self._leave()
+        else:
+            if self.has_turn and (message.is_nested or self._cell.phase == DEAD):
+                # A turn within another's is none of its own. It can wait for one now, since nobody waits for it.
+                self.has_turn = False
+                self._scheduler.end_turn(message)
+            # To those who kept `current()` it is the same run, and not over yet.
+            self._message = self._run.message = _CleanUp(message)
         if error is None:
             message.on_completed(b"")
         else:
             message.on_failed(error)
         if self._ran and self._scheduler.observer is not None:
             self._scheduler.observer.ended(message, error)
-        if self._has_turn:
-            self._scheduler.end_turn(message)
-        else:
-            self._scheduler.dequeue(message)
-            if cell.phase == CLOSING:
-                self._scheduler.passivate_if_idle(cell)
 
-    async def _produce(self, cell: Cell) -> None:
-        message = self._message
+    def _withdraw(self) -> None:
+        """Leave the mailbox, or give back the turn that is on the way."""
+        self._scheduler.dequeue(self._message)
+        if self._message in self._scheduler.ready:
+            self._scheduler.ready.remove(self._message)
+            self._scheduler.end_turn(self._message)
+
+    def _leave(self) -> None:
+        """Be over: whatever the generator still does does not count."""
+        if self._has_left:
+            return
+        self._has_left = True
+        cell = self._cell
+        self._run.is_over = True
+        self._run.outbox = None
+        if cell.streams is not None:
+            cell.streams.discard(self)
+        if self.has_turn:
+            self.has_turn = False
+            self._scheduler.end_turn(self._message)
+        elif cell.phase == CLOSING:
+            self._scheduler.passivate_if_idle(cell)
+
+    async def _clean_up(self, steps: StreamSteps) -> None:
+        """Close the generator: a run of its own, with a turn. In a dead cell there are no turns, and no commits."""
+        task = asyncio.current_task()
+        assert task is not None
+        while task.cancelling():
+            # What cut the stream short is over: a TaskGroup or a timeout in the clean-up must not take it for its own.
+            task.uncancel()
+        try:
+            if not self.has_turn and self._cell.phase != DEAD:
+                # A cancellation comes here only when the process leaves, with whoever has the turn.
+                self.has_turn, _ = await wait_for_turn(self._cell, self._message.spec, self._returning)
+            await steps.close()
+            if self.has_turn and self._cell.phase != DEAD:
+                await self._save()
+        except GeneratorExit:
+            raise  # The event loop was closed, and this task with it.
+        except BaseException as exc:  # noqa: BLE001 - user code: nobody waits for it, so it is logged
+            if not (isinstance(exc, asyncio.CancelledError) and task.cancelling()):
+                what = f"{self._message.what}({self._message.entity_id}): the clean-up failed, and is not committed"
+                log_failure(_log, what, exc, handler_failed(exc))
+            self._take_back()
+        self._leave()
+
+    def _on_stuck(self, error: ActorhubError) -> None:
+        """Go on without a step that does not end: a new activation serves the entity."""
+        self._rebuilder.discard(self._cell)
+        self._end(error)
+        self._leave()
+
+    def _take_back(self) -> None:
+        if self.has_turn:
+            self._completion.take_back(self._run)
+        self._run.outbox = None
+
+    async def _produce(self) -> None:
+        message, cell = self._message, self._cell
         spec = message.spec
         args = message.args if message.args is not None else spec.decode_arguments(message.body)
         self._ran = True
@@ -213,25 +324,21 @@ class StreamProducer:
             self._scheduler.observer.started(message, context)
         message.on_items(())
         message.deadline = FOREVER
-        generator: AsyncGenerator[Any, None] = spec.function(cell.instance, *args)
-        try:
-            while True:
-                await self._await_turn_and_credit(cell)
-                try:
-                    item = await run_in(context, generator.__anext__())
-                except StopAsyncIteration:
-                    await self._save(cell)
-                    return
-                # Before the commit: a step whose item cannot be sent has failed, and is undone.
-                body = check_size(spec.result.encode(item), self._max_bytes, f"{message.what}: item")
-                await self._save(cell)
-                if self._to_skip > 0:
-                    self._to_skip -= 1
-                else:
-                    self._emit(body)
-        finally:
-            async with asyncio.timeout(_CLOSE_LIMIT):
-                await run_in(context, generator.aclose())
+        steps = self._steps = StreamSteps(spec.function(cell.instance, *args), context, message, self._on_stuck)
+        while True:
+            await self._await_turn_and_credit(cell)
+            try:
+                item = await steps.advance()
+            except StopAsyncIteration:
+                await self._save()
+                return
+            # Before the commit: a step whose item cannot be sent has failed, and is undone.
+            body = check_size(spec.result.encode(item), self._max_bytes, f"{message.what}: item")
+            await self._save()
+            if self._to_skip > 0:
+                self._to_skip -= 1
+            else:
+                self._emit(body)
 
     def _emit(self, body: bytes) -> None:
         size = len(body)
@@ -255,7 +362,8 @@ class StreamProducer:
 
     async def _await_turn_and_credit(self, cell: Cell) -> None:
         """Wait for credit and then for a turn; a producer that needs to wait for neither pauses now and then."""
-        if self._may_send and cell.queue is None and self._has_turn and cell.phase == ACTIVE:
+        is_wanted = cell.queue is not None or cell.returning is not None
+        if self._may_send and not is_wanted and self.has_turn and cell.phase == ACTIVE:
             if self._since_pause >= 256:
                 self._since_pause = 0
                 await asyncio.sleep(0)
@@ -266,13 +374,13 @@ class StreamProducer:
         self._give_turn_back()
         while not self._may_send:
             await self._sleep()
-        if not self._has_turn:
+        if not self.has_turn:
             # A closing cell starts nothing that is queued; with nothing running, nobody would wake this.
             if cell.phase == DEAD or (cell.phase != ACTIVE and not cell.load):
                 raise _Interrupted
             self._message.waits_for_room = True
             self._scheduler.enqueue(cell, self._message)
-            while not self._has_turn:
+            while not self.has_turn:
                 await self._sleep()
 
     async def _sleep(self) -> None:
@@ -283,15 +391,16 @@ class StreamProducer:
             self._wake = None
 
     def _give_turn_back(self) -> None:
-        if self._has_turn:
-            self._has_turn = False
+        if self.has_turn:
+            self.has_turn = False
             self._scheduler.end_turn(self._message)
             self._message.is_nested = False
             self._message.phase = RUNNING
 
-    async def _save(self, cell: Cell) -> None:
+    async def _save(self) -> None:
         """Commit what this step changed and told; its item leaves after that."""
-        message = self._message
+        message, cell = self._message, self._cell
+        take_over_turn(message, cell)
         data = None if cell.record is None or message.is_nested else self._completion.changed_state(cell)
         if data is not None and message.spec.readonly:
             raise TypeError(f"{message.what} is readonly and changed the state: remove readonly=True")
