@@ -1,6 +1,7 @@
 """Reentrant handlers: called back by whom their entity waits for, within the run that waits."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from random import Random
 
@@ -102,6 +103,30 @@ class Node(Entity[list[str]]):
         node = current().client(Node)(target)
         await (node.add("within a reader") if changes else node.nothing())
 
+    async def stream(self, marks: list[str]) -> AsyncIterator[str]:
+        """Have each mark added by a call that comes back, within a step of this stream."""
+        for mark in marks:
+            self.state.append(f"before {mark}")
+            with suppress(HandlerFailed):
+                await current().client(Node)("relay").relay(current().entity_id, mark, "open", mark.startswith("bad"))
+            yield mark
+
+    async def consume(self, count: int, fails_at: int) -> list[int]:
+        """Consume a stream that runs within this handler's turn."""
+        self.state.append("consumer")
+        with suppress(HandlerFailed):
+            return [number async for number in current().client(Node)(current().entity_id).inner(count, fails_at)]
+        return []
+
+    @handler(reentrant=True)
+    async def inner(self, count: int, fails_at: int) -> AsyncIterator[int]:
+        for number in range(count):
+            self.state.append(str(number))
+            await asyncio.sleep(0)
+            if number == fails_at:
+                raise ValueError("in the middle")
+            yield number
+
     @handler(reentrant=True)
     async def nothing(self) -> None:
         pass
@@ -182,6 +207,26 @@ async def test_within_a_readonly_handler_nothing_is_changed(memory: MemoryCluste
     with pytest.raises(HandlerFailed, match="changed the state within a readonly handler"):
         await node.look(changes=True)
     assert await node.add("after") == ["after"]
+
+
+async def test_a_call_may_come_back_to_a_step_of_a_stream(memory: MemoryCluster, cluster: Cluster) -> None:
+    """It runs within the step, and is committed with it."""
+    gates["open"].open()
+    stream = cluster.client(Node)("a").stream(["one", "bad", "two"])
+    expected: list[str] = []
+    async for mark in stream:
+        expected += [f"before {mark}"] if mark == "bad" else [f"before {mark}", f"{mark} begun", mark]
+        assert (await state_of(memory, Node, "a"))[: len(expected)] == expected
+    assert await state_of(memory, Node, "a") == expected
+
+
+async def test_a_stream_within_a_turn_is_committed_with_it(memory: MemoryCluster, cluster: Cluster) -> None:
+    """A step that fails is taken back, and those before it are kept."""
+    node = cluster.client(Node)("a")
+    assert await node.consume(3, fails_at=-1) == [0, 1, 2]
+    assert await state_of(memory, Node, "a") == ["consumer", "0", "1", "2"]
+    assert await node.consume(3, fails_at=1) == []
+    assert await node.add("last") == ["consumer", "0", "1", "2", "consumer", "0", "last"]
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -42,6 +42,10 @@ class NestedChanges(Protocol):
         """Take back what the run changed; return `False` if that cannot be told from what others changed."""
         ...
 
+    def join(self, run: "Run") -> None:
+        """Make what the run told, and what it changed, the run's around it."""
+        ...
+
     def end(self) -> None:
         """Let the run around it end."""
         ...
@@ -90,7 +94,7 @@ class Run(msgspec.Struct, eq=False):
     def end_part(self) -> None:
         """Count a save or a nested run as ended."""
         self.parts -= 1
-        if self.parts == 0 and self.quiet is not None:
+        if self.parts == 0 and self.quiet is not None and not self.quiet.done():
             self.quiet.set_result(None)
 
     @property

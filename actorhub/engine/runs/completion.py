@@ -269,20 +269,20 @@ class Completion:
 
     def _settle_nested(self, run: Run, body: bytes, nesting: NestedChanges) -> bool:
         """Make what a nested run leaves part of the run around it; return `False` if it has to commit by itself."""
-        message, outer = run.message, nesting.outer
+        message = run.message
         take_over_turn(message, run.cell)
         if not message.is_nested:
             return False
-        if nesting.has_changes and (outer is None or message.spec.readonly):
-            where = "within a readonly handler" if outer is None else "though it is readonly"
-            self.on_raised(run, TypeError(f"{message.what} changed the state {where}: remove readonly=True"))
-            return True
-        if outer is None:
+        if nesting.outer is None and not nesting.has_changes:
             return False
-        if run.outbox is not None:
-            outer.outbox = [*(outer.outbox or ()), *run.outbox]
-            run.outbox = None
-        self._finish(run, body)
+        try:
+            if nesting.outer is None:
+                raise TypeError(f"{message.what} changed the state within a readonly handler: remove readonly=True")
+            nesting.join(run)
+        except TypeError as error:
+            self.on_raised(run, error)
+        else:
+            self._finish(run, body)
         return True
 
     def _on_state_answer(self, run: Run, data: bytes, body: bytes, outcome: "asyncio.Future[None]") -> None:

@@ -71,6 +71,15 @@ class Nesting:
             self._cell.instance.state = codec.decode(self._before)
         return not self._is_mixed
 
+    def join(self, run: Run) -> None:
+        """Make what the run told, and what it changed, the run's around it."""
+        assert self.outer is not None
+        if run.spec.readonly and self.has_changes:
+            raise TypeError(f"{run.what} is readonly and changed the state: remove readonly=True")
+        if run.outbox is not None:
+            self.outer.outbox = [*(self.outer.outbox or ()), *run.outbox]
+            run.outbox = None
+
     def end(self) -> None:
         """Let the run around it end."""
         self.on_step_ended()
@@ -86,3 +95,10 @@ class Nesting:
             return codec.encode(self._cell.instance.state)
         except MalformedMessage:
             return None  # The run around it has left something in it that is not meant to stay.
+
+
+def end_nesting(run: Run) -> None:
+    """Let the run around it end, if it is a nested one."""
+    nesting, run.nesting = run.nesting, None
+    if nesting is not None:
+        nesting.end()

@@ -11,8 +11,8 @@ for its turn. A step that is cut short has its clean-up within it, and is undone
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from actorhub.core.codec import check_size
 from actorhub.core.errors import ActorhubError, EntityError, RunnerUnavailable
@@ -31,6 +31,7 @@ from actorhub.engine.model.records import (
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.completion import Completion, Rebuilder, handler_failed, log_failure, take_over_turn
 from actorhub.engine.runs.interleaving import release, wait_for_turn
+from actorhub.engine.runs.nesting import Nesting, end_nesting
 from actorhub.engine.runs.saving import Saving
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.stream_steps import StreamSteps
@@ -290,7 +291,7 @@ class StreamProducer:
             if not self.has_turn and self._cell.phase != DEAD:
                 # A cancellation comes here only when the process leaves, with whoever has the turn.
                 self.has_turn, _ = await wait_for_turn(self._cell, self._message.spec, self._returning)
-            await steps.close()
+            await self._with_turn(steps.close())
             if self.has_turn and self._cell.phase != DEAD:
                 await self._save()
         except GeneratorExit:
@@ -312,6 +313,7 @@ class StreamProducer:
         if self.has_turn:
             self._completion.take_back(self._run)
         self._run.outbox = None
+        end_nesting(self._run)
 
     async def _produce(self) -> None:
         message, cell = self._message, self._cell
@@ -328,17 +330,33 @@ class StreamProducer:
         while True:
             await self._await_turn_and_credit(cell)
             try:
-                item = await steps.advance()
+                item = await self._with_turn(steps.advance())
             except StopAsyncIteration:
                 await self._save()
                 return
             # Before the commit: a step whose item cannot be sent has failed, and is undone.
-            body = check_size(spec.result.encode(item), self._max_bytes, f"{message.what}: item")
+            body, _ = spec.result.encode_fitting(item)
+            check_size(body, self._max_bytes, f"{message.what}: item")
             await self._save()
             if self._to_skip > 0:
                 self._to_skip -= 1
             else:
                 self._emit(body)
+
+    async def _with_turn(self, step: Coroutine[Any, Any, Any]) -> Any:
+        """Run a step, within which those can run who call back; it ends after them."""
+        run, message = self._run, self._message
+        if message.is_nested:
+            outer = self._scheduler.holders.get(self._cell)
+            run.nesting = Nesting(self._cell, outer, message.chain.count(message.address))
+        self._scheduler.hold(run)
+        try:
+            return await step
+        finally:
+            if run.parts and self._cell.phase != DEAD:
+                run.quiet = self._loop.create_future()
+                await run.quiet
+            self._scheduler.release(run)
 
     def _emit(self, body: bytes) -> None:
         size = len(body)
@@ -404,5 +422,9 @@ class StreamProducer:
         data = None if cell.record is None or message.is_nested else self._completion.changed_state(cell)
         if data is not None and message.spec.readonly:
             raise TypeError(f"{message.what} is readonly and changed the state: remove readonly=True")
-        if data is not None or self._run.outbox:
+        nesting = self._run.nesting
+        if nesting is not None and message.is_nested and nesting.outer is not None:
+            nesting.join(self._run)
+        elif data is not None or self._run.outbox:
             await self._saving.commit_part(self._run, data)
+        end_nesting(self._run)
