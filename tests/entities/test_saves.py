@@ -14,7 +14,7 @@ from tests.support.gates import failure, gates, soon
 
 
 def _spawn(call: Coroutine[Any, Any, None]) -> None:
-    soon(call)
+    _ = soon(call)
 
 
 class Marks(msgspec.Struct):

@@ -28,10 +28,9 @@ class Gate:
 
     async def pass_through(self, how: str = "passed") -> None:
         """Wait inside until the gate is open; note how it was left."""
-        self.entered += 1
+        self.enter()
         self.inside += 1
         self.most_inside = max(self.most_inside, self.inside)
-        self._came.set()
         try:
             await self._open.wait()
         except asyncio.CancelledError:
@@ -41,6 +40,16 @@ class Gate:
             self.left.append(how)
         finally:
             self.inside -= 1
+
+    def enter(self) -> None:
+        """Count one more who came, without holding it."""
+        self.entered += 1
+        self._came.set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened."""
+        return self._open.is_set()
 
     async def came(self, count: int = 1) -> None:
         """Wait until so many came in, now or before."""

@@ -12,7 +12,6 @@ import logging
 import sys
 import types
 from collections.abc import Callable, Coroutine, Generator
-from functools import partial
 from typing import Any, Final, Protocol
 
 from actorhub.core.clock import Clock
@@ -28,6 +27,7 @@ from actorhub.engine.runs.interleaving import Interleaving
 from actorhub.engine.runs.nesting import Nesting
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.streams import Streams
+from actorhub.engine.runs.stuck import STUCK_AFTER, log_stuck
 
 _log: Final = logging.getLogger("actorhub.turns")
 
@@ -82,6 +82,8 @@ class Carriers:
         self._gate = gate
         self._take_back = take_back
         self._tasks: set[asyncio.Task[None]] = set()
+        self._timers: dict[Run, asyncio.TimerHandle] = {}
+        """When the handler of a suspended run is cancelled, or given up; of those that have a timeout."""
         self._is_closed = False
         self.started = 0
         """Runs so far."""
@@ -236,9 +238,8 @@ class Carriers:
             task.cancel()
         # From here on this carrier sees to nothing else.
         self._go_on_elsewhere()
-        timer = None
         if message.spec.timeout is not None:
-            timer = self._loop.call_later(message.spec.timeout, partial(self._on_timeout, message))
+            self._timers[run] = self._loop.call_later(message.spec.timeout, self._on_timeout, run, coroutine)
         if run.interleaving is not None:
             steps = run.interleaving.drive(context, coroutine, step)
         elif run.nesting is not None:
@@ -252,22 +253,34 @@ class Carriers:
         except GeneratorExit:
             raise  # The event loop was closed, and the suspended carrier with it. No reply could leave any longer.
         except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
-            self._forget_suspended(run)
-            self._completion.on_raised(run, exc)
+            if self._forget_suspended(run):
+                self._completion.on_raised(run, exc)
         else:
-            self._forget_suspended(run)
-            self._completion.on_returned(run, value)
-        finally:
-            if timer is not None:
-                timer.cancel()
+            if self._forget_suspended(run):
+                self._completion.on_returned(run, value)
 
-    def _forget_suspended(self, run: Run) -> None:
+    def _forget_suspended(self, run: Run) -> bool:
+        """Return whether the run is still to be completed: it has not been given up."""
         # Before the run is completed: `abandon` must not cancel the carrier of a run that is over.
+        if (timer := self._timers.pop(run, None)) is not None:
+            timer.cancel()
+        if run.is_over:
+            return False
         self._scheduler.suspended.discard(run)
         if not run.parts:
             self._scheduler.release(run)
         run.message.task = None
+        return True
 
-    def _on_timeout(self, message: Message) -> None:
+    def _on_timeout(self, run: Run, coroutine: "Coroutine[Any, Any, Any]") -> None:
+        message = run.message
         text = f"{message.what}: the handler ran longer than its timeout of {message.spec.timeout} s"
         self._scheduler.abandon(message, CallTimeout(text, possibly_executed=True))
+        self._timers[run] = self._loop.call_later(STUCK_AFTER, self._give_up, run, coroutine)
+
+    def _give_up(self, run: Run, coroutine: "Coroutine[Any, Any, Any]") -> None:
+        """End a run whose handler goes on although it was cancelled; whatever it still does does not count."""
+        message = run.message
+        log_stuck(_log, message.what, message.entity_id, coroutine)
+        self._forget_suspended(run)
+        self._completion.give_up(run)

@@ -21,6 +21,7 @@ from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUNNING, Cell, Message
 from actorhub.engine.model.run import NestedChanges, Run
 from actorhub.engine.runs.commits import Commits, next_to_count, tells_durably
+from actorhub.engine.runs.nesting import end_nesting
 from actorhub.engine.runs.scheduler import Scheduler, lost_owner
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import NotPending, RolledBack
@@ -139,8 +140,21 @@ class Completion:
                 self._store.roll_back(run, self._scheduler.end_turn)
             else:
                 self._scheduler.end_turn(message)
-            if run.nesting is not None:
-                run.nesting.end()
+            end_nesting(run)
+
+    def give_up(self, run: Run) -> None:
+        """Answer for a run that does not end. An activation that it had for itself goes with it."""
+        message, cell = run.message, run.cell
+        error = message.abandoned_for
+        assert error is not None
+        error.possibly_executed = True
+        if run.transaction is not None:
+            self._store.roll_back(run, lambda _: None)
+        if message.is_nested or cell.load == EXCLUSIVE:
+            self._answer_failed(run, error)
+            self._rebuilder.discard(cell)
+        else:
+            self._finish_failed(run, error)
 
     def take_back(self, run: Run) -> None:
         """Undo what a run, or the present step of a stream, changed and told."""
@@ -229,7 +243,10 @@ class Completion:
         def on_quiet(_: object) -> None:
             run.quiet = None
             self._scheduler.release(run)
-            go_on()
+            if run.cell.phase == DEAD:
+                self.on_raised(run, asyncio.CancelledError())
+            else:
+                go_on()
 
         run.message.phase = COMMITTING
         run.quiet = asyncio.get_running_loop().create_future()
@@ -290,7 +307,7 @@ class Completion:
         if error is None:
             self._finish(run, body)
         else:
-            self._finish_refused(run, error)
+            self._finish_failed(run, error)
 
     def _commit_run(self, run: Run, data: bytes | None, body: bytes) -> None:
         """Write the state `data` (if any), the reply, and what was told durably; then reply."""
@@ -330,7 +347,7 @@ class Completion:
             message.phase = RUNNING
             self.on_raised(run, error)
         else:
-            self._finish_refused(run, self.on_refused(cell, error))
+            self._finish_failed(run, self.on_refused(cell, error))
 
     def _finish(self, run: Run, body: bytes, copy: Any = msgspec.UNSET) -> None:
         """Reply, and send what the handler told; everything of the run is committed."""
@@ -350,19 +367,21 @@ class Completion:
             # The turn ends last: what the next run tells must not overtake what this one told (invariant G).
             self._scheduler.end_turn(message)
             if run.nesting is not None:
-                run.nesting.end()
+                end_nesting(run)
 
-    def _finish_refused(self, run: Run, error: ActorhubError) -> None:
-        """End a run whose commit was refused."""
+    def _finish_failed(self, run: Run, error: ActorhubError) -> None:
+        """End a run with an error; nothing of it counts."""
+        self._answer_failed(run, error)
+        self._scheduler.end_turn(run.message)
+
+    def _answer_failed(self, run: Run, error: ActorhubError) -> None:
         message = run.message
         message.phase = DONE
         run.is_over = True
         run.outbox = None
         message.on_failed(error)
         self._observe_end(run, error)
-        self._scheduler.end_turn(message)
-        if run.nesting is not None:
-            run.nesting.end()
+        end_nesting(run)
 
     def _observe_end(self, run: Run, error: ActorhubError) -> None:
         if self._scheduler.observer is not None:
