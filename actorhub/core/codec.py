@@ -17,13 +17,14 @@ from actorhub.core.errors import (
     field_names,
 )
 from actorhub.core.fidelity import first_difference
-from actorhub.core.texts import LONGEST_NAME, text_of
+from actorhub.core.texts import LONGEST_NAME, short_name_of, summary_of, text_of
 
 T = TypeVar("T")
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _JSON: Final = msgspec.json.Encoder()
 _PLAIN: Final = (bool, int, str, bytes)
+_EXPECTED: Final = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
 
 
 class _NoType:
@@ -62,8 +63,8 @@ class Codec(Generic[T]):
         """
         try:
             value: T = self._decode(data)
-        except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
-            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
+        except BaseException as exc:
+            raise _refusal(exc, self.what) from exc
         return value
 
     def decode_json(self, data: bytes) -> T:
@@ -74,8 +75,8 @@ class Codec(Generic[T]):
         """
         try:
             value: T = self._decode_json(data)
-        except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
-            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
+        except BaseException as exc:
+            raise _refusal(exc, self.what) from exc
         return value
 
     def encode(self, value: T) -> bytes:
@@ -86,8 +87,8 @@ class Codec(Generic[T]):
         """
         try:
             return _encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
+        except BaseException as exc:
+            raise _refusal(exc, self.what) from exc
 
     def encode_fitting(self, value: T) -> tuple[bytes, T]:
         """Return what a handler returned, encoded as msgpack, and what that is decoded to: a copy, which fits the type.
@@ -98,14 +99,14 @@ class Codec(Generic[T]):
         """
         try:
             data = _encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
+        except BaseException as exc:
+            raise _refusal(exc, self.what) from exc
         if type(value) is self._plain:
             return data, value
         try:
             return data, self._decode(data)
-        except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
-            problem = f"the handler returned something other than it declares: {self.what}: {text_of(exc)}"
+        except BaseException as exc:
+            problem = f"the handler returned something other than it declares: {_refusal(exc, self.what).message}"
             raise TypeError(problem) from exc
 
     def check_faithful(self, value: T, data: bytes) -> None:
@@ -114,7 +115,12 @@ class Codec(Generic[T]):
         Raises:
             MalformedMessage: it is not; the text names the field.
         """
-        if (problem := first_difference(value, self.decode(data))) is not None:
+        back = self.decode(data)
+        try:
+            problem = first_difference(value, back)
+        except BaseException as exc:
+            raise _refusal(exc, self.what) from exc
+        if problem is not None:
             raise MalformedMessage(f"{self.what}: {problem}")
 
     def encode_json(self, value: T) -> bytes:
@@ -125,8 +131,17 @@ class Codec(Generic[T]):
         """
         try:
             return _JSON.encode(value)
-        except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-            raise MalformedMessage(f"{self.what}: {text_of(exc)}") from exc
+        except BaseException as exc:
+            raise _refusal(exc, self.what) from exc
+
+
+def _refusal(error: BaseException, what: str) -> MalformedMessage:
+    """Return what stands for an error of encoding or decoding, which runs user code: `__post_init__`, `__eq__`, hooks.
+
+    They may raise anything, and `CancelledError`, `SystemExit` and the like are orders to whoever runs them: to a task
+    of the engine, or to the process.
+    """
+    return MalformedMessage(f"{what}: {text_of(error) if isinstance(error, _EXPECTED) else summary_of(error)}")
 
 
 def encode(value: object, what: str) -> bytes:
@@ -137,8 +152,8 @@ def encode(value: object, what: str) -> bytes:
     """
     try:
         return _encode(value)
-    except (TypeError, ValueError, OverflowError, RecursionError) as exc:
-        raise MalformedMessage(f"{what}: {text_of(exc)}") from exc
+    except BaseException as exc:
+        raise _refusal(exc, what) from exc
 
 
 def check_size(data: bytes, limit: int, what: str) -> bytes:
@@ -177,7 +192,7 @@ def encode_error(error: ActorhubError, limit: int) -> bytes:
     """
     try:
         data = _encode_error(error)
-    except Exception as exc:  # noqa: BLE001 - user code: fields, and the class itself, may be of any kind
+    except BaseException as exc:  # noqa: BLE001 - user code: fields, and the class itself, may be of any kind
         problem = f"this error cannot be encoded: {text_of(exc)}"
     else:
         if len(data) <= limit:
@@ -203,7 +218,7 @@ def _name_of(error: ActorhubError) -> str:
 def public_name(error: ActorhubError) -> str:
     """Return the name of the public class of `error`. For a private subclass that is the public class above it."""
     if isinstance(error, EntityError):
-        return type(error).__name__
+        return short_name_of(type(error))
     return next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
 
 
@@ -212,7 +227,7 @@ def decode_error(data: bytes) -> ActorhubError:
     try:
         record = _decode_error(data)
         return _domain_error(record) if record.domain else _framework_error(record)
-    except Exception as exc:  # noqa: BLE001 - user code: the class of an `EntityError` may raise anything
+    except BaseException as exc:  # noqa: BLE001 - user code: the class of an `EntityError` may raise anything
         return HandlerFailed("unreadable error", f"the error that the runner sent cannot be decoded: {text_of(exc)}")
 
 

@@ -5,7 +5,7 @@ A struct of a subclass in a field of its base comes back as the base, without it
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -23,41 +23,46 @@ def first_difference(value: object, back: object) -> str | None:
 def _is_equal(value: object, back: object) -> bool:
     try:
         return bool(value == back)
-    except Exception:  # noqa: BLE001 - user code: `__eq__` may raise anything
+    except BaseException:  # noqa: BLE001 - user code: `__eq__` may raise anything
         return False
 
 
 def _difference(value: object, back: object, path: str) -> str | None:
     if _is_equal(value, back):
         return None
-    if type(value) is type(back):
-        if isinstance(value, float):
-            return None  # NaN
-        parts = _parts(value, back)
-        if parts is not None:
-            return next((found for found in (_difference(*part, f"{path}{at}") for at, part in parts) if found), None)
     where = path.lstrip(".") or "it"
-    if isinstance(value, dict | list | tuple | set | frozenset) and type(value) is type(back):
-        return f"{where} comes back with other items: use types that come back as they were"
-    was, becomes = type(value).__qualname__, type(back).__qualname__
-    return f"{where} is a {was} and would come back as a {becomes}: declare its exact type"
+    if type(value) is not type(back):
+        was, becomes = type(value).__qualname__, type(back).__qualname__
+        return f"{where} is a {was} and would come back as a {becomes}: declare its exact type"
+    if isinstance(value, float):
+        return None  # NaN
+    pairs = list(_pairs(value, back, type(value)))
+    found = (_difference(part, copy, f"{path}{at}") for at, part, copy in pairs)
+    first = next((problem for problem in found if problem is not None), None)
+    if first is None and not pairs:
+        return f"{where} would come back with another value: use types that come back as they were"
+    return first
 
 
-def _parts(value: Any, back: Any) -> Iterable[tuple[str, tuple[Any, Any]]] | None:
-    """Return the parts of two values of one type, in pairs with their place; `None` if they have none that match."""
-    if isinstance(value, msgspec.Struct):
-        return _fields(value, back, value.__struct_fields__)
-    if dataclasses.is_dataclass(value):
-        return _fields(value, back, [field.name for field in dataclasses.fields(value)])
-    if hasattr(type(value), "__attrs_attrs__"):
-        return _fields(value, back, [field.name for field in type(value).__attrs_attrs__])
-    if isinstance(value, list | tuple) and len(value) == len(back):
-        return ((f"[{index}]", pair) for index, pair in enumerate(zip(value, back, strict=True)))
-    if isinstance(value, dict) and value.keys() == back.keys():
-        return ((f"[{key!r}]", (item, back[key])) for key, item in value.items())
-    return None
+def _pairs(value: Any, back: Any, kind: type[Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Iterate over the parts of two values of a type: place, value and copy; there are none if they do not match."""
+    if issubclass(kind, list | tuple):
+        if len(value) == len(back):
+            for index, item in enumerate(value):
+                yield f"[{index}]", item, back[index]
+    elif issubclass(kind, dict):
+        if value.keys() == back.keys():
+            for key, item in value.items():
+                yield f"[{key!r}]", item, back[key]
+    else:
+        for name in _fields(kind):
+            yield f".{name}", getattr(value, name, None), getattr(back, name, None)
 
 
-def _fields(value: Any, back: Any, names: Iterable[str]) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    for name in names:
-        yield f".{name}", (getattr(value, name, None), getattr(back, name, None))
+def _fields(kind: type[Any]) -> tuple[str, ...]:
+    if issubclass(kind, msgspec.Struct):
+        return kind.__struct_fields__
+    if dataclasses.is_dataclass(kind):
+        return tuple(field.name for field in dataclasses.fields(kind))
+    attributes: tuple[Any, ...] = getattr(kind, "__attrs_attrs__", ())
+    return tuple(attribute.name for attribute in attributes)

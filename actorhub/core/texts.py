@@ -1,69 +1,90 @@
 """What user code raises, as text that can be stored and sent.
 
 An exception may have no text at all (its `__str__` raises), one that UTF-8 cannot hold (half of a surrogate pair, from
-`json.loads` or `os.fsdecode`), or megabytes of it. None of that may keep the engine from answering.
+`json.loads` or `os.fsdecode`), or megabytes of it; its class may hide its name. None of that may keep the engine from
+answering, so no function here fails, and none returns more than it says.
 """
 
 import traceback
-from typing import Final
+from typing import Any, Final
 
-LONGEST_TEXT: Final = 10_000
-"""Characters of the text of an exception that are kept."""
-LONGEST_TRACEBACK: Final = 50_000
-"""Characters of a traceback that are kept, the last ones: they say what failed."""
+LONGEST_TEXT: Final = 8 * 1024
+"""Bytes of the text of an exception that are kept."""
+LONGEST_TRACEBACK: Final = 32 * 1024
+"""Bytes of a traceback that are kept, the last ones: they say what failed."""
 LONGEST_NAME: Final = 500
-"""Characters of the name of a class of exceptions that are kept."""
+"""Bytes of the name of a class of exceptions that are kept."""
+
+_CUT: Final = "… (shortened)"
+
+# Of `type` itself: a metaclass may have attributes of these names, of any kind.
+_name: Final = type.__dict__["__name__"].__get__
+_qualified_name: Final = type.__dict__["__qualname__"].__get__
+_module: Final = type.__dict__["__module__"].__get__
 
 
 def encodable(text: str) -> str:
-    """Return `text` with whatever UTF-8 cannot hold written as an escape of its number."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode(errors="backslashreplace").decode()
-    return text
+    """Return `text` with whatever UTF-8 cannot hold, and NUL, which Postgres cannot, as an escape of its number."""
+    return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
 
 
 def text_of(error: BaseException) -> str:
-    """Return the text of an exception, shortened if it is very long. Never fails."""
+    """Return the text of an exception, shortened if it is very long."""
     try:
-        text = str(error)
+        text = _plain(str(error))
     except BaseException as exc:  # noqa: BLE001 - user code: `__str__` may raise anything
-        text = f"({type(exc).__name__} instead of a text)"
-    text = encodable(text[: LONGEST_TEXT + 1])
-    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}… (shortened)"
+        text = f"({short_name_of(type(exc))} instead of a text)"
+    whole = encodable(text[: LONGEST_TEXT + 1])
+    head = _head(whole, LONGEST_TEXT)
+    return head if head == whole else f"{head}{_CUT}"
 
 
 def summary_of(error: BaseException) -> str:
-    """Return the name of an exception's class and its text, such as `ValueError: no luck`. Never fails."""
-    return f"{type(error).__name__}: {text_of(error)}"
+    """Return the name of an exception's class and its text, such as `ValueError: no luck`."""
+    name, text = short_name_of(type(error)), text_of(error)
+    return f"{name}: {text}" if text else name
+
+
+def short_name_of(cls: type) -> str:
+    """Return the name of a class of exceptions."""
+    return _head(_name(cls), LONGEST_NAME)
 
 
 def name_of(cls: type) -> str:
-    """Return the qualified name of a class of exceptions, without `builtins`. Never fails."""
+    """Return the qualified name of a class of exceptions, without `builtins`."""
     try:
-        module, name = cls.__module__, cls.__qualname__
-        text = name if module == "builtins" else f"{module}.{name}"
-    except Exception:  # noqa: BLE001 - user code: a metaclass may have attributes of any kind
-        text = "Exception"
-    return encodable(text[:LONGEST_NAME])
+        module: Any = _plain(_module(cls))
+    except BaseException:  # noqa: BLE001 - user code: `__module__` may be of any kind
+        module = "?"
+    name = _qualified_name(cls)
+    return _head(name if module == "builtins" else f"{module}.{name}", LONGEST_NAME)
 
 
 def is_printable(error: BaseException) -> bool:
     """Return whether a log can show the exception as it is: its traceback can be encoded, and is not endless."""
     try:
         text = "".join(traceback.format_exception(error))
-        text.encode()
+        return len(text) <= LONGEST_TRACEBACK and len(text.encode()) <= LONGEST_TRACEBACK and "\x00" not in text
     except BaseException:  # noqa: BLE001 - user code: notes and attributes may be of any kind
         return False
-    return len(text) <= LONGEST_TRACEBACK
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return the formatted traceback of an exception, shortened if it is very long. Never fails."""
+    """Return the formatted traceback of an exception, shortened if it is very long."""
     try:
         text = "".join(traceback.format_exception(error))
     except BaseException as exc:  # noqa: BLE001 - user code: notes and attributes may be of any kind
-        text = f"({type(exc).__name__} instead of a traceback)\n{name_of(type(error))}: {text_of(error)}\n"
-    text = text if len(text) <= LONGEST_TRACEBACK else f"… (shortened)\n{text[-LONGEST_TRACEBACK:]}"
-    return encodable(text)
+        name = short_name_of(type(exc))
+        text = f"({name} instead of a traceback)\n{name_of(type(error))}: {text_of(error)}\n"
+    whole = encodable(text[-LONGEST_TRACEBACK - 1 :])
+    tail = whole.encode()[-LONGEST_TRACEBACK:].decode(errors="ignore")
+    return tail if tail == whole else f"{_CUT}\n{tail}"
+
+
+def _plain(text: str) -> str:
+    # What user code returns may be of a subclass of `str`, whose methods may do anything; `join` uses none of them.
+    return "".join((text,))  # noqa: FLY002 - an f-string would call `__format__`
+
+
+def _head(text: str, limit: int) -> str:
+    return encodable(text[: limit + 1]).encode()[:limit].decode(errors="ignore")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
 from random import Random
 from typing import Any, Final, NoReturn
+from weakref import WeakSet
 
 import msgspec
 import pytest
@@ -278,21 +279,40 @@ async def test_a_handler_that_cancels_its_task_and_returns_harms_nobody() -> Non
 
 
 _kept: Final[list[asyncio.Task[Any]]] = []
+_kept_weakly: Final[WeakSet[asyncio.Task[Any]]] = WeakSet()
+
+
+def _task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 class Keeper(Entity[int]):
     """Keeps the tasks that its handlers ran in, and cancels them when their runs are over."""
 
     async def keep(self, rounds: int) -> int:
-        task = asyncio.current_task()
-        assert task is not None
+        task = _task()
         for _ in range(rounds):
             await asyncio.sleep(0)
         _kept.append(task)
         return rounds
 
+    async def keep_weakly(self, rounds: int) -> int:
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        _kept_weakly.add(_task())
+        return rounds
+
+    async def cancel_in_vain(self, rounds: int) -> int:
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        _task().cancel()
+        _task().uncancel()
+        return rounds
+
     async def cancel_kept(self) -> int:
-        for task in _kept:
+        for task in (*_kept, *_kept_weakly):
             task.cancel()
         return -1
 
@@ -315,7 +335,11 @@ async def test_a_kept_task_of_a_run_that_is_over_can_be_cancelled_at_any_time(se
         calls: list[Coroutine[Any, Any, int]] = []
         for number in range(200):
             target, rounds = client(f"e{number}"), random.choice((0, 0, 1, 3))
-            match random.randrange(3):
+            match random.randrange(5):
+                case 3:
+                    calls.append(target.keep_weakly(rounds))
+                case 4:
+                    calls.append(target.cancel_in_vain(rounds))
                 case 0:
                     calls.append(target.keep(rounds))
                 case 1:

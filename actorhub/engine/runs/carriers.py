@@ -11,6 +11,7 @@ import contextvars
 import logging
 import sys
 import types
+import weakref
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Final, Protocol
 
@@ -104,8 +105,12 @@ class Carriers:
 
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # Its run is lost, and `is_carried` may go on saying that somebody sees to what is ready.
+        if task.cancelled():
+            # Perhaps before its first step, by somebody who found it among all tasks: `is_carried` must not go on
+            # saying that somebody sees to what is ready.
+            if not self._is_closed and self._scheduler.ready:
+                self._go_on_elsewhere()
+        elif (error := task.exception()) is not None:
             _log.critical("a carrier died: this is a defect of actorhub", exc_info=error)
             self._go_on_elsewhere()
 
@@ -123,10 +128,8 @@ class Carriers:
     def _runs(self) -> Generator[Any, Any, None]:
         scheduler, completion = self._scheduler, self._completion
         ready, base = scheduler.ready, scheduler.context
-        task = asyncio.current_task()
-        assert task is not None
-        is_cancelled = task.cancelling
-        references = sys.getrefcount(task)
+        task: Any = asyncio.current_task()
+        references, weak_references = sys.getrefcount(task), weakref.getweakrefcount(task)
         runs = 0
         while ready:
             message = ready.popleft()
@@ -153,8 +156,12 @@ class Carriers:
                 # late for its run: it would hit the next one.
                 return
             # A handler may have cancelled the task that it ran in, or keep it and cancel it later. No other run may be
-            # in it then.
-            if is_cancelled() or sys.getrefcount(task) != references:
+            # in it then. `cancelling()` does not tell: before Python 3.13 `uncancel` does not call a cancellation back.
+            if (
+                task._must_cancel  # noqa: SLF001 - there is no public way to see it
+                or sys.getrefcount(task) != references
+                or weakref.getweakrefcount(task) != weak_references
+            ):
                 self._go_on_elsewhere()
                 return
             runs += 1
@@ -220,8 +227,8 @@ class Carriers:
             return spec.function(cell.instance, *args)  # type: ignore[no-any-return]
         except MalformedMessage as error:
             refusal = error
-        except Exception as exc:  # noqa: BLE001 - user code: a type's __post_init__ may raise anything
-            refusal = MalformedMessage(f"{message.what}: arguments: {summary_of(exc)}")
+        except BaseException as exc:  # noqa: BLE001 - user code: what wraps a handler may raise anything
+            refusal = MalformedMessage(f"{message.what}: {summary_of(exc)}")
         self._scheduler.refuse(message, refusal)
         return None
 
