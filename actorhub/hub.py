@@ -4,7 +4,7 @@ import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from actorhub.cluster import Cluster, cluster_here, leave
 from actorhub.core.address import HASH_VERSION, RunnerAddress, RunnerInfo
@@ -26,6 +26,8 @@ E = TypeVar("E", bound=Declared[Any])
 
 VERSION: Final = "0.1.0"
 
+_LAZY: Final = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+"""Which functions do not return what their body returns."""
 _CONNECT_DEADLINE: Final = 10.0
 """Seconds that `connect` waits for a first runner."""
 
@@ -47,12 +49,13 @@ class Hub:
 
         Args:
             entity: The class.
-            factory: Called once for each activation, to make the instance. By default the class itself.
+            factory: Called without arguments for each activation. Returns a new instance of the class. By default the
+                class itself.
 
         Raises:
             ConfigurationError: Another class is registered under the same name.
             TypeError: An annotation of the class cannot be resolved, or names a type that cannot be sent. Or the
-                constructor needs arguments and there is no factory.
+                constructor needs arguments and there is no factory, or the factory does not return an instance.
         """
         spec = entity.__declaration__.spec
         if spec.name in self._types:
@@ -60,9 +63,9 @@ class Hub:
                 f"two entity classes are called {spec.name!r}: give one of them another name, as in "
                 f"class {entity.__name__}(Entity, name=...)"
             )
-        if factory is None:
-            _check_constructor(entity)
-        self._types[spec.name] = HostedType(spec, factory or entity)
+        made_by = entity if factory is None else factory
+        _check_factory(entity, made_by)
+        self._types[spec.name] = HostedType(spec, entity, made_by)
 
     @property
     def specs(self) -> Mapping[str, EntitySpec]:
@@ -195,7 +198,9 @@ class Hub:
                 entity_types=tuple(sorted(self._types)),
                 version=VERSION,
             ),
-            types={name: HostedType(hosted.spec, hosted.factory) for name, hosted in self._types.items()},
+            types={
+                name: HostedType(hosted.spec, hosted.entity, hosted.factory) for name, hosted in self._types.items()
+            },
             specs=self.specs,
             storage=storage,
             transport=transport,
@@ -219,14 +224,27 @@ class Hub:
         return tuple(sorted({"default", *(hosted.spec.shard_group for hosted in self._types.values())}))
 
 
-def _check_constructor(entity: type[Declared[Any]]) -> None:
-    try:
-        inspect.signature(entity).bind()
-    except TypeError as exc:
-        name = entity.__name__
+def _check_factory(entity: type[Declared[Any]], factory: Callable[[], Any]) -> None:
+    """Refuse what cannot make instances of the class, as far as that shows without calling it."""
+    name = entity.__name__
+    instead = f"use a plain function without arguments, as in hub.register({name}, lambda: {name}(...))"
+    if isinstance(factory, type):
+        if not issubclass(factory, entity):
+            raise TypeError(f"{factory.__name__} is not a {name}: {instead}")
+    elif not callable(factory):
+        raise TypeError(f"the factory of {name} cannot be called, it is {factory!r}: {instead}")
+    elif any(is_lazy(one) for one in (factory, type(factory).__call__) for is_lazy in _LAZY):
         raise TypeError(
-            f"{name}() fails: {exc}: register it with a factory: hub.register({name}, lambda: {name}(...))"
-        ) from exc
+            f"the factory of {name} must return a new {name}, and not a coroutine or a generator: {instead}; "
+            "what must be awaited belongs into on_activate"
+        )
+    try:
+        inspect.signature(cast("Callable[..., object]", factory)).bind()
+    except ValueError:
+        pass  # A built-in without a signature: what it makes is seen when it is called.
+    except TypeError as exc:
+        called = f"{factory.__name__}()" if isinstance(factory, type) else f"the factory of {name}"
+        raise TypeError(f"{called} fails: {exc}: {instead}") from exc
 
 
 def _limits(settings: Settings) -> Limits:

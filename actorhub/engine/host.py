@@ -115,6 +115,7 @@ class Host:
             storage=around.storage,
             supervisor=around.supervisor,
             clock=around.clock,
+            count_first=self._count_first,
             on_gone=self._on_gone,
         )
         self.residency = Residency(around.types, self.activations, around.clock)
@@ -202,7 +203,7 @@ class Host:
                 )
             )
         else:
-            self.scheduler.enqueue(self.residents.add(hosted_type, shard, message.entity_id), message)
+            self.scheduler.enqueue(self.residents.add(hosted_type, shard, message.entity_id, message), message)
 
     def take_durable(self, message: Message, shard: HostedShard) -> None:
         """Take in a call of a durable handler, or a request about a durable message, for an owned shard."""
@@ -314,6 +315,9 @@ class Host:
 
     def _carry(self) -> None:
         self.carriers.spawn()
+
+    def _count_first(self, cell: Cell) -> "asyncio.Future[None] | None":
+        return self.delivery.attempts.count_first(cell)
 
     def _passivate_if_idle(self, cell: Cell) -> None:
         self.activations.passivate_if_idle(cell)

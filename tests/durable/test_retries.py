@@ -145,8 +145,8 @@ async def test_what_ran_or_runs_is_not_reset(cluster: Cluster) -> None:
     assert await log.read() == ["held"]
 
 
-async def test_a_run_that_never_started_is_not_counted_when_its_shard_moves(memory: MemoryCluster) -> None:
-    """A message with one attempt that waited for its entity's activation runs at the next owner, as its first run."""
+async def test_a_message_with_one_attempt_survives_the_move_of_its_shard(memory: MemoryCluster) -> None:
+    """It waited for its entity's activation, and runs once, as its first run, wherever that is."""
     first = await memory.start_runner()
     client = await memory.client()
     asked = soon(client.client(Slow)("s").attempt())

@@ -1,10 +1,13 @@
 """Counts each run of a durable message in the store before it starts; a run that is not counted does not start.
 
-Afterwards would be too late: a message that kills its runner would do so again and again, at each new owner. Where it
+Afterwards would be too late: a message that kills its runner would do so again and again, at each new owner. So would
+one that kills it by having its entity activated; its run is counted before the activation, beside the load of the
+state. That is for the message that brings the entity: those behind it are not to blame, and have their turns. Where it
 costs nothing the count comes with another statement: the first run's with the insert (`durable.intake`), the next
 message's with the commit of the run before it (`runs.commits.next_to_count`).
 """
 
+import asyncio
 from asyncio import Future
 from functools import partial
 from typing import Final
@@ -16,7 +19,7 @@ from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.schedule import Schedule
 from actorhub.engine.durable.settlement import Settlement
 from actorhub.engine.model.durable_message import DurableMessage, Place
-from actorhub.engine.model.records import DONE
+from actorhub.engine.model.records import DONE, QUEUED, Cell
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import Readiness, RunStart
 
@@ -55,14 +58,34 @@ class Attempts:
             self.start(message)
         return False
 
+    def count_first(self, cell: Cell) -> "Future[None] | None":
+        """Have the run of what is first in the mailbox counted, before the entity is activated for it.
+
+        Returns:
+            What to wait for before asking again. `None` if there is nothing to wait for: the run is counted, the first
+            message is not durable, or there is none.
+        """
+        while cell.queue is not None:
+            first = cell.queue[0]
+            if not isinstance(first, DurableMessage) or first.is_counted:
+                return None
+            if first.place is Place.MAILBOX:
+                first.place = Place.STARTING
+                if first.is_stored:
+                    self.start(first)
+            if first.phase == QUEUED:
+                if first.counted is None or first.counted.done():
+                    first.counted = asyncio.get_running_loop().create_future()
+                return first.counted
+        return None
+
     def start(self, message: DurableMessage) -> None:
         """Count the run of a stored message; make a dead letter of one that has no attempts left."""
         # A run that fails is settled as such. That the count reached the limit without a last failure means that the
         # last run came to no end: it may have killed its runner.
         if not message.spec.retry.allows(message.attempts):
             message.place = Place.RUNNING
-            message.phase = DONE
-            self._scheduler.end_turn(message)
+            self._take_turn_back(message)
             self._settlement.fail(
                 message,
                 HandlerFailed(
@@ -107,7 +130,20 @@ class Attempts:
         self._memory.schedule(message, max(message.due, self._server.now()) + pause)
 
     def on_counted(self, message: DurableMessage) -> None:
-        """The run of a message that waited with its turn is counted: start it."""
+        """The run of a message that waited for that is counted: start it, or have its entity activated for it."""
         message.place = Place.MAILBOX  # Through a carrier again, and so through its checks: time has passed.
         message.is_counted = True
-        self._scheduler.start(message)
+        if message.phase == QUEUED:
+            message.wake_activation()
+        else:
+            self._scheduler.start(message)
+
+    def _take_turn_back(self, message: DurableMessage) -> None:
+        """End the wait of a message, in its mailbox or with its entity's turn."""
+        if message.phase == QUEUED:
+            self._scheduler.dequeue(message)
+            message.phase = DONE
+            message.wake_activation()
+        else:
+            message.phase = DONE
+            self._scheduler.end_turn(message)

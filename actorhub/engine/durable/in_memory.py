@@ -101,10 +101,11 @@ class InMemory:
         """
         hosted_type, shard = self._types[message.spec.entity_type], message.shard
         cell = hosted_type.cells.get(message.entity_id)
+        brings_entity = cell is None
         if cell is None:
             if shard.draining or (shard.has_backlog and not from_store) or not self._ensure_room(hosted_type):
                 return False
-            cell = self._residents.add(hosted_type, shard, message.entity_id)
+            cell = self._residents.add(hosted_type, shard, message.entity_id, cause=message)
         elif (cell.has_backlog and not from_store) or (
             cell.queue is not None and len(cell.queue) >= hosted_type.spec.mailbox_capacity
         ):
@@ -118,6 +119,9 @@ class InMemory:
         else:
             message.place = Place.MAILBOX
             self._scheduler.enqueue(cell, message)
+            if brings_entity and not message.is_stored and not cell.is_singleton:
+                # The activation waits for its insert, which counts the run.
+                message.place = Place.STARTING
         return True
 
     def spill(self, message: DurableMessage) -> None:
@@ -206,16 +210,17 @@ class InMemory:
 
     def _leave_entity(self, message: DurableMessage) -> None:
         """Give up its place at its entity, with the turn if it waits for the store with one."""
+        has_turn = message.place is Place.STARTING and message.phase != QUEUED
         if message.phase == QUEUED:
             self._scheduler.dequeue(message)
             message.phase = DONE
+            message.wake_activation()
         if message.place not in _AT_ENTITY:
             return
         cell = message.cell
         assert cell is not None
         # In the mailbox it may have a turn, too, and a carrier that has not got to it: `Attempts.begin` ends that turn.
         # After a run `Completion` ends it.
-        has_turn = message.place is Place.STARTING
         message.place = Place.ARRIVED
         message.is_counted = False
         if has_turn:
@@ -237,4 +242,5 @@ class InMemory:
 
     def _drop(self, message: DurableMessage) -> None:
         message.place = Place.GONE
+        message.wake_activation()
         self._backlog.on_unloaded(message)

@@ -2,8 +2,8 @@
 
 A call is acknowledged when the store has it, and not before (invariant A). It is queued for its entity while its insert
 is under way: the mailbox keeps the order in which calls came, whatever the order of the store's answers. A message that
-gets its entity's turn at once has its first run counted by the insert itself, so that an idle entity costs one round
-trip before its handler starts, and one after.
+gets its entity's turn at once, or brings its entity into memory, has its first run counted by the insert itself: an
+idle entity costs one round trip before its handler starts, and one after.
 """
 
 from asyncio import Future
@@ -115,8 +115,8 @@ class Intake:
             # It is stored nevertheless; then the loader brings it in, in its order.
             message.place = Place.SPILLING
         elif message.place is Place.STARTING:
-            # It has the turn. If it loses its entity before the answer, the count is one too high, which costs an
-            # attempt.
+            # It has the turn, or its entity is activated for it. If it loses its entity before the answer, the count is
+            # one too high, which costs an attempt.
             attempts = 1
         self._store_message(message, attempts)
 
@@ -226,6 +226,8 @@ class Intake:
             self._memory.schedule(message, stored.deliver_at)
         elif message.failure is not None:
             # It failed in the mailbox, for example with its entity's activation, when there was no row to note that in.
+            # If the insert counted a run, that is the one.
+            message.attempts = 0
             self._settlement.on_run_failed(message, message.failure)
         elif message.place is Place.STORING:
             self._admit_or_spill(message)

@@ -1,5 +1,6 @@
 """A durable message on the runner that owns its shard, from the moment it is known there until it is settled."""
 
+import asyncio
 import enum
 from typing import Protocol
 
@@ -27,7 +28,8 @@ class Place(enum.Enum):
     MAILBOX = enum.auto()
     """In its entity's mailbox, or with a turn and waiting for a carrier. Its insert may still be under way."""
     STARTING = enum.auto()
-    """It has its entity's turn, and waits until the store counts the run."""
+    """It waits until the store counts the run: with its entity's turn, or first in the mailbox of an entity that is to
+    be activated for it."""
     RUNNING = enum.auto()
     """Its handler is running, or the outcome of the run is on its way into the store."""
     SCHEDULED = enum.auto()
@@ -79,8 +81,8 @@ class DurableMessage(Message):
     It has no deadline. Its callers have theirs, and it runs whether or not somebody still waits.
     """
 
-    __slots__ = ("attempts", "due", "early", "events", "failure", "is_counted", "is_stored", "key", "place", "shard",
-                 "waiters")  # fmt: skip
+    __slots__ = ("attempts", "counted", "due", "early", "events", "failure", "is_counted", "is_stored", "key", "place",
+                 "shard", "waiters")  # fmt: skip
 
     def __init__(
         self, events: RunEvents, shard: HostedShard, *, spec: HandlerSpec, entity_id: str, message_id: int
@@ -96,6 +98,8 @@ class DurableMessage(Message):
         """Runs that the store has counted, including the present one once `is_counted` is set."""
         self.is_counted = False
         """The store has counted the run that is about to start, or is under way."""
+        self.counted: asyncio.Future[None] | None = None
+        """Done once that is so or the message has left its mailbox: the activation of its entity waits for it."""
         self.is_stored = False
         """The store has confirmed that it holds the message; until then its insert is under way."""
         self.due = 0.0
@@ -111,6 +115,11 @@ class DurableMessage(Message):
     def entity(self) -> tuple[str, str]:
         """Type and id of its entity."""
         return self.spec.entity_type, self.entity_id
+
+    def wake_activation(self) -> None:
+        """Have the activation that waits until the run is counted look again."""
+        if self.counted is not None and not self.counted.done():
+            self.counted.set_result(None)
 
     def on_not_started(self) -> bool:
         """Stay in the store: the loader, here or at the next owner, will bring it in again."""

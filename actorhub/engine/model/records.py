@@ -404,11 +404,14 @@ class Cell:
 class HostedType:
     """An entity type that this process can host, with its resident cells in the order in which they are visited."""
 
-    __slots__ = ("cells", "factory", "is_simple", "spec")
+    __slots__ = ("cells", "entity", "factory", "is_simple", "spec")
 
-    def __init__(self, spec: EntitySpec, factory: Callable[[], Any]) -> None:
+    def __init__(self, spec: EntitySpec, entity: type[Any], factory: Callable[[], Any]) -> None:
         self.spec = spec
+        self.entity = entity
+        """The user's class."""
         self.factory = factory
+        """Makes its instances; may be the class itself."""
         self.cells: OrderedDict[str, Cell] = OrderedDict()
         self.is_simple = spec.state is None and spec.on_activate is None and spec.singleton_id is None
         """To activate one takes a single synchronous call of the factory."""

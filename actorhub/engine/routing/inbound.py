@@ -37,6 +37,7 @@ from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.model.records import DONE, FOREVER, NEW, PARKED, Message
 from actorhub.engine.model.spec import HandlerSpec, operation_spec
+from actorhub.engine.routing.deadlocks import deadlock_of
 from actorhub.engine.routing.peers import MAX_IN_FLIGHT, Peer
 from actorhub.engine.routing.router import Router
 
@@ -224,6 +225,8 @@ class Inbound:
         # A message that waits in the router has no run whose end would answer the caller, so it is answered here.
         waited = message.phase in (NEW, PARKED)
         text = f"{message.what}: the caller {'ran out of time' if cancel.timed_out else 'went away'}"
+        if cancel.timed_out:
+            text += deadlock_of(message, self._host.types)
         error = CallTimeout(text, possibly_executed=message.was_sent_before)
         self._router.withdraw(message, error)
         if waited:

@@ -36,6 +36,7 @@ from actorhub.engine.model.records import (
 )
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.routing.deadlines import Deadlines
+from actorhub.engine.routing.deadlocks import deadlock_of
 from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.table import RoutingTable
 from actorhub.storage.message_ports import MessageStore
@@ -285,7 +286,7 @@ class Router:
             message.on_failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
         elif phase == QUEUED:
             # It is in a mailbox of this process and has not started, so it can be taken out for certain.
-            self.withdraw(message, CallTimeout(f"{left}: it waited in the mailbox until the deadline"))
+            self.withdraw(message, self._timed_out(message, f"{left}: it waited in the mailbox until the deadline"))
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
             message.abandoned_for = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
             message.peer.ask_outcome(message)
@@ -294,10 +295,13 @@ class Router:
         elif phase in (SENT, RUNNING, COMMITTING):
             # The peer did not say in time, or the handler runs here. A commit that is under way goes on, and only its
             # reply is dropped: it cannot be called back, and its outcome is still unknown.
-            error = message.abandoned_for or CallTimeout(f"{left}: no reply before the deadline")
+            error = message.abandoned_for or self._timed_out(message, f"{left}: no reply before the deadline")
             error.possibly_executed = True
             message.on_failed(error)
             self.withdraw(message, error)
+
+    def _timed_out(self, message: Message, text: str) -> CallTimeout:
+        return CallTimeout(text if self.host is None else text + deadlock_of(message, self.host.types))
 
     def withdraw(self, message: Message, error: ActorhubError) -> None:
         """Take back a message whose caller no longer waits: dequeue it or cancel its run, wherever it is."""

@@ -1,4 +1,8 @@
-"""Makes and ends activations: an entity's instance comes with its first message and goes when it is idle."""
+"""Makes and ends activations: an entity's instance comes with its first message and goes when it is idle.
+
+An activation runs code of the user: types of the state, the constructor, hooks. What it does is part of the call that
+causes it: its calls continue that call's chain, and the run of a durable message is counted before.
+"""
 
 import asyncio
 import logging
@@ -9,14 +13,23 @@ from typing import Any, Final, Protocol
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.codec import Codec
-from actorhub.core.errors import ActorhubError, MalformedMessage, PersistenceError, SingletonError, SingletonErrorReason
+from actorhub.core.errors import (
+    ActorhubError,
+    CallCycle,
+    ConfigurationError,
+    MalformedMessage,
+    PersistenceError,
+    SingletonError,
+    SingletonErrorReason,
+)
 from actorhub.core.texts import name_of, text_of
-from actorhub.engine.model.records import ACTIVATING, ACTIVE, CLOSING, DEAD, DONE, Cell, StateRecord
+from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.records import ACTIVATING, ACTIVE, CLOSING, DEAD, DONE, Cell, Message, StateRecord
 from actorhub.engine.runs.completion import handler_failed, log_failure
 from actorhub.engine.runs.hooks import Hooks
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.supervision import Supervisor
-from actorhub.storage.ports import Storage
+from actorhub.storage.ports import Storage, StoredState
 
 _log: Final = logging.getLogger("actorhub.activation")
 
@@ -81,23 +94,42 @@ class Activations:
         storage: Storage,
         supervisor: Supervisor,
         clock: Clock,
+        count_first: Callable[[Cell], asyncio.Future[None] | None],
         on_gone: Callable[[Cell], None],
     ) -> None:
-        """Prepare; `on_gone` is told of a cell that no longer has an instance, and finds a place for its queue."""
+        """Prepare.
+
+        Args:
+            scheduler: Gives turns to what waits, once there is an instance.
+            hooks: Runs code of the user.
+            leaders: See to singletons.
+            storage: Has the states.
+            supervisor: Owns the tasks.
+            clock: Random pauses, and when an entity was last used.
+            count_first: Has the run of the first durable message in a mailbox counted; returns what to wait for before
+                asking again, `None` once user code may run.
+            on_gone: Told of a cell that no longer has an instance; finds a place for its queue.
+        """
         self._scheduler = scheduler
         self._hooks = hooks
         self._leaders = leaders
         self._storage = storage
         self._supervisor = supervisor
         self._clock = clock
+        self._count_first = count_first
         self._on_gone = on_gone
         self.activated = 0
         self.passivated = 0
         self.failed = 0
 
-    def begin(self, cell: Cell) -> None:
-        """Make the instance: at once if that takes neither I/O nor a hook, else in a task."""
-        if cell.hosted_type.is_simple:
+    def begin(self, cell: Cell, cause: Message | None) -> None:
+        """Make the instance: at once if that takes neither I/O nor a hook, else in a task.
+
+        Args:
+            cell: The entity.
+            cause: The message that needs it; `None` for a singleton that is made without one.
+        """
+        if cell.hosted_type.is_simple and not isinstance(cause, DurableMessage):
             try:
                 cell.instance = self._hooks.make(cell, self._hooks.context())
             except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
@@ -108,7 +140,7 @@ class Activations:
             else:
                 self._become_active(cell)
                 return
-        task = self._supervisor.spawn(self._activate(cell), "activate")
+        task = self._supervisor.spawn(self._activate(cell, cause), "activate")
         if cell.is_singleton:
             self._leaders.track_task(cell, task)
 
@@ -133,10 +165,10 @@ class Activations:
         else:
             self._finish_passivation(cell)
 
-    async def _activate(self, cell: Cell) -> None:
+    async def _activate(self, cell: Cell, cause: Message | None) -> None:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                await self._build(cell)
+                await self._build(cell, cause)
             except _Unwanted:
                 cell.phase = DEAD
                 self._on_gone(cell)
@@ -147,7 +179,7 @@ class Activations:
                 if cell.is_singleton:
                     await self._leaders.lose(cell)
                 cell.instance = None
-                if attempt == _ATTEMPTS or isinstance(exc, _Undecodable):
+                if attempt == _ATTEMPTS or isinstance(exc, _FINAL):
                     self._give_up(cell, exc)
                     return
                 _log.warning(
@@ -158,7 +190,7 @@ class Activations:
             else:
                 return
 
-    async def _build(self, cell: Cell) -> None:
+    async def _build(self, cell: Cell, cause: Message | None) -> None:
         # At each await the shard may be lost (DEAD). While it drains, the activation goes on to its end:
         # `_become_active` then closes it at once.
         spec = cell.hosted_type.spec
@@ -166,24 +198,38 @@ class Activations:
             is_leading = await self._leaders.until_leading(cell)
             if cell.phase == ACTIVATING and not is_leading:
                 raise _Unwanted
-        state: Any = None
-        if spec.state is not None:
-            state = await self._load(cell, spec.state)
+        # A singleton is made without a message, too, so no message is to blame for what that does.
+        is_counted = isinstance(cause, DurableMessage) and not cell.is_singleton
+        if is_counted:
+            _ = self._count_first(cell)  # beside the load
+        stored = None if spec.state is None else await self._load(cell)
+        if is_counted:
+            await self._until_counted(cell)
         if cell.phase == DEAD:
             return
+        state = None if spec.state is None else self._decode(cell, spec.state, stored)
         context = self._hooks.context()
         instance = self._hooks.make(cell, context)
         if spec.state is not None:
             instance.state = state
         cell.instance = instance
+        chain = () if cause is None else cause.chain
         if spec.on_activate is not None:
-            await self._hooks.run(cell, spec.on_activate, context)
+            await self._hooks.run(cell, spec.on_activate, context, chain=chain)
         if cell.is_singleton:
-            await self._become_leader(cell, context)
+            await self._become_leader(cell, context, chain)
         if cell.phase == ACTIVATING:
             self._become_active(cell)
 
-    async def _become_leader(self, cell: Cell, context: Context) -> None:
+    async def _until_counted(self, cell: Cell) -> None:
+        """Wait until code of the user may run for what is first in the mailbox."""
+        while cell.phase == ACTIVATING and (counting := self._count_first(cell)) is not None:
+            await counting
+        if cell.phase == ACTIVATING and cell.queue is None:
+            # What it was for left: the store did not count its run, or has it no longer.
+            raise _Unwanted
+
+    async def _become_leader(self, cell: Cell, context: Context, chain: tuple[str, ...]) -> None:
         if cell.phase == DEAD:
             return
         hook = cell.hosted_type.spec.on_become_leader
@@ -192,20 +238,23 @@ class Activations:
         if hook is None:
             leader.became(cell)
         else:
-            await self._hooks.run(cell, hook, context, returned=leader.became)
+            await self._hooks.run(cell, hook, context, chain=chain, returned=leader.became)
         if cell.phase == ACTIVATING:
             leader.started(cell)
 
-    async def _load(self, cell: Cell, codec: Codec[Any]) -> Any:  # a state
-        """Load the committed state; a singleton starts without one that is too old or does not fit."""
-        spec = cell.hosted_type.spec
+    async def _load(self, cell: Cell) -> StoredState | None:
+        """Load the committed state; no code of the user runs."""
         try:
-            stored = await self._storage.load_state(spec.name, cell.entity_id)
+            return await self._storage.load_state(cell.hosted_type.spec.name, cell.entity_id)
         except PersistenceError as exc:
             if not cell.is_singleton:
                 raise
             self._leaders.state_error(cell, "state_load_failed", str(exc))
             raise SingletonError("state_load_failed", str(exc)) from exc
+
+    def _decode(self, cell: Cell, codec: Codec[Any], stored: StoredState | None) -> Any:  # a state
+        """Return the state to start from; a singleton starts without one that is too old or does not fit."""
+        spec = cell.hosted_type.spec
         cell.record = StateRecord(0 if stored is None else stored.version, b"")
         if stored is None or (spec.state_ttl is not None and stored.age > spec.state_ttl):
             state = spec.initial_state()
@@ -227,7 +276,11 @@ class Activations:
         cell.last_used = self._clock.monotonic()
         cell.phase = ACTIVE
         if cell.shard.draining:
-            # `drain` closed the cells that were active; this one was still being made.
+            # `drain` closed the cells that were active; this one was still being made. A run that is counted starts
+            # nevertheless, or it would have used up its message's attempt.
+            first = None if cell.queue is None else cell.queue[0]
+            if isinstance(first, DurableMessage) and first.is_counted and cell.next_runnable() is first:
+                self._scheduler.start(first)
             self.close(cell)
         else:
             self._scheduler.pump(cell)
@@ -271,4 +324,8 @@ class _Undecodable(PersistenceError):
 
 
 class _Unwanted(Exception):
-    """The singleton is on its way to another runner."""
+    """Nobody here needs the instance any longer: the singleton is on its way to another runner, or no message waits."""
+
+
+_FINAL: Final = (_Undecodable, CallCycle, ConfigurationError)
+"""What trying again would not change."""

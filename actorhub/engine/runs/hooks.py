@@ -1,10 +1,12 @@
 """Runs hooks: `on_activate`, `on_deactivate`, `on_become_leader`, `on_lose_leadership`."""
 
 import asyncio
+import inspect
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any
+from typing import Any, Final, cast
 
+from actorhub.core.errors import ConfigurationError
 from actorhub.core.texts import summary_of
 from actorhub.engine.model.records import DEAD, DONE, RUNNING, Cell, Message, RunKind
 from actorhub.engine.model.run import Run, running
@@ -14,6 +16,9 @@ from actorhub.engine.runs.driving import run_in
 from actorhub.engine.runs.saving import Saving, one_save_at_a_time
 from actorhub.engine.runs.scheduler import Scheduler
 
+_USED: Final = "_actorhub_used"
+"""Attribute of an instance that an activation has."""
+
 
 class _HookCall(Message):
     """What stands where a call is: nobody sent it, and nobody waits for it."""
@@ -22,8 +27,9 @@ class _HookCall(Message):
 
     run_kind = RunKind.HOOK
 
-    def __init__(self, cell: Cell, spec: HandlerSpec) -> None:
+    def __init__(self, cell: Cell, spec: HandlerSpec, chain: tuple[str, ...]) -> None:
         super().__init__(spec, cell.entity_id)
+        self.chain = chain
         self.cell = cell
         self.epoch = cell.shard.epoch
         self.phase = RUNNING
@@ -42,16 +48,28 @@ class Hooks:
         return self._base.copy()
 
     def make(self, cell: Cell, context: Context) -> Any:
-        """Return a new instance for an activation. Whatever its constructor raises, this raises an `Exception`."""
+        """Return a new instance for an activation. Whatever its constructor raises, this raises an `Exception`.
+
+        Raises:
+            ConfigurationError: The factory returned something else.
+        """
         try:
-            return context.run(cell.hosted_type.factory)
+            instance = context.run(cell.hosted_type.factory)
         except Exception:
             raise
         except BaseException as exc:
             raise _as_failure(exc) from exc
+        _check_instance(cell, instance)
+        return instance
 
     async def run(
-        self, cell: Cell, spec: HandlerSpec, context: Context, returned: Callable[[Cell], None] | None = None
+        self,
+        cell: Cell,
+        spec: HandlerSpec,
+        context: Context,
+        *,
+        chain: tuple[str, ...] = (),
+        returned: Callable[[Cell], None] | None = None,
     ) -> None:
         """Run a hook. In a dead cell nothing is committed, and nothing is sent.
 
@@ -61,9 +79,10 @@ class Hooks:
             cell: The entity.
             spec: The hook.
             context: Its context variables.
+            chain: `type/id` of the entities that wait for it: calls of the hook that come back to one are cycles.
             returned: Told that the hook returned, before the commit, which may fail.
         """
-        call = _HookCall(cell, spec)
+        call = _HookCall(cell, spec, chain)
         run = Run(call, cell)
         context.run(running.set, run)
         try:
@@ -92,6 +111,25 @@ class Hooks:
             async with one_save_at_a_time(run):
                 data = None if cell.record is None else self._completion.changed_state(cell)
                 await self._saving.commit_part(run, data)
+
+
+def _check_instance(cell: Cell, instance: Any) -> None:  # whatever a factory of the user returned
+    """Refuse what is not of the entity's class, or was used before: states of several entities would be mixed in it."""
+    entity = cell.hosted_type.entity
+    if isinstance(instance, entity):
+        attributes = cast("dict[str, object]", vars(instance))
+        if _USED not in attributes:
+            attributes[_USED] = True
+            return
+        got = f"the same {entity.__name__} twice"
+    else:
+        got = f"a {type(instance).__name__}"
+        if inspect.iscoroutine(instance):
+            instance.close()  # or Python would warn, somewhere else, that nobody awaited it
+    raise ConfigurationError(
+        f"{cell.address}: its factory returned {got}: it must return a new {entity.__name__} each time it is called, "
+        f"as in hub.register({entity.__name__}, lambda: {entity.__name__}(...))"
+    )
 
 
 def _as_failure(error: BaseException) -> RuntimeError:

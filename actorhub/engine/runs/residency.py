@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from actorhub.core.clock import Clock
-from actorhub.engine.model.records import ACTIVE, Cell, HostedShard, HostedType
+from actorhub.engine.model.records import ACTIVE, Cell, HostedShard, HostedType, Message
 from actorhub.engine.runs.activation import Activations
 
 _LONGEST_PAUSE: Final = 0.25
@@ -83,19 +83,19 @@ class Residents:
         # bound.
         return self.count < 2 * self._most and self._residency.make_room()
 
-    def add(self, hosted_type: HostedType, shard: HostedShard, entity_id: str) -> Cell:
-        """Return a new cell of an entity that is not resident, and begin its activation."""
+    def add(self, hosted_type: HostedType, shard: HostedShard, entity_id: str, cause: Message | None) -> Cell:
+        """Return a new cell of an entity that is not resident, and begin its activation, which `cause` needs."""
         cell = Cell(hosted_type, shard, entity_id)
         hosted_type.cells[entity_id] = cell
         shard.cells.add(cell)
         self.count += 1
-        self._activations.begin(cell)
+        self._activations.begin(cell, cause)
         return cell
 
     def open(self, hosted_type: HostedType, shard: HostedShard, entity_id: str) -> Cell:
         """Return the entity's cell, made now if there is none."""
         cell = hosted_type.cells.get(entity_id)
-        return self.add(hosted_type, shard, entity_id) if cell is None else cell
+        return self.add(hosted_type, shard, entity_id, cause=None) if cell is None else cell
 
     def forget(self, cell: Cell) -> None:
         """Forget a cell that has no instance; harmless for one that was forgotten before."""

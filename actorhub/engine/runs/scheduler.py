@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Callable
 
 from actorhub.core.envelope import TELL
-from actorhub.core.errors import ActorhubError, MailboxFull, RunnerUnavailable
+from actorhub.core.errors import ActorhubError, CallCycle, MailboxFull, RunnerUnavailable
 from actorhub.engine.model.records import (
+    ACTIVATING,
     ACTIVE,
     CLOSING,
     COMMITTING,
@@ -114,6 +115,10 @@ class Scheduler:
 
     def _queue(self, cell: Cell, message: Message) -> bool:
         """Queue the message, or fail it; return whether a tell is accepted now, and not only when its turn comes."""
+        if cell.phase == ACTIVATING and cell.address in message.chain:
+            # A reentrant handler, called back by what the activation waits for. It cannot run before that is over.
+            self.fail_unstarted(message, _cycle_in_activation(message))
+            return False
         queue = cell.queue
         has_room = True
         if queue is None:
@@ -243,6 +248,12 @@ class Scheduler:
         message.on_failed(error)
         if self.observer is not None:
             self.observer.refused(message, error)
+
+
+def _cycle_in_activation(message: Message) -> CallCycle:
+    path = (*message.chain, message.address)
+    text = f"call cycle: {' -> '.join(path)}: {message.address} is being activated and has no instance yet: use tell"
+    return CallCycle(path, text)
 
 
 def lost_owner(message: Message, reason: str) -> RunnerUnavailable:
