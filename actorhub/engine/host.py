@@ -20,15 +20,29 @@ from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
-from actorhub.engine.model.records import ACTIVE, CLOSING, DEAD, DONE, NEW, SENT, Cell, HostedShard, HostedType, Message
+from actorhub.engine.model.records import (
+    ACTIVE,
+    CLOSING,
+    DEAD,
+    DONE,
+    NEW,
+    PASSIVATING,
+    SENT,
+    Cell,
+    HostedShard,
+    HostedType,
+    Message,
+)
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.activation import Activations
 from actorhub.engine.runs.carriers import Carriers
 from actorhub.engine.runs.completion import CompletionStatistics
+from actorhub.engine.runs.draining import Draining, admits_all, unfinished
 from actorhub.engine.runs.parts import RunParts
 from actorhub.engine.runs.residency import Residency, Residents
-from actorhub.engine.runs.scheduler import Scheduler
+from actorhub.engine.runs.scheduler import RunMoved, Scheduler
 from actorhub.engine.runs.services import RunServices, services
+from actorhub.engine.runs.stuck import log_stuck
 from actorhub.engine.singletons.registry import SingletonLeaders
 from actorhub.engine.singletons.services import LeaderServices
 from actorhub.engine.supervision import Supervisor
@@ -36,6 +50,10 @@ from actorhub.storage.ports import Storage
 
 _log: Final = logging.getLogger("actorhub.host")
 
+SWALLOW_LIMIT: Final = 1.0
+"""Seconds from the start of a drain after which a run that was cut short and swallowed its cancellation is abandoned."""
+_DRAIN_TICK: Final = 0.1
+"""Seconds between checks of what a drain waits for."""
 _TOLD_POLL: Final = 0.005
 """Seconds between checks of whether everything that was told has arrived, while a shard is handed over."""
 
@@ -94,7 +112,13 @@ class Host:
         self._reroute = around.reroute
         self._mistrust = around.mistrust
         self.server = ServerClock(around.clock)
-        self.scheduler = Scheduler(carry=self._carry, passivate_if_idle=self._passivate_if_idle, route=around.route)
+        self.draining = Draining(around.types)
+        self.scheduler = Scheduler(
+            draining=self.draining,
+            carry=self._carry,
+            passivate_if_idle=self._passivate_if_idle,
+            route=around.route,
+        )
         self._runs = RunParts(
             storage=around.storage,
             supervisor=around.supervisor,
@@ -180,6 +204,7 @@ class Host:
             clock=around.clock,
             scheduler=self.scheduler,
             supervisor=around.supervisor,
+            open_draining=self._open_draining,
             reroute=around.reroute,
             mistrust=around.mistrust,
         )
@@ -191,8 +216,8 @@ class Host:
         cell = hosted_type.cells.get(message.entity_id)
         if cell is not None:
             self.scheduler.enqueue(cell, message)
-        elif shard.draining:
-            shard.held.append(message)
+        elif shard.draining and not self.draining.admits(message, shard):
+            shard.hold(message)
         elif not self.residents.ensure_room(hosted_type):
             message.phase = DONE
             message.on_failed(
@@ -201,6 +226,9 @@ class Host:
                     "them are busy or leaving"
                 )
             )
+        elif shard.draining:
+            shard.hold(message)
+            self._open_draining(shard, message.entity)
         else:
             self.scheduler.enqueue(self.residents.add(hosted_type, shard, message.entity_id), message)
 
@@ -251,11 +279,12 @@ class Host:
         self.scheduler.cancel_dead(reason)
 
     async def drain(self, shard_id: ShardId, grace: float) -> None:
-        """Start nothing more in the shard, let runs finish for at most `grace` seconds, and passivate all entities.
+        """Let the runs of a shard finish for at most `grace` seconds, and passivate all its entities.
 
         The shard is released after this, so the order is that of what the next owner may see:
 
-        1. No run starts, and messages that arrive are held for the next owner.
+        1. No run starts but those that running handlers wait for (`Draining`). Other messages that arrive are held for
+           the next owner.
         2. Runs that could last for days are cut short: singletons' `run`, and durable waits. They cost no grace time.
         3. Everybody whom the shard's entities have told something knows of it. Otherwise, what the entities tell from
            their next runner could overtake it.
@@ -265,26 +294,101 @@ class Host:
         shard = self.shards.get(shard_id)
         if shard is None:
             return
-        shard.draining = True
-        self.singletons.stop(shard)
+        self._begin_drain(shard)
         until = self._clock.monotonic() + grace
-        if shard.cells:
-            shard.emptied = asyncio.get_running_loop().create_future()
-            for cell in list(shard.cells):
-                self.activations.close(cell)
-            self.scheduler.cut_short(shard)
-            try:
-                async with asyncio.timeout(grace):
-                    await shard.emptied
-            except TimeoutError:
-                _log.warning("shard %s: %d entities did not finish within %.1f s", shard_id, len(shard.cells), grace)
-        await self._until_told(shard, until)
-        await self.singletons.handed_over(shard, until - self._clock.monotonic())
+        is_first = True
+        # What runs after the entities, such as `on_lose_leadership`, may call some of them.
+        while is_first or (shard.cells and self._clock.monotonic() < until):
+            is_first = False
+            await self._until_empty(shard, until, grace)
+            await self._until_told(shard, until)
+            await self.singletons.handed_over(shard, until - self._clock.monotonic())
         # In the meantime the shard may have been revoked, and even granted again as another `HostedShard`.
         if self.shards.get(shard_id) is shard:
+            if shard.cells:
+                names = unfinished(shard, self.scheduler.suspended)
+                _log.warning(
+                    "shard %s: %d entities did not finish within %.1f s: %s", shard_id, len(shard.cells), grace, names
+                )
             del self.shards[shard_id]
             self._kill(shard)
             self.scheduler.cancel_dead("the shard moved and the handler did not finish within the grace time")
+
+    async def finish(self, grace: float) -> None:
+        """Let everything finish that runs here, for at most `grace` seconds, while all shards are still owned.
+
+        For a runner that leaves and has no successor: what its handlers call would be served nowhere else.
+        """
+        self.draining.is_alone = True
+        until = self._clock.monotonic() + grace
+        for shard in self.shards.values():
+            self._begin_drain(shard)
+        while any(shard.cells for shard in self.shards.values()) and self._clock.monotonic() < until:
+            for shard in list(self.shards.values()):
+                if shard.cells:
+                    await self._until_empty(shard, until, grace)
+
+    def _begin_drain(self, shard: HostedShard) -> None:
+        """Close all entities of the shard, once."""
+        if shard.draining:
+            return
+        shard.draining = True
+        shard.draining_since = self._clock.monotonic()
+        self.singletons.stop(shard)
+        if self.has_durable:
+            self.delivery.on_draining(shard)
+        for cell in list(shard.cells):
+            self.activations.close(cell)
+        self.scheduler.cut_short(shard)
+
+    async def _until_empty(self, shard: HostedShard, until: float, grace: float) -> None:
+        """Return once the shard has no entities, at `until` in any case; see to what would hold it up."""
+        while shard.cells and (left := until - self._clock.monotonic()) > 0:
+            if shard.emptied is None or shard.emptied.done():
+                shard.emptied = asyncio.get_running_loop().create_future()
+            await asyncio.wait((shard.emptied,), timeout=min(left, _DRAIN_TICK))
+            elapsed = self._clock.monotonic() - shard.draining_since
+            shard.admits_all = admits_all(elapsed, grace)
+            if shard.admits_all:
+                self._admit_held(shard)
+            if elapsed > SWALLOW_LIMIT:
+                self._drop_stuck(shard)
+
+    def _admit_held(self, shard: HostedShard) -> None:
+        """Let in what `Draining` admits by now."""
+        for cell in list(shard.cells):
+            if cell.phase == CLOSING:
+                self.scheduler.pump(cell)
+        for entity, held in list(shard.held.items()):
+            if any(self.draining.admits(message, shard) for message in held):
+                self._open_draining(shard, entity)
+
+    def _open_draining(self, shard: HostedShard, entity: tuple[str, str]) -> None:
+        """Make an entity of a shard that drains resident; what is held of it comes in first, to keep the order."""
+        cell = self.residents.open(self.types[entity[0]], shard, entity[1])
+        for message in shard.held.pop(entity, ()):
+            if message.phase == DONE:
+                continue
+            if message.delivery is None:
+                self.scheduler.enqueue(cell, message)
+            else:
+                self.delivery.intake.take(message, shard)
+
+    def _drop_stuck(self, shard: HostedShard) -> None:
+        """Abandon runs that were cut short and go on nevertheless, where nothing else of their entity runs."""
+        for run in list(self.scheduler.suspended):
+            cell = run.cell
+            if (
+                cell.shard is shard
+                and cell.phase == CLOSING
+                and isinstance(run.message.abandoned_for, RunMoved)
+                and (abs(cell.load) + cell.nested, cell.streams or None) == (1, None)
+            ):
+                interleaving = run.interleaving
+                stuck = run.message.task if interleaving is None else interleaving.coroutine
+                log_stuck(_log, run.what, run.message.entity_id, stuck)
+                self.singletons.abandon(cell)
+                self.discard(cell)
 
     async def _until_told(self, shard: HostedShard, until: float) -> None:
         """Wait until the receivers of the shard's durable tells know of them.
@@ -332,7 +436,12 @@ class Host:
         if cell.is_singleton:
             self.singletons.on_gone(cell)
         if shard.draining:
-            shard.held.extend(left)
+            for message in left:
+                shard.hold(message)
+            if any(self.draining.admits(message, shard) for message in left):
+                self._open_draining(shard, cell.entity)
+            for singleton in self.singletons.residents:
+                self.activations.passivate_if_idle(singleton)  # It may have stayed for what is gone now.
             if not shard.cells and shard.emptied is not None and not shard.emptied.done():
                 shard.emptied.set_result(None)
         elif self.shards.get(shard.id) is shard:
@@ -346,7 +455,8 @@ class Host:
         # All cells are dead before the first message is sent on: it could come back to a cell of this very shard.
         self.delivery.on_revoked(shard)
         self.singletons.on_lost(shard)
-        held, shard.held = shard.held, type(shard.held)()
+        held = [message for messages in shard.held.values() for message in messages]
+        shard.held.clear()
         for cell in list(shard.cells):
             cell.phase = DEAD
             self.residents.kill(cell)
@@ -372,7 +482,7 @@ class Host:
 
     def discard(self, cell: Cell) -> None:
         """End an activation at once; the next message makes a new one from what is stored."""
-        if cell.phase in (ACTIVE, CLOSING):
+        if cell.phase in (ACTIVE, CLOSING, PASSIVATING):
             cell.phase = DEAD
             for task in cell.streams or ():
                 # If it is a stream that led to this, this runs in its task, which ends with the error.

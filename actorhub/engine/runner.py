@@ -47,6 +47,8 @@ _log: Final = logging.getLogger("actorhub.runner")
 
 _REFRESH: Final = 0.5
 """Seconds between reads of the owners from the store while calls wait for one, in case an announcement was missed."""
+_FINISHING: Final = 0.9
+"""Share of the grace time in which what runs may finish where no other runner takes the shards over."""
 _FORWARDING: Final = 2.0
 """Seconds that a leaving runner waits at most for the next owners to accept what was queued here."""
 _POLL: Final = 10.0
@@ -201,6 +203,10 @@ class Runner:
         self.watch.stop()
         # First of all, so that peers no longer choose this runner for what any runner can do.
         self.node.peers.send_to_all(Leaving("shutdown"))
+        began = self.node.clock.monotonic()
+        if not self._has_successors():
+            await self.host.finish(grace * _FINISHING)
+        grace = max(0.0, grace - (self.node.clock.monotonic() - began))
         await self.ownership.leave(grace)
         # Now nothing is owned. What was left in mailboxes has been routed, and is on its way to the next owners.
         await self.node.forward(min(grace, _FORWARDING))
@@ -217,6 +223,12 @@ class Runner:
                 self.ids.machine,
                 error,
             )
+
+    def _has_successors(self) -> bool:
+        """Whether some runner will take over what this one lets go of, in each of its groups."""
+        own = self.info.runner
+        others = [known.info for known in self.known_runners if known.info.runner != own and not known.info.draining]
+        return all(any(group in info.groups for info in others) for group in self.info.groups)
 
     def health(self) -> RunnerHealth:
         """Return the health of this runner and of the singletons that it leads."""

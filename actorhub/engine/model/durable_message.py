@@ -1,12 +1,13 @@
 """A durable message on the runner that owns its shard, from the moment it is known there until it is settled."""
 
 import enum
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from actorhub.core.address import ShardId
 from actorhub.core.envelope import ASK, Durable
 from actorhub.core.errors import ActorhubError
-from actorhub.engine.model.records import HostedShard, Message
+from actorhub.engine.model.records import SENT, HostedShard, Message
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import NewMessage
 
@@ -108,9 +109,9 @@ class DurableMessage(Message):
         """Callers that wait for the reply, and senders that wait until the message is stored."""
 
     @property
-    def entity(self) -> tuple[str, str]:
-        """Type and id of its entity."""
-        return self.spec.entity_type, self.entity_id
+    def chains(self) -> Iterable[Sequence[str]]:
+        """The chains of the calls that wait for its reply."""
+        return (caller.chain for caller in self.waiters if caller.phase == SENT)
 
     def on_not_started(self) -> bool:
         """Stay in the store: the loader, here or at the next owner, will bring it in again."""

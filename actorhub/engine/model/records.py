@@ -7,7 +7,7 @@ They hold facts and answer questions about them. `runs.scheduler` decides what h
 import asyncio
 import enum
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from typing import Any, ClassVar, Final, Protocol
@@ -83,6 +83,8 @@ class Producer(Protocol):
 
 class InterleavedTurn(Protocol):
     """The turn of a run that lets others have it while it waits."""
+
+    coroutine: Coroutine[Any, Any, Any] | None
 
     def drive(self, context: Context, coroutine: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
         """Run the rest of `coroutine`, each step in `context` and with the turn."""
@@ -186,6 +188,16 @@ class Message:
         return f"{self.spec.entity_type}.{self.spec.name}"
 
     @property
+    def entity(self) -> tuple[str, str]:
+        """Type and id of the target."""
+        return self.spec.entity_type, self.entity_id
+
+    @property
+    def chains(self) -> Iterable[Sequence[str]]:
+        """The chains of the calls that wait for its reply."""
+        return (self.chain,)
+
+    @property
     def was_sent_before(self) -> bool:
         """Whether it is a durable call that was sent again after its receiver was lost, so that it may have run."""
         return self.delivery is not None and self.delivery.is_repeated
@@ -253,8 +265,11 @@ ACTIVATING: Final = 0
 """The instance is being made. Messages queue."""
 ACTIVE: Final = 1
 CLOSING: Final = 2
-"""No run starts; it ends after those that run. Messages queue for the next activation, here or elsewhere."""
-DEAD: Final = 3
+"""It ends after what runs. Messages queue for the next activation, here or elsewhere; while its shard drains, those that
+running handlers wait for still start."""
+PASSIVATING: Final = 3
+"""Nothing runs any longer but its last hooks. Messages queue for the next activation."""
+DEAD: Final = 4
 """Over. Where it was forced out, runs may still be alive: none of them may be committed."""
 
 EXCLUSIVE: Final = -1
@@ -361,9 +376,9 @@ class Cell:
             self.load = 0 if self.load == EXCLUSIVE else self.load - 1
 
     def next_runnable(self) -> Message | None:
-        """Take the head of the queue if a turn is free for it, and give it that turn."""
+        """Take the head of the queue if a turn is free for it, and give it that turn; the cell must not be over."""
         queue = self.queue
-        if queue is None or self.phase != ACTIVE or not self.admit(queue[0].spec):
+        if queue is None or not self.admit(queue[0].spec):
             return None
         message = queue.popleft()
         if not queue:
@@ -392,7 +407,8 @@ class HostedType:
 class HostedShard:
     """A shard that this process owns."""
 
-    __slots__ = ("cells", "draining", "emptied", "epoch", "has_backlog", "held", "id", "lease", "told")
+    __slots__ = ("admits_all", "cells", "draining", "draining_since", "emptied", "epoch", "has_backlog", "held", "id",
+                 "lease", "told")  # fmt: skip
 
     def __init__(self, shard: ShardId, epoch: int, lease: Lease) -> None:
         self.id = shard
@@ -401,8 +417,13 @@ class HostedShard:
         """The runner's: it ends for all shards at once."""
         self.cells: set[Cell] = set()
         self.draining = False
-        self.held: deque[Message] = deque()
-        """Messages for the next owner: they came, or were left over, while the shard drains."""
+        self.draining_since = 0.0
+        """Monotonic seconds."""
+        self.admits_all = False
+        """While it drains: every call of a running handler comes in, not only what the drain itself waits for."""
+        self.held: dict[tuple[str, str], deque[Message]] = {}
+        """By entity that is not resident, the messages for the next owner: they came, or were left over, while the
+        shard drains."""
         self.emptied: asyncio.Future[None] | None = None
         self.has_backlog = False
         """Durable messages of entities that are not resident may wait in the store. New ones wait behind them."""
@@ -412,4 +433,9 @@ class HostedShard:
     @property
     def queued(self) -> int:
         """How many messages wait in its mailboxes."""
-        return len(self.held) + sum(len(cell.queue) for cell in self.cells if cell.queue is not None)
+        waiting = sum(len(messages) for messages in self.held.values())
+        return waiting + sum(len(cell.queue) for cell in self.cells if cell.queue is not None)
+
+    def hold(self, message: Message) -> None:
+        """Keep a message for the next owner, behind those of its entity that are kept already."""
+        self.held.setdefault(message.entity, deque()).append(message)

@@ -11,7 +11,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.codec import Codec
 from actorhub.core.errors import ActorhubError, MalformedMessage, PersistenceError, SingletonError, SingletonErrorReason
 from actorhub.core.texts import name_of, text_of
-from actorhub.engine.model.records import ACTIVATING, ACTIVE, CLOSING, DEAD, DONE, Cell, StateRecord
+from actorhub.engine.model.records import ACTIVATING, ACTIVE, CLOSING, DEAD, DONE, PASSIVATING, Cell, StateRecord
 from actorhub.engine.runs.completion import handler_failed, log_failure
 from actorhub.engine.runs.hooks import Hooks
 from actorhub.engine.runs.scheduler import Scheduler
@@ -97,7 +97,8 @@ class Activations:
 
     def begin(self, cell: Cell) -> None:
         """Make the instance: at once if that takes neither I/O nor a hook, else in a task."""
-        if cell.hosted_type.is_simple:
+        # In a shard that drains the cell would close before the message that it is for is in its mailbox.
+        if cell.hosted_type.is_simple and not cell.shard.draining:
             try:
                 cell.instance = self._hooks.make(cell, self._hooks.context())
             except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
@@ -113,7 +114,7 @@ class Activations:
             self._leaders.track_task(cell, task)
 
     def close(self, cell: Cell) -> None:
-        """Start no further run; passivate once nothing runs."""
+        """Start no further run but those that running handlers wait for; passivate once nothing runs."""
         if cell.phase == ACTIVE:
             cell.phase = CLOSING
             for task in cell.streams or ():
@@ -124,6 +125,9 @@ class Activations:
         """Passivate a closing cell if nothing runs in it any longer."""
         if cell.phase != CLOSING or cell.instance is None or cell.load or cell.nested or cell.streams:
             return
+        if cell.is_singleton and self._scheduler.draining.is_needed(cell):
+            return
+        cell.phase = PASSIVATING
         spec = cell.hosted_type.spec
         if cell.is_singleton:
             work = self._deactivate_leader(cell)
@@ -225,12 +229,10 @@ class Activations:
     def _become_active(self, cell: Cell) -> None:
         self.activated += 1
         cell.last_used = self._clock.monotonic()
-        cell.phase = ACTIVE
-        if cell.shard.draining:
-            # `drain` closed the cells that were active; this one was still being made.
-            self.close(cell)
-        else:
-            self._scheduler.pump(cell)
+        # `drain` closed the cells that were active; in a shard that drains this one was still being made.
+        cell.phase = CLOSING if cell.shard.draining else ACTIVE
+        self._scheduler.pump(cell)
+        self.passivate_if_idle(cell)
 
     def _give_up(self, cell: Cell, exc: Exception) -> None:
         self.failed += 1
@@ -252,11 +254,11 @@ class Activations:
         hook = cell.hosted_type.spec.on_deactivate
         try:
             async with asyncio.timeout(_HOOK_LIMIT):
-                if hook is not None and cell.phase == CLOSING:
+                if hook is not None and cell.phase == PASSIVATING:
                     await self._hooks.run(cell, hook, self._hooks.context())
         except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
             _log.exception("%s: on_deactivate failed; the entity is passivated nevertheless", cell.address)
-        if cell.phase == CLOSING:  # else the shard was lost during the hook, and the cell is gone already
+        if cell.phase == PASSIVATING:  # else the shard was lost during the hook, and the cell is gone already
             self._finish_passivation(cell)
 
     def _finish_passivation(self, cell: Cell) -> None:

@@ -106,6 +106,8 @@ class SingletonLeader:
         """Done once the store knows that this runner leads; cancelled if that will never be."""
         self.cell: Cell | None = None
         """The activation that leads: its `on_become_leader` has returned, its `on_lose_leadership` has not begun."""
+        self.abandoned: Cell | None = None
+        """An activation of which something still runs that swallowed its cancellation, and is not waited for."""
         self._tasks: dict[Cell, list[asyncio.Task[None]]] = {}
         """The tasks that make, tend and end each activation, hooks included."""
         self._loss: asyncio.Task[None] | None = None
@@ -360,7 +362,7 @@ class SingletonLeader:
         tasks = self._tasks.pop(cell, [])
         for task in tasks:
             task.cancel()
-        until = self._clock.monotonic() + LOSS_LIMIT
+        until = self._clock.monotonic() + (0.0 if cell is self.abandoned else LOSS_LIMIT)
         while self._clock.monotonic() < until and (  # noqa: ASYNC110 - once per activation
             cell.load or cell.nested or cell.streams or not all(task.done() for task in tasks)
         ):

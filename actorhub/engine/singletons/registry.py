@@ -54,6 +54,11 @@ class SingletonLeaders:
         """The leaders of the singletons whose shard is owned here."""
         return self._leaders.values()
 
+    @property
+    def residents(self) -> Iterable[Cell]:
+        """The activations of singletons here."""
+        return [cell for hosted in self._types for cell in hosted.cells.values()]
+
     def report(self) -> list[SingletonHealth]:
         """Return the health of each singleton that is led here, sorted by name."""
         return [self._leaders[name].health() for name in sorted(self._leaders)]
@@ -75,6 +80,11 @@ class SingletonLeaders:
         """End the singletons of a shard that is being handed over."""
         for leader in self._of(shard):
             leader.stop()
+
+    def abandon(self, cell: Cell) -> None:
+        """Do not wait for what still runs in an activation that is about to be dropped."""
+        if (leader := self._found(cell)) is not None:
+            leader.abandoned = cell
 
     def on_lost(self, shard: HostedShard) -> None:
         """End the singletons of a shard that this process no longer owns, and forget their leaders."""
