@@ -37,12 +37,12 @@ from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.activation import Activations
 from actorhub.engine.runs.carriers import Carriers
 from actorhub.engine.runs.completion import CompletionStatistics
-from actorhub.engine.runs.draining import Draining, admits_all, unfinished
+from actorhub.engine.runs.draining import Draining, unfinished
+from actorhub.engine.runs.drains import Drains
 from actorhub.engine.runs.parts import RunParts
 from actorhub.engine.runs.residency import Residency, Residents
-from actorhub.engine.runs.scheduler import RunMoved, Scheduler
+from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.services import RunServices, services
-from actorhub.engine.runs.stuck import log_stuck
 from actorhub.engine.singletons.registry import SingletonLeaders
 from actorhub.engine.singletons.services import LeaderServices
 from actorhub.engine.supervision import Supervisor
@@ -50,10 +50,6 @@ from actorhub.storage.ports import Storage
 
 _log: Final = logging.getLogger("actorhub.host")
 
-SWALLOW_LIMIT: Final = 1.0
-"""Seconds from the start of a drain after which a run that was cut short and swallowed its cancellation is abandoned."""
-_DRAIN_TICK: Final = 0.1
-"""Seconds between checks of what a drain waits for."""
 _TOLD_POLL: Final = 0.005
 """Seconds between checks of whether everything that was told has arrived, while a shard is handed over."""
 
@@ -145,6 +141,15 @@ class Host:
         self.residents = Residents(
             most=around.limits.max_resident, activations=self.activations, residency=self.residency
         )
+        self._drains = Drains(
+            types=around.types,
+            shards=self.shards,
+            clock=around.clock,
+            scheduler=self.scheduler,
+            activations=self.activations,
+            residents=self.residents,
+            events=self,
+        )
         self.delivery = self._make_delivery(around)
         self.carriers = Carriers(
             loop=asyncio.get_running_loop(),
@@ -204,7 +209,7 @@ class Host:
             clock=around.clock,
             scheduler=self.scheduler,
             supervisor=around.supervisor,
-            open_draining=self._open_draining,
+            open_draining=self._drains.open,
             reroute=around.reroute,
             mistrust=around.mistrust,
         )
@@ -228,7 +233,7 @@ class Host:
             )
         elif shard.draining:
             shard.hold(message)
-            self._open_draining(shard, message.entity)
+            self._drains.open(shard, message.entity)
         else:
             self.scheduler.enqueue(self.residents.add(hosted_type, shard, message.entity_id), message)
 
@@ -294,101 +299,45 @@ class Host:
         shard = self.shards.get(shard_id)
         if shard is None:
             return
-        self._begin_drain(shard)
+        self._drains.begin(shard)
         until = self._clock.monotonic() + grace
         is_first = True
         # What runs after the entities, such as `on_lose_leadership`, may call some of them.
         while is_first or (shard.cells and self._clock.monotonic() < until):
             is_first = False
-            await self._until_empty(shard, until, grace)
+            await self._drains.until_empty(shard, until, grace)
             await self._until_told(shard, until)
             await self.singletons.handed_over(shard, until - self._clock.monotonic())
         # In the meantime the shard may have been revoked, and even granted again as another `HostedShard`.
         if self.shards.get(shard_id) is shard:
             if shard.cells:
-                names = unfinished(shard, self.scheduler.suspended)
                 _log.warning(
-                    "shard %s: %d entities did not finish within %.1f s: %s", shard_id, len(shard.cells), grace, names
+                    "shard %s: %d entities did not finish within %.1f s: %s",
+                    *(shard_id, len(shard.cells), self._clock.monotonic() - shard.draining_since),
+                    unfinished(shard, self.scheduler.suspended),
                 )
             del self.shards[shard_id]
             self._kill(shard)
             self.scheduler.cancel_dead("the shard moved and the handler did not finish within the grace time")
 
     async def finish(self, grace: float) -> None:
-        """Let everything finish that runs here, for at most `grace` seconds, while all shards are still owned.
+        """Let everything finish that runs here, for at most `grace` seconds: there is no next owner of any shard."""
+        await self._drains.finish(grace)
 
-        For a runner that leaves and has no successor: what its handlers call would be served nowhere else.
-        """
-        self.draining.is_alone = True
-        until = self._clock.monotonic() + grace
-        for shard in self.shards.values():
-            self._begin_drain(shard)
-        while any(shard.cells for shard in self.shards.values()) and self._clock.monotonic() < until:
-            for shard in list(self.shards.values()):
-                if shard.cells:
-                    await self._until_empty(shard, until, grace)
-
-    def _begin_drain(self, shard: HostedShard) -> None:
-        """Close all entities of the shard, once."""
-        if shard.draining:
-            return
-        shard.draining = True
-        shard.draining_since = self._clock.monotonic()
+    def on_drain_began(self, shard: HostedShard) -> None:
+        """End the shard's singletons, and have what running handlers wait for come in from the store."""
         self.singletons.stop(shard)
         if self.has_durable:
             self.delivery.on_draining(shard)
-        for cell in list(shard.cells):
-            self.activations.close(cell)
-        self.scheduler.cut_short(shard)
 
-    async def _until_empty(self, shard: HostedShard, until: float, grace: float) -> None:
-        """Return once the shard has no entities, at `until` in any case; see to what would hold it up."""
-        while shard.cells and (left := until - self._clock.monotonic()) > 0:
-            if shard.emptied is None or shard.emptied.done():
-                shard.emptied = asyncio.get_running_loop().create_future()
-            await asyncio.wait((shard.emptied,), timeout=min(left, _DRAIN_TICK))
-            elapsed = self._clock.monotonic() - shard.draining_since
-            shard.admits_all = admits_all(elapsed, grace)
-            if shard.admits_all:
-                self._admit_held(shard)
-            if elapsed > SWALLOW_LIMIT:
-                self._drop_stuck(shard)
+    def take_durable_in(self, message: Message, shard: HostedShard) -> None:
+        """Take a durable message that was held and comes in now."""
+        self.delivery.intake.take(message, shard)
 
-    def _admit_held(self, shard: HostedShard) -> None:
-        """Let in what `Draining` admits by now."""
-        for cell in list(shard.cells):
-            if cell.phase == CLOSING:
-                self.scheduler.pump(cell)
-        for entity, held in list(shard.held.items()):
-            if any(self.draining.admits(message, shard) for message in held):
-                self._open_draining(shard, entity)
-
-    def _open_draining(self, shard: HostedShard, entity: tuple[str, str]) -> None:
-        """Make an entity of a shard that drains resident; what is held of it comes in first, to keep the order."""
-        cell = self.residents.open(self.types[entity[0]], shard, entity[1])
-        for message in shard.held.pop(entity, ()):
-            if message.phase == DONE:
-                continue
-            if message.delivery is None:
-                self.scheduler.enqueue(cell, message)
-            else:
-                self.delivery.intake.take(message, shard)
-
-    def _drop_stuck(self, shard: HostedShard) -> None:
-        """Abandon runs that were cut short and go on nevertheless, where nothing else of their entity runs."""
-        for run in list(self.scheduler.suspended):
-            cell = run.cell
-            if (
-                cell.shard is shard
-                and cell.phase == CLOSING
-                and isinstance(run.message.abandoned_for, RunMoved)
-                and (abs(cell.load) + cell.nested, cell.streams or None) == (1, None)
-            ):
-                interleaving = run.interleaving
-                stuck = run.message.task if interleaving is None else interleaving.coroutine
-                log_stuck(_log, run.what, run.message.entity_id, stuck)
-                self.singletons.abandon(cell)
-                self.discard(cell)
+    def abandon(self, cell: Cell) -> None:
+        """End an activation in which a run goes on that was cut short. Nothing of it will be committed."""
+        self.singletons.abandon(cell)
+        self.discard(cell)
 
     async def _until_told(self, shard: HostedShard, until: float) -> None:
         """Wait until the receivers of the shard's durable tells know of them.
@@ -439,7 +388,7 @@ class Host:
             for message in left:
                 shard.hold(message)
             if any(self.draining.admits(message, shard) for message in left):
-                self._open_draining(shard, cell.entity)
+                self._drains.open(shard, cell.entity)
             for singleton in self.singletons.residents:
                 self.activations.passivate_if_idle(singleton)  # It may have stayed for what is gone now.
             if not shard.cells and shard.emptied is not None and not shard.emptied.done():

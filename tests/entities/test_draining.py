@@ -251,7 +251,8 @@ async def test_a_runner_that_comes_holds_up_no_call_between_siblings(memory: Mem
     one = await memory.start_runner()
     client = await memory.client()
     names = [f"e{n}" for n in range(24)]
-    placed = [soon(client.client(Order)(name).place(how)) for name, how in zip(names, ["take", "store"] * 12)]
+    orders = [client.client(Order)(name) for name in names]
+    placed = [soon(order.place("store" if number % 2 else "take")) for number, order in enumerate(orders)]
     for name in names:
         await gates[name].came()
     coming = soon(memory.start_runner())
@@ -440,9 +441,7 @@ async def test_a_long_chain_within_a_shard_that_drains_ends(
         await leaving
 
 
-async def test_a_popular_entity_comes_to_rest(
-    memory: MemoryCluster, pair: tuple[Cluster, Cluster, Cluster]
-) -> None:
+async def test_a_popular_entity_comes_to_rest(memory: MemoryCluster, pair: tuple[Cluster, Cluster, Cluster]) -> None:
     """Handlers elsewhere that never stop asking it do not keep it from moving, and see no error."""
     one, two, client = pair
     (name,) = ids_on(one)

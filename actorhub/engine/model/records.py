@@ -265,8 +265,8 @@ ACTIVATING: Final = 0
 """The instance is being made. Messages queue."""
 ACTIVE: Final = 1
 CLOSING: Final = 2
-"""It ends after what runs. Messages queue for the next activation, here or elsewhere; while its shard drains, those that
-running handlers wait for still start."""
+"""It ends after what runs. Messages queue for the next activation, here or elsewhere; those that running handlers wait
+for start nevertheless while its shard drains."""
 PASSIVATING: Final = 3
 """Nothing runs any longer but its last hooks. Messages queue for the next activation."""
 DEAD: Final = 4
