@@ -216,7 +216,7 @@ async def _prepare_sibling(client: Cluster, entity_id: str, sibling: str) -> Non
     if sibling != "absent":
         await stock.take()
     if sibling == "busy":
-        soon(stock.hold())
+        _ = soon(stock.hold())
         await gates[f"stock {entity_id}"].came()
     if sibling == "leaving":
         gates[f"leaving {entity_id}"] = Gate()
@@ -330,7 +330,7 @@ async def test_a_durable_ask_behind_others_keeps_its_place(
     (name,) = ids_on(one)
     booked = soon(client.client(Order)(name).book())
     await gates[name].came()
-    soon(client.client(Stock)(name).hold())
+    _ = soon(client.client(Stock)(name).hold())
     await gates[f"stock {name}"].came()
     stored = [soon(client.client(Stock)(name).store()) for _ in range(3)]
     await until(lambda: _shard(one, name).queued == 3, "a queue")

@@ -335,7 +335,7 @@ async def test_a_run_that_swallows_its_cancellation_is_left_behind(
     (said,) = [record.getMessage() for record in caplog.records if "went on 1 s" in record.getMessage()]
     assert "diary.run(diary)" in said
     assert "never_mind" in said
-    soon(gates["enough"].pass_through())
+    _ = soon(gates["enough"].pass_through())
     await until(lambda: bool(story.seen["save"]))
     assert (await second.singleton(Diary).read()).lines == []
     await leaving

@@ -241,11 +241,9 @@ class SingletonLeader:
         if self.execution.body != "running":
             return
         seconds = self._clock.monotonic() - self._main_loop_began
-        if self._shard.draining or error is None:
-            pause = 0.0
-        else:
-            # Also if it was cut short because its shard was lost: perhaps it was a commit of its own that was refused.
-            pause = self._restarts.on_failed(seconds, _BACKOFF)
+        # Also if it was cut short because its shard was lost: perhaps it was a commit of its own that was refused.
+        has_failed = error is not None and not self._shard.draining
+        pause = self._restarts.on_failed(seconds, _BACKOFF) if has_failed else 0.0
         if cut_short:
             self._set(body="", last_duration=seconds)
             return
