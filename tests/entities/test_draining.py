@@ -4,14 +4,14 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
-from actorhub import Cluster, Entity, Hub, Singleton, current, handler
+from actorhub import Cluster, Entity, Hub, Singleton, cron, current, handler
 from actorhub.core.config import Settings
 from actorhub.engine.model.records import HostedShard
-from actorhub.testing import MemoryCluster, until
+from actorhub.testing import MemoryCluster, SteppedClock, until
 from tests.support.gates import Gate, gates, outcomes, soon
 from tests.support.parts import host_of, runner_of
 
@@ -116,6 +116,10 @@ class Stock(Entity[int], name="stock"):
         await asyncio.sleep(seconds)
         return current().runner.address
 
+    async def decided(self) -> str:
+        notes["chain"] += current().chain
+        return await current().singleton(Chief).decide()
+
     async def write(self, line: str) -> None:
         notes[current().entity_id].append(line)
 
@@ -162,6 +166,13 @@ class Chief(Singleton[int], name="chief"):
     async def decide(self) -> str:
         self.state += 1
         return "decided"
+
+    @cron("* * * * *", overlap="allow")
+    async def check(self, at: datetime) -> None:
+        """Lend the turn while it waits, so that its calls may come back."""
+        if "check" in gates:
+            await gates["check"].pass_through()
+            notes["check"].append(await current().client(Stock)("chief").decided())
 
 
 hub = Hub()
@@ -420,6 +431,27 @@ async def test_a_singleton_that_moves_is_asked_by_its_sibling(
         assert await asked == "decided"
         await leaving
         assert await client.singleton(Chief).decide() == "decided"
+
+
+async def test_a_cron_run_that_lends_its_turn_asks_its_sibling() -> None:
+    """Calls of such a run may come back to the singleton, and are known as those of a running handler all the same."""
+    clock = SteppedClock()
+    async with MemoryCluster(hub, clock=clock) as memory:
+        runners = [await memory.start_runner(), await memory.start_runner()]
+        await memory.settled()
+        home = runners[not runners[0].is_local(Order, "chief")]
+        gates["check"] = Gate()
+        await until(lambda: any(cell.is_singleton for cell in host_of(home).cells()), "a leader")
+        clock.step(timedelta(minutes=1))
+        await home.poll_storage()
+        await gates["check"].came()
+        leaving = soon(memory.stop(home))
+        await drains(home, "chief")
+        gates["check"].open()
+        async with asyncio.timeout(SOON):
+            await leaving
+        assert notes["check"][0] == "decided"
+        assert notes["chain"] == []
 
 
 async def test_a_long_chain_within_a_shard_that_drains_ends(

@@ -40,6 +40,10 @@ FOREVER: Final = 1e15
 """A deadline that never comes, in seconds; finite, so that it needs no special case."""
 
 
+LENDS: Final = "*"
+"""Begins a link of a chain whose entity lends its turn while it waits (an interleaved run): it can be called back."""
+
+
 class RunKind(enum.Enum):
     """What runs under a message."""
 
@@ -147,7 +151,7 @@ class Message:
         self.deadline: float = FOREVER
         """Monotonic seconds."""
         self.chain: tuple[str, ...] = ()
-        """`type/id` of each entity that waits for this call, outermost first."""
+        """`type/id` of each entity that waits for this call, outermost first; some begin with `LENDS`."""
         self.headers: dict[str, str] | None = None
         self.phase = NEW
         self.hops = self.message_id = 0
@@ -408,7 +412,7 @@ class HostedShard:
     """A shard that this process owns."""
 
     __slots__ = ("admits_all", "cells", "draining", "draining_since", "emptied", "epoch", "has_backlog", "held", "id",
-                 "lease", "told")  # fmt: skip
+                 "is_late", "lease", "told")  # fmt: skip
 
     def __init__(self, shard: ShardId, epoch: int, lease: Lease) -> None:
         self.id = shard
@@ -419,6 +423,8 @@ class HostedShard:
         self.draining = False
         self.draining_since = 0.0
         """Monotonic seconds."""
+        self.is_late = False
+        """Half of the grace time of its drain is over."""
         self.admits_all = False
         """While it drains: every call of a running handler comes in, not only what the drain itself waits for."""
         self.held: dict[tuple[str, str], deque[Message]] = {}

@@ -13,6 +13,7 @@ from typing import Final
 from actorhub.engine.model.records import (
     ACTIVATING,
     CLOSING,
+    LENDS,
     PASSIVATING,
     Cell,
     HostedShard,
@@ -49,14 +50,17 @@ class Draining:
         return shard.draining and any(self.admits(message, shard) for message in cell.queue or ())
 
     def is_needed(self, cell: Cell) -> bool:
-        """Whether a singleton stays, because something else runs that may call it; nothing would bring it back here."""
-        if not cell.shard.draining:
+        """Whether a singleton stays, because something else runs that may call it; nothing would bring it back here.
+
+        Not for the whole grace time: its last hooks are to run before its shard is cut off.
+        """
+        if not cell.shard.draining or cell.shard.is_late:
             return False
         others = self._residents() if self.is_alone else cell.shard.cells
         return any(other is not cell and not (other.is_singleton and other.is_idle) for other in others)
 
     def _is_draining(self, link: str) -> bool:
-        entity_type, _, entity_id = link.partition("/")
+        entity_type, _, entity_id = link.removeprefix(LENDS).partition("/")
         hosted_type = self._types.get(entity_type)
         cell = None if hosted_type is None else hosted_type.cells.get(entity_id)
         return cell is not None and cell.shard.draining
@@ -65,13 +69,13 @@ class Draining:
         return (cell for hosted_type in self._types.values() for cell in hosted_type.cells.values())
 
 
-def admits_all(elapsed: float, grace: float) -> bool:
+def admits_all(elapsed: float) -> bool:
     """Whether a drain lets every call of a running handler in, `elapsed` seconds after its start.
 
     It does so every other while, each twice as long as the one before, so that who has callers all the time comes to
-    rest in between; and no longer in the second half of the grace time, so that what came in can end in it.
+    rest in between.
     """
-    return elapsed < grace / 2 and int(log2(elapsed / _FIRST_WHILE + 1)) % 2 == 1
+    return int(log2(elapsed / _FIRST_WHILE + 1)) % 2 == 1
 
 
 def unfinished(shard: HostedShard, suspended: Iterable[Run]) -> str:

@@ -114,9 +114,14 @@ class Drains:
 
     def _see_to(self, shard: HostedShard, grace: float) -> None:
         elapsed = self._clock.monotonic() - shard.draining_since
-        shard.admits_all = admits_all(elapsed, grace)
+        shard.is_late = elapsed > grace / 2
+        # No longer in the second half of the grace time, so that what came in can end in it.
+        shard.admits_all = admits_all(elapsed) and not shard.is_late
         if shard.admits_all:
             self._admit(shard)
+        if shard.is_late:
+            for cell in list(shard.cells):
+                self._activations.passivate_if_idle(cell)  # A singleton may have stayed for others.
         if elapsed > STUCK_AFTER:
             self._drop_stuck(shard)
 
