@@ -23,6 +23,7 @@ from actorhub.core.errors import (
     ActorhubError,
     PersistenceError,
     RunnerUnavailable,
+    ShuttingDown,
 )
 from actorhub.engine.anycast.key_value_requests import KeyValueRequests
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
@@ -204,7 +205,8 @@ class Runner:
         # First of all, so that peers no longer choose this runner for what any runner can do.
         self.node.peers.send_to_all(Leaving("shutdown"))
         began = self.node.clock.monotonic()
-        if not self._has_successors():
+        successors = self._successors()
+        if not all(any(group in info.groups for info in successors) for group in self.info.groups):
             await self.host.finish(grace * _FINISHING)
         grace = max(0.0, grace - (self.node.clock.monotonic() - began))
         await self.ownership.leave(grace)
@@ -224,11 +226,16 @@ class Runner:
                 error,
             )
 
-    def _has_successors(self) -> bool:
-        """Whether some runner will take over what this one lets go of, in each of its groups."""
-        own = self.info.runner
+    def _successors(self) -> list[RunnerInfo]:
+        """Return the runners that may take over what this one lets go of."""
+        own, peers = self.info.runner, self.node.peers
         others = [known.info for known in self.known_runners if known.info.runner != own and not known.info.draining]
-        return all(any(group in info.groups for info in others) for group in self.info.groups)
+        return [info for info in others if (peer := peers.by_runner(info.runner)) is None or not peer.is_leaving]
+
+    def _give_up_if_last(self) -> None:
+        """Fail what handlers here ask others if the whole cluster leaves: nobody will answer, and they hold it up."""
+        if self.is_leaving and not self._successors():
+            self.node.router.give_up_asks(ShuttingDown("no runner is left that does not leave the cluster"))
 
     def health(self) -> RunnerHealth:
         """Return the health of this runner and of the singletons that it leads."""
@@ -323,6 +330,7 @@ class Runner:
         self.node.connector.want([i.runner.address for i in live if i.runner.incarnation != own.incarnation])
         self._tell_members([peer for peer in self.node.peers.linked.values() if not peer.is_runner])
         self.node.router.reconsider()
+        self._give_up_if_last()
 
     def on_linked(self, peer: Peer) -> None:
         """Announce what this runner owns, and to a client also who is in the cluster.
@@ -346,6 +354,7 @@ class Runner:
         if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
             self.ownership.suspect(peer.runner.incarnation)
             self.host.on_new_senders()
+            self._give_up_if_last()
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
         """Be ready for what new owners tell, and try to acquire what a peer has released; it may be for this runner."""
@@ -407,6 +416,7 @@ class Runner:
 
     def on_stranded(self) -> None:
         """Read the owners from the store as well, while calls wait for owners."""
+        self._give_up_if_last()
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self.node.supervisor.spawn(self._refresh(), "refresh owners")
 

@@ -10,6 +10,7 @@ import pytest
 
 from actorhub import Cluster, Entity, Hub, Singleton, cron, current, handler
 from actorhub.core.config import Settings
+from actorhub.core.errors import ShuttingDown
 from actorhub.engine.model.records import HostedShard
 from actorhub.testing import MemoryCluster, SteppedClock, until
 from tests.support.gates import Gate, gates, outcomes, soon
@@ -17,6 +18,7 @@ from tests.support.parts import host_of, runner_of
 
 SOON = 3.0
 """Seconds in which a hand-over, and what it holds up, are to be over."""
+SETTINGS = Settings(shards_per_group=16, grace=timedelta(seconds=10))
 
 notes: defaultdict[str, list[str]] = defaultdict(list)
 """What the test's entities did, by id."""
@@ -192,8 +194,7 @@ def no_notes() -> None:
 @pytest.fixture
 async def memory() -> AsyncIterator[MemoryCluster]:
     """A cluster with so much grace that nobody mistakes its end for a quick hand-over."""
-    settings = Settings(shards_per_group=16, grace=timedelta(seconds=10))
-    async with MemoryCluster(hub, settings=settings) as made:
+    async with MemoryCluster(hub, settings=SETTINGS) as made:
         yield made
 
 
@@ -416,6 +417,23 @@ async def test_a_sole_runner_lets_its_handlers_finish_what_they_ask(memory: Memo
         await leaving
 
 
+async def test_a_cluster_whose_runners_all_leave_keeps_none_of_them(
+    memory: MemoryCluster, pair: tuple[Cluster, Cluster, Cluster]
+) -> None:
+    """What a running handler asks a shard that nobody owns any longer fails at once: it was not executed."""
+    one, two, client = pair
+    (name,), (middle,) = ids_on(one), ids_on(two)
+    asked = soon(client.client(Order)(name).through(middle))
+    await gates[name].came()
+    leaving = [soon(memory.stop(two)), soon(memory.stop(one))]
+    await leaving[0]
+    gates[name].open()
+    async with asyncio.timeout(SOON):
+        (error,) = await outcomes(asked)
+        await leaving[1]
+    assert isinstance(error, ShuttingDown)
+
+
 async def test_a_singleton_that_moves_is_asked_by_its_sibling(
     memory: MemoryCluster, pair: tuple[Cluster, Cluster, Cluster]
 ) -> None:
@@ -436,7 +454,7 @@ async def test_a_singleton_that_moves_is_asked_by_its_sibling(
 async def test_a_cron_run_that_lends_its_turn_asks_its_sibling() -> None:
     """Calls of such a run may come back to the singleton, and are known as those of a running handler all the same."""
     clock = SteppedClock()
-    async with MemoryCluster(hub, clock=clock) as memory:
+    async with MemoryCluster(hub, settings=SETTINGS, clock=clock) as memory:
         runners = [await memory.start_runner(), await memory.start_runner()]
         await memory.settled()
         home = runners[not runners[0].is_local(Order, "chief")]
