@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
@@ -71,6 +72,15 @@ class Order(Entity[int], name="order"):
         await gates[current().entity_id].pass_through()
         return await current().singleton(Chief).decide()
 
+    async def fill(self, other: str) -> None:
+        """Change the sibling and another one, in memory and durably, by asks and tells: five times in all."""
+        stock = current().client(Stock)
+        await stock(current().entity_id).take()
+        await stock(other).store()
+        await current().tell(stock(current().entity_id).store())
+        await stock(current().entity_id).store()
+        await current().tell(stock(other).take())
+
     async def recurse(self, depth: int) -> int:
         if depth == 0:
             await gates[current().entity_id].pass_through()
@@ -95,6 +105,10 @@ class Stock(Entity[int], name="stock"):
     async def take(self) -> str:
         self.state += 1
         return current().runner.address
+
+    @handler(readonly=True)
+    async def value(self) -> int:
+        return self.state
 
     @handler(readonly=True)
     async def look(self) -> str:
@@ -521,3 +535,53 @@ async def test_what_outlives_the_grace_time_is_named(memory: MemoryCluster, capl
     assert "stock.hold(e1)" in said
     assert "0 entities" not in said
     assert not any(isinstance(result, str) for result in await outcomes(*calls))
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_handlers_call_each_other_while_runners_come_and_go(memory: MemoryCluster, seed: int) -> None:
+    """No error, no call that waits for a grace time, and everything took effect once."""
+    chance = random.Random(seed)
+    client = await _start(memory)
+    names = [f"e{n}" for n in range(10)]
+    stop: list[bool] = []
+    longest = 0.0
+
+    async def call() -> int:
+        nonlocal longest
+        count = 0
+        while not stop:
+            name, other = chance.sample(names, 2)
+            began = memory.clock.monotonic()
+            await client.client(Order)(name).fill(other)
+            longest = max(longest, memory.clock.monotonic() - began)
+            count += 1
+        return count
+
+    calls = [soon(call()) for _ in range(6)]
+    for _ in range(8):
+        await asyncio.sleep(chance.random() * 0.1)
+        if len(memory.runners) > 1 and chance.random() < 0.5:
+            await memory.stop(chance.choice(memory.runners))
+        elif len(memory.runners) < 4:
+            await memory.start_runner()
+    stop.append(True)
+    counts = await outcomes(*calls)
+    expected = 5 * sum(count for count in counts if isinstance(count, int))
+    assert all(isinstance(count, int) for count in counts), counts
+
+    async def total() -> int:
+        return sum([await client.client(Stock)(name).value() for name in names])
+
+    async with asyncio.timeout(SOON):
+        while await total() < expected:
+            await asyncio.sleep(0.02)
+    assert await total() == expected
+    assert longest < SOON
+
+
+async def _start(memory: MemoryCluster) -> Cluster:
+    for _ in range(2):
+        await memory.start_runner()
+    client = await memory.client()
+    await memory.settled()
+    return client

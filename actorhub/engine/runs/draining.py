@@ -38,7 +38,7 @@ class Draining:
 
     def admits(self, message: Message, shard: HostedShard) -> bool:
         """Whether the message comes in now, if its shard drains: some running handler waits for it."""
-        if message.spec.singleton and message.entity_id not in self._types[message.spec.entity_type].cells:
+        if message.spec.singleton and self._cell(*message.entity) is None:
             return False  # Its leader makes no further activation.
         return any(
             chain and (shard.admits_all or any(self._is_draining(link) for link in chain)) for chain in message.chains
@@ -61,9 +61,12 @@ class Draining:
 
     def _is_draining(self, link: str) -> bool:
         entity_type, _, entity_id = link.removeprefix(LENDS).partition("/")
-        hosted_type = self._types.get(entity_type)
-        cell = None if hosted_type is None else hosted_type.cells.get(entity_id)
+        cell = self._cell(entity_type, entity_id)
         return cell is not None and cell.shard.draining
+
+    def _cell(self, entity_type: str, entity_id: str) -> Cell | None:
+        hosted_type = self._types.get(entity_type)
+        return None if hosted_type is None else hosted_type.cells.get(entity_id)
 
     def _residents(self) -> Iterable[Cell]:
         return (cell for hosted_type in self._types.values() for cell in hosted_type.cells.values())
