@@ -19,7 +19,7 @@ from actorhub.core.errors import (
     NotConnected,
 )
 from actorhub.core.idempotency import check_key, payload_hash, primary_key_of
-from actorhub.engine.model.records import FOREVER, Message
+from actorhub.engine.model.records import FOREVER, LENDS, Message
 from actorhub.engine.model.run import running
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.node import Node
@@ -192,7 +192,7 @@ class Call(Message):
     def _inherit(self, parent: Message) -> None:
         """Take deadline and chain from the message whose handler makes this call."""
         # An interleaved run lends its entity's turn while it waits, so calls that come back to the entity can run.
-        self.chain = parent.chain if parent.spec.interleaved else (*parent.chain, parent.address)
+        self.chain = (*parent.chain, f"{LENDS}{parent.address}" if parent.spec.interleaved else parent.address)
         if self.kind != TELL:
             if not self._target.broadcast:
                 check_chain(self.chain, self.address, self.spec, self._target.node.limits.max_call_depth)

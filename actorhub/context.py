@@ -13,7 +13,7 @@ from actorhub.cluster import SingletonT, as_call, cluster_of_handler, part_of, t
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.errors import NotConnected
 from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.records import FOREVER, RunKind
+from actorhub.engine.model.records import FOREVER, LENDS, RunKind
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.checkpoints import Step, check_name
 from actorhub.engine.runs.services import services
@@ -124,7 +124,7 @@ class Current:
     @property
     def chain(self) -> tuple[str, ...]:
         """`type/id` of the entities that are waiting for this call, outermost first."""
-        return self._run.message.chain
+        return tuple(link for link in self._run.message.chain if not link.startswith(LENDS))
 
     @property
     def kv(self) -> KeyValue[Any]:

@@ -20,11 +20,25 @@ from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
-from actorhub.engine.model.records import ACTIVE, CLOSING, DEAD, DONE, NEW, SENT, Cell, HostedShard, HostedType, Message
+from actorhub.engine.model.records import (
+    ACTIVE,
+    CLOSING,
+    DEAD,
+    DONE,
+    NEW,
+    PASSIVATING,
+    SENT,
+    Cell,
+    HostedShard,
+    HostedType,
+    Message,
+)
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.activation import Activations
 from actorhub.engine.runs.carriers import Carriers
 from actorhub.engine.runs.completion import CompletionStatistics
+from actorhub.engine.runs.draining import Draining, unfinished
+from actorhub.engine.runs.drains import Drains
 from actorhub.engine.runs.parts import RunParts
 from actorhub.engine.runs.residency import Residency, Residents
 from actorhub.engine.runs.scheduler import Scheduler
@@ -94,7 +108,13 @@ class Host:
         self._reroute = around.reroute
         self._mistrust = around.mistrust
         self.server = ServerClock(around.clock)
-        self.scheduler = Scheduler(carry=self._carry, passivate_if_idle=self._passivate_if_idle, route=around.route)
+        self.draining = Draining(around.types)
+        self.scheduler = Scheduler(
+            draining=self.draining,
+            carry=self._carry,
+            passivate_if_idle=self._passivate_if_idle,
+            route=around.route,
+        )
         self._runs = RunParts(
             storage=around.storage,
             supervisor=around.supervisor,
@@ -121,6 +141,15 @@ class Host:
         self.residency = Residency(around.types, self.activations, around.clock)
         self.residents = Residents(
             most=around.limits.max_resident, activations=self.activations, residency=self.residency
+        )
+        self._drains = Drains(
+            types=around.types,
+            shards=self.shards,
+            clock=around.clock,
+            scheduler=self.scheduler,
+            activations=self.activations,
+            residents=self.residents,
+            events=self,
         )
         self.delivery = self._make_delivery(around)
         self.carriers = Carriers(
@@ -181,6 +210,7 @@ class Host:
             clock=around.clock,
             scheduler=self.scheduler,
             supervisor=around.supervisor,
+            open_draining=self._drains.open,
             reroute=around.reroute,
             mistrust=around.mistrust,
         )
@@ -192,8 +222,8 @@ class Host:
         cell = hosted_type.cells.get(message.entity_id)
         if cell is not None:
             self.scheduler.enqueue(cell, message)
-        elif shard.draining:
-            shard.held.append(message)
+        elif shard.draining and not self.draining.admits(message, shard):
+            shard.hold(message)
         elif not self.residents.ensure_room(hosted_type):
             message.phase = DONE
             message.on_failed(
@@ -202,6 +232,9 @@ class Host:
                     "them are busy or leaving"
                 )
             )
+        elif shard.draining:
+            shard.hold(message)
+            self._drains.open(shard, message.entity)
         else:
             self.scheduler.enqueue(self.residents.add(hosted_type, shard, message.entity_id, message), message)
 
@@ -252,11 +285,12 @@ class Host:
         self.scheduler.cancel_dead(reason)
 
     async def drain(self, shard_id: ShardId, grace: float) -> None:
-        """Start nothing more in the shard, let runs finish for at most `grace` seconds, and passivate all entities.
+        """Let the runs of a shard finish for at most `grace` seconds, and passivate all its entities.
 
         The shard is released after this, so the order is that of what the next owner may see:
 
-        1. No run starts, and messages that arrive are held for the next owner.
+        1. No run starts but those that running handlers wait for (`Draining`). Other messages that arrive are held for
+           the next owner.
         2. Runs that could last for days are cut short: singletons' `run`, and durable waits. They cost no grace time.
         3. Everybody whom the shard's entities have told something knows of it. Otherwise, what the entities tell from
            their next runner could overtake it.
@@ -266,26 +300,45 @@ class Host:
         shard = self.shards.get(shard_id)
         if shard is None:
             return
-        shard.draining = True
-        self.singletons.stop(shard)
+        self._drains.begin(shard)
         until = self._clock.monotonic() + grace
-        if shard.cells:
-            shard.emptied = asyncio.get_running_loop().create_future()
-            for cell in list(shard.cells):
-                self.activations.close(cell)
-            self.scheduler.cut_short(shard)
-            try:
-                async with asyncio.timeout(grace):
-                    await shard.emptied
-            except TimeoutError:
-                _log.warning("shard %s: %d entities did not finish within %.1f s", shard_id, len(shard.cells), grace)
-        await self._until_told(shard, until)
-        await self.singletons.handed_over(shard, until - self._clock.monotonic())
+        is_first = True
+        # What runs after the entities, such as `on_lose_leadership`, may call some of them.
+        while is_first or (shard.cells and self._clock.monotonic() < until):
+            is_first = False
+            await self._drains.until_empty(shard, until, grace)
+            await self._until_told(shard, until)
+            await self.singletons.handed_over(shard, until - self._clock.monotonic())
         # In the meantime the shard may have been revoked, and even granted again as another `HostedShard`.
         if self.shards.get(shard_id) is shard:
+            if shard.cells:
+                _log.warning(
+                    "shard %s: %d entities did not finish within %.1f s: %s",
+                    *(shard_id, len(shard.cells), self._clock.monotonic() - shard.draining_since),
+                    unfinished(shard, self.scheduler.suspended),
+                )
             del self.shards[shard_id]
             self._kill(shard)
             self.scheduler.cancel_dead("the shard moved and the handler did not finish within the grace time")
+
+    async def finish(self, grace: float) -> None:
+        """Let everything finish that runs here, for at most `grace` seconds: there is no next owner of any shard."""
+        await self._drains.finish(grace)
+
+    def on_drain_began(self, shard: HostedShard) -> None:
+        """End the shard's singletons, and have what running handlers wait for come in from the store."""
+        self.singletons.stop(shard)
+        if self.has_durable:
+            self.delivery.on_draining(shard)
+
+    def take_durable_in(self, message: Message, shard: HostedShard) -> None:
+        """Take a durable message that was held and comes in now."""
+        self.delivery.intake.take(message, shard)
+
+    def abandon(self, cell: Cell) -> None:
+        """End an activation in which a run goes on that was cut short. Nothing of it will be committed."""
+        self.singletons.abandon(cell)
+        self.discard(cell)
 
     async def _until_told(self, shard: HostedShard, until: float) -> None:
         """Wait until the receivers of the shard's durable tells know of them.
@@ -338,7 +391,12 @@ class Host:
         if cell.is_singleton:
             self.singletons.on_gone(cell)
         if shard.draining:
-            shard.held.extend(left)
+            for message in left:
+                shard.hold(message)
+            if any(self.draining.admits(message, shard) for message in left):
+                self._drains.open(shard, cell.entity)
+            for singleton in self.singletons.residents:
+                self.activations.passivate_if_idle(singleton)  # It may have stayed for what is gone now.
             if not shard.cells and shard.emptied is not None and not shard.emptied.done():
                 shard.emptied.set_result(None)
         elif self.shards.get(shard.id) is shard:
@@ -352,7 +410,8 @@ class Host:
         # All cells are dead before the first message is sent on: it could come back to a cell of this very shard.
         self.delivery.on_revoked(shard)
         self.singletons.on_lost(shard)
-        held, shard.held = shard.held, type(shard.held)()
+        held = [message for messages in shard.held.values() for message in messages]
+        shard.held.clear()
         for cell in list(shard.cells):
             cell.phase = DEAD
             self.residents.kill(cell)
@@ -378,7 +437,7 @@ class Host:
 
     def discard(self, cell: Cell) -> None:
         """End an activation at once; the next message makes a new one from what is stored."""
-        if cell.phase in (ACTIVE, CLOSING):
+        if cell.phase in (ACTIVE, CLOSING, PASSIVATING):
             cell.phase = DEAD
             for producer in cell.streams or ():
                 producer.stop()

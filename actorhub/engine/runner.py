@@ -23,6 +23,7 @@ from actorhub.core.errors import (
     ActorhubError,
     PersistenceError,
     RunnerUnavailable,
+    ShuttingDown,
 )
 from actorhub.engine.anycast.key_value_requests import KeyValueRequests
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
@@ -47,6 +48,8 @@ _log: Final = logging.getLogger("actorhub.runner")
 
 _REFRESH: Final = 0.5
 """Seconds between reads of the owners from the store while calls wait for one, in case an announcement was missed."""
+_FINISHING: Final = 0.9
+"""Share of the grace time in which what runs may finish where no other runner takes the shards over."""
 _FORWARDING: Final = 2.0
 """Seconds that a leaving runner waits at most for the next owners to accept what was queued here."""
 _POLL: Final = 10.0
@@ -201,6 +204,11 @@ class Runner:
         self.watch.stop()
         # First of all, so that peers no longer choose this runner for what any runner can do.
         self.node.peers.send_to_all(Leaving("shutdown"))
+        began = self.node.clock.monotonic()
+        successors = self._successors()
+        if not all(any(group in info.groups for info in successors) for group in self.info.groups):
+            await self.host.finish(grace * _FINISHING)
+        grace = max(0.0, grace - (self.node.clock.monotonic() - began))
         await self.ownership.leave(grace)
         # Now nothing is owned. What was left in mailboxes has been routed, and is on its way to the next owners.
         await self.node.forward(min(grace, _FORWARDING))
@@ -217,6 +225,17 @@ class Runner:
                 self.ids.machine,
                 error,
             )
+
+    def _successors(self) -> list[RunnerInfo]:
+        """Return the runners that may take over what this one lets go of."""
+        own, peers = self.info.runner, self.node.peers
+        others = [known.info for known in self.known_runners if known.info.runner != own and not known.info.draining]
+        return [info for info in others if (peer := peers.by_runner(info.runner)) is None or not peer.is_leaving]
+
+    def _give_up_if_last(self) -> None:
+        """Fail what handlers here ask others if the whole cluster leaves: nobody will answer, and they hold it up."""
+        if self.is_leaving and not self._successors():
+            self.node.router.give_up_asks(ShuttingDown("no runner is left that does not leave the cluster"))
 
     def health(self) -> RunnerHealth:
         """Return the health of this runner and of the singletons that it leads."""
@@ -311,6 +330,7 @@ class Runner:
         self.node.connector.want([i.runner.address for i in live if i.runner.incarnation != own.incarnation])
         self._tell_members([peer for peer in self.node.peers.linked.values() if not peer.is_runner])
         self.node.router.reconsider()
+        self._give_up_if_last()
 
     def on_linked(self, peer: Peer) -> None:
         """Announce what this runner owns, and to a client also who is in the cluster.
@@ -334,6 +354,7 @@ class Runner:
         if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
             self.ownership.suspect(peer.runner.incarnation)
             self.host.on_new_senders()
+            self._give_up_if_last()
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
         """Be ready for what new owners tell, and try to acquire what a peer has released; it may be for this runner."""
@@ -395,6 +416,7 @@ class Runner:
 
     def on_stranded(self) -> None:
         """Read the owners from the store as well, while calls wait for owners."""
+        self._give_up_if_last()
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = self.node.supervisor.spawn(self._refresh(), "refresh owners")
 

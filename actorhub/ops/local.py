@@ -13,7 +13,7 @@ from actorhub import _call as calls
 from actorhub.cluster import Cluster, cluster_here
 from actorhub.core.address import ShardId, check_entity_id
 from actorhub.core.errors import ActorhubError, UnknownEntityType
-from actorhub.engine.model.records import ACTIVATING, CLOSING, DEAD, Cell
+from actorhub.engine.model.records import ACTIVATING, CLOSING, DEAD, PASSIVATING, Cell
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.runner import LinkAcceptor, Runner
 from actorhub.storage.ports import Storage
@@ -224,6 +224,6 @@ def _smallest(
 def _activity(cell: Cell) -> pb.Activity.ValueType:
     if cell.phase == ACTIVATING:
         return pb.ACTIVITY_ACTIVATING
-    if cell.phase == CLOSING:
+    if cell.phase in (CLOSING, PASSIVATING):
         return pb.ACTIVITY_CLOSING
     return pb.ACTIVITY_IDLE if cell.is_idle else pb.ACTIVITY_RUNNING

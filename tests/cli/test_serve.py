@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from actorhub.core.clock import SystemClock
 from tests.support.processes import SHOP, Processes
 
 
@@ -31,6 +32,24 @@ async def test_a_handler_that_runs_at_sigterm_finishes(processes: Processes) -> 
     assert await runner.terminate() == 0
     assert await call.ended() == 0
     assert call.out.strip() == '"slept"'
+
+
+@pytest.mark.parametrize("others", [0, 1])
+async def test_a_handler_that_runs_at_sigterm_calls_its_sibling(processes: Processes, others: int) -> None:
+    """The entity with the same id is in the same shard, which drains: call and process are soon over, without error."""
+    runner = await processes.serve()
+    runners = [runner, *[await processes.serve() for _ in range(others)]]
+    admin = ("--admin", runner.address)
+    calls = [processes.start("call", "gate", f"g{n}", "sleep_and_order", "1.0", *admin) for n in range(4)]
+    async with asyncio.timeout(20):
+        while sum(one.err.count(" sleeps") for one in runners) < len(calls):
+            await asyncio.sleep(0.02)
+    began = SystemClock().monotonic()
+    assert await runner.terminate() == 0
+    assert [await call.ended() for call in calls] == [0] * 4
+    assert SystemClock().monotonic() - began < 4
+    assert [call.out.strip() for call in calls] == ["1"] * 4
+    assert "did not finish" not in runner.err
 
 
 async def test_a_handler_that_outlives_the_grace_time_is_cut_off(processes: Processes) -> None:

@@ -1,5 +1,7 @@
 """Texts of exceptions: whatever the exception is like, there is one, it can be encoded, and it is not endless."""
 
+from typing import cast
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,7 +72,7 @@ def test_a_class_without_a_name_has_one() -> None:
 
 
 def _raise_nameless(_: BaseException) -> str:
-    raise _Nameless("E", (BaseException,), {})
+    raise cast("type[BaseException]", _Nameless("E", (BaseException,), {}))
 
 
 class _Unsliceable(str):

@@ -8,10 +8,12 @@ import pytest
 
 from actorhub import CallTimeout, Cluster, EntityError, Hub, NotConnected, Singleton, current
 from actorhub.core.backoff import Backoff
+from actorhub.core.config import Settings
 from actorhub.engine.singletons import leader
 from actorhub.testing import MemoryCluster, until
 from tests.singletons.diary import Diary, Notes, at_gate, for_ever, is_leading, leads, led, row, story
 from tests.support.gates import failure, gates, outcomes, soon
+from tests.support.parts import host_of
 
 
 class Stateless(Singleton, name="stateless"):
@@ -274,6 +276,70 @@ async def test_a_caller_that_gives_up_ends_its_own_call_alone(cluster: Cluster) 
     assert gates["slow"].left == ["cancelled"]
     assert await cluster.singleton(Diary).add("after") == 1
     assert "run cancelled" not in story.log
+
+
+async def test_a_run_whose_commits_are_refused_does_not_spin(memory: MemoryCluster) -> None:
+    """Each refusal costs the shard, and it is acquired again; the pauses grow nevertheless, from leader to leader."""
+    began: list[float] = []
+
+    async def run(me: Diary) -> None:
+        began.append(memory.clock.monotonic())
+        if len(began) > 4:
+            await for_ever(me)
+        (cell,) = host_of(memory.runners[0]).cells()
+        assert cell.record is not None
+        cell.record.version += 7
+        await me.save(Notes(["refused"]))
+
+    story.act["run"] = run
+    runner = await memory.start_runner()
+    await until(lambda: len(began) == 5)
+    pauses = [after - before for before, after in pairwise(began)]
+    assert pauses[0] >= 0.05
+    assert pauses[3] >= 0.4
+    assert story.most_alive == 1
+    one = led(runner)
+    assert one is not None
+    assert one.leadership.epoch >= 3, "it was acquired again"
+
+
+async def test_a_run_that_swallows_its_cancellation_is_left_behind(
+    memory: MemoryCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A second after the hand-over began: its activation is dropped, the log has its stack, and the next one leads."""
+
+    async def run(me: Diary) -> None:
+        story.log.append(f"{current().runner.address} runs")
+        if story.ran["run"] > 1:
+            await for_ever(me)
+        await never_mind(me)
+
+    async def never_mind(me: Diary) -> None:
+        while not gates["enough"].entered:
+            try:
+                await asyncio.sleep(0.05)
+            except asyncio.CancelledError:
+                story.log.append("never mind")
+        me.state.lines.append("too late")
+        story.seen["save"].append(await failure(me.save()))
+
+    memory.settings = Settings(shards_per_group=16, grace=timedelta(seconds=10))
+    story.act["run"] = run
+    runner = await memory.start_runner()
+    await until(lambda: story.ran["run"] == 1)
+    second = await memory.start_runner()
+    began = memory.clock.monotonic()
+    leaving = soon(memory.stop(runner))
+    await until(lambda: is_leading(second), deadline=4.0)
+    assert 0.9 < memory.clock.monotonic() - began < 3
+    (said,) = [record.getMessage() for record in caplog.records if "went on 1 s" in record.getMessage()]
+    assert "diary.run(diary)" in said
+    assert "never_mind" in said
+    _ = soon(gates["enough"].pass_through())
+    await until(lambda: bool(story.seen["save"]))
+    assert (await second.singleton(Diary).read()).lines == []
+    await leaving
+    assert story.ran["on_lose_leadership"] == 1
 
 
 async def test_a_run_that_fails_at_once_over_and_over_does_not_spin(memory: MemoryCluster) -> None:

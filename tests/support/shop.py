@@ -121,6 +121,13 @@ class Gate(Entity, name="gate"):
         await asyncio.sleep(seconds)
         return "slept"
 
+    async def sleep_and_order(self, seconds: float) -> int:
+        """Sleep, then place an order at the entity with the same id, which is in the same shard."""
+        _log.info("gate %s sleeps", current().entity_id)
+        await asyncio.sleep(seconds)
+        receipt = await current().client(Orders)(current().entity_id).process(Order("tea", 1))
+        return receipt.number
+
 
 hub = Hub()
 hub.register(Orders, lambda: Orders({"tea": 350}))

@@ -66,9 +66,9 @@ class Backlog:
 
     def mark_awaited(self, shard: HostedShard, entity: tuple[str, str]) -> None:
         """Remember that something of the entity waits in the store, and a caller for it."""
-        # With messages in memory it is asked for anyway, when those are done.
+        # With messages in memory it is asked for anyway, when those are done; unless it closes then.
         cell = self.cell_of(entity)
-        if cell is None or cell.durable_count <= 0:
+        if cell is None or cell.durable_count <= 0 or shard.draining:
             self.awaited[shard.id, *entity] = None
         self.mark(shard)
 

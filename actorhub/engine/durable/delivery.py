@@ -84,6 +84,13 @@ class Delivery:
         """Begin to serve shards that this runner got."""
         self.memory.on_granted(shards)
 
+    def on_draining(self, shard: HostedShard) -> None:
+        """Have what running handlers wait for come in from the store: its entity may be about to leave memory."""
+        for callers in self.memory.table(shard).waiting.values():
+            for caller in callers:
+                if caller.chain:
+                    self.backlog.mark_awaited(shard, caller.entity)
+
     def on_revoked(self, shard: HostedShard) -> None:
         """Forget everything of the shard; callers that wait are sent on to its next owner."""
         for caller in self.memory.on_revoked(shard):

@@ -50,15 +50,23 @@ class Intake:
         self._context = owner.scheduler.context
         self._supervisor = owner.supervisor
         self._incarnation = owner.incarnation
+        self._draining = owner.scheduler.draining
+        self._open_draining = owner.open_draining
         self._reroute = owner.reroute
         self._mistrust = owner.mistrust
 
     def accept(self, caller: Message, shard: HostedShard) -> None:
         """Take a call of a durable handler for an owned shard: store it, then run it."""
-        delivery = caller.delivery or Durable()
         if shard.draining:
-            shard.held.append(caller)  # The shard is about to be released: the next owner stores it.
-            return
+            if not self._draining.admits(caller, shard):
+                shard.hold(caller)  # The shard is about to be released: the next owner stores it.
+                return
+            self._open_draining(shard, caller.entity)
+        self.take(caller, shard)
+
+    def take(self, caller: Message, shard: HostedShard) -> None:
+        """Take a call that need not be held, whatever becomes of the shard."""
+        delivery = caller.delivery or Durable()
         caller.phase = SENT
         if delivery.is_deposit:
             # A wake (`durable.deposits`): what it is about is in the store, and so may others be that came before it.

@@ -11,7 +11,7 @@ from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.loading import Loading
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.model.durable_message import Place
-from actorhub.engine.model.records import ACTIVE, Cell, HostedShard
+from actorhub.engine.model.records import ACTIVE, SENT, Cell, HostedShard
 from actorhub.engine.supervision import set_or_time
 from actorhub.storage.message_ports import PendingMessage
 
@@ -53,6 +53,8 @@ class Loader:
         self._store = owner.store
         self._clock = owner.clock
         self._lease = owner.lease
+        self._draining = owner.scheduler.draining
+        self._open = owner.open_draining
         self._not_before = 0.0
         """Monotonic seconds."""
         self._spilling: dict[ShardId, set[tuple[str, str]]] = {}
@@ -103,10 +105,25 @@ class Loader:
         found = _by_entity(rows)
         for key in awaited:
             shard, entity = self._shards.get(key[0]), key[1:]
+            if shard is not None and shard.draining and not self._open_draining(shard, entity):
+                self._is_blocked = True
+                continue
             if shard is not None and not await self._bring(shard, entity, found.get(entity, ()), PER_ENTITY):
                 self._is_blocked = True
                 return
             self._backlog.awaited.pop(key, None)
+
+    def _open_draining(self, shard: HostedShard, entity: tuple[str, str]) -> bool:
+        """Make an entity of a shard that drains resident if a running handler waits for it; `False`: not now."""
+        cell = self._backlog.cell_of(entity)
+        if cell is not None and cell.has_backlog and cell.durable_count > 0:
+            return False  # What it has in memory comes first. It closes after that, and makes room for itself.
+        waiting = self._memory.table(shard).waiting.values()
+        callers = (caller for group in waiting for caller in group if caller.phase == SENT)
+        if not any(caller.entity == entity and self._draining.admits(caller, shard) for caller in callers):
+            return False
+        self._open(shard, entity)
+        return True
 
     async def _bring_entities(self) -> None:
         """Ask for more of entities that are done with what was brought in."""

@@ -29,6 +29,8 @@ class Owner:
     clock: Clock
     scheduler: Scheduler
     supervisor: Supervisor
+    open_draining: Callable[[HostedShard, tuple[str, str]], None]
+    """Makes an entity of a shard that drains resident, with what is held of it."""
     reroute: Callable[[Message], None]
     """Takes a message whose shard another runner owns, or will own."""
     mistrust: Callable[[ShardId], None]

@@ -110,7 +110,7 @@ class MessageRequests:
             # shard.
             caller.phase = NEW
             caller.cell = None
-            shard.held.append(caller)
+            shard.hold(caller)
         else:
             self._intake.send_on(caller)
         raise _SentOnError

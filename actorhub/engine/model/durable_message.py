@@ -2,12 +2,13 @@
 
 import asyncio
 import enum
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from actorhub.core.address import ShardId
 from actorhub.core.envelope import ASK, Durable
 from actorhub.core.errors import ActorhubError
-from actorhub.engine.model.records import HostedShard, Message
+from actorhub.engine.model.records import SENT, HostedShard, Message
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import NewMessage
 
@@ -112,9 +113,9 @@ class DurableMessage(Message):
         """Callers that wait for the reply, and senders that wait until the message is stored."""
 
     @property
-    def entity(self) -> tuple[str, str]:
-        """Type and id of its entity."""
-        return self.spec.entity_type, self.entity_id
+    def chains(self) -> Iterable[Sequence[str]]:
+        """The chains of the calls that wait for its reply."""
+        return (caller.chain for caller in self.waiters if caller.phase == SENT)
 
     def wake_activation(self) -> None:
         """Have the activation that waits until the run is counted look again."""

@@ -7,7 +7,7 @@ They hold facts and answer questions about them. `runs.scheduler` decides what h
 import asyncio
 import enum
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from typing import Any, ClassVar, Final, Protocol
@@ -38,6 +38,10 @@ DONE: Final = 6
 
 FOREVER: Final = 1e15
 """A deadline that never comes, in seconds; finite, so that it needs no special case."""
+
+
+LENDS: Final = "*"
+"""Begins a link of a chain whose entity lends its turn while it waits (an interleaved run): it can be called back."""
 
 
 class RunKind(enum.Enum):
@@ -92,6 +96,8 @@ class Producer(Protocol):
 
 class InterleavedTurn(Protocol):
     """The turn of a run that lets others have it while it waits."""
+
+    coroutine: Coroutine[Any, Any, Any] | None
 
     def drive(self, context: Context, coroutine: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
         """Run the rest of `coroutine`, each step in `context` and with the turn."""
@@ -154,7 +160,7 @@ class Message:
         self.deadline: float = FOREVER
         """Monotonic seconds."""
         self.chain: tuple[str, ...] = ()
-        """`type/id` of each entity that waits for this call, outermost first."""
+        """`type/id` of each entity that waits for this call, outermost first; some begin with `LENDS`."""
         self.headers: dict[str, str] | None = None
         self.phase = NEW
         self.hops = self.message_id = 0
@@ -193,6 +199,16 @@ class Message:
     def what(self) -> str:
         """`type.handler`, for error messages."""
         return f"{self.spec.entity_type}.{self.spec.name}"
+
+    @property
+    def entity(self) -> tuple[str, str]:
+        """Type and id of the target."""
+        return self.spec.entity_type, self.entity_id
+
+    @property
+    def chains(self) -> Iterable[Sequence[str]]:
+        """The chains of the calls that wait for its reply."""
+        return (self.chain,)
 
     @property
     def was_sent_before(self) -> bool:
@@ -266,8 +282,11 @@ ACTIVATING: Final = 0
 """The instance is being made. Messages queue."""
 ACTIVE: Final = 1
 CLOSING: Final = 2
-"""No run starts; it ends after those that run. Messages queue for the next activation, here or elsewhere."""
-DEAD: Final = 3
+"""It ends after what runs. Messages queue for the next activation, here or elsewhere; those that running handlers wait
+for start nevertheless while its shard drains."""
+PASSIVATING: Final = 3
+"""Nothing runs any longer but its last hooks. Messages queue for the next activation."""
+DEAD: Final = 4
 """Over. Where it was forced out, runs may still be alive: none of them may be committed."""
 
 EXCLUSIVE: Final = -1
@@ -386,9 +405,9 @@ class Cell:
             self.load = 0 if self.load == EXCLUSIVE else self.load - 1
 
     def next_runnable(self) -> Message | None:
-        """Take the head of the queue if a turn is free for it, and give it that turn."""
+        """Take the head of the queue if a turn is free for it, and give it that turn; the cell must not be over."""
         queue = self.queue
-        if queue is None or self.phase != ACTIVE or not self.admit(queue[0].spec):
+        if queue is None or not self.admit(queue[0].spec):
             return None
         message = queue.popleft()
         if not queue:
@@ -420,7 +439,8 @@ class HostedType:
 class HostedShard:
     """A shard that this process owns."""
 
-    __slots__ = ("cells", "draining", "emptied", "epoch", "has_backlog", "held", "id", "lease", "told")
+    __slots__ = ("admits_all", "cells", "draining", "draining_since", "emptied", "epoch", "has_backlog", "held", "id",
+                 "is_late", "lease", "told")  # fmt: skip
 
     def __init__(self, shard: ShardId, epoch: int, lease: Lease) -> None:
         self.id = shard
@@ -429,8 +449,15 @@ class HostedShard:
         """The runner's: it ends for all shards at once."""
         self.cells: set[Cell] = set()
         self.draining = False
-        self.held: deque[Message] = deque()
-        """Messages for the next owner: they came, or were left over, while the shard drains."""
+        self.draining_since = 0.0
+        """Monotonic seconds."""
+        self.is_late = False
+        """Half of the grace time of its drain is over."""
+        self.admits_all = False
+        """While it drains: every call of a running handler comes in, not only what the drain itself waits for."""
+        self.held: dict[tuple[str, str], deque[Message]] = {}
+        """By entity that is not resident, the messages for the next owner: they came, or were left over, while the
+        shard drains."""
         self.emptied: asyncio.Future[None] | None = None
         self.has_backlog = False
         """Durable messages of entities that are not resident may wait in the store. New ones wait behind them."""
@@ -440,4 +467,9 @@ class HostedShard:
     @property
     def queued(self) -> int:
         """How many messages wait in its mailboxes."""
-        return len(self.held) + sum(len(cell.queue) for cell in self.cells if cell.queue is not None)
+        waiting = sum(len(messages) for messages in self.held.values())
+        return waiting + sum(len(cell.queue) for cell in self.cells if cell.queue is not None)
+
+    def hold(self, message: Message) -> None:
+        """Keep a message for the next owner, behind those of its entity that are kept already."""
+        self.held.setdefault(message.entity, deque()).append(message)

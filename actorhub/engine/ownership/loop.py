@@ -266,9 +266,10 @@ class Ownership:
         """
         if self._left:
             return
-        # Kept back for deregistering, so that peers learn of the end even if the hand-over uses up its time.
+        # Kept back for deregistering, so that peers learn of the end even if the hand-over uses up its time. Drains end
+        # a little earlier, so that what they cut off is named, and their shards are released like all others.
         reserve = min(0.5, grace / 4)
-        self._drain_deadline = self._clock.monotonic() + grace - reserve
+        self._drain_deadline = self._clock.monotonic() + grace - 2 * reserve
         self._info = msgspec.structs.replace(self._info, draining=True)
         try:
             async with asyncio.timeout(max(0.0, grace - reserve)):

@@ -35,7 +35,7 @@ from actorhub.core.errors import (
 from actorhub.engine.host import Host
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
-from actorhub.engine.model.records import DONE, FOREVER, NEW, PARKED, Message
+from actorhub.engine.model.records import DONE, FOREVER, LENDS, NEW, PARKED, Message
 from actorhub.engine.model.spec import HandlerSpec, operation_spec
 from actorhub.engine.routing.deadlocks import deadlock_of
 from actorhub.engine.routing.peers import MAX_IN_FLIGHT, Peer
@@ -320,10 +320,14 @@ def check_chain(chain: Sequence[str], address: str, spec: HandlerSpec, max_depth
         CallCycle: The entity is in the chain and the handler is not reentrant, or the chain is too long.
     """
     if address in chain and not spec.reentrant:
-        raise CallCycle((*chain, address))
+        raise CallCycle(_path(chain, address))
     if len(chain) > max_depth:
-        path = (*chain, address)
+        path = _path(chain, address)
         raise CallCycle(path, f"the call chain is deeper than {max_depth}: {' -> '.join(path)}")
+
+
+def _path(chain: Sequence[str], address: str) -> tuple[str, ...]:
+    return (*(link.removeprefix(LENDS) for link in chain), address)
 
 
 def _too_many(peer: Peer) -> MailboxFull:

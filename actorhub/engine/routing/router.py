@@ -330,6 +330,13 @@ class Router:
             if message.phase == PARKED:
                 self._refuse(message, error)
 
+    def give_up_asks(self, error: ActorhubError) -> None:
+        """Fail every call that waits for an owner; tells go on waiting."""
+        for parked in list(self._parked.values()):
+            for message in list(parked):
+                if message.phase == PARKED and message.kind != TELL:
+                    self._refuse(message, error)
+
     def _give_up_on_former_owners(self) -> None:
         moved, self._moved = self._moved, set()
         self._moved_timer = None

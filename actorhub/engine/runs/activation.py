@@ -24,7 +24,17 @@ from actorhub.core.errors import (
 )
 from actorhub.core.texts import name_of, text_of
 from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.records import ACTIVATING, ACTIVE, CLOSING, DEAD, DONE, Cell, Message, StateRecord
+from actorhub.engine.model.records import (
+    ACTIVATING,
+    ACTIVE,
+    CLOSING,
+    DEAD,
+    DONE,
+    PASSIVATING,
+    Cell,
+    Message,
+    StateRecord,
+)
 from actorhub.engine.runs.completion import handler_failed, log_failure
 from actorhub.engine.runs.hooks import Hooks
 from actorhub.engine.runs.scheduler import Scheduler
@@ -129,7 +139,9 @@ class Activations:
             cell: The entity.
             cause: The message that needs it; `None` for a singleton that is made without one.
         """
-        if cell.hosted_type.is_simple and not isinstance(cause, DurableMessage):
+        # In a shard that drains the cell would close before the message that it is for is in its mailbox.
+        is_simple = cell.hosted_type.is_simple and not cell.shard.draining
+        if is_simple and not isinstance(cause, DurableMessage):
             try:
                 cell.instance = self._hooks.make(cell, self._hooks.context())
             except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
@@ -145,7 +157,7 @@ class Activations:
             self._leaders.track_task(cell, task)
 
     def close(self, cell: Cell) -> None:
-        """Start no further run; passivate once nothing runs."""
+        """Start no further run but those that running handlers wait for; passivate once nothing runs."""
         if cell.phase == ACTIVE:
             cell.phase = CLOSING
             for producer in cell.streams or ():
@@ -156,6 +168,9 @@ class Activations:
         """Passivate a closing cell if nothing runs in it any longer."""
         if cell.phase != CLOSING or cell.instance is None or cell.load or cell.nested or cell.streams:
             return
+        if cell.is_singleton and self._scheduler.draining.is_needed(cell):
+            return
+        cell.phase = PASSIVATING
         spec = cell.hosted_type.spec
         if cell.is_singleton:
             work = self._deactivate_leader(cell)
@@ -274,16 +289,14 @@ class Activations:
     def _become_active(self, cell: Cell) -> None:
         self.activated += 1
         cell.last_used = self._clock.monotonic()
-        cell.phase = ACTIVE
-        if cell.shard.draining:
-            # `drain` closed the cells that were active; this one was still being made. A run that is counted starts
-            # nevertheless, or it would have used up its message's attempt.
-            first = None if cell.queue is None else cell.queue[0]
-            if isinstance(first, DurableMessage) and first.is_counted and cell.next_runnable() is first:
-                self._scheduler.start(first)
-            self.close(cell)
-        else:
-            self._scheduler.pump(cell)
+        # `drain` closed the cells that were active; in a shard that drains this one was still being made.
+        cell.phase = CLOSING if cell.shard.draining else ACTIVE
+        first = None if cell.queue is None else cell.queue[0]
+        if isinstance(first, DurableMessage) and first.is_counted and cell.next_runnable() is first:
+            # A run that is counted starts even if the cell closes, or it would have used up its message's attempt.
+            self._scheduler.start(first)
+        self._scheduler.pump(cell)
+        self.passivate_if_idle(cell)
 
     def _give_up(self, cell: Cell, exc: Exception) -> None:
         self.failed += 1
@@ -305,11 +318,11 @@ class Activations:
         hook = cell.hosted_type.spec.on_deactivate
         try:
             async with asyncio.timeout(_HOOK_LIMIT):
-                if hook is not None and cell.phase == CLOSING:
+                if hook is not None and cell.phase == PASSIVATING:
                     await self._hooks.run(cell, hook, self._hooks.context())
         except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
             _log.exception("%s: on_deactivate failed; the entity is passivated nevertheless", cell.address)
-        if cell.phase == CLOSING:  # else the shard was lost during the hook, and the cell is gone already
+        if cell.phase == PASSIVATING:  # else the shard was lost during the hook, and the cell is gone already
             self._finish_passivation(cell)
 
     def _finish_passivation(self, cell: Cell) -> None:

@@ -44,6 +44,8 @@ class Interleaving:
         """Some task of the run is in a `held` block, or about to be."""
         self._is_waiting = False
         """The run's coroutine is suspended."""
+        self.coroutine: Coroutine[Any, Any, Any] | None = None
+        """What the handler does, once it suspended."""
         self._returning: set[Returning] = set()
         """Of the cell's `returning`, those of this run: its coroutine's, and that of a task which is about to hold."""
 
@@ -51,6 +53,7 @@ class Interleaving:
         self, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
     ) -> Generator[Any, Any, Any]:
         """Run the rest of `coroutine`, whose first step yielded `step`, each step in `context` and with the turn."""
+        self.coroutine = coroutine
         while True:
             error: BaseException | None = None
             value: Any = None

@@ -26,6 +26,7 @@ from actorhub.engine.model.records import (
     RunKind,
 )
 from actorhub.engine.model.run import Run, running
+from actorhub.engine.runs.draining import Draining
 from actorhub.engine.runs.interleaving import grant
 from actorhub.engine.runs.observing import Observer
 
@@ -44,6 +45,7 @@ class Scheduler:
     def __init__(
         self,
         *,
+        draining: Draining,
         carry: Callable[[], None],
         passivate_if_idle: Callable[[Cell], None],
         route: Callable[[Message], None],
@@ -51,10 +53,12 @@ class Scheduler:
         """Prepare.
 
         Args:
+            draining: Says what starts although its entity closes.
             carry: Starts a carrier; called when something is ready that no carrier would find.
             passivate_if_idle: Ends a closing cell in which nothing is left; called when a run of it ended.
             route: Sends a message that a handler told, once the handler's run is committed.
         """
+        self.draining = draining
         self._carry = carry
         self.passivate_if_idle = passivate_if_idle
         self._route = route
@@ -130,11 +134,19 @@ class Scheduler:
             return False
         message.phase = QUEUED
         queue.append(message)
+        if cell.phase == CLOSING:
+            self.pump(cell)
         return has_room
 
     def pump(self, cell: Cell) -> None:
-        """Start as much of the cell's queue as there are turns for."""
-        while (message := cell.next_runnable()) is not None:
+        """Start as much of the cell's queue as there are turns for.
+
+        One that closes starts its queue up to the last message that a running handler waits for: order is kept.
+        """
+        while cell.phase == ACTIVE or (cell.phase == CLOSING and self.draining.is_awaited(cell)):
+            message = cell.next_runnable()
+            if message is None:
+                return
             if message.kind == TELL:
                 # If it waited beyond the mailbox's capacity its sender has waited, too: that is what slows senders
                 # down.

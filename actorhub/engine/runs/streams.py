@@ -86,7 +86,7 @@ class Streams:
             return
         cell = message.cell
         assert cell is not None
-        if cell.phase != ACTIVE and not message.is_nested:
+        if cell.phase != ACTIVE and not (message.is_nested or self.scheduler.draining.admits(message, cell.shard)):
             # The cell closed since the message got its turn. `close` cancels streams, but does not know of one that has
             # not started: so it must not start here, where it would hold up the passivation, but at the next
             # activation.
@@ -394,7 +394,8 @@ class StreamProducer:
             await self._sleep()
         if not self.has_turn:
             # A closing cell starts nothing that is queued; with nothing running, nobody would wake this.
-            if cell.phase == DEAD or (cell.phase != ACTIVE and not cell.load):
+            is_closing = cell.phase != ACTIVE and not self._scheduler.draining.admits(self._message, cell.shard)
+            if cell.phase == DEAD or (is_closing and not cell.load):
                 raise _Interrupted
             self._message.waits_for_room = True
             self._scheduler.enqueue(cell, self._message)

@@ -5,7 +5,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 STUCK_AFTER: Final = 1.0
 """Seconds that user code has to end once its time is over and it was cancelled. After that it is abandoned."""
@@ -27,7 +27,7 @@ def log_stuck(log: logging.Logger, what: str, entity_id: str, task_or_coroutine:
 def _frames(awaited: Any) -> Iterator[FrameType]:
     """Iterate over the frames of what is suspended, outermost first."""
     if isinstance(awaited, asyncio.Task):
-        awaited = awaited.get_coro()
+        awaited = cast("Any", awaited.get_coro())
     for _ in range(_DEEPEST):
         for prefix, inner in (("cr", "cr_await"), ("ag", "ag_await"), ("gi", "gi_yieldfrom")):
             frame = getattr(awaited, f"{prefix}_frame", None)

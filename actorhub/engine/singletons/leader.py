@@ -42,6 +42,7 @@ from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.engine.singletons.cron_chain import CronChain
 from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, is_stale
 from actorhub.engine.singletons.own_messages import FireTimeTell, MainLoop
+from actorhub.engine.singletons.restarts import Restarts
 from actorhub.engine.singletons.services import LeaderServices
 from actorhub.engine.supervision import set_or_time, store_call
 from actorhub.storage.checkpoint_ports import BODY, Scope
@@ -73,6 +74,7 @@ class SingletonLeader:
         hosted_type: HostedType,
         shard: HostedShard,
         former: "asyncio.Task[None] | None",
+        restarts: Restarts,
     ) -> None:
         """Prepare.
 
@@ -81,6 +83,7 @@ class SingletonLeader:
             hosted_type: The singleton's type.
             shard: Its shard, at the epoch of this leadership.
             former: The supervision of this runner's last leadership of the singleton. It may not have ended yet.
+            restarts: The pauses of the singleton's `run` in this process.
         """
         assert hosted_type.spec.singleton_id is not None
         self._services = services
@@ -106,6 +109,8 @@ class SingletonLeader:
         """Done once the store knows that this runner leads; cancelled if that will never be."""
         self.cell: Cell | None = None
         """The activation that leads: its `on_become_leader` has returned, its `on_lose_leadership` has not begun."""
+        self.abandoned: Cell | None = None
+        """An activation of which something still runs that swallowed its cancellation, and is not waited for."""
         self._tasks: dict[Cell, list[asyncio.Task[None]]] = {}
         """The tasks that make, tend and end each activation, hooks included."""
         self._loss: asyncio.Task[None] | None = None
@@ -116,12 +121,11 @@ class SingletonLeader:
         self._sign_of_life_at: float | None = None
         """The last sign of life, possibly a former leader's, in monotonic seconds: steps of the clock do not age it."""
         self._failures = 0
-        self._main_loop_failures = 0
+        self._restarts = restarts
         self._main_loop_at: float | None = None
         """When to start `run`, in monotonic seconds; `None` if it is running, or not to be started."""
         self._main_loop_began = 0.0
-        self._beat_at = 0.0
-        self._written_at = 0.0
+        self._beat_at = self._written_at = 0.0
         self._is_dirty = False
         self._is_stopping = False
         self._changed = asyncio.Event()
@@ -169,7 +173,7 @@ class SingletonLeader:
     def started(self, cell: Cell) -> None:
         """The activation takes messages from now on: start its main loop, and tend it."""
         if self.spec.main_loop is not None:
-            self._main_loop_at = self._clock.monotonic()
+            self._main_loop_at = max(self._clock.monotonic(), self._restarts.not_before)
         self._beat_at = 0.0
         self.track_task(cell, self._supervisor.loop("tend a singleton", partial(self._keep_tending, cell)))
 
@@ -237,16 +241,18 @@ class SingletonLeader:
         if self.execution.body != "running":
             return
         seconds = self._clock.monotonic() - self._main_loop_began
+        # Also if it was cut short because its shard was lost: perhaps it was a commit of its own that was refused.
+        has_failed = error is not None and not self._shard.draining
+        pause = self._restarts.on_failed(seconds, _BACKOFF) if has_failed else 0.0
         if cut_short:
             self._set(body="", last_duration=seconds)
             return
         self.on_execution_ended(seconds, error)
         if error is None:
+            self._restarts.on_returned()
             self._set(body="returned")
         elif self.cell is not None and self.cell.phase == ACTIVE:
-            self._main_loop_failures = 1 if seconds > _BACKOFF.maximum else self._main_loop_failures + 1
-            pause = _BACKOFF.delay(self._main_loop_failures, self._clock.random())
-            self._main_loop_at = self._clock.monotonic() + pause
+            self._main_loop_at = self._restarts.not_before
             self._set(body="failed")
             _log.warning("singleton %s: run() failed and will start again in %.3g s: %s", self.spec.name, pause, error)
         else:
@@ -360,7 +366,7 @@ class SingletonLeader:
         tasks = self._tasks.pop(cell, [])
         for task in tasks:
             task.cancel()
-        until = self._clock.monotonic() + LOSS_LIMIT
+        until = self._clock.monotonic() + (0.0 if cell is self.abandoned else LOSS_LIMIT)
         while self._clock.monotonic() < until and (  # noqa: ASYNC110 - once per activation
             cell.load or cell.nested or cell.streams or not all(task.done() for task in tasks)
         ):

@@ -16,6 +16,7 @@ from actorhub.engine.runs.saving import Saving
 from actorhub.engine.singletons.health import SingletonHealth
 from actorhub.engine.singletons.leader import SingletonLeader
 from actorhub.engine.singletons.own_messages import MainLoop
+from actorhub.engine.singletons.restarts import Restarts
 from actorhub.engine.singletons.services import LeaderServices
 from actorhub.storage.ports import Fenced, VersionConflict
 
@@ -43,6 +44,8 @@ class SingletonLeaders:
         self._leaders: dict[str, SingletonLeader] = {}
         self._supervisions: dict[str, asyncio.Task[None]] = {}
         """The last supervision of each singleton here. The next one waits until it has run `on_lose_leadership`."""
+        self._restarts: dict[str, Restarts] = {}
+        """The pauses of each singleton's `run`, over all leaderships here."""
 
     @property
     def has_any(self) -> bool:
@@ -53,6 +56,11 @@ class SingletonLeaders:
     def leaders(self) -> Iterable[SingletonLeader]:
         """The leaders of the singletons whose shard is owned here."""
         return self._leaders.values()
+
+    @property
+    def residents(self) -> Iterable[Cell]:
+        """The activations of singletons here."""
+        return [cell for hosted in self._types for cell in hosted.cells.values()]
 
     def report(self) -> list[SingletonHealth]:
         """Return the health of each singleton that is led here, sorted by name."""
@@ -67,7 +75,8 @@ class SingletonLeaders:
             shard = here.get(self._sharding.shard_of(hosted.spec, str(hosted.spec.singleton_id)))
             if shard is not None:
                 name = hosted.spec.name
-                leader = SingletonLeader(self._services, hosted, shard, self._supervisions.get(name))
+                restarts = self._restarts.setdefault(name, Restarts(self._services.clock))
+                leader = SingletonLeader(self._services, hosted, shard, self._supervisions.get(name), restarts)
                 self._leaders[name] = leader
                 self._supervisions[name] = self._services.supervisor.loop("lead a singleton", leader.supervise)
 
@@ -75,6 +84,11 @@ class SingletonLeaders:
         """End the singletons of a shard that is being handed over."""
         for leader in self._of(shard):
             leader.stop()
+
+    def abandon(self, cell: Cell) -> None:
+        """Do not wait for what still runs in an activation that is about to be dropped."""
+        if (leader := self._found(cell)) is not None:
+            leader.abandoned = cell
 
     def on_lost(self, shard: HostedShard) -> None:
         """End the singletons of a shard that this process no longer owns, and forget their leaders."""
