@@ -22,7 +22,7 @@ from actorhub.core.errors import (
     SingletonError,
     SingletonErrorReason,
 )
-from actorhub.core.texts import name_of, text_of
+from actorhub.core.texts import summary_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import (
     ACTIVATING,
@@ -36,7 +36,7 @@ from actorhub.engine.model.records import (
     StateRecord,
 )
 from actorhub.engine.runs.completion import handler_failed, log_failure
-from actorhub.engine.runs.hooks import Hooks
+from actorhub.engine.runs.hooks import Hooks, outside_tasks
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import Storage, StoredState
@@ -145,10 +145,7 @@ class Activations:
             try:
                 cell.instance = self._hooks.make(cell, self._hooks.context())
             except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
-                _log.warning(
-                    "%s: its constructor failed: %s: %s; trying again",
-                    *(cell.address, name_of(type(exc)), text_of(exc)),
-                )
+                _log.warning("%s: its constructor failed: %s; trying again", cell.address, summary_of(exc))
             else:
                 self._become_active(cell)
                 return
@@ -197,10 +194,8 @@ class Activations:
                 if attempt == _ATTEMPTS or isinstance(exc, _FINAL):
                     self._give_up(cell, exc)
                     return
-                _log.warning(
-                    "%s: activation failed (attempt %d): %s: %s; trying again",
-                    *(cell.address, attempt, name_of(type(exc)), text_of(exc)),
-                )
+                text = "%s: activation failed (attempt %d): %s; trying again"
+                _log.warning(text, cell.address, attempt, summary_of(exc))
                 await asyncio.sleep(_BACKOFF.delay(attempt, self._clock.random()))
             else:
                 return
@@ -272,7 +267,7 @@ class Activations:
         spec = cell.hosted_type.spec
         cell.record = StateRecord(0 if stored is None else stored.version, b"")
         if stored is None or (spec.state_ttl is not None and stored.age > spec.state_ttl):
-            state = spec.initial_state()
+            state = outside_tasks(spec.initial_state)
         else:
             try:
                 state = codec.decode(stored.data)
@@ -280,7 +275,7 @@ class Activations:
                 if not cell.is_singleton:
                     raise _Undecodable(f"{cell.address}: its stored state does not fit: {exc}") from exc
                 self._leaders.state_error(cell, "schema_decode_failed", str(exc))
-                state = spec.initial_state()
+                state = outside_tasks(spec.initial_state)
         # What the state encodes to, not what is stored: a fresh or migrated state must not look changed by the first
         # run.
         cell.record.data = codec.encode(state)
@@ -320,8 +315,9 @@ class Activations:
             async with asyncio.timeout(_HOOK_LIMIT):
                 if hook is not None and cell.phase == PASSIVATING:
                     await self._hooks.run(cell, hook, self._hooks.context())
-        except Exception:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
-            _log.exception("%s: on_deactivate failed; the entity is passivated nevertheless", cell.address)
+        except Exception as exc:  # noqa: BLE001 - user code: a failing hook does not keep the entity in memory
+            text = f"{cell.address}: on_deactivate failed; the entity is passivated nevertheless"
+            log_failure(_log, text, exc, handler_failed(exc))
         if cell.phase == PASSIVATING:  # else the shard was lost during the hook, and the cell is gone already
             self._finish_passivation(cell)
 

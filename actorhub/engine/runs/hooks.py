@@ -2,9 +2,11 @@
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 from actorhub.core.errors import ConfigurationError
 from actorhub.core.texts import summary_of
@@ -15,6 +17,12 @@ from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.driving import run_in
 from actorhub.engine.runs.saving import Saving, one_save_at_a_time
 from actorhub.engine.runs.scheduler import Scheduler
+from actorhub.engine.runs.stuck import STUCK_AFTER, log_stuck
+from actorhub.engine.supervision import Supervisor
+
+T = TypeVar("T")
+
+_log: Final = logging.getLogger("actorhub.activation")
 
 _USED: Final = "_actorhub_used"
 """Attribute of an instance that an activation has."""
@@ -38,8 +46,9 @@ class _HookCall(Message):
 class Hooks:
     """Runs a hook like a handler: `current()` works, what it changed is committed, and then what it told is sent."""
 
-    def __init__(self, *, scheduler: Scheduler, completion: Completion, saving: Saving) -> None:
+    def __init__(self, *, scheduler: Scheduler, completion: Completion, saving: Saving, supervisor: Supervisor) -> None:
         self._base = scheduler.context
+        self._supervisor = supervisor
         self._completion = completion
         self._saving = saving
 
@@ -53,12 +62,7 @@ class Hooks:
         Raises:
             ConfigurationError: The factory returned something else.
         """
-        try:
-            instance = context.run(cell.hosted_type.factory)
-        except Exception:
-            raise
-        except BaseException as exc:
-            raise _as_failure(exc) from exc
+        instance = outside_tasks(partial(context.run, cell.hosted_type.factory))
         _check_instance(cell, instance)
         return instance
 
@@ -73,7 +77,8 @@ class Hooks:
     ) -> None:
         """Run a hook. In a dead cell nothing is committed, and nothing is sent.
 
-        Whatever the hook raises, this raises an `Exception`, or the cancellation of its own task.
+        The hook has a task of its own, so whoever cancels that ends the hook alone. Whatever it raises, this raises an
+        `Exception`. If this is cancelled, so is the hook, and is waited for no longer than `STUCK_AFTER`.
 
         Args:
             cell: The entity.
@@ -85,10 +90,30 @@ class Hooks:
         call = _HookCall(cell, spec, chain)
         run = Run(call, cell)
         context.run(running.set, run)
+        task = self._supervisor.spawn(self._outcome(run, context, spec, returned), "hook")
         try:
-            await self._run(run, context, spec, returned)
+            await asyncio.wait((task,))
+        except asyncio.CancelledError:
+            task.cancel()
+            await asyncio.wait((task,), timeout=STUCK_AFTER)
+            if not task.done():
+                log_stuck(_log, call.what, cell.entity_id, task)
+            raise
         finally:
             call.phase = DONE
+            run.is_over = True
+        error = RuntimeError("somebody cancelled the task of the hook") if task.cancelled() else task.result()
+        if error is not None:
+            raise error
+
+    async def _outcome(
+        self, run: Run, context: Context, spec: HandlerSpec, returned: Callable[[Cell], None] | None
+    ) -> Exception | None:
+        try:
+            await self._run(run, context, spec, returned)
+        except Exception as exc:  # noqa: BLE001 - user code: raised where the hook is waited for
+            return exc
+        return None
 
     async def _run(
         self, run: Run, context: Context, spec: HandlerSpec, returned: Callable[[Cell], None] | None
@@ -105,12 +130,33 @@ class Hooks:
             raise
         except BaseException as exc:
             raise _as_failure(exc) from exc
+        if not run.is_running:
+            return  # Nobody waits for it any longer.
         if returned is not None:
             returned(cell)
         if cell.phase != DEAD:
             async with one_save_at_a_time(run):
                 data = None if cell.record is None else self._completion.changed_state(cell)
                 await self._saving.commit_part(run, data)
+
+
+def outside_tasks(call: Callable[[], T]) -> T:
+    """Call code of the user that is no coroutine: it sees no current task, which would be that of somebody else.
+
+    Whatever it raises, this raises an `Exception`.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    if task is not None:
+        asyncio.tasks._leave_task(loop, task)  # noqa: SLF001 - documented, for whoever implements tasks
+    try:
+        return call()
+    except Exception:
+        raise
+    except BaseException as exc:
+        raise _as_failure(exc) from exc
+    finally:
+        if task is not None:
+            asyncio.tasks._enter_task(loop, task)  # noqa: SLF001
 
 
 def _check_instance(cell: Cell, instance: Any) -> None:  # whatever a factory of the user returned

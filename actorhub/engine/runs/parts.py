@@ -61,4 +61,4 @@ class RunParts:
             checkpoints=self.checkpoints, saving=self.saving, scheduler=scheduler, messages=storage.messages
         )
         self.deferrals = Deferrals(storage.checkpoints, self.waits)
-        self.hooks = Hooks(scheduler=scheduler, completion=self.completion, saving=self.saving)
+        self.hooks = Hooks(scheduler=scheduler, completion=self.completion, saving=self.saving, supervisor=supervisor)

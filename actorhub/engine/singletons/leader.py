@@ -39,6 +39,7 @@ from actorhub.engine.model.records import (
     HostedType,
 )
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
+from actorhub.engine.runs.completion import handler_failed, log_failure
 from actorhub.engine.singletons.cron_chain import CronChain
 from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, is_stale
 from actorhub.engine.singletons.own_messages import FireTimeTell, MainLoop
@@ -378,8 +379,8 @@ class SingletonLeader:
         assert hook is not None
         try:
             await self._services.hooks.run(cell, hook, self._services.hooks.context())
-        except Exception:  # noqa: BLE001 - user code: a failing hook does not hold up the next leader
-            _log.exception("singleton %s: on_lose_leadership failed", self.spec.name)
+        except Exception as exc:  # noqa: BLE001 - user code: a failing hook does not hold up the next leader
+            log_failure(_log, f"singleton {self.spec.name}: on_lose_leadership failed", exc, handler_failed(exc))
 
     async def _leave(self) -> None:
         """Write the last rows, and that nobody leads, if this runner still owns the shard, as in a hand-over."""
