@@ -3,6 +3,7 @@
 import asyncio
 import importlib
 import importlib.util
+import inspect
 import logging
 import os
 import sys
@@ -88,7 +89,17 @@ def run_loop(work: Coroutine[Any, Any, int]) -> int:
     if importlib.util.find_spec("uvloop") is not None:
         factory = importlib.import_module("uvloop").new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_and_leave(work))
+        main = _and_leave(work)
+        try:
+            return runner.run(main)
+        except (SystemExit, KeyboardInterrupt) as exc:
+            if inspect.getcoroutinestate(main) == inspect.CORO_CLOSED:
+                raise
+            # It ended the event loop, and nothing that is left can be run to its end: as after a crash, the locks of
+            # this process are freed by the end of its connections.
+            _log.critical("a task of the program raised %s, which ends this process at once", type(exc).__name__)
+            _exit(1)
+            raise
 
 
 async def _and_leave(work: Coroutine[Any, Any, int]) -> int:
@@ -98,7 +109,7 @@ async def _and_leave(work: Coroutine[Any, Any, int]) -> int:
         return code
     finally:
         # The loop's own end, and the interpreter's, wait for tasks and threads without a limit.
-        last = threading.Timer(_LAST_SECONDS, _exit, [code])
+        last = threading.Timer(_LAST_SECONDS, _leave_behind, [code])
         last.daemon = True
         last.start()
         await _end_tasks()
@@ -115,10 +126,17 @@ async def _end_tasks() -> None:
         _log.warning("a task of the program swallows its cancellation, and is abandoned: %r", task)
 
 
-def _exit(code: int) -> None:
-    """End the process at once, from a thread."""
+def _leave_behind(code: int) -> None:
+    """End the process from a thread, whatever its tasks and threads do."""
     try:
         _log.warning("something of the program does not end: leaving without it")
+    finally:
+        _exit(code)
+
+
+def _exit(code: int) -> None:
+    """End the process at once."""
+    try:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     finally:

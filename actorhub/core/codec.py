@@ -226,9 +226,26 @@ def decode_error(data: bytes) -> ActorhubError:
     """Return the error in `data`. If this process does not know its class, the result is a `HandlerFailed`."""
     try:
         record = _decode_error(data)
-        return _domain_error(record) if record.domain else _framework_error(record)
-    except BaseException as exc:  # noqa: BLE001 - user code: the class of an `EntityError` may raise anything
+    except msgspec.MsgspecError as exc:
         return HandlerFailed("unreadable error", f"the error that the runner sent cannot be decoded: {text_of(exc)}")
+    try:
+        return _domain_error(record, _domain_class(record.kind)) if record.domain else _framework_error(record)
+    except BaseException as exc:  # noqa: BLE001 - user code: the class of an `EntityError` may raise anything
+        return _undecodable(record, exc)
+
+
+def copy_of(error: EntityError, limit: int) -> ActorhubError:
+    """Return the error as a caller in another process would get it: it shares nothing with the entity's."""
+    record = _decode_error(encode_error(error, limit))
+    try:
+        return _domain_error(record, type(error)) if record.domain else _framework_error(record)
+    except BaseException as exc:  # noqa: BLE001 - user code: the class may raise anything
+        return _undecodable(record, exc)
+
+
+def _undecodable(record: _ErrorRecord, error: BaseException) -> HandlerFailed:
+    text = f"{record.message}: its fields cannot be decoded: {summary_of(error)}"
+    return HandlerFailed(record.kind.rpartition(":")[2], text, possibly_executed=record.possibly_executed)
 
 
 def _framework_error(record: _ErrorRecord) -> ActorhubError:
@@ -244,8 +261,7 @@ def _framework_error(record: _ErrorRecord) -> ActorhubError:
     return error
 
 
-def _domain_error(record: _ErrorRecord) -> ActorhubError:
-    cls = _domain_class(record.kind)
+def _domain_error(record: _ErrorRecord, cls: type[EntityError] | None) -> ActorhubError:
     if cls is None:
         return HandlerFailed(record.kind, record.message, possibly_executed=record.possibly_executed)
     types = typing.get_type_hints(cls)

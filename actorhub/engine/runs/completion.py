@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from actorhub.core.codec import check_size
+from actorhub.core.codec import check_size, copy_of
 from actorhub.core.errors import ActorhubError, DuplicateKey, EntityError, HandlerFailed, PersistenceError
 from actorhub.core.texts import is_printable, name_of, text_of, traceback_of
 from actorhub.engine.model.durable_message import DurableMessage
@@ -222,7 +222,7 @@ class Completion:
             message.abandoned_for.possibly_executed = True
             return message.abandoned_for
         if isinstance(error, EntityError):
-            return error
+            return copy_of(error, self._limit)
         if isinstance(error, asyncio.CancelledError) and message.cell is not None and message.cell.phase == DEAD:
             return lost_owner(message, "its runner lost the shard while the handler ran")
         self._failed += 1

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from actorhub.core.codec import check_size
+from actorhub.core.codec import check_size, copy_of
 from actorhub.core.errors import ActorhubError, EntityError, RunnerUnavailable
 from actorhub.engine.model.records import (
     ACTIVE,
@@ -205,7 +205,7 @@ class StreamProducer:
             # Else the generator raised it, and would again at the next runner.
             return self._cancellation() if is_cancelled else self._completion.failure_of(message, exc)
         except EntityError as exc:
-            return exc
+            return copy_of(exc, self._max_bytes)
         except ActorhubError as exc:
             exc.possibly_executed = self._ran
             return exc
