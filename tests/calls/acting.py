@@ -29,7 +29,7 @@ class Heard(Entity[list[str]]):
 
 
 class Actor(Entity[list[str]]):
-    """Its state is a list of marks. Its streams are longer than a consumer's window, so they come to wait at a `yield`."""
+    """Its state is a list of marks. Its streams are longer than a consumer's window, so they wait at a `yield`."""
 
     async def items(self, count: int = 1000) -> AsyncIterator[int]:
         try:
@@ -66,6 +66,7 @@ class Actor(Entity[list[str]]):
     async def inner(self, count: int = 1000) -> AsyncIterator[int]:
         try:
             for number in range(count):
+                await self._act("inner step")
                 yield number
         finally:
             await self._act("clean up")
@@ -164,5 +165,3 @@ def cells(cluster: Cluster) -> list[Cell]:
 async def until_idle(cluster: Cluster) -> None:
     """Return once nothing runs or waits at a runner."""
     await until(lambda: all(cell.is_idle for cell in cells(cluster)), "an idle host", deadline=5)
-
-

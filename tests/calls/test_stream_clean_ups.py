@@ -1,7 +1,6 @@
 """The clean-up of a stream whose consumer leaves is a step of its own: with the entity's turn, and with a commit."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
@@ -308,6 +307,25 @@ async def test_a_reentrant_stream_is_closed_after_the_handler_that_consumed_it(
     assert await actor.look() == ["cleaned up"]
 
 
+async def test_a_step_that_outlives_the_handler_around_it_is_committed_by_itself(
+    memory: MemoryCluster, runner: Cluster
+) -> None:
+    """The turn of that handler is over, so its commit is, too."""
+
+    async def consume(me: Actor) -> None:
+        seen["taking"].append(soon(anext(current().client(Actor)(current().entity_id).inner())))
+        await gates["hold"].came()
+
+    acts.update({"consume": consume, "inner step": hold})
+    actor = runner.client(Actor)("a")
+    await actor.do("consume")
+    gates["hold"].open()
+    await until_idle(runner)
+    stored = memory.stored("actor", "a")
+    assert stored is not None
+    assert b"second half" in stored.data
+
+
 async def test_a_consumer_whose_link_breaks_leaves_a_stream_that_is_cleaned_up(
     memory: MemoryCluster, runner: Cluster, client: Cluster
 ) -> None:
@@ -472,3 +490,23 @@ async def test_a_clean_up_that_ends_while_its_entity_is_wanted_elsewhere_holds_n
     await holding
     await memory.start_runner()
     assert await actor.look() == ["item 0"]
+
+
+async def test_what_a_step_told_is_sent_although_its_consumer_leaves_during_the_commit(
+    memory: MemoryCluster, runner: Cluster
+) -> None:
+    """The state is committed, so what belongs to it is not lost."""
+    stream = runner.client(Actor)("a").items()
+
+    async def step(me: Actor) -> None:
+        await tell("hello")
+        # It leaves after this step, and before the store answers.
+        seen["leaving"].append(soon(leave(stream)))
+
+    acts["step"] = step
+    taking = soon(anext(stream))
+    await until(lambda: bool(seen["leaving"]))
+    await until_idle(runner)
+    assert await runner.client(Actor)("a").look() == ["item 0"]
+    await heard(runner, ["hello"])
+    assert not taking.done()
