@@ -7,6 +7,8 @@ from contextlib import suppress
 import pytest
 
 from actorhub import ActorhubError, Cluster, MalformedMessage, RunnerUnavailable, current
+from actorhub.cluster import part_of
+from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
 from tests.calls.acting import Actor, Crowd, acts, cells, heard, hub, mark, note_state, seen, tell, until_idle
 from tests.support.gates import failure, gates, soon
@@ -220,6 +222,37 @@ async def test_a_clean_up_after_the_shard_was_lost_commits_nothing(memory: Memor
     assert seen["saves"] == [RuntimeError]
     async with asyncio.timeout(10):
         assert "cleaned up" not in await actor.look()
+
+
+async def test_a_clean_up_in_a_dead_activation_waits_for_no_handler(runner: Cluster) -> None:
+    """A handler that resists its cancellation keeps the turn of an activation that is over, but nobody else."""
+
+    async def resist(me: Actor) -> None:
+        while not gates["hold"].log:
+            with suppress(asyncio.CancelledError):
+                await gates["hold"].pass_through()
+
+    async def clean_up(me: Actor) -> None:
+        await gates["clean up"].pass_through()
+
+    acts.update({"clean up": clean_up, "hold": resist})
+    actor = runner.client(Actor)("a")
+    stream = await begun(actor.items())
+    holding = soon(failure(actor.do("hold")))
+    await gates["hold"].came()
+    await leave(stream)
+    await until(lambda: bool(cells(runner)[0].returning))
+    part = part_of(runner)
+    assert isinstance(part, Runner)
+    part.host.discard(cells(runner)[0])
+    try:
+        await gates["clean up"].came()
+        assert await actor.look() == ["item 0"]
+    finally:
+        gates["clean up"].open()
+        gates["hold"].log.append("enough")
+        gates["hold"].open()
+    await holding
 
 
 async def test_a_readonly_stream_cannot_change_the_state_in_its_clean_up(

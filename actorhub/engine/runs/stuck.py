@@ -1,6 +1,5 @@
 """Says where user code is stuck that did not end when it was cancelled."""
 
-import asyncio
 import logging
 import traceback
 from collections.abc import Iterator
@@ -24,10 +23,9 @@ def log_stuck(log: logging.Logger, what: str, entity_id: str, task_or_coroutine:
     )
 
 
-def _frames(awaited: Any) -> Iterator[FrameType]:
+def _frames(suspended: Any) -> Iterator[FrameType]:
     """Iterate over the frames of what is suspended, outermost first."""
-    if isinstance(awaited, asyncio.Task):
-        awaited = awaited.get_coro()
+    awaited = suspended.get_coro() if hasattr(suspended, "get_coro") else suspended
     for _ in range(_DEEPEST):
         for prefix, inner in (("cr", "cr_await"), ("ag", "ag_await"), ("gi", "gi_yieldfrom")):
             frame = getattr(awaited, f"{prefix}_frame", None)
