@@ -9,6 +9,7 @@ from actorhub.cluster import part_of
 from actorhub.engine.model.records import Cell
 from actorhub.engine.runner import Runner
 from actorhub.testing import until
+from tests.support.gates import gates
 
 Act = Callable[["Actor"], Awaitable[object]]
 
@@ -165,3 +166,26 @@ def cells(cluster: Cluster) -> list[Cell]:
 async def until_idle(cluster: Cluster) -> None:
     """Return once nothing runs or waits at a runner."""
     await until(lambda: all(cell.is_idle for cell in cells(cluster)), "an idle host", deadline=5)
+
+
+async def hold(me: Actor) -> None:
+    """Change half of the state, wait at a gate, and change the rest."""
+    me.state.append("first half")
+    await gates["hold"].pass_through()
+    me.state.append("second half")
+
+
+async def leave(stream: AsyncIterator[int]) -> None:
+    """Stop consuming."""
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def rest(stream: AsyncIterator[int]) -> int:
+    """Take what is left; return how many items that were."""
+    return len([item async for item in stream])
+
+
+async def begun(stream: AsyncIterator[int]) -> AsyncIterator[int]:
+    """Return the stream, once its first item came and its generator is at a `yield`."""
+    assert await anext(stream) == 0
+    return stream

@@ -141,7 +141,7 @@ class Painter(Entity[Board], max_idle=timedelta(milliseconds=100)):
         return mark
 
     def _check(self, what: str) -> None:
-        # An activation that was abandoned with a stuck step has no turns. Nothing of it is committed.
+        # An activation that was abandoned with a stuck step has no turns, and commits nothing.
         if self.state.half and current().is_leader:
             records.wrong.append(f"{what} sees the half-done {self.state.half}")
 
