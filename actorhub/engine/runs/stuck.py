@@ -1,10 +1,11 @@
 """Says where user code is stuck that did not end when it was cancelled."""
 
+import asyncio
 import logging
 import traceback
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 STUCK_AFTER: Final = 1.0
 """Seconds that user code has to end once its time is over and it was cancelled. After that it is abandoned."""
@@ -23,9 +24,10 @@ def log_stuck(log: logging.Logger, what: str, entity_id: str, task_or_coroutine:
     )
 
 
-def _frames(suspended: Any) -> Iterator[FrameType]:
+def _frames(awaited: Any) -> Iterator[FrameType]:
     """Iterate over the frames of what is suspended, outermost first."""
-    awaited = suspended.get_coro() if hasattr(suspended, "get_coro") else suspended
+    if isinstance(awaited, asyncio.Task):
+        awaited = cast("Any", awaited.get_coro())
     for _ in range(_DEEPEST):
         for prefix, inner in (("cr", "cr_await"), ("ag", "ag_await"), ("gi", "gi_yieldfrom")):
             frame = getattr(awaited, f"{prefix}_frame", None)
