@@ -127,8 +127,8 @@ def handler(
             error. Not with `durable`.
         reentrant: The handler can start while another handler of the same entity waits, so that calls can come back to
             the entity. Its changes to `state` are then part of the other handler's commit. Not with `durable`.
-        timeout: How long one run can take. After that the run is cancelled, and the caller gets `CallTimeout`; a
-            durable message is run again.
+        timeout: How long one run can take; of a stream, how long the generator can take to its next `yield`. After that
+            the run is cancelled, and the caller gets `CallTimeout`; a durable message is run again.
 
     Raises:
         TypeError: At class definition, if options exclude each other or a value is out of range. The text names them.

@@ -85,3 +85,28 @@ async def test_a_stream_that_never_gets_on_fails(memory: MemoryCluster) -> None:
             await gates["n"].came(deaths)
             await memory.kill(owner(memory, client, Numbers, "n"))
         assert isinstance(await failure(taking), ActorhubError)
+
+
+@pytest.mark.parametrize("hold_at", [5, -1])
+async def test_a_stream_goes_on_where_its_entity_moved_to_from_its_consumers_own_runner(
+    memory: MemoryCluster, runner: Cluster, hold_at: int
+) -> None:
+    """In the middle of a step or at a `yield`: each item comes once, and the runner serves what stayed."""
+    numbers = runner.client(Numbers)
+    ids = [f"n{number}" for number in range(16)]
+    streams = [numbers(name).numbers(1000, hold_at) for name in ids]
+    firsts = [[await anext(stream)] for stream in streams]
+    if hold_at >= 0:
+        for name in ids:
+            await gates[name].came()
+    other = await memory.start_runner()
+    await memory.settled()
+    moved = [name for name in ids if owner(memory, runner, Numbers, name) is other]
+    assert 0 < len(moved) < len(ids)
+    for name in ids:
+        gates[name].open()
+    async with asyncio.timeout(10):
+        for first, stream in zip(firsts, streams, strict=True):
+            assert first + await _all(stream) == list(range(1000))
+        for name in ids:
+            assert await _all(numbers(name).numbers(3)) == [0, 1, 2]

@@ -38,7 +38,7 @@ class HandlerSpec:
     readonly: bool = False
     reentrant: bool = False
     timeout: float | None = None
-    """Seconds that one run may take."""
+    """Seconds that one run may take, or one step of a stream."""
     durable: bool = False
     """Its messages are stored before they are acknowledged."""
     retry: Retry = DEFAULT_RETRY
