@@ -139,6 +139,7 @@ class Host:
             deferrals=self.deferrals,
             save_main_loop=self.singletons.save,
             run_scheduled=self.singletons.run_scheduled,
+            loop=asyncio.get_running_loop(),
         )
         self.scheduler.context.run(services.set, run_services)
 
