@@ -49,8 +49,8 @@ class Cluster:
     """This program's connection to the cluster.
 
     `hub.connect()` and `hub.runner()` make one, and close it at the end of their block. After that, calls raise
-    `NotConnected`, and so they do in another event loop, thread or process than that in which the connection was made. A
-    thread hands its calls over: `asyncio.run_coroutine_threadsafe(call, loop)`.
+    `NotConnected`. So do calls from another event loop, thread or process than that in which the connection was made.
+    A thread hands its calls over: `asyncio.run_coroutine_threadsafe(call, loop)`.
     """
 
     def __init__(self, part: Part, specs: Mapping[str, EntitySpec]) -> None:

@@ -36,9 +36,10 @@ class KeyValue(Generic[T]):
 
     Every method can raise `MalformedMessage` (the key is not valid, or the value cannot be encoded or does not fit the
     type; the text names the key), `MessageTooLarge` (the value is larger than 1 MiB) and `PersistenceError` (the store
-    failed) and `NotConnected` (called outside of the event loop of the connection). A program without a database asks a runner, so it can also get `RunnerUnavailable` (the runner was lost
-    during a write) and `CallTimeout` (no answer within 30 s). If `possibly_executed` of the error is `True`, or if the
-    call was cancelled, a write may have happened. Otherwise nothing was written.
+    failed) and `NotConnected` (called outside of the event loop of the connection). A program without a database asks a
+    runner, so it can also get `RunnerUnavailable` (the runner was lost during a write) and `CallTimeout` (no answer
+    within 30 s). If `possibly_executed` of the error is `True`, or if the call was cancelled, a write may have
+    happened. Otherwise nothing was written.
     """
 
     __slots__ = ("_clock", "_codec", "_prefix", "_reach")

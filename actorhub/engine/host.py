@@ -14,7 +14,7 @@ import msgspec
 
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
-from actorhub.core.errors import ActorhubError, MailboxFull
+from actorhub.core.errors import ActorhubError
 from actorhub.engine.durable.delivery import Delivery
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.server_clock import ServerClock
@@ -25,6 +25,7 @@ from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.activation import Activations
 from actorhub.engine.runs.carriers import Carriers
 from actorhub.engine.runs.completion import CompletionStatistics
+from actorhub.engine.runs.newcomers import Newcomers
 from actorhub.engine.runs.parts import RunParts
 from actorhub.engine.runs.residency import Residency, Residents
 from actorhub.engine.runs.scheduler import Scheduler
@@ -94,7 +95,14 @@ class Host:
         self._reroute = around.reroute
         self._mistrust = around.mistrust
         self.server = ServerClock(around.clock)
-        self.scheduler = Scheduler(carry=self._carry, passivate_if_idle=self._passivate_if_idle, route=around.route)
+        self.newcomers = Newcomers()
+        self.scheduler = Scheduler(
+            carry=self._carry,
+            passivate_if_idle=self._passivate_if_idle,
+            route=around.route,
+            newcomers=self.newcomers,
+            on_idle=self._on_idle,
+        )
         self._runs = RunParts(
             storage=around.storage,
             supervisor=around.supervisor,
@@ -119,7 +127,11 @@ class Host:
         )
         self.residency = Residency(around.types, self.activations, around.clock)
         self.residents = Residents(
-            most=around.limits.max_resident, activations=self.activations, residency=self.residency
+            most=around.limits.max_resident,
+            activations=self.activations,
+            residency=self.residency,
+            scheduler=self.scheduler,
+            newcomers=self.newcomers,
         )
         self.delivery = self._make_delivery(around)
         self.carriers = Carriers(
@@ -194,16 +206,8 @@ class Host:
             self.scheduler.enqueue(cell, message)
         elif shard.draining:
             shard.held.append(message)
-        elif not self.residents.ensure_room(hosted_type):
-            message.phase = DONE
-            message.on_failed(
-                MailboxFull(
-                    f"{message.address}: no room in memory: {self.residents.count} entities are resident, and all of "
-                    "them are busy or leaving"
-                )
-            )
         else:
-            self.scheduler.enqueue(self.residents.add(hosted_type, shard, message.entity_id), message)
+            self.residents.submit(message, hosted_type, shard)
 
     def take_durable(self, message: Message, shard: HostedShard) -> None:
         """Take in a call of a durable handler, or a request about a durable message, for an owned shard."""
@@ -267,6 +271,8 @@ class Host:
         if shard is None:
             return
         shard.draining = True
+        for message in self.newcomers.take_of(shard):
+            self.submit(message, shard)
         self.singletons.stop(shard)
         until = self._clock.monotonic() + grace
         if shard.cells:
@@ -305,7 +311,7 @@ class Host:
         return HostStatistics(
             shards=len(self.shards),
             resident=self.residents.count,
-            queued=sum(shard.queued for shard in self.shards.values()),
+            queued=sum(shard.queued for shard in self.shards.values()) + self.newcomers.count,
             started=self.carriers.started,
             activated=self.activations.activated,
             passivated=self.activations.passivated,
@@ -318,6 +324,9 @@ class Host:
 
     def _passivate_if_idle(self, cell: Cell) -> None:
         self.activations.passivate_if_idle(cell)
+
+    def _on_idle(self, cell: Cell) -> None:
+        self.residents.on_idle(cell)
 
     def _open_singleton(self, hosted_type: HostedType, shard: HostedShard) -> Cell:
         """Return the singleton's activation, and begin to make one if there is none. It is not subject to the cap."""
@@ -337,6 +346,9 @@ class Host:
             if not shard.cells and shard.emptied is not None and not shard.emptied.done():
                 shard.emptied.set_result(None)
         elif self.shards.get(shard.id) is shard:
+            if left:
+                # They were accepted, so they do not ask for a place: they have the one that was just left.
+                self.residents.open(cell.hosted_type, shard, cell.entity_id)
             for message in left:
                 self.submit(message, shard)
         else:
@@ -348,6 +360,7 @@ class Host:
         self.delivery.on_revoked(shard)
         self.singletons.on_lost(shard)
         held, shard.held = shard.held, type(shard.held)()
+        held.extend(self.newcomers.take_of(shard))
         for cell in list(shard.cells):
             cell.phase = DEAD
             self.residents.kill(cell)

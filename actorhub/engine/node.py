@@ -157,7 +157,8 @@ def _on_fork() -> None:
         node.why_closed = "it was made before this process was forked: connect in a process that is spawned"
 
 
-# A forked child has copies of the connections, and neither the threads of gRPC nor a right to the sockets. If the coroutine
-# that forked goes on in the child, even the event loop looks like the right one, so a call would wait forever.
+# A forked child has copies of the connections, and neither the threads of gRPC nor a right to the sockets. If the
+# coroutine that forked goes on in the child, even the event loop looks like the right one, and a call would wait for an
+# answer that never comes.
 _nodes: Final = weakref.WeakSet[Node]()
 os.register_at_fork(after_in_child=_on_fork)

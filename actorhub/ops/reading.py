@@ -103,7 +103,7 @@ def read(runner: Runner) -> Reading:
 
 def _type(hosted: HostedType) -> TypeReading:
     queued = sum(len(cell.queue) for cell in hosted.cells.values() if cell.queue is not None)
-    return TypeReading(len(hosted.cells), queued)
+    return TypeReading(len(hosted.cells), queued + hosted.newcomers)
 
 
 def _lock_age(runner: Runner) -> float | None:

@@ -2,10 +2,10 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -137,7 +137,7 @@ async def test_a_thread_without_an_event_loop_is_refused(runner: Cluster) -> Non
 
     def drive() -> BaseException:
         with pytest.raises(NotConnected) as raised:
-            runner.client(Desk)("a").add(1).send(None)  # type: ignore[attr-defined]
+            runner.client(Desk)("a").add(1).send(None)
         return raised.value
 
     _check(await asyncio.to_thread(drive))
@@ -160,7 +160,7 @@ async def test_a_thread_hands_its_call_to_the_loop_of_the_connection(cluster: Cl
 
 async def test_a_stream_that_another_thread_goes_on_with_is_refused(cluster: Cluster) -> None:
     """It cannot be begun in one loop and consumed, or closed, in another; its consumer goes on."""
-    stream = cluster.client(Desk)("a").items()
+    stream = cast("AsyncGenerator[int, None]", cluster.client(Desk)("a").items())
     assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
 
     async def rest() -> None:
@@ -168,13 +168,11 @@ async def test_a_stream_that_another_thread_goes_on_with_is_refused(cluster: Clu
             pass
 
     _check(await asyncio.to_thread(lambda: _refused(rest())))
-    _check(await asyncio.to_thread(lambda: _refused(stream.aclose())))  # type: ignore[attr-defined]
+    _check(await asyncio.to_thread(lambda: _refused(stream.aclose())))
     async with asyncio.timeout(5):
         assert (await anext(stream)) > 2
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         assert await cluster.client(Desk)("a").add(1) == 1
-
-
 
 
 async def _deferred(_: Desk) -> object:

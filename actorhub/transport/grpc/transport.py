@@ -36,8 +36,8 @@ AddService: TypeAlias = Callable[[grpc.aio.Server], None]
 """Registers a further gRPC service on the server before it starts."""
 
 _users: Final[set[int]] = set()
-"""The process that uses gRPC, by its id. gRPC's state is global to the process, and a fork copies it without its threads:
-whatever a child then asks of it waits forever."""
+"""The process that uses gRPC, by its id. gRPC's state is global to the process, and a fork copies it without its
+threads: whatever a child then asks of it waits forever."""
 
 
 class GrpcTransport(Transport):
