@@ -96,13 +96,7 @@ class Host:
         self._mistrust = around.mistrust
         self.server = ServerClock(around.clock)
         self.newcomers = Newcomers()
-        self.scheduler = Scheduler(
-            carry=self._carry,
-            passivate_if_idle=self._passivate_if_idle,
-            route=around.route,
-            newcomers=self.newcomers,
-            on_idle=self._on_idle,
-        )
+        self.scheduler = self._make_scheduler(around)
         self._runs = RunParts(
             storage=around.storage,
             supervisor=around.supervisor,
@@ -144,7 +138,19 @@ class Host:
             gate=self.delivery.attempts,
             take_back=self._take_back,
         )
-        run_services = RunServices(
+        self.scheduler.context.run(services.set, self._make_services())
+
+    def _make_scheduler(self, around: Surroundings) -> Scheduler:
+        return Scheduler(
+            carry=self._carry,
+            passivate_if_idle=self._passivate_if_idle,
+            route=around.route,
+            newcomers=self.newcomers,
+            on_idle=self._on_idle,
+        )
+
+    def _make_services(self) -> RunServices:
+        return RunServices(
             saving=self._runs.saving,
             checkpoints=self._runs.checkpoints,
             waits=self._runs.waits,
@@ -153,7 +159,6 @@ class Host:
             run_scheduled=self.singletons.run_scheduled,
             loop=asyncio.get_running_loop(),
         )
-        self.scheduler.context.run(services.set, run_services)
 
     def _make_singletons(self, around: Surroundings) -> SingletonLeaders:
         leader_services = LeaderServices(

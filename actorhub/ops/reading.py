@@ -33,7 +33,7 @@ class TypeReading(msgspec.Struct, frozen=True):
 
     resident: int
     queued: int
-    """Messages in their mailboxes."""
+    """Messages in their mailboxes, or waiting for a place in memory."""
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ class Newcomer(msgspec.Struct, eq=False):
     hosted_type: HostedType
     shard: HostedShard
     entity_id: str
-    messages: deque[Message] = msgspec.field(default_factory=deque)
+    messages: deque[Message]
 
 
 class Newcomers:
@@ -45,7 +45,7 @@ class Newcomers:
         key = hosted_type.spec.name, message.entity_id
         newcomer = self.entities.get(key)
         if newcomer is None:
-            newcomer = self.entities[key] = Newcomer(hosted_type, shard, message.entity_id)
+            newcomer = self.entities[key] = Newcomer(hosted_type, shard, message.entity_id, deque())
             self._of_shard.setdefault(shard, {})[key] = None
         newcomer.messages.append(message)
         message.phase = QUEUED
