@@ -19,6 +19,7 @@ from actorhub.core.errors import (
     NotConnected,
 )
 from actorhub.core.idempotency import check_key, payload_hash, primary_key_of
+from actorhub.engine.model.event_loop import check_loop, elsewhere
 from actorhub.engine.model.records import FOREVER, LENDS, Message
 from actorhub.engine.model.run import running
 from actorhub.engine.model.spec import HandlerSpec
@@ -69,10 +70,18 @@ class Call(Message):
         if self._target.broadcast:
             raise TypeError(f"{self.what} of active(): a broadcast has no reply: use `await cluster.tell(...)`")
         node = self._target.node
+        # A future of whichever loop runs, whose loop is compared: asking for the running loop first would cost more.
+        try:
+            future: asyncio.Future[bytes] | None = asyncio.Future()
+        except RuntimeError:
+            future = None  # no event loop runs in this thread
+        if future is None or future.get_loop() is not node.loop:
+            self._used = True
+            raise elsewhere(self.what)
         self.prepare()
+        self._future = future
         if node.tracing is not None:
             self._trace = node.tracing.call_started(self)
-        future = self._future = node.loop.create_future()
         node.deadlines.add(self)
         try:
             node.router.route(self)
@@ -104,6 +113,14 @@ class Call(Message):
         self._used = True
         if self._steps is not None:
             self._steps.close()
+
+    def check_loop(self) -> None:
+        """Raise `NotConnected`, and mark it as used, unless this is the event loop of the connection."""
+        try:
+            check_loop(self._target.node.loop, self.what)
+        except NotConnected:
+            self._used = True
+            raise
 
     def __del__(self) -> None:
         if not self._used:
@@ -167,7 +184,7 @@ class Call(Message):
         target, spec = self._target, self.spec
         node = target.node
         if node.closed:
-            raise NotConnected(f"{self.what}: the connection to the cluster is closed")
+            raise NotConnected(f"{self.what}: {node.why_closed}")
         if node.deadlines.size >= MAX_CALLS:
             raise MailboxFull(f"{self.what}: this process already waits for {MAX_CALLS} calls")
         if target.timeout is not None:

@@ -13,7 +13,7 @@ from actorhub.core.codec import Codec
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs.checkpoints import known_progress
 from actorhub.engine.runs.deferred import deferral_of
-from actorhub.engine.runs.services import services
+from actorhub.engine.runs.services import services_of
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Deferred(Generic[T]):
         self._progress = known_progress(run)
         self._deferral = deferral_of(self._progress, name)
         self._codec: Codec[T] = checked_codec(type_, f"{run.what}: deferred value {name!r}")
-        self.token: str = services.get().deferrals.token(self._deferral)
+        self.token: str = services_of(run).deferrals.token(self._deferral)
         """Names the value. It is text that can be put into a URL, and nobody outside of the cluster can guess it.
 
         It is the same in every run of the message, so it can be handed out in a step.
@@ -53,7 +53,7 @@ class Deferred(Generic[T]):
             raise RuntimeError(
                 f"{run.what}: deferred value {self._deferral.name!r} is history: make it again after save()"
             )
-        data = await services.get().deferrals.wait(run, progress, self._deferral)
+        data = await services_of(run).deferrals.wait(run, progress, self._deferral)
         return self._codec.decode(data)
 
 

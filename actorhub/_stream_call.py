@@ -46,11 +46,12 @@ class StreamCall(AsyncIterator[Any]):
 
     def discard(self) -> None:
         """Mark it as used, so that it does not warn when it is dropped."""
-        self._message.mark_used()
+        self._message.close()
 
     async def aclose(self) -> None:
         """Stop the stream, and cancel its producer."""
         self.discard()
+        self._message.check_loop()
         self._message.withdraw()
         self._message.items.clear()
 
@@ -92,18 +93,16 @@ class _StreamMessage(Call):
         self._taken = self._taken_bytes = 0
         """What the consumer has taken since it last granted credit."""
 
-    def mark_used(self) -> None:
-        """Mark it as used."""
-        self._used = True
-
     async def wait_for_items(self) -> None:
         """Return once there is an item.
 
         Raises:
             StopAsyncIteration: The stream has ended.
             ActorhubError: The stream has ended with this error.
+            NotConnected: This is not the event loop of the connection.
             RuntimeError: Another task is waiting for an item already.
         """
+        self.check_loop()
         if self._loop is None:
             self._start()
         while not self.items:
@@ -129,6 +128,7 @@ class _StreamMessage(Call):
         self._taken += 1
         self._taken_bytes += size
         if (self._taken >= STREAM_WINDOW // 2 or self._taken_bytes >= STREAM_WINDOW_BYTES // 4) and not self._is_over:
+            self.check_loop()
             count, self._taken, self._taken_bytes = self._taken, 0, 0
             if self.producer is not None:
                 self.producer.grant(count)

@@ -67,8 +67,8 @@ class Client(Generic[E]):
         Args:
             timeout: How long an ask waits for its reply, a tell for its acceptance, and a stream for its start. `None`
                 means no limit. The default is 30 s. Inside a handler, the deadline of the handler applies, too.
-            on_full: What to do if a mailbox is full: `"fail"` (the default) raises `MailboxFull` at once, `"wait"`
-                queues the call until the deadline.
+            on_full: What to do if the entity's mailbox is full, or if all places for entities in memory are taken:
+                `"fail"` (the default) raises `MailboxFull` at once, `"wait"` queues the call until the deadline.
             headers: Strings that the handler finds in `current().headers`.
             key: Idempotency key for durable messages. Calls of one handler of one entity with equal keys are one
                 message: it commits once, and all of them get its reply until its retention ends. At most 1024 bytes of

@@ -23,6 +23,7 @@ from actorhub.core.errors import (
 )
 from actorhub.core.snowflake import Snowflake
 from actorhub.engine.anycast.runner_requests import DeferredOutcome
+from actorhub.engine.model.event_loop import check_loop
 from actorhub.engine.model.records import AwaitedMessage, Message
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.node import Node
@@ -32,6 +33,7 @@ from actorhub.entity import Declared, Entity
 from actorhub.key_value import KeyValue, untyped
 from actorhub.singleton import Singleton
 from actorhub.storage.checkpoint_ports import CompletionKind
+from actorhub.storage.key_value_ports import KeyValues
 
 E = TypeVar("E", bound=Entity[Any])
 D = TypeVar("D", bound=Declared[Any])
@@ -47,7 +49,8 @@ class Cluster:
     """This program's connection to the cluster.
 
     `hub.connect()` and `hub.runner()` make one, and close it at the end of their block. After that, calls raise
-    `NotConnected`. All methods must be called in the event loop in which the connection was made.
+    `NotConnected`. So do calls from another event loop, thread or process than that in which the connection was made.
+    A thread hands its calls over: `asyncio.run_coroutine_threadsafe(call, loop)`.
     """
 
     def __init__(self, part: Part, specs: Mapping[str, EntitySpec]) -> None:
@@ -57,7 +60,7 @@ class Cluster:
         self._target = CallTarget(self._node)
         self._clients: dict[type[Declared[Any]], Client[Any]] = {}
         self._stored = StoredMessages(part, specs)
-        self._kv = untyped(part.key_values, self._node.clock)
+        self._kv = untyped(self._key_values, self._node.clock)
         self._leaving = False
 
     def client(self, entity: type[E]) -> Client[E]:
@@ -153,6 +156,7 @@ class Cluster:
             ValueError: `deliver_at` has no time zone, or both `deliver_at` and `delay` are given.
         """
         told = as_call(call)
+        told.check_loop()
         try:
             delivery = _delivery(deliver_at, delay, key)
             if told.target.broadcast and (told.spec.durable or delivery is not None):
@@ -183,6 +187,7 @@ class Cluster:
             UnknownMessage: There is no such message, or its retention is over.
             CallTimeout: The message was not settled in time.
         """
+        self._check_loop("reply")
         return await self._stored.reply(message_id, timeout)
 
     async def cancel(self, message_id: int) -> bool:
@@ -199,6 +204,7 @@ class Cluster:
         Raises:
             AlreadyProcessing: The handler is running.
         """
+        self._check_loop("cancel")
         return await self._stored.cancel(message_id)
 
     async def retry(self, message_id: int) -> bool:
@@ -216,6 +222,7 @@ class Cluster:
         Raises:
             AlreadyProcessing: The message is running, or is just being stored.
         """
+        self._check_loop("retry")
         return await self._stored.retry(message_id)
 
     reset = retry
@@ -225,6 +232,7 @@ class Cluster:
 
         Only needed if something other than actorhub has changed the store. Runners scan it from time to time anyway.
         """
+        self._check_loop("poll_storage")
         await self._stored.poll()
 
     async def complete(self, token: str, value: Any) -> bool:  # noqa: ANN401 - what the run waits for
@@ -245,6 +253,7 @@ class Cluster:
             MessageTooLarge: The encoded value is larger than a message may be.
             PersistenceError: The store failed. The value may or may not be completed.
         """
+        self._check_loop("complete")
         data = check_size(encode(value, "deferred value"), self._node.limits.max_message_bytes, "deferred value")
         return await self._part.complete(DeferredOutcome(token, CompletionKind.VALUE, data))
 
@@ -262,6 +271,7 @@ class Cluster:
             MalformedMessage: The token was not made by this cluster.
             PersistenceError: The store failed. The value may or may not be completed.
         """
+        self._check_loop("fail")
         failure = error if isinstance(error, EntityError) else DeferredFailed(error)
         return await self._part.complete(
             DeferredOutcome(token, CompletionKind.FAILED, encode_error(failure, self._node.limits.max_message_bytes))
@@ -272,6 +282,7 @@ class Cluster:
 
         A client without links gets an empty sequence.
         """
+        self._check_loop("health")
         return await self._part.runner_healths()
 
     @property
@@ -285,6 +296,7 @@ class Cluster:
         Raises:
             PersistenceError: This process has no machine id yet, or could not renew its lease of one.
         """
+        self._check_loop("snowflake")
         return self._node.ids.snowflake()
 
     def shard_of(self, entity: type[Declared[Any]], entity_id: str) -> ShardId:
@@ -305,6 +317,13 @@ class Cluster:
     def runner(self) -> RunnerAddress | None:
         """The address and incarnation of this process if it is a runner; `None` if it is a client."""
         return self._part.address
+
+    def _check_loop(self, operation: str) -> None:
+        check_loop(self._node.loop, f"cluster.{operation}")
+
+    def _key_values(self) -> KeyValues:
+        self._check_loop("kv")
+        return self._part.key_values
 
     async def _broadcast(self, told: Call) -> int:
         told.kind = BROADCAST
@@ -348,6 +367,7 @@ def tell_later(
 ) -> int:
     """Add a call to what is sent when the running handler's work is committed; return the id of the message."""
     told = as_call(call)
+    told.check_loop()
     if told.target.broadcast:
         told.close()
         raise TypeError("a broadcast from a handler is not part of its commit: use `await cluster.tell(...)`")

@@ -16,7 +16,7 @@ from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import FOREVER, LENDS, RunKind
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.checkpoints import Step, check_name
-from actorhub.engine.runs.services import services
+from actorhub.engine.runs.services import services_of
 from actorhub.entity import Entity
 from actorhub.key_value import KeyValue
 
@@ -196,7 +196,7 @@ class Current:
             ConfigurationError: The store is not Postgres, as in a `MemoryCluster`.
             PersistenceError: The database cannot be reached, or no connection is free.
         """
-        transaction = await services.get().saving.transaction_of(self._run)
+        transaction = await services_of(self._run).saving.transaction_of(self._run)
         async with transaction.block():
             yield cast("PoolConnectionProxy[Record]", transaction.connection)
 
@@ -233,7 +233,7 @@ class Current:
         inner = without_arguments(function)
         codec = result_of_call(inner) or step_codec(inner)
         call = functools.partial(function, *args, **kwargs)
-        return await services.get().checkpoints.run_step(self._run, Step(check_name(name), call, codec))
+        return await services_of(self._run).checkpoints.run_step(self._run, Step(check_name(name), call, codec))
 
     @overload
     def deferred(self, name: str, type: type[T]) -> Deferred[T]: ...
@@ -270,7 +270,7 @@ class Current:
         Raises:
             RuntimeError: The run is neither that of a durable handler nor a singleton's `run`.
         """
-        await services.get().waits.sleep(self._run, duration.total_seconds(), name)
+        await services_of(self._run).waits.sleep(self._run, duration.total_seconds(), name)
 
     def keep_alive(self, enabled: bool = True) -> None:
         """Keep this activation in memory even if it is idle.

@@ -36,15 +36,17 @@ class KeyValue(Generic[T]):
 
     Every method can raise `MalformedMessage` (the key is not valid, or the value cannot be encoded or does not fit the
     type; the text names the key), `MessageTooLarge` (the value is larger than 1 MiB) and `PersistenceError` (the store
-    failed). A program without a database asks a runner, so it can also get `RunnerUnavailable` (the runner was lost
-    during a write) and `CallTimeout` (no answer within 30 s). If `possibly_executed` of the error is `True`, or if the
-    call was cancelled, a write may have happened. Otherwise nothing was written.
+    failed) and `NotConnected` (called outside of the event loop of the connection). A program without a database asks a
+    runner, so it can also get `RunnerUnavailable` (the runner was lost during a write) and `CallTimeout` (no answer
+    within 30 s). If `possibly_executed` of the error is `True`, or if the call was cancelled, a write may have
+    happened. Otherwise nothing was written.
     """
 
-    __slots__ = ("_clock", "_codec", "_prefix", "_store")
+    __slots__ = ("_clock", "_codec", "_prefix", "_reach")
 
-    def __init__(self, store: KeyValues, clock: Clock, codec: Codec[T], prefix: str = "") -> None:
-        self._store = store
+    def __init__(self, reach: Callable[[], KeyValues], clock: Clock, codec: Codec[T], prefix: str = "") -> None:
+        self._reach = reach
+        """Returns the store, or raises where it must not be used."""
         self._clock = clock
         self._codec = codec
         self._prefix = prefix
@@ -61,7 +63,7 @@ class KeyValue(Generic[T]):
     async def get(self, key: str, default: object = None) -> object:
         """Return the value of `key`, or `default` if there is none."""
         name = self._name(key)
-        stored = await self._store.get(name)
+        stored = await self._reach().get(name)
         return default if stored is None else self._decode(name, stored.data)
 
     async def set(self, key: str, value: T, *, ttl: timedelta | None = None) -> None:
@@ -77,19 +79,19 @@ class KeyValue(Generic[T]):
             ValueError: `ttl` is not positive, or is longer than a million days.
         """
         name, seconds = self._name(key), _seconds(ttl)
-        await self._store.put(name, self._encode(name, value), seconds)
+        await self._reach().put(name, self._encode(name, value), seconds)
 
     async def delete(self, key: str) -> bool:
         """Delete a value. Return whether there was one."""
-        return await self._store.delete(self._name(key))
+        return await self._reach().delete(self._name(key))
 
     async def has(self, key: str) -> bool:
         """Return whether there is a value."""
-        return await self._store.get(self._name(key)) is not None
+        return await self._reach().get(self._name(key)) is not None
 
     async def ttl(self, key: str) -> timedelta | None:
         """Return the time until a value expires, or `None` if it does not expire or does not exist; see `has`."""
-        stored = await self._store.get(self._name(key))
+        stored = await self._reach().get(self._name(key))
         return None if stored is None or stored.ttl is None else timedelta(seconds=stored.ttl)
 
     async def modify(
@@ -114,22 +116,22 @@ class KeyValue(Generic[T]):
         name, seconds = self._name(key), _seconds(ttl)
         attempt = 0
         while True:
-            stored = await self._store.get(name)
+            stored = await self._reach().get(name)
             before = None if stored is None else stored.data
             value = change(None if before is None else self._decode(name, before))
             after = None if value is None else self._encode(name, _not_awaitable(value))
-            if after == before or await self._store.swap(name, before, after, seconds):
+            if after == before or await self._reach().swap(name, before, after, seconds):
                 return None if after is None else self._decode(name, after)
             attempt += 1
             await asyncio.sleep(_pause(attempt, self._clock.random()))
 
     async def size(self) -> int:
         """Return the number of keys (with the prefix). Complexity: linear in the result."""
-        return await self._store.count(self._prefix, None)
+        return await self._reach().count(self._prefix, None)
 
     async def is_empty(self) -> bool:
         """Return whether there are no keys (with the prefix)."""
-        return await self._store.count(self._prefix, 1) == 0
+        return await self._reach().count(self._prefix, 1) == 0
 
     async def clear(self) -> int:
         """Delete all keys (with the prefix). Return how many were deleted.
@@ -139,7 +141,7 @@ class KeyValue(Generic[T]):
         """
         removed, after = 0, ""
         while True:
-            step = await self._store.clear(self._prefix, after, _CLEAR_STEP)
+            step = await self._reach().clear(self._prefix, after, _CLEAR_STEP)
             removed += step.removed
             if step.last is None:
                 return removed
@@ -153,7 +155,7 @@ class KeyValue(Generic[T]):
         Raises:
             MalformedMessage: No valid key can begin with this prefix.
         """
-        return KeyValue(self._store, self._clock, self._codec, check_prefix(self._prefix + text))
+        return KeyValue(self._reach, self._clock, self._codec, check_prefix(self._prefix + text))
 
     def typed(self, type_: type[U]) -> "KeyValue[U]":
         """Return the same store for values of one type. A value that does not fit it is neither written nor returned.
@@ -161,7 +163,7 @@ class KeyValue(Generic[T]):
         Raises:
             TypeError: msgspec does not support the type.
         """
-        return KeyValue(self._store, self._clock, Codec(type_, "its value"), self._prefix)
+        return KeyValue(self._reach, self._clock, Codec(type_, "its value"), self._prefix)
 
     def _name(self, key: str) -> str:
         check_key(key)
@@ -186,9 +188,9 @@ class KeyValue(Generic[T]):
         return data
 
 
-def untyped(store: KeyValues, clock: Clock) -> KeyValue[Any]:
-    """Return the whole store, for values of every type."""
-    return KeyValue(store, clock, Codec(Any, "its value"))
+def untyped(reach: Callable[[], KeyValues], clock: Clock) -> KeyValue[Any]:
+    """Return the whole store, for values of every type; `reach` returns it, or raises where it must not be used."""
+    return KeyValue(reach, clock, Codec(Any, "its value"))
 
 
 def _seconds(ttl: timedelta | None) -> float | None:

@@ -40,7 +40,9 @@ class ConfigurationError(ActorhubError):
 class NotConnected(ActorhubError):
     """There is no connection: the hub's block has ended, or `current()` was used outside a handler or after its run.
 
-    Nothing ran. Call inside the `async with` block of `hub.connect()` or `hub.runner()`, or while the handler runs.
+    Or the connection is that of another event loop, thread or process. Nothing ran. Call inside the `async with` block
+    of `hub.connect()` or `hub.runner()` and in its event loop, or while the handler runs; a thread hands its calls over
+    with `asyncio.run_coroutine_threadsafe(call, loop)`.
     """
 
 
@@ -56,7 +58,8 @@ class MailboxFull(ActorhubError):
 
     Most often it is the mailbox of one entity. It can also be the number of calls in flight from this process or to one
     runner, or the number of entities in memory while all of them are busy. Wait for `retry_after` and call again, or
-    call with `on_full="wait"`. If it happens often, spread the calls over more ids, or add runners.
+    call with `on_full="wait"`, which waits for a mailbox and for a place in memory. If it happens often, spread the
+    calls over more ids, or add runners.
 
     Args:
         message: What is full.

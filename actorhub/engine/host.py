@@ -14,7 +14,7 @@ import msgspec
 
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
-from actorhub.core.errors import ActorhubError, MailboxFull
+from actorhub.core.errors import ActorhubError
 from actorhub.engine.durable.delivery import Delivery
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.server_clock import ServerClock
@@ -39,6 +39,7 @@ from actorhub.engine.runs.carriers import Carriers
 from actorhub.engine.runs.completion import CompletionStatistics
 from actorhub.engine.runs.draining import Draining, unfinished
 from actorhub.engine.runs.drains import Drains
+from actorhub.engine.runs.newcomers import Newcomers
 from actorhub.engine.runs.parts import RunParts
 from actorhub.engine.runs.residency import Residency, Residents
 from actorhub.engine.runs.scheduler import Scheduler
@@ -109,12 +110,8 @@ class Host:
         self._mistrust = around.mistrust
         self.server = ServerClock(around.clock)
         self.draining = Draining(around.types)
-        self.scheduler = Scheduler(
-            draining=self.draining,
-            carry=self._carry,
-            passivate_if_idle=self._passivate_if_idle,
-            route=around.route,
-        )
+        self.newcomers = Newcomers()
+        self.scheduler = self._make_scheduler(around)
         self._runs = RunParts(
             storage=around.storage,
             supervisor=around.supervisor,
@@ -140,7 +137,11 @@ class Host:
         )
         self.residency = Residency(around.types, self.activations, around.clock)
         self.residents = Residents(
-            most=around.limits.max_resident, activations=self.activations, residency=self.residency
+            most=around.limits.max_resident,
+            activations=self.activations,
+            residency=self.residency,
+            scheduler=self.scheduler,
+            newcomers=self.newcomers,
         )
         self._drains = Drains(
             types=around.types,
@@ -162,15 +163,28 @@ class Host:
             gate=self.delivery.attempts,
             take_back=self._take_back,
         )
-        run_services = RunServices(
+        self.scheduler.context.run(services.set, self._make_services())
+
+    def _make_scheduler(self, around: Surroundings) -> Scheduler:
+        return Scheduler(
+            draining=self.draining,
+            carry=self._carry,
+            passivate_if_idle=self._passivate_if_idle,
+            route=around.route,
+            newcomers=self.newcomers,
+            on_idle=self._on_idle,
+        )
+
+    def _make_services(self) -> RunServices:
+        return RunServices(
             saving=self._runs.saving,
             checkpoints=self._runs.checkpoints,
             waits=self._runs.waits,
             deferrals=self.deferrals,
             save_main_loop=self.singletons.save,
             run_scheduled=self.singletons.run_scheduled,
+            loop=asyncio.get_running_loop(),
         )
-        self.scheduler.context.run(services.set, run_services)
 
     def _make_singletons(self, around: Surroundings) -> SingletonLeaders:
         leader_services = LeaderServices(
@@ -222,21 +236,15 @@ class Host:
         cell = hosted_type.cells.get(message.entity_id)
         if cell is not None:
             self.scheduler.enqueue(cell, message)
-        elif shard.draining and not self.draining.admits(message, shard):
+        elif not shard.draining:
+            self.residents.submit(message, hosted_type, shard)
+        elif not self.draining.admits(message, shard):
             shard.hold(message)
-        elif not self.residents.ensure_room(hosted_type):
-            message.phase = DONE
-            message.on_failed(
-                MailboxFull(
-                    f"{message.address}: no room in memory: {self.residents.count} entities are resident, and all of "
-                    "them are busy or leaving"
-                )
-            )
-        elif shard.draining:
+        elif self.residents.ensure_room(hosted_type):
             shard.hold(message)
             self._drains.open(shard, message.entity)
         else:
-            self.scheduler.enqueue(self.residents.add(hosted_type, shard, message.entity_id, message), message)
+            self.residents.refuse(message)
 
     def take_durable(self, message: Message, shard: HostedShard) -> None:
         """Take in a call of a durable handler, or a request about a durable message, for an owned shard."""
@@ -328,6 +336,8 @@ class Host:
     def on_drain_began(self, shard: HostedShard) -> None:
         """End the shard's singletons, and have what running handlers wait for come in from the store."""
         self.singletons.stop(shard)
+        for message in self.newcomers.take_of(shard):
+            self.submit(message, shard)
         if self.has_durable:
             self.delivery.on_draining(shard)
 
@@ -358,7 +368,7 @@ class Host:
         return HostStatistics(
             shards=len(self.shards),
             resident=self.residents.count,
-            queued=sum(shard.queued for shard in self.shards.values()),
+            queued=sum(shard.queued for shard in self.shards.values()) + self.newcomers.count,
             started=self.carriers.started,
             activated=self.activations.activated,
             passivated=self.activations.passivated,
@@ -374,6 +384,9 @@ class Host:
 
     def _passivate_if_idle(self, cell: Cell) -> None:
         self.activations.passivate_if_idle(cell)
+
+    def _on_idle(self, cell: Cell) -> None:
+        self.residents.on_idle(cell)
 
     def _open_singleton(self, hosted_type: HostedType, shard: HostedShard) -> Cell:
         """Return the singleton's activation, and begin to make one if there is none. It is not subject to the cap."""
@@ -400,6 +413,9 @@ class Host:
             if not shard.cells and shard.emptied is not None and not shard.emptied.done():
                 shard.emptied.set_result(None)
         elif self.shards.get(shard.id) is shard:
+            if left:
+                # They were accepted, so they do not ask for a place: they have the one that was just left.
+                self.residents.open(cell.hosted_type, shard, cell.entity_id)
             for message in left:
                 self.submit(message, shard)
         else:
@@ -412,6 +428,7 @@ class Host:
         self.singletons.on_lost(shard)
         held = [message for messages in shard.held.values() for message in messages]
         shard.held.clear()
+        held += self.newcomers.take_of(shard)
         for cell in list(shard.cells):
             cell.phase = DEAD
             self.residents.kill(cell)

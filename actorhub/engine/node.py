@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import os
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -114,8 +116,10 @@ class Node:
         self.tracing: CallTracing | None = None
         """Told of calls, if traces are wanted."""
         self.closed = False
+        self.why_closed = "the connection to the cluster is closed"
         self.failed_tells = 0
         """How many tells failed after they were accepted, or were never sent."""
+        _nodes.add(self)
 
     def on_tell_failed(self, message: Message, error: ActorhubError) -> None:
         """Log and count a failed tell, because nobody waits for its error."""
@@ -145,3 +149,16 @@ class Node:
         self.connector.want(())
         await self.transport.aclose(grace)
         await self.supervisor.aclose(1.0)
+
+
+def _on_fork() -> None:
+    for node in _nodes:
+        node.closed = True
+        node.why_closed = "it was made before this process was forked: connect in a process that is spawned"
+
+
+# A forked child has copies of the connections, and neither the threads of gRPC nor a right to the sockets. If the
+# coroutine that forked goes on in the child, even the event loop looks like the right one, and a call would wait for an
+# answer that never comes.
+_nodes: Final = weakref.WeakSet[Node]()
+os.register_at_fork(after_in_child=_on_fork)

@@ -156,7 +156,7 @@ _MESSAGES: Final = (
     Family(
         "actorhub_mailbox_depth",
         "gauge",
-        "Messages waiting in mailboxes.",
+        "Messages waiting in mailboxes, or for a place in memory.",
         ("entity_type",),
         lambda read: (Sample((name,), found.queued) for name, found in read.types.items()),
     ),

@@ -33,7 +33,7 @@ class TypeReading(msgspec.Struct, frozen=True):
 
     resident: int
     queued: int
-    """Messages in their mailboxes."""
+    """Messages in their mailboxes, or waiting for a place in memory."""
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,7 +103,7 @@ def read(runner: Runner) -> Reading:
 
 def _type(hosted: HostedType) -> TypeReading:
     queued = sum(len(cell.queue) for cell in hosted.cells.values() if cell.queue is not None)
-    return TypeReading(len(hosted.cells), queued)
+    return TypeReading(len(hosted.cells), queued + hosted.newcomers)
 
 
 def _lock_age(runner: Runner) -> float | None:

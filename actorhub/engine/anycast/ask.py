@@ -68,7 +68,7 @@ async def ask_any(
     deadline = node.clock.monotonic() + _PATIENCE if deadline is None else deadline
     while node.clock.monotonic() < deadline:
         if node.closed:
-            raise NotConnected("the connection to the cluster is closed")
+            raise NotConnected(node.why_closed)
         if runners := node.peers.to_ask():
             request = AnycastRequest(spec, kind, body, about=about, message_id=message_id)
             request.deadline = deadline

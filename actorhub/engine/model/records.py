@@ -29,7 +29,7 @@ PARKED: Final = 1
 SENT: Final = 2
 """Handed to a peer or to the store, which will say how it ended."""
 QUEUED: Final = 3
-"""In a mailbox of this process."""
+"""In a mailbox of this process, or waits for its entity's place in memory (`cell` is `None` then)."""
 RUNNING: Final = 4
 """It has its entity's turn; the handler runs, or is about to."""
 COMMITTING: Final = 5
@@ -423,7 +423,7 @@ class Cell:
 class HostedType:
     """An entity type that this process can host, with its resident cells in the order in which they are visited."""
 
-    __slots__ = ("cells", "entity", "factory", "is_simple", "spec")
+    __slots__ = ("cells", "entity", "factory", "is_simple", "newcomers", "spec")
 
     def __init__(self, spec: EntitySpec, entity: type[Any], factory: Callable[[], Any]) -> None:
         self.spec = spec
@@ -434,6 +434,8 @@ class HostedType:
         self.cells: OrderedDict[str, Cell] = OrderedDict()
         self.is_simple = spec.state is None and spec.on_activate is None and spec.singleton_id is None
         """To activate one takes a single synchronous call of the factory."""
+        self.newcomers = 0
+        """Messages that wait for a place in memory for their entities."""
 
 
 class HostedShard:

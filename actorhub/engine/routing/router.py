@@ -286,7 +286,8 @@ class Router:
             message.on_failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
         elif phase == QUEUED:
             # It is in a mailbox of this process and has not started, so it can be taken out for certain.
-            self.withdraw(message, self._timed_out(message, f"{left}: it waited in the mailbox until the deadline"))
+            where = "in the mailbox" if message.cell is not None else "for a place in memory"
+            self.withdraw(message, self._timed_out(message, f"{left}: it waited {where} until the deadline"))
         elif phase == SENT and message.abandoned_for is None and message.peer is not None:
             message.abandoned_for = CallTimeout(f"{left}: no reply before the deadline", possibly_executed=True)
             message.peer.ask_outcome(message)

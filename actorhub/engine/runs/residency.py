@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from actorhub.core.clock import Clock
+from actorhub.core.errors import MailboxFull
 from actorhub.engine.model.records import ACTIVE, Cell, HostedShard, HostedType, Message
 from actorhub.engine.runs.activation import Activations
+from actorhub.engine.runs.newcomers import Newcomers
+from actorhub.engine.runs.scheduler import Scheduler
 
 _LONGEST_PAUSE: Final = 0.25
 _SHORTEST_PAUSE: Final = 0.01
@@ -64,12 +67,47 @@ class Residency:
 class Residents:
     """The cells in memory: makes them, within the cap, and forgets them."""
 
-    def __init__(self, *, most: int, activations: Activations, residency: Residency) -> None:
+    def __init__(
+        self, *, most: int, activations: Activations, residency: Residency, scheduler: Scheduler, newcomers: Newcomers
+    ) -> None:
         self._most = most
         self._activations = activations
         self._residency = residency
+        self._scheduler = scheduler
+        self._newcomers = newcomers
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[Cell] = []
+        """Cells that became idle since newcomers were given places."""
+        self._is_placing = False
+        self._timer: asyncio.TimerHandle | None = None
         self.count = 0
         """Cells in memory, including those on their way out until their `on_deactivate` is done."""
+
+    def submit(self, message: Message, hosted_type: HostedType, shard: HostedShard) -> None:
+        """Take in a message of an entity that is not resident: now, or once there is a place; or fail it."""
+        is_singleton = hosted_type.spec.singleton_id is not None
+        # Who comes later does not get a place before those that wait for one.
+        if is_singleton or (not self._newcomers.entities and self.ensure_room(hosted_type)):
+            self._scheduler.enqueue(self.add(hosted_type, shard, message.entity_id, message), message)
+            return
+        if message.waits_for_room and self._newcomers.add(message, hosted_type, shard):
+            self._look_later()
+            return
+        self.refuse(message)
+
+    def refuse(self, message: Message) -> None:
+        """Fail a message for whose entity there is no place."""
+        waiting = f", and {self._newcomers.count} calls wait for places" if self._newcomers.count else ""
+        error = MailboxFull(
+            f"{message.address}: no room in memory: {self.count} entities are resident, and all of them are busy or "
+            f"leaving{waiting}"
+        )
+        self._scheduler.fail_unstarted(message, error)
+
+    def on_idle(self, cell: Cell) -> None:
+        """A cell became idle while newcomers wait: it may have to leave for one of them."""
+        self._idle.append(cell)
+        self._place_soon()
 
     def ensure_room(self, hosted_type: HostedType) -> bool:
         """Return whether another entity of the type may become resident; an idle one is told to leave if need be.
@@ -90,6 +128,9 @@ class Residents:
         shard.cells.add(cell)
         self.count += 1
         self._activations.begin(cell, cause)
+        # Whatever made the entity resident, those that waited for that come first (invariant G).
+        for message in self._newcomers.take(hosted_type, entity_id):
+            self._scheduler.enqueue(cell, message)
         return cell
 
     def open(self, hosted_type: HostedType, shard: HostedShard, entity_id: str) -> Cell:
@@ -102,14 +143,53 @@ class Residents:
         _unlist(cell)
         if cell in cell.shard.cells:
             cell.shard.cells.discard(cell)
-            self.count -= 1
+            self._count_out()
 
     def kill(self, cell: Cell) -> None:
         """Forget a cell of a lost shard, whatever runs in it; the caller clears the shard's own set."""
         _unlist(cell)
-        self.count -= 1
+        self._count_out()
         for producer in cell.streams or ():
             producer.stop()
+
+    def _count_out(self) -> None:
+        self.count -= 1
+        if self._newcomers.entities:
+            self._place_soon()
+
+    def _place_soon(self) -> None:
+        # Not at once: whoever ended the turn, or the activation, is still in the middle of that.
+        if not self._is_placing:
+            self._is_placing = True
+            self._loop.call_soon(self._place, context=self._scheduler.context)
+
+    def _place(self) -> None:
+        """Give newcomers the places that are free, or that idle entities can leave to them."""
+        self._is_placing = False
+        idle, self._idle = self._idle, []
+        while (newcomer := self._newcomers.first()) is not None:
+            if self.count >= self._most and not self._close_one(idle):
+                return
+            self.add(newcomer.hosted_type, newcomer.shard, newcomer.entity_id, newcomer.messages[0])
+
+    def _close_one(self, idle: list[Cell]) -> bool:
+        while idle and self.count < 2 * self._most:
+            cell = idle.pop()
+            if _may_leave(cell):
+                self._activations.close(cell)
+                return True
+        return False
+
+    def _look_later(self) -> None:
+        """Look for idle entities every now and then: not everything that makes one idle ends a turn."""
+        if self._timer is None and self._newcomers.entities:
+            self._timer = self._loop.call_later(_LONGEST_PAUSE, self._look, context=self._scheduler.context)
+
+    def _look(self) -> None:
+        self._timer = None
+        while (newcomer := self._newcomers.first()) is not None and self.ensure_room(newcomer.hosted_type):
+            self.add(newcomer.hosted_type, newcomer.shard, newcomer.entity_id, newcomer.messages[0])
+        self._look_later()
 
 
 def _unlist(cell: Cell) -> None:

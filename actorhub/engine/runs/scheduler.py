@@ -28,6 +28,7 @@ from actorhub.engine.model.records import (
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.draining import Draining
 from actorhub.engine.runs.interleaving import grant
+from actorhub.engine.runs.newcomers import Newcomers
 from actorhub.engine.runs.observing import Observer
 
 
@@ -49,6 +50,8 @@ class Scheduler:
         carry: Callable[[], None],
         passivate_if_idle: Callable[[Cell], None],
         route: Callable[[Message], None],
+        newcomers: Newcomers,
+        on_idle: Callable[[Cell], None],
     ) -> None:
         """Prepare.
 
@@ -57,11 +60,16 @@ class Scheduler:
             carry: Starts a carrier; called when something is ready that no carrier would find.
             passivate_if_idle: Ends a closing cell in which nothing is left; called when a run of it ended.
             route: Sends a message that a handler told, once the handler's run is committed.
+            newcomers: Messages that wait for a place in memory.
+            on_idle: Told of a cell that became idle, while something waits for a place.
         """
         self.draining = draining
         self._carry = carry
         self.passivate_if_idle = passivate_if_idle
         self._route = route
+        self._newcomers = newcomers
+        self._waiting_entities = newcomers.entities
+        self._on_idle = on_idle
         self.ready: deque[Message] = deque()
         """Messages that have their turn and wait for a carrier."""
         self.is_carried = False
@@ -169,7 +177,7 @@ class Scheduler:
         cell = message.cell
         assert cell is not None
         cell.end_turn(message)
-        if cell.queue is not None or cell.returning is not None or cell.phase == CLOSING:
+        if cell.queue is not None or cell.returning is not None or cell.phase == CLOSING or self._waiting_entities:
             self._pass_on(cell, message)
 
     def lend(self, message: Message) -> None:
@@ -195,6 +203,8 @@ class Scheduler:
             self.pump(cell)
         if cell.phase == CLOSING:
             self.passivate_if_idle(cell)
+        elif self._waiting_entities and cell.is_idle:
+            self._on_idle(cell)
 
     def send_told(self, run: Run) -> None:
         """Send what the handler has told so far; the work that it belongs to is committed."""
@@ -242,9 +252,11 @@ class Scheduler:
                 self.abandon(message, run_moved(message))
 
     def dequeue(self, message: Message) -> None:
-        """Take a message out of its mailbox, if it is still there."""
+        """Take a message out of its mailbox, or out of those that wait for a place, if it is still there."""
         cell = message.cell
-        if cell is not None and cell.queue is not None and message in cell.queue:
+        if cell is None:
+            self._newcomers.remove(message)
+        elif cell.queue is not None and message in cell.queue:
             cell.queue.remove(message)
             if not cell.queue:
                 cell.queue = None

@@ -1,5 +1,6 @@
 """What user code reaches from inside a run: `save()`, `current().step(...)` and the like."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from actorhub.engine.model.event_loop import check_loop
 from actorhub.engine.model.records import RunKind
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.checkpoints import Checkpoints
@@ -27,10 +29,23 @@ class RunServices:
     """Commits the state of a singleton in its `run`; the steps before it become history."""
     run_scheduled: Callable[[Run, Callable[[], Awaitable[Any]]], Awaitable[Any]]
     """Calls a method with `@cron` for the fire time of a message, unless that one is to be skipped."""
+    loop: asyncio.AbstractEventLoop
+    """Runs all handlers of this process."""
 
 
 services: ContextVar[RunServices] = ContextVar("actorhub_services")
 """Set in the context of which every run gets a copy."""
+
+
+def services_of(run: Run) -> RunServices:
+    """Return what the run may call.
+
+    Raises:
+        NotConnected: this is a thread, or an event loop, that the handler has started.
+    """
+    here = services.get()
+    check_loop(here.loop, run.what)
+    return here
 
 
 async def save_now(state: Any = msgspec.UNSET) -> None:
@@ -41,6 +56,7 @@ async def save_now(state: Any = msgspec.UNSET) -> None:
 
     Raises:
         RuntimeError: outside of a handler, in one that may not commit, or in a task that outlived its handler.
+        NotConnected: in a thread that the handler has started.
         PersistenceError: ownership was lost, or the store failed.
     """
     run = running.get()
@@ -50,7 +66,7 @@ async def save_now(state: Any = msgspec.UNSET) -> None:
         raise RuntimeError("save() can be called in a handler of an Entity with state, and in run() of a singleton")
     if kind is RunKind.STEP:
         raise RuntimeError(f"{run.what}: a step cannot save: return the value, and save after the step")
-    here = services.get()
+    here = services_of(run)
     async with one_save_at_a_time(run):
         if run.interleaving is None:
             await here.saving.save_state(run, state)

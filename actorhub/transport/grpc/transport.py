@@ -1,9 +1,11 @@
 """All of a process's links over gRPC: the server that takes them, the channels that open them."""
 
 import asyncio
+import gc
+import os
 from collections.abc import Callable, Sequence
 from contextvars import Context
-from typing import NoReturn, TypeAlias
+from typing import Final, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
@@ -33,6 +35,10 @@ from actorhub.transport.tasks import OwnedTasks
 AddService: TypeAlias = Callable[[grpc.aio.Server], None]
 """Registers a further gRPC service on the server before it starts."""
 
+_users: Final[set[int]] = set()
+"""The process that uses gRPC, by its id. gRPC's state is global to the process, and a fork copies it without its
+threads: whatever a child then asks of it waits forever."""
+
 
 class GrpcTransport(Transport):
     """A process's links over gRPC. Made inside a running event loop; ended by `aclose`."""
@@ -61,8 +67,10 @@ class GrpcTransport(Transport):
             services: Further services on the same port.
 
         Raises:
-            ConfigurationError: `listen` is not an address, a TLS file cannot be read, or the token cannot travel.
+            ConfigurationError: `listen` is not an address, a TLS file cannot be read, the token cannot travel, or this
+                process was forked from one that has used gRPC.
         """
+        _check_fork()
         self._hello = hello
         self._listen = split_address(listen) if listen is not None else None
         self._token = check_token(token)
@@ -247,3 +255,15 @@ def _raise_unavailable(address: str, error: grpc.aio.AioRpcError) -> NoReturn:
     }
     said = f"refused the link: {error.details()}" if refused else f"cannot be reached: {explain(error)}"
     raise RunnerUnavailable(f"the runner at {address} {said}") from error
+
+
+def _check_fork() -> None:
+    if not _users:
+        # Collecting what the parent has left of gRPC would wait for one of the threads that a forked child lacks.
+        os.register_at_fork(after_in_child=gc.freeze)
+    _users.add(os.getpid())
+    if len(_users) > 1:
+        raise ConfigurationError(
+            "gRPC was used before this process was forked, so it does not work here: fork before the first connection "
+            "is made, or start processes by multiprocessing's spawn"
+        )
