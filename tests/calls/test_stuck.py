@@ -40,6 +40,13 @@ class Robot(Entity[list[str]]):
         self.state.append("half done")
         await _swallow(gate)
 
+    @handler(durable=True, retry=Retry(attempts=2, initial=timedelta(milliseconds=1)))
+    async def fail_once(self, gate: str) -> int:
+        gates[gate].enter()
+        if gates[gate].entered == 1:
+            raise ValueError("once")
+        return gates[gate].entered
+
     @handler(readonly=True, timeout=_TIMEOUT)
     async def read_stuck(self, gate: str) -> None:
         await _swallow(gate)
@@ -111,6 +118,16 @@ async def test_a_stuck_durable_message_becomes_a_dead_letter(cluster: Cluster) -
         await cluster.reply(message)
     assert gates["gate"].entered >= 2
     assert await robot.add("after") == ["after"]
+    gates["gate"].open()
+
+
+async def test_a_retry_that_waits_for_a_stuck_handler_runs_soon_after_it(cluster: Cluster) -> None:
+    """Its message leaves memory with the activation, and is not left in the store until the next regular scan."""
+    robot = cluster.client(Robot)("a")
+    retried, stuck = soon(robot.fail_once("once")), soon(failure(robot.work("gate")))
+    assert isinstance(await stuck, CallTimeout)
+    async with asyncio.timeout(4):
+        assert await retried == 2
     gates["gate"].open()
 
 

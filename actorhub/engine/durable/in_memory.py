@@ -148,6 +148,8 @@ class InMemory:
         """The store has a message that was to be out of memory then: the loader brings it in again."""
         # A caller must not wait behind a walk over a shard with a million other messages.
         is_waited_for = any(caller.kind != TELL and caller.phase == SENT for caller in message.waiters)
+        if message.due:
+            self._schedule.poll_soon()  # The store has it as a message that is due, which no walk finds.
         self.leave_in_store(message)
         if is_waited_for:
             self._backlog.mark_awaited(message.shard, message.entity)

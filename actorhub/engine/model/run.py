@@ -80,6 +80,8 @@ class Run(msgspec.Struct, eq=False):
     """What it changed, if it runs within another run's turn."""
     inner: Sequence[NestedChanges] = ()
     """Of the runs within its turn."""
+    unnested: "asyncio.Future[None] | None" = None
+    """Is done once there are none; exists while a save waits for that."""
 
     @property
     def kind(self) -> RunKind:

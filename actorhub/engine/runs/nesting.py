@@ -84,8 +84,11 @@ class Nesting:
         """Let the run around it end."""
         self.on_step_ended()
         if self.outer is not None:
-            self.outer.inner = [nesting for nesting in self.outer.inner if nesting is not self]
-            self.outer.end_part()
+            outer = self.outer
+            outer.inner = [nesting for nesting in outer.inner if nesting is not self]
+            if not outer.inner and outer.unnested is not None and not outer.unnested.done():
+                outer.unnested.set_result(None)
+            outer.end_part()
 
     def _encoded(self) -> bytes | None:
         codec = self._cell.hosted_type.spec.state

@@ -60,6 +60,10 @@ async def one_save_at_a_time(run: Run) -> AsyncGenerator[None, None]:
     if run.saves is None:
         run.saves = asyncio.Lock()
     async with run.saves:
+        while run.inner and run.cell.phase != DEAD:
+            # What runs within this run may be in the middle of a change, and may yet take it back.
+            run.unnested = asyncio.get_running_loop().create_future()
+            await run.unnested
         _check_running(run)
         run.parts += 1
         try:

@@ -1,0 +1,155 @@
+"""Generated misbehaviour in every kind of handler: everybody is answered, and what was committed is what is there."""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from actorhub import ActorhubError, Cluster
+from actorhub.testing import MemoryCluster
+from tests.calls.misbehaving import ACTS, ENDINGS, Actor, Loop, Records, Script, Trace, Waker, hub, shelf
+from tests.support.gates import outcomes
+from tests.support.parts import host_of
+
+_CASES: Final = 100
+"""Calls of one example; all at once, to a third as many entities."""
+_ANSWER: Final = timedelta(seconds=20)
+_KINDS: Final = ("plain", "durable", "in_a_step", "stream", "stream", "plain", "loop", "loop plain")
+
+_SCRIPTS = st.lists(
+    st.tuples(
+        st.sampled_from(_KINDS),
+        st.lists(st.sampled_from(ACTS), max_size=5).map(tuple),
+        # What takes a second to be given up is rare, so that an example is soon over.
+        st.integers(0, 400).map(
+            lambda number: ENDINGS[number % (len(ENDINGS) if number % 25 == 0 else len(ENDINGS) - 2)]
+        ),
+    ),
+    min_size=_CASES,
+    max_size=_CASES,
+)
+_Case = tuple[str, tuple[str, ...], str]
+
+
+def _call(cluster: Cluster, number: int, case: _Case) -> Any:
+    kind, acts, ending = case
+    script = Script(number, acts, ending)
+    if kind in ("loop", "loop plain"):
+        loop = cluster.singleton(Loop, timeout=_ANSWER)
+        return loop.do(script) if kind == "loop" else loop.plain(script)
+    actor = cluster.client(Actor).options(timeout=_ANSWER)(f"e{number % (_CASES // 3)}")
+    if kind == "stream":
+        return _consume(actor.stream(script), number)
+    return getattr(actor, kind)(script)
+
+
+async def _consume(stream: Any, number: int) -> list[int]:
+    """Consume a stream, and leave every third one early."""
+    items: list[int] = []
+    async for item in stream:
+        items.append(item)
+        if number % 3 == 0 and len(items) == 2:
+            break
+    await stream.aclose()
+    return items
+
+
+async def _throw(cluster: Cluster, cases: Sequence[_Case]) -> list[object]:
+    """Make all calls at once, in the order of their numbers for each entity; return their outcomes."""
+    answers = await outcomes(*(_call(cluster, number, case) for number, case in enumerate(cases)))
+    for answer in answers:
+        assert not isinstance(answer, Exception) or isinstance(answer, ActorhubError), answer
+    return answers
+
+
+def _check_marks(
+    name: str, marks: Sequence[str], records: Records, cases: Sequence[_Case], answers: list[object]
+) -> None:
+    """Every mark that must be there is, once, with those of its run before it; and no other is."""
+    assert len(set(marks)) == len(marks), (name, marks)
+    left = list(marks)
+    for (entity, number), traces in records.runs.items():
+        if entity != name:
+            continue
+        kind, acts, ending = cases[number]
+        is_done = not isinstance(answers[number], Exception)
+        found = [mark for mark in left if mark.split(".")[0] == str(number)]
+        allowed = _allowed(kind, traces, is_done)
+        assert found in allowed, (name, number, kind, acts, ending, answers[number], found, allowed)
+        left = [mark for mark in left if mark not in found]
+    assert not left, (name, left)
+
+
+def _allowed(kind: str, traces: Sequence[Trace], is_done: bool) -> list[list[str]]:
+    """Return what may be there of one call: of the last of its runs all if it is done, of each other what was saved."""
+    options: list[list[str]] = [[]]
+    for place, trace in enumerate(traces):
+        counts: Sequence[int]
+        if is_done and place == len(traces) - 1 and kind != "stream":
+            counts = [len(trace.marks)]
+        elif trace.may_save_more or kind == "stream":
+            counts = range(trace.saved, len(trace.marks) + 1)
+        else:
+            counts = [trace.saved]
+        options = [[*before, *trace.marks[:count]] for before in options for count in counts]
+    return options
+
+
+async def _all_hold(cluster: Cluster, host: Cluster, cases: Sequence[_Case]) -> None:
+    records = shelf.clear()
+    answers = await _throw(cluster, cases)
+    actors = cluster.client(Actor).options(timeout=_ANSWER)
+    for name in {f"e{number % (_CASES // 3)}" for number in range(len(cases))}:
+        state = await actors(name).read()
+        _check_marks(name, state.marks, records, cases, answers)
+    assert (await cluster.singleton(Loop, timeout=_ANSWER).read()).anything is None
+    for cell in host_of(host).cells():
+        if not cell.is_singleton:
+            assert cell.load == cell.nested == 0, cell.address
+            assert cell.queue is None, cell.address
+
+
+async def _in_memory(cases: Sequence[_Case]) -> None:
+    async with MemoryCluster(hub) as memory:
+        host = await memory.start_runner()
+        cluster = await memory.client() if len(cases[0][1]) % 2 else host
+        await _all_hold(cluster, host, cases)
+        async with asyncio.timeout(memory.settings.grace.total_seconds() + 2):
+            await memory.stop(host)
+
+
+_LOOSE: Final = settings(deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@settings(_LOOSE, max_examples=20)
+@given(_SCRIPTS)
+async def test_nothing_that_handlers_do_breaks_their_entities(cases: list[_Case]) -> None:
+    """Two thousand calls that misbehave."""
+    await _in_memory(cases)
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@settings(_LOOSE, max_examples=500)
+@given(_SCRIPTS)
+async def test_nothing_that_handlers_do_in_the_long_run_breaks_their_entities(cases: list[_Case]) -> None:
+    """Fifty thousand calls that misbehave."""
+    await _in_memory(cases)
+
+
+@pytest.mark.parametrize("ending", sorted(set(ENDINGS) - {"never end", "never give in"}))
+async def test_nothing_that_hooks_do_breaks_their_entities(ending: str) -> None:
+    """The first activation fails, or not, and the next one serves; the entity leaves memory whatever its last hook does."""
+    shelf.clear()
+    async with MemoryCluster(hub) as memory:
+        host = await memory.start_runner()
+        waker = host.client(Waker).options(timeout=_ANSWER)(ending)
+        for _ in range(3):
+            await outcomes(waker.read())
+        assert (await waker.read()).anything is None
+        async with asyncio.timeout(memory.settings.grace.total_seconds() + 2):
+            await memory.stop(host)
