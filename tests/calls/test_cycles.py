@@ -74,9 +74,18 @@ class Child(Entity[int]):
 class Friend(Entity):
     """Asks other friends."""
 
-    async def ask(self, others: list[str]) -> str:
+    async def ask(self, others: list[str], patience: float = 20.0) -> str:
         await gates[current().entity_id].pass_through()
-        return await current().client(Friend)(others[0]).pass_on(others[1:])
+        friends = current().client(Friend).options(timeout=timedelta(seconds=patience))
+        return await friends(others[0]).pass_on(others[1:])
+
+    async def ask_itself(self) -> None:
+        itself = current().client(Friend).options(timeout=timedelta(seconds=0.2))
+        await itself(current().entity_id).hang_within()
+
+    @handler(reentrant=True)
+    async def hang_within(self) -> None:
+        await gates["never"].pass_through()
 
     async def pass_on(self, others: list[str]) -> str:
         if others:
@@ -141,24 +150,25 @@ async def test_an_activation_has_the_chain_of_the_call_that_caused_it(cluster: C
 @pytest.mark.parametrize(
     ("calls", "cycle"), [(["a b", "b a"], "ab"), (["a b", "b c", "c a"], "abc"), (["a x b", "b a"], "axb")]
 )
-async def test_a_deadlock_is_named_when_the_deadline_ends_it(
+async def test_a_deadlock_is_named_when_a_deadline_inside_ends_it(
     runner: Cluster, cluster: Cluster, calls: list[str], cycle: str
 ) -> None:
-    """No chain of calls shows it, because each began with a call of its own; the mailboxes do."""
-    friends = cluster.client(Friend).options(timeout=timedelta(seconds=0.5))
-    found = soon(outcomes(*(friends(names[0]).ask(names[1:].split()) for names in calls)))
+    """No chain shows it, because each call began on its own, but the mailboxes do; the other calls go on."""
+    friends = cluster.client(Friend)
+    first, *others = (friends(names[0]).ask(names[1:].split(), 1.5 if names is calls[0] else 20.0) for names in calls)
+    failing, waiting = soon(failure(first)), soon(outcomes(*others))
     for names in calls:
         await gates[names[0]].came()
     for names in calls:
         gates[names[0]].open()
-    async with asyncio.timeout(5):
-        errors = await found
-    assert [type(error) for error in errors] == [CallTimeout] * len(calls)
+    await until(lambda: host_of(runner).statistics().queued == len(calls), "a deadlock before the deadline")
+    async with asyncio.timeout(10):
+        error = await failing
+        assert await waiting == [names[-1] for names in calls[1:]]
+    assert isinstance(error, CallTimeout)
     rings = [cycle[start:] + cycle[: start + 1] for start in range(len(cycle))]
     texts = ["deadlock: " + " -> ".join(f"friend/{name}" for name in ring) for ring in rings]
-    assert any(text in str(error) for text in texts for error in errors), errors
-    await until(lambda: not host_of(runner).scheduler.suspended)
-    assert await friends("a").pass_on([]) == "a"
+    assert any(text in str(error) for text in texts), error
 
 
 async def test_a_slow_entity_is_no_deadlock(cluster: Cluster) -> None:
@@ -173,3 +183,10 @@ async def test_a_slow_entity_is_no_deadlock(cluster: Cluster) -> None:
     assert "deadlock" not in str(error)
     gates["b"].open()
     assert await held == ["c"]
+
+
+async def test_a_slow_reentrant_call_is_no_deadlock(cluster: Cluster) -> None:
+    """It runs in the entity that waits for it, so nothing keeps it from going on."""
+    error = await failure(cluster.client(Friend)("a").ask_itself())
+    assert isinstance(error, CallTimeout)
+    assert "deadlock" not in str(error)

@@ -19,16 +19,21 @@ _MOST: Final = 256
 def deadlock_of(message: Message, types: Mapping[str, HostedType]) -> str:
     """Return what to add to the error of a call that waits for an entity here; empty if no deadlock is found.
 
-    Only mailboxes of this process are searched, so a cycle over several runners stays unknown.
+    Only mailboxes of this process are searched, so a cycle over several runners stays unknown. So does one that another
+    deadline, which passed a moment before, has broken: calls inherit deadlines, so several may pass at once.
     """
     target = message.address
     seen = {target}
     waits: deque[tuple[str, ...]] = deque([(target,)])
     """Paths of entities, each of which waits for the next one; the last is the target."""
+    # Who made the call waits for the target also where the call is not in its mailbox, because it runs. But one that
+    # runs within the target's own run, as reentrant ones may, waits for nobody.
+    own = () if target in message.chain else (message,)
+    found: Iterable[Message] = (*own, *islice(_mailbox(target, types), _MOST))
     left = _MOST
-    while waits and left > 0:
+    while waits:
         path = waits.popleft()
-        for other in islice(_mailbox(path[0], types), left):
+        for other in found:
             left -= 1
             for place, entity in enumerate(other.chain):
                 if entity == target:
@@ -37,6 +42,9 @@ def deadlock_of(message: Message, types: Mapping[str, HostedType]) -> str:
                 if entity not in seen:
                     seen.add(entity)
                     waits.append((*other.chain[place:], *path))
+        if left <= 0 or not waits:
+            break
+        found = islice(_mailbox(waits[0][0], types), left)
     return ""
 
 
