@@ -110,10 +110,7 @@ class Host:
         self.server = ServerClock(around.clock)
         self.draining = Draining(around.types)
         self.scheduler = Scheduler(
-            draining=self.draining,
-            carry=self._carry,
-            passivate_if_idle=self._passivate_if_idle,
-            route=around.route,
+            draining=self.draining, carry=self._carry, passivate_if_idle=self._passivate_if_idle, route=around.route
         )
         self._runs = RunParts(
             storage=around.storage,
@@ -141,15 +138,7 @@ class Host:
         self.residents = Residents(
             most=around.limits.max_resident, activations=self.activations, residency=self.residency
         )
-        self._drains = Drains(
-            types=around.types,
-            shards=self.shards,
-            clock=around.clock,
-            scheduler=self.scheduler,
-            activations=self.activations,
-            residents=self.residents,
-            events=self,
-        )
+        self._drains = self._make_drains(around)
         self.delivery = self._make_delivery(around)
         self.carriers = Carriers(
             loop=asyncio.get_running_loop(),
@@ -161,7 +150,10 @@ class Host:
             gate=self.delivery.attempts,
             take_back=self._take_back,
         )
-        run_services = RunServices(
+        self.scheduler.context.run(services.set, self._make_run_services())
+
+    def _make_run_services(self) -> RunServices:
+        return RunServices(
             saving=self._runs.saving,
             checkpoints=self._runs.checkpoints,
             waits=self._runs.waits,
@@ -169,7 +161,17 @@ class Host:
             save_main_loop=self.singletons.save,
             run_scheduled=self.singletons.run_scheduled,
         )
-        self.scheduler.context.run(services.set, run_services)
+
+    def _make_drains(self, around: Surroundings) -> Drains:
+        return Drains(
+            types=around.types,
+            shards=self.shards,
+            clock=around.clock,
+            scheduler=self.scheduler,
+            activations=self.activations,
+            residents=self.residents,
+            events=self,
+        )
 
     def _make_singletons(self, around: Surroundings) -> SingletonLeaders:
         leader_services = LeaderServices(
@@ -335,7 +337,7 @@ class Host:
         self.delivery.intake.take(message, shard)
 
     def abandon(self, cell: Cell) -> None:
-        """End an activation in which a run goes on that was cut short. Nothing of it will be committed."""
+        """End an activation in which a run goes on that was cut short. None of it will be committed."""
         self.singletons.abandon(cell)
         self.discard(cell)
 
