@@ -143,15 +143,7 @@ class Host:
             scheduler=self.scheduler,
             newcomers=self.newcomers,
         )
-        self._drains = Drains(
-            types=around.types,
-            shards=self.shards,
-            clock=around.clock,
-            scheduler=self.scheduler,
-            activations=self.activations,
-            residents=self.residents,
-            events=self,
-        )
+        self._drains = self._make_drains(around)
         self.delivery = self._make_delivery(around)
         self.carriers = Carriers(
             loop=asyncio.get_running_loop(),
@@ -184,6 +176,17 @@ class Host:
             save_main_loop=self.singletons.save,
             run_scheduled=self.singletons.run_scheduled,
             loop=asyncio.get_running_loop(),
+        )
+
+    def _make_drains(self, around: Surroundings) -> Drains:
+        return Drains(
+            types=around.types,
+            shards=self.shards,
+            clock=around.clock,
+            scheduler=self.scheduler,
+            activations=self.activations,
+            residents=self.residents,
+            events=self,
         )
 
     def _make_singletons(self, around: Surroundings) -> SingletonLeaders:
@@ -346,7 +349,7 @@ class Host:
         self.delivery.intake.take(message, shard)
 
     def abandon(self, cell: Cell) -> None:
-        """End an activation in which a run goes on that was cut short. Nothing of it will be committed."""
+        """End an activation in which a run goes on that was cut short. None of it will be committed."""
         self.singletons.abandon(cell)
         self.discard(cell)
 

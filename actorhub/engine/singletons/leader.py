@@ -74,6 +74,7 @@ class SingletonLeader:
         services: LeaderServices,
         hosted_type: HostedType,
         shard: HostedShard,
+        *,
         former: "asyncio.Task[None] | None",
         restarts: Restarts,
     ) -> None:

@@ -76,7 +76,8 @@ class SingletonLeaders:
             if shard is not None:
                 name = hosted.spec.name
                 restarts = self._restarts.setdefault(name, Restarts(self._services.clock))
-                leader = SingletonLeader(self._services, hosted, shard, self._supervisions.get(name), restarts)
+                former = self._supervisions.get(name)
+                leader = SingletonLeader(self._services, hosted, shard, former=former, restarts=restarts)
                 self._leaders[name] = leader
                 self._supervisions[name] = self._services.supervisor.loop("lead a singleton", leader.supervise)
 
