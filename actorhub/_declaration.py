@@ -171,6 +171,7 @@ class Declaration:
         defaults = tuple(p.default for p in parameters if p.default is not p.empty)
         stream = inspect.isasyncgenfunction(function)
         crons = self._crons(name, function, options, types)
+        result = item_type(hints["return"], what) if stream else hints["return"]
         run = positional(function, parameters)
         return HandlerSpec(
             entity_type=self.options.name,
@@ -186,7 +187,8 @@ class Declaration:
                 for missing in range(1, len(defaults) + 1)
             ),
             named=named_codec(what, parameters, types),
-            result=checked_codec(item_type(hints["return"], what) if stream else hints["return"], f"{what}: result"),
+            # The run of a fire time that is skipped has no result.
+            result=checked_codec(result | None if crons and result is not None else result, f"{what}: result"),
             stream=stream,
             readonly=options.readonly,
             reentrant=options.reentrant,

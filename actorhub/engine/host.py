@@ -6,7 +6,7 @@ tells a higher one comes in at the host's own methods.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -407,14 +407,7 @@ class Host:
         if cell.is_singleton:
             self.singletons.on_gone(cell)
         if shard.draining:
-            for message in left:
-                shard.hold(message)
-            if any(self.draining.admits(message, shard) for message in left):
-                self._drains.open(shard, cell.entity)
-            for singleton in self.singletons.residents:
-                self.activations.passivate_if_idle(singleton)  # It may have stayed for what is gone now.
-            if not shard.cells and shard.emptied is not None and not shard.emptied.done():
-                shard.emptied.set_result(None)
+            self._on_gone_from(shard, cell, left)
         elif self.shards.get(shard.id) is shard:
             if left:
                 # They were accepted, so they do not ask for a place: they have the one that was just left.
@@ -424,6 +417,17 @@ class Host:
         else:
             for message in left:
                 self._take_back(message)
+
+    def _on_gone_from(self, shard: HostedShard, cell: Cell, left: Sequence[Message]) -> None:
+        """Hold what a cell of a shard that drains has left, and end the drain with the last cell."""
+        for message in left:
+            shard.hold(message)
+        if any(self.draining.admits(message, shard) for message in left):
+            self._drains.open(shard, cell.entity)
+        for singleton in self.singletons.residents:
+            self.activations.passivate_if_idle(singleton)  # It may have stayed for what is gone now.
+        if not shard.cells and shard.emptied is not None and not shard.emptied.done():
+            shard.emptied.set_result(None)
 
     def _kill(self, shard: HostedShard) -> None:
         # All cells are dead before the first message is sent on: it could come back to a cell of this very shard.

@@ -2,24 +2,18 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, cast
 from weakref import WeakSet
 
 import msgspec
 
-from actorhub import Entity, EntityError, Hub, Retry, Singleton, current, handler
+from actorhub import ActorhubError, Entity, EntityError, Hub, Retry, Singleton, current, handler
+from actorhub.entity import Declared
 from tests.support.gates import soon
-
-ACTS: Final = (
-    "mark", "pause", "save", "save twice", "leave a save", "leave a late save", "cancel itself", "cancel in vain",
-    "keep its task", "keep its task weakly", "cancel kept tasks", "call back", "call back in vain", "tell", "block",
-    "swallow a cancellation",
-)  # fmt: skip
-"""What a handler does before it ends."""
 
 ENDINGS: Final = (
     "return", "return", "return", "return nothing", "return an odd object", "raise", "raise a domain error",
@@ -29,6 +23,17 @@ ENDINGS: Final = (
 )  # fmt: skip
 """How it ends."""
 
+_ERRORS: Final[dict[str, Callable[[int], BaseException]]] = {
+    "raise": lambda _: ValueError("on purpose"),
+    "raise a domain error": lambda number: Refused(number=number),
+    "raise odd text": lambda _: ValueError("half \ud800 of a pair, and \x00"),
+    "raise without text": lambda _: _NoText(),
+    "raise something huge": lambda _: ValueError("x" * 300_000),
+    "raise CancelledError": lambda _: asyncio.CancelledError(),
+    "raise GeneratorExit": lambda _: GeneratorExit(),
+    "raise SystemExit": lambda _: SystemExit(3),
+    "raise KeyboardInterrupt": lambda _: KeyboardInterrupt(),
+}
 _marks: Final = count()
 _LIMIT: Final = timedelta(milliseconds=60)
 _GIVES_IN_AFTER: Final = 3.0
@@ -97,125 +102,163 @@ class Shelf:
 shelf: Final = Shelf()
 
 
-async def _perform(entity: Any, script: Script) -> object:
-    """Do what the script says, in a handler of `entity`."""
-    trace = Trace()
-    shelf.records.runs[current().entity_id, script.number].append(trace)
-    for place, act in enumerate(script.acts):
-        await _act(entity, script, act, place, trace)
-    return await _end(entity, script.ending, script.number)
+class Acting:
+    """Does what a script says, in a handler of `entity`."""
+
+    def __init__(self, entity: "Entity[State]", script: Script) -> None:
+        self._entity = entity
+        self._script = script
+        self._trace = Trace()
+        shelf.records.runs[current().entity_id, script.number].append(self._trace)
+
+    async def perform(self) -> int:
+        """Do all of it."""
+        for act in self._script.acts:
+            await self.do(act)
+        return await end(self._entity, self._script)
+
+    async def do(self, act: str) -> None:
+        """Do one act; a stream does each in a step of its own."""
+        await _ACTS[act](self)
+
+    def on_step_committed(self) -> None:
+        """What was done so far stays, whatever becomes of the stream."""
+        self._trace.saved = len(self._trace.marks)
+
+    def _name(self) -> str:
+        return f"{self._script.number}.{next(_marks)}"
+
+    async def mark(self) -> None:
+        name = self._name()
+        self._entity.state.marks.append(name)
+        self._trace.marks.append(name)
+
+    async def pause(self) -> None:
+        await asyncio.sleep(0)
+
+    async def block(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+
+    async def save(self) -> None:
+        marks = len(self._trace.marks)
+        try:
+            await self._entity.save()
+        except BaseException:
+            self._trace.may_save_more = True
+            raise
+        self._trace.saved = max(self._trace.saved, marks)
+
+    async def save_twice(self) -> None:
+        await asyncio.gather(self.save(), self.save())
+
+    async def leave_a_save(self) -> None:
+        self._leave_save(0)
+
+    async def leave_a_late_save(self) -> None:
+        self._leave_save(3)
+
+    def _leave_save(self, rounds: int) -> None:
+        async def save() -> None:
+            for _ in range(rounds):
+                await asyncio.sleep(0)
+            with suppress(RuntimeError, ActorhubError):
+                await self._entity.save()
+
+        self._trace.may_save_more = True
+        _ = soon(save())
+
+    async def cancel_itself(self) -> None:
+        _task().cancel()
+
+    async def cancel_in_vain(self) -> None:
+        _task().cancel()
+        _task().uncancel()
+
+    async def keep_its_task(self) -> None:
+        _ = soon(_keep(_task(), shelf.records.kept.append))
+
+    async def keep_its_task_weakly(self) -> None:
+        _ = soon(_keep(_task(), shelf.records.kept_weakly.add))
+
+    async def cancel_kept_tasks(self) -> None:
+        for kept in (*shelf.records.kept, *shelf.records.kept_weakly):
+            kept.cancel()
+
+    async def call_back(self) -> None:
+        name = self._name()
+        self._trace.marks.append(name)
+        try:
+            await current().client(Relay)("relay").call_back(current().entity_id, name, fails=False)
+        except ActorhubError:
+            self._trace.marks.remove(name)
+            raise
+
+    async def call_back_in_vain(self) -> None:
+        await current().client(Relay)("relay").call_back(current().entity_id, self._name(), fails=True)
+
+    async def tell(self) -> None:
+        await current().tell(current().client(Relay)("relay").hear(self._script.number))
+
+    async def swallow_a_cancellation(self) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.002)
 
 
-async def _act(entity: Any, script: Script, act: str, place: int, trace: Trace) -> None:
-    records, name = shelf.records, f"{script.number}.{next(_marks)}"
+_ACTS: Final = {
+    act.__name__: act
+    for act in (
+        Acting.mark, Acting.pause, Acting.block, Acting.save, Acting.save_twice, Acting.leave_a_save,
+        Acting.leave_a_late_save, Acting.cancel_itself, Acting.cancel_in_vain, Acting.keep_its_task,
+        Acting.keep_its_task_weakly, Acting.cancel_kept_tasks, Acting.call_back, Acting.call_back_in_vain, Acting.tell,
+        Acting.swallow_a_cancellation,
+    )
+}  # fmt: skip
+ACTS: Final = tuple(_ACTS)
+"""What a handler does before it ends."""
+_IN_STREAMS: Final = ("mark", "pause", "block", "save", "tell", "swallow_a_cancellation")
+
+
+def _task() -> "asyncio.Task[object]":
     task = asyncio.current_task()
-    match act:
-        case "mark":
-            entity.state.marks.append(name)
-            trace.marks.append(name)
-        case "pause":
-            await asyncio.sleep(0)
-        case "save":
-            await _save(entity, trace)
-        case "save twice":
-            await asyncio.gather(_save(entity, trace), _save(entity, trace))
-        case "leave a save" | "leave a late save":
-            trace.may_save_more = True
-            _ = soon(_save_later(entity, 0 if act == "leave a save" else 3))
-        case "cancel itself" if task is not None:
-            task.cancel()
-        case "cancel in vain" if task is not None:
-            task.cancel()
-            task.uncancel()
-        case "keep its task" if task is not None:
-            _ = soon(_keep(task, records.kept.append))
-        case "keep its task weakly" if task is not None:
-            _ = soon(_keep(task, records.kept_weakly.add))
-        case "cancel kept tasks":
-            for kept in (*records.kept, *records.kept_weakly):
-                kept.cancel()
-        case "call back" | "call back in vain":
-            fails = act == "call back in vain"
-            if not fails:
-                trace.marks.append(f"{name} nested")
-            try:
-                await current().client(Relay)("relay").call_back(current().entity_id, f"{name} nested", fails)
-            except Exception:
-                if not fails:
-                    trace.marks.remove(f"{name} nested")
-                    raise
-        case "tell":
-            await current().tell(current().client(Relay)("relay").hear(script.number))
-        case "block":
-            for _ in range(20):
-                await asyncio.sleep(0.001)
-        case "swallow a cancellation":
-            with suppress(asyncio.CancelledError):
-                await asyncio.sleep(0.002)
-        case _:
-            pass
+    assert task is not None
+    return task
 
 
-async def _keep(task: "asyncio.Task[Any]", keep: Any) -> None:
+async def _keep(task: "asyncio.Task[object]", keep: "Callable[[asyncio.Task[object]], None]") -> None:
     """Keep the task of a handler for when that is over."""
-    coroutine: Any = task.get_coro()
     for _ in range(100):
-        if task.done() or coroutine is None:
+        if task.done():
             break
         await asyncio.sleep(0.001)
     keep(task)
 
 
-async def _save(entity: Any, trace: Trace) -> None:
-    marks = len(trace.marks)
-    try:
-        await entity.save()
-    except BaseException:
-        trace.may_save_more = True
-        raise
-    trace.saved = max(trace.saved, marks)
+async def end(entity: "Declared[State]", script: Script) -> int:
+    """End as the script says."""
+    ending = script.ending
+    if ending in _ERRORS:
+        raise _ERRORS[ending](script.number)
+    if ending == "return nothing":
+        return cast("int", None)
+    if ending == "return an odd object":
+        return cast("int", object())
+    if ending == "leave an odd state":
+        entity.state.anything = object()
+    elif ending == "leave another type":
+        entity.state.anything = (1, 2)
+    elif ending == "never end":
+        await asyncio.sleep(3600)
+    elif ending == "never give in":
+        await _never_give_in()
+    return script.number
 
 
-async def _save_later(entity: Any, rounds: int) -> None:
-    for _ in range(rounds):
-        await asyncio.sleep(0)
-    with suppress(Exception):
-        await entity.save()
-
-
-async def _end(entity: Any, ending: str, number: int) -> object:
-    errors: dict[str, BaseException] = {
-        "raise": ValueError("on purpose"),
-        "raise a domain error": Refused(number=number),
-        "raise odd text": ValueError("half \ud800 of a pair, and \x00"),
-        "raise without text": _NoText(),
-        "raise something huge": ValueError("x" * 300_000),
-        "raise CancelledError": asyncio.CancelledError(),
-        "raise GeneratorExit": GeneratorExit(),
-        "raise SystemExit": SystemExit(3),
-        "raise KeyboardInterrupt": KeyboardInterrupt(),
-    }
-    if ending in errors:
-        raise errors[ending]
-    match ending:
-        case "return nothing":
-            return None
-        case "return an odd object":
-            return object()
-        case "leave an odd state":
-            entity.state.anything = object()
-        case "leave another type":
-            entity.state.anything = (1, 2)
-        case "never end":
-            await asyncio.sleep(3600)
-        case "never give in":
-            end = asyncio.get_running_loop().time() + _GIVES_IN_AFTER
-            while asyncio.get_running_loop().time() < end:
-                with suppress(BaseException):
-                    await asyncio.sleep(0.05)
-        case _:
-            pass
-    return number
+async def _never_give_in() -> None:
+    until = asyncio.get_running_loop().time() + _GIVES_IN_AFTER
+    while asyncio.get_running_loop().time() < until:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.05)
 
 
 class Actor(Entity[State]):
@@ -223,16 +266,16 @@ class Actor(Entity[State]):
 
     @handler(timeout=_LIMIT)
     async def plain(self, script: Script) -> int:
-        return await _perform(self, script)  # type: ignore[return-value]
+        return await Acting(self, script).perform()
 
     @handler(durable=True, timeout=_LIMIT, retry=Retry(attempts=2, initial=timedelta(milliseconds=1)))
     async def durable(self, script: Script) -> int:
-        return await _perform(self, script)  # type: ignore[return-value]
+        return await Acting(self, script).perform()
 
     @handler(durable=True, timeout=_LIMIT, retry=Retry(attempts=2, initial=timedelta(milliseconds=1)))
     async def in_a_step(self, script: Script) -> int:
         async def step() -> int:
-            return await _end(self, script.ending, script.number)  # type: ignore[return-value]
+            return await end(self, script)
 
         await current().step("before", _nothing)
         return await current().step("odd", step)
@@ -240,15 +283,14 @@ class Actor(Entity[State]):
     @handler(timeout=_LIMIT)
     async def stream(self, script: Script) -> AsyncIterator[int]:
         """Do each act in a step of its own; a mark is committed with its step."""
-        trace = Trace()
-        shelf.records.runs[current().entity_id, script.number].append(trace)
+        acting = Acting(self, script)
         try:
             for place, act in enumerate(script.acts):
-                if act in ("mark", "pause", "save", "block", "swallow a cancellation", "tell"):
-                    await _act(self, script, act, place, trace)
+                if act in _IN_STREAMS:
+                    await acting.do(act)
                 yield place
-                trace.saved = len(trace.marks)
-            await _end(self, script.ending, script.number)
+                acting.on_step_committed()
+            await end(self, script)
         finally:
             await asyncio.sleep(0)
 
@@ -272,10 +314,10 @@ class Waker(Entity[State], max_idle=timedelta(milliseconds=30)):
         runs = shelf.records.runs[ending, 0]
         runs.append(Trace())
         if len(runs) % 2:
-            await _end(self, ending, 0)
+            await end(self, Script(0, (), ending))
 
     async def on_deactivate(self) -> None:
-        await _end(self, current().entity_id, 0)
+        await end(self, Script(0, (), current().entity_id))
 
     async def read(self) -> State:
         return self.state
@@ -285,12 +327,11 @@ class Relay(Entity, concurrency=1000):
     """Calls back, and hears what is told."""
 
     async def call_back(self, entity_id: str, mark: str, fails: bool) -> None:
-        with suppress(ValueError):
-            try:
-                await current().client(Actor)(entity_id).within(mark, fails)
-            except Exception:
-                if not fails:
-                    raise
+        try:
+            await current().client(Actor)(entity_id).within(mark, fails)
+        except ActorhubError:
+            if not fails:
+                raise
 
     async def hear(self, number: int) -> int:
         return number
@@ -304,14 +345,14 @@ class Loop(Singleton[State]):
 
     async def run(self) -> None:
         script = await self._script.get()
-        await _end(self, script.ending, script.number)
+        await end(self, script)
 
     async def do(self, script: Script) -> None:
         self._script.put_nowait(script)
 
     @handler(timeout=_LIMIT)
     async def plain(self, script: Script) -> int:
-        return await _end(self, script.ending, script.number)  # type: ignore[return-value]
+        return await end(self, script)
 
     async def read(self) -> State:
         return self.state
@@ -324,5 +365,3 @@ async def _nothing() -> None:
 hub: Final = Hub()
 for _entity in (Actor, Waker, Relay, Loop):
     hub.register(_entity)
-
-Call = Coroutine[Any, Any, object]

@@ -1,15 +1,16 @@
 """Generated misbehaviour in every kind of handler: everybody is answered, and what was committed is what is there."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from actorhub import ActorhubError, Cluster
+from actorhub._stream_call import StreamCall
 from actorhub.testing import MemoryCluster
 from tests.calls.misbehaving import ACTS, ENDINGS, Actor, Loop, Records, Script, Trace, Waker, hub, shelf
 from tests.support.gates import outcomes
@@ -35,7 +36,7 @@ _SCRIPTS = st.lists(
 _Case = tuple[str, tuple[str, ...], str]
 
 
-def _call(cluster: Cluster, number: int, case: _Case) -> Any:
+def _call(cluster: Cluster, number: int, case: _Case) -> Awaitable[object]:
     kind, acts, ending = case
     script = Script(number, acts, ending)
     if kind in ("loop", "loop plain"):
@@ -44,17 +45,18 @@ def _call(cluster: Cluster, number: int, case: _Case) -> Any:
     actor = cluster.client(Actor).options(timeout=_ANSWER)(f"e{number % (_CASES // 3)}")
     if kind == "stream":
         return _consume(actor.stream(script), number)
-    return getattr(actor, kind)(script)
+    call: Awaitable[object] = getattr(actor, kind)(script)
+    return call
 
 
-async def _consume(stream: Any, number: int) -> list[int]:
+async def _consume(stream: AsyncIterator[int], number: int) -> list[int]:
     """Consume a stream, and leave every third one early."""
     items: list[int] = []
     async for item in stream:
         items.append(item)
         if number % 3 == 0 and len(items) == 2:
             break
-    await stream.aclose()
+    await cast("StreamCall", stream).aclose()
     return items
 
 
@@ -143,7 +145,7 @@ async def test_nothing_that_handlers_do_in_the_long_run_breaks_their_entities(ca
 
 @pytest.mark.parametrize("ending", sorted(set(ENDINGS) - {"never end", "never give in"}))
 async def test_nothing_that_hooks_do_breaks_their_entities(ending: str) -> None:
-    """The first activation fails, or not, and the next one serves; the entity leaves memory whatever its last hook does."""
+    """Activations fail, or not, and the next one serves; the entity leaves memory whatever its last hook does."""
     shelf.clear()
     async with MemoryCluster(hub) as memory:
         host = await memory.start_runner()

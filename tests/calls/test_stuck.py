@@ -19,7 +19,7 @@ async def _swallow(gate: str) -> None:
     held = gates[gate]
     held.enter()
     for _ in range(1000):
-        with suppress(BaseException):
+        with suppress(asyncio.CancelledError):
             await asyncio.sleep(0.01)
         if held.is_open:
             return

@@ -58,7 +58,7 @@ def test_texts_and_tracebacks_have_an_end(text: str, count: int) -> None:
 
 
 def test_a_class_without_a_name_has_one() -> None:
-    """Even a metaclass may fail, and what `__str__` and `__module__` return may be no ordinary string."""
+    """Even a metaclass may fail, and what `__str__` and `__module__` return may not be an ordinary string."""
     nameless = _Nameless("E", (Exception,), {"__module__": "m", "__str__": _raise_nameless})
     assert name_of(nameless) == "m.E"
     assert text_of(nameless()) == "(E instead of a text)"

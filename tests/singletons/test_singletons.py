@@ -144,6 +144,7 @@ async def test_a_full_mailbox_refuses(cluster: Cluster) -> None:
     """`mailbox_capacity` holds for a singleton too."""
     story.act["hold"] = at_gate("diary")
     diary = cluster.singleton(Diary)
+    await until(lambda: "run" in story.log)  # it has a turn, too
     held = soon(diary.do("hold"))
     await gates["diary"].came()
     waiting = soon(outcomes(*(diary.add(str(n)) for n in range(8))))

@@ -370,7 +370,7 @@ class Completion:
                 end_nesting(run)
 
     def _finish_failed(self, run: Run, error: ActorhubError) -> None:
-        """End a run with an error; nothing of it counts."""
+        """End a run with an error; none of it counts."""
         self._answer_failed(run, error)
         self._scheduler.end_turn(run.message)
 

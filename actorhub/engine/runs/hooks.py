@@ -141,7 +141,7 @@ class Hooks:
 
 
 def outside_tasks(call: Callable[[], T]) -> T:
-    """Call code of the user that is no coroutine: it sees no current task, which would be that of somebody else.
+    """Call synchronous code of the user. It sees no current task, which would be that of somebody else.
 
     Whatever it raises, this raises an `Exception`.
     """
