@@ -125,8 +125,9 @@ def handler(
             or `DuplicateKey` if its arguments differ. By default the cluster's setting. Only with `durable`.
         readonly: The handler never commits, and can run beside other readonly handlers. Changing `state` in it is an
             error. Not with `durable`.
-        reentrant: The handler can start while another handler of the same entity waits, so that calls can come back to
-            the entity. Its changes to `state` are then part of the other handler's commit. Not with `durable`.
+        reentrant: Calls that come back to the entity, from whom its running handler waits for, run at once, within that
+            handler. What they change and tell is part of its commit; if they raise, their own changes are undone. Other
+            calls wait in the mailbox. Not with `durable`.
         timeout: How long one run can take; of a stream, how long the generator can take to its next `yield`. After that
             the run is cancelled, and the caller gets `CallTimeout`; a durable message is run again.
 
