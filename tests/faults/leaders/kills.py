@@ -148,7 +148,7 @@ class LeaderKills:
                     "select epoch, incarnation from actorhub.shards where shard = $1", str(self._shard)
                 )
                 assert row is not None
-                for one in self._ready:
+                for one in list(self._ready):  # others come and go while this asks
                     if one.incarnation == row["incarnation"] and await self._epoch() == row["epoch"]:
                         return _Leader(one, row["epoch"])
                 await asyncio.sleep(_LOOK)
