@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
+from msgspec import UNSET
 
 from actorhub.core.codec import check_size
 from actorhub.core.envelope import ASK, STREAM, TELL, Durable
@@ -61,7 +62,7 @@ class Call(Message):
         self.args = args
         self._future: asyncio.Future[bytes] | None = None
         """Its outcome, once it has been sent."""
-        self._copy: Any = msgspec.UNSET
+        self._copy: Any = UNSET
         """The result, if it needs no decoding."""
         self._steps: Generator[Any, Any, Any] | None = None
         """Its steps, if a task runs it as a coroutine; `await` makes its own."""
@@ -93,7 +94,7 @@ class Call(Message):
             node.deadlines.drop(self)
             if self._trace is not None:
                 self.trace_ended(_error_of(future))
-        return decode_result(self.spec, body) if self._copy is msgspec.UNSET else self._copy
+        return decode_result(self.spec, body) if self._copy is UNSET else self._copy
 
     def send(self, value: Any) -> Any:
         """Run one step, as a task does."""

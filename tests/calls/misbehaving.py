@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from itertools import count
 from typing import Any, Final, cast
@@ -73,6 +73,7 @@ class Trace:
         self.marks: list[str] = []
         self.saved = 0
         """How many of the marks are certainly committed, whatever becomes of the run."""
+        self.is_over = False
         self.may_save_more = False
         """A task that it left behind may have committed more of them."""
 
@@ -83,6 +84,10 @@ class Records:
     def __init__(self) -> None:
         self.runs: dict[tuple[str, int], list[Trace]] = defaultdict(list)
         """By entity and script: a durable message may run more than once."""
+        self.inside: list[object] = []
+        """Instances in the middle of something that nobody else may see."""
+        self.overlaps: list[str] = []
+        """Entities of which two runs were in the middle of something at once."""
         self.kept: list[asyncio.Task[Any]] = []
         self.kept_weakly: WeakSet[asyncio.Task[Any]] = WeakSet()
 
@@ -113,13 +118,18 @@ class Acting:
 
     async def perform(self) -> int:
         """Do all of it."""
-        for act in self._script.acts:
-            await self.do(act)
-        return await end(self._entity, self._script)
+        try:
+            with _alone(self._entity):
+                for act in self._script.acts:
+                    await _ACTS[act](self)
+            return await end(self._entity, self._script)
+        finally:
+            self._trace.is_over = True
 
     async def do(self, act: str) -> None:
         """Do one act; a stream does each in a step of its own."""
-        await _ACTS[act](self)
+        with _alone(self._entity):
+            await _ACTS[act](self)
 
     def on_step_committed(self) -> None:
         """What was done so far stays, whatever becomes of the stream."""
@@ -156,7 +166,7 @@ class Acting:
         self._leave_save(0)
 
     async def leave_a_late_save(self) -> None:
-        self._leave_save(3)
+        self._leave_save(20)
 
     def _leave_save(self, rounds: int) -> None:
         async def save() -> None:
@@ -176,10 +186,10 @@ class Acting:
         _task().uncancel()
 
     async def keep_its_task(self) -> None:
-        _ = soon(_keep(_task(), shelf.records.kept.append))
+        _ = soon(_keep(_task(), self._trace, shelf.records.kept.append))
 
     async def keep_its_task_weakly(self) -> None:
-        _ = soon(_keep(_task(), shelf.records.kept_weakly.add))
+        _ = soon(_keep(_task(), self._trace, shelf.records.kept_weakly.add))
 
     async def cancel_kept_tasks(self) -> None:
         for kept in (*shelf.records.kept, *shelf.records.kept_weakly):
@@ -205,6 +215,19 @@ class Acting:
             await asyncio.sleep(0.002)
 
 
+@contextmanager
+def _alone(entity: object) -> Iterator[None]:
+    """Note if two runs are in an instance at once, neither of which is within the other."""
+    records = shelf.records
+    if entity in records.inside:
+        records.overlaps.append(current().entity_id)
+    records.inside.append(entity)
+    try:
+        yield
+    finally:
+        records.inside.remove(entity)
+
+
 _ACTS: Final = {
     act.__name__: act
     for act in (
@@ -225,12 +248,13 @@ def _task() -> "asyncio.Task[object]":
     return task
 
 
-async def _keep(task: "asyncio.Task[object]", keep: "Callable[[asyncio.Task[object]], None]") -> None:
-    """Keep the task of a handler for when that is over."""
-    for _ in range(100):
-        if task.done():
+async def _keep(task: "asyncio.Task[object]", trace: Trace, keep: "Callable[[asyncio.Task[object]], None]") -> None:
+    """Keep the task of a handler, to be cancelled when that is over."""
+    for _ in range(1000):
+        if trace.is_over:
             break
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
     keep(task)
 
 
@@ -292,18 +316,25 @@ class Actor(Entity[State]):
                 acting.on_step_committed()
             await end(self, script)
         finally:
-            await asyncio.sleep(0)
+            with _alone(self):
+                await asyncio.sleep(0)
 
     async def read(self) -> State:
         return self.state
 
     @handler(reentrant=True)
     async def within(self, mark: str, fails: bool) -> int:
+        """Be called back."""
         self.state.marks.append(mark)
         await asyncio.sleep(0)
         if fails:
             raise ValueError("within")
         return len(self.state.marks)
+
+    @handler(reentrant=True, timeout=_LIMIT)
+    async def from_elsewhere(self, script: Script) -> int:
+        """Be called by who does not know of a running handler."""
+        return await Acting(self, script).perform()
 
 
 class Waker(Entity[State], max_idle=timedelta(milliseconds=30)):

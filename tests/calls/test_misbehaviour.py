@@ -9,40 +9,44 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actorhub import ActorhubError, Cluster
+from actorhub import ActorhubError, CallTimeout, Cluster, HandlerFailed, RunnerUnavailable
 from actorhub._stream_call import StreamCall
 from actorhub.testing import MemoryCluster
 from tests.calls.misbehaving import ACTS, ENDINGS, Actor, Loop, Records, Script, Trace, Waker, hub, shelf
 from tests.support.gates import outcomes
 from tests.support.parts import host_of
 
-_CASES: Final = 100
+CASES: Final = 100
 """Calls of one example; all at once, to a third as many entities."""
-_ANSWER: Final = timedelta(seconds=20)
-_KINDS: Final = ("plain", "durable", "in_a_step", "stream", "stream", "plain", "loop", "loop plain")
+ANSWER: Final = timedelta(seconds=20)
+KINDS: Final = ("plain", "plain", "from_elsewhere", "durable", "in_a_step", "stream", "stream", "loop", "loop plain")
+_HARMLESS: Final = {"mark", "pause", "save", "save_twice", "keep_its_task", "keep_its_task_weakly", "cancel_kept_tasks",
+                    "call_back", "call_back_in_vain", "tell", "leave_a_save", "leave_a_late_save"}  # fmt: skip
+
+_OF_NEIGHBOURS: Final = ("longer than its timeout", "its runner lost the shard", "because its entity moved")
 
 _SCRIPTS = st.lists(
     st.tuples(
-        st.sampled_from(_KINDS),
+        st.sampled_from(KINDS),
         st.lists(st.sampled_from(ACTS), max_size=5).map(tuple),
         # What takes a second to be given up is rare, so that an example is soon over.
         st.integers(0, 400).map(
             lambda number: ENDINGS[number % (len(ENDINGS) if number % 25 == 0 else len(ENDINGS) - 2)]
         ),
     ),
-    min_size=_CASES,
-    max_size=_CASES,
+    min_size=CASES,
+    max_size=CASES,
 )
-_Case = tuple[str, tuple[str, ...], str]
+Case = tuple[str, tuple[str, ...], str]
 
 
-def _call(cluster: Cluster, number: int, case: _Case) -> Awaitable[object]:
+def _call(cluster: Cluster, number: int, case: Case) -> Awaitable[object]:
     kind, acts, ending = case
     script = Script(number, acts, ending)
     if kind in ("loop", "loop plain"):
-        loop = cluster.singleton(Loop, timeout=_ANSWER)
+        loop = cluster.singleton(Loop, timeout=ANSWER)
         return loop.do(script) if kind == "loop" else loop.plain(script)
-    actor = cluster.client(Actor).options(timeout=_ANSWER)(f"e{number % (_CASES // 3)}")
+    actor = cluster.client(Actor).options(timeout=ANSWER)(f"e{number % (CASES // 3)}")
     if kind == "stream":
         return _consume(actor.stream(script), number)
     call: Awaitable[object] = getattr(actor, kind)(script)
@@ -60,16 +64,21 @@ async def _consume(stream: AsyncIterator[int], number: int) -> list[int]:
     return items
 
 
-async def _throw(cluster: Cluster, cases: Sequence[_Case]) -> list[object]:
+async def _throw(cluster: Cluster, cases: Sequence[Case]) -> list[object]:
     """Make all calls at once, in the order of their numbers for each entity; return their outcomes."""
     answers = await outcomes(*(_call(cluster, number, case) for number, case in enumerate(cases)))
-    for answer in answers:
-        assert not isinstance(answer, Exception) or isinstance(answer, ActorhubError), answer
+    for case, answer in zip(cases, answers, strict=True):
+        assert not isinstance(answer, Exception) or isinstance(answer, ActorhubError), (case, answer)
+        kind, acts, ending = case
+        if isinstance(answer, Exception) and ending == "return" and _HARMLESS.issuperset(acts):
+            # On a slow machine a handler may exceed its timeout, and one that is given up takes its neighbours along.
+            assert isinstance(answer, CallTimeout | HandlerFailed | RunnerUnavailable), (kind, acts, answer)
+            assert any(reason in str(answer) for reason in _OF_NEIGHBOURS), (kind, acts, answer)
     return answers
 
 
 def _check_marks(
-    name: str, marks: Sequence[str], records: Records, cases: Sequence[_Case], answers: list[object]
+    name: str, marks: Sequence[str], records: Records, cases: Sequence[Case], answers: list[object]
 ) -> None:
     """Every mark that must be there is, once, with those of its run before it; and no other is."""
     assert len(set(marks)) == len(marks), (name, marks)
@@ -101,21 +110,23 @@ def _allowed(kind: str, traces: Sequence[Trace], is_done: bool) -> list[list[str
     return options
 
 
-async def _all_hold(cluster: Cluster, host: Cluster, cases: Sequence[_Case]) -> None:
+async def _all_hold(cluster: Cluster, host: Cluster, cases: Sequence[Case]) -> None:
     records = shelf.clear()
     answers = await _throw(cluster, cases)
-    actors = cluster.client(Actor).options(timeout=_ANSWER)
-    for name in {f"e{number % (_CASES // 3)}" for number in range(len(cases))}:
+    actors = cluster.client(Actor).options(timeout=ANSWER)
+    for name in {f"e{number % (CASES // 3)}" for number in range(len(cases))}:
         state = await actors(name).read()
+        assert state.anything is None, name
         _check_marks(name, state.marks, records, cases, answers)
-    assert (await cluster.singleton(Loop, timeout=_ANSWER).read()).anything is None
+    assert (await cluster.singleton(Loop, timeout=ANSWER).read()).anything is None
+    assert not records.overlaps
     for cell in host_of(host).cells():
         if not cell.is_singleton:
             assert cell.load == cell.nested == 0, cell.address
             assert cell.queue is None, cell.address
 
 
-async def _in_memory(cases: Sequence[_Case]) -> None:
+async def misbehave_in_memory(cases: Sequence[Case]) -> None:
     async with MemoryCluster(hub) as memory:
         host = await memory.start_runner()
         cluster = await memory.client() if len(cases[0][1]) % 2 else host
@@ -129,18 +140,18 @@ _LOOSE: Final = settings(deadline=None, suppress_health_check=list(HealthCheck))
 
 @settings(_LOOSE, max_examples=20)
 @given(_SCRIPTS)
-async def test_nothing_that_handlers_do_breaks_their_entities(cases: list[_Case]) -> None:
+async def test_nothing_that_handlers_do_breaks_their_entities(cases: list[Case]) -> None:
     """Two thousand calls that misbehave."""
-    await _in_memory(cases)
+    await misbehave_in_memory(cases)
 
 
 @pytest.mark.faults
 @pytest.mark.slow
 @settings(_LOOSE, max_examples=500)
 @given(_SCRIPTS)
-async def test_nothing_that_handlers_do_in_the_long_run_breaks_their_entities(cases: list[_Case]) -> None:
+async def test_nothing_that_handlers_do_in_the_long_run_breaks_their_entities(cases: list[Case]) -> None:
     """Fifty thousand calls that misbehave."""
-    await _in_memory(cases)
+    await misbehave_in_memory(cases)
 
 
 @pytest.mark.parametrize("ending", sorted(set(ENDINGS) - {"never end", "never give in"}))
@@ -149,7 +160,7 @@ async def test_nothing_that_hooks_do_breaks_their_entities(ending: str) -> None:
     shelf.clear()
     async with MemoryCluster(hub) as memory:
         host = await memory.start_runner()
-        waker = host.client(Waker).options(timeout=_ANSWER)(ending)
+        waker = host.client(Waker).options(timeout=ANSWER)(ending)
         for _ in range(3):
             await outcomes(waker.read())
         assert (await waker.read()).anything is None

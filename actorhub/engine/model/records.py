@@ -397,13 +397,6 @@ class Cell:
             return True
         return False
 
-    def end_turn(self, message: Message) -> None:
-        """Count a run as ended: the counterpart of `admit`."""
-        if message.is_nested:
-            self.nested -= 1
-        else:
-            self.load = 0 if self.load == EXCLUSIVE else self.load - 1
-
     def next_runnable(self) -> Message | None:
         """Take the head of the queue if a turn is free for it, and give it that turn; the cell must not be over."""
         queue = self.queue

@@ -129,7 +129,8 @@ class Carriers:
         scheduler, completion = self._scheduler, self._completion
         ready, base = scheduler.ready, scheduler.context
         task: Any = asyncio.current_task()
-        references, weak_references = sys.getrefcount(task), weakref.getweakrefcount(task)
+        count_references, count_weak_references = sys.getrefcount, weakref.getweakrefcount
+        references, weak_references = count_references(task), count_weak_references(task)
         runs = 0
         while ready:
             message = ready.popleft()
@@ -159,8 +160,8 @@ class Carriers:
             # in it then. `cancelling()` does not tell: before Python 3.13 `uncancel` does not call a cancellation back.
             if (
                 task._must_cancel  # noqa: SLF001 - there is no public way to see it
-                or sys.getrefcount(task) != references
-                or weakref.getweakrefcount(task) != weak_references
+                or count_references(task) != references
+                or count_weak_references(task) != weak_references
             ):
                 self._go_on_elsewhere()
                 return

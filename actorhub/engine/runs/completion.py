@@ -117,7 +117,16 @@ class Completion:
             and run.progress is None
             and not isinstance(message, DurableMessage)
         ):
-            self._finish(run, body, copy)
+            message.phase = DONE
+            run.is_over = True
+            try:
+                message.on_returned(body, copy)
+                if self._scheduler.observer is not None:
+                    self._scheduler.observer.ended(message, None)
+            finally:
+                self._scheduler.end_turn(message)
+                if run.nesting is not None:
+                    end_nesting(run)
         else:
             self._settle(run, body)
 
@@ -349,16 +358,13 @@ class Completion:
         else:
             self._finish_failed(run, self.on_refused(cell, error))
 
-    def _finish(self, run: Run, body: bytes, copy: Any = msgspec.UNSET) -> None:
+    def _finish(self, run: Run, body: bytes) -> None:
         """Reply, and send what the handler told; everything of the run is committed."""
         message = run.message
         message.phase = DONE
         run.is_over = True
         try:
-            if copy is msgspec.UNSET:
-                message.on_completed(body)
-            else:
-                message.on_returned(body, copy)
+            message.on_completed(body)
             if run.outbox:
                 self._scheduler.send_told(run)
             if self._scheduler.observer is not None:

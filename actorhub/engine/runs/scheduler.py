@@ -176,7 +176,10 @@ class Scheduler:
         """Take the turn of a message back, and start what waited for it."""
         cell = message.cell
         assert cell is not None
-        cell.end_turn(message)
+        if message.is_nested:
+            cell.nested -= 1
+        else:
+            cell.load = 0 if cell.load == EXCLUSIVE else cell.load - 1
         if cell.queue is not None or cell.returning is not None or cell.phase == CLOSING or self._waiting_entities:
             self._pass_on(cell, message)
 
