@@ -33,7 +33,7 @@ _timeout_option: Final = click.option(
     show_default=True,
     type=click.FloatRange(0.001, 4_000_000),
     metavar="SECONDS",
-    help="How long to wait; for a stream, until its first item.",
+    help="How long to wait.",
 )
 
 

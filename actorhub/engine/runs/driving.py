@@ -12,12 +12,12 @@ def resumed(context: contextvars.Context, resume: Callable[[], Any]) -> Any:
 
     Raises:
         StopIteration: It returned.
-        RuntimeError: It raised `GeneratorExit`, which means here that the event loop was closed.
+        RuntimeError: It raised `GeneratorExit`. In a task of the engine that would mean that the event loop was closed.
     """
     try:
         return context.run(resume)
     except GeneratorExit as exc:
-        raise RuntimeError("the handler raised GeneratorExit") from exc
+        raise RuntimeError("GeneratorExit was raised") from exc
 
 
 def drive(

@@ -75,7 +75,7 @@ class Scheduler:
         self.is_carried = False
         """A carrier is scheduled, or between two runs: it will find what becomes ready."""
         self.suspended: set[Run] = set()
-        """Messages whose handler awaits something, each with a carrier of its own."""
+        """Runs whose handler awaits something, each with a carrier of its own."""
         self.holders: dict[Cell, Run] = {}
         """The suspended run that has the cell for itself: what calls back runs within it."""
         self.observer: Observer | None = None
