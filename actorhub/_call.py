@@ -258,7 +258,7 @@ class Call(Message):
         assert future is not None
         if not future.done():
             self._copy = copy
-            future.set_result(body)
+            future.set_result(b"")
 
     def on_failed(self, error: ActorhubError) -> None:
         """Wake the caller with the error, if it still waits. Count a tell that fails after it was accepted."""
