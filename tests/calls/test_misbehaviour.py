@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AsyncExitStack
 from datetime import timedelta
+from random import Random
 from typing import Final, cast
 
 import pytest
@@ -38,6 +40,16 @@ _SCRIPTS = st.lists(
     max_size=CASES,
 )
 Case = tuple[str, tuple[str, ...], str]
+
+
+def random_cases(random: Random) -> list[Case]:
+    """Return cases like hypothesis', but chosen by `random`."""
+
+    def case() -> Case:
+        acts = tuple(random.choice(ACTS) for _ in range(random.randrange(6)))
+        return random.choice(KINDS), acts, random.choice((*ENDINGS[:-2] * 10, *ENDINGS[-2:]))
+
+    return [case() for _ in range(CASES)]
 
 
 def _call(cluster: Cluster, number: int, case: Case) -> Awaitable[object]:
@@ -152,6 +164,20 @@ async def test_nothing_that_handlers_do_breaks_their_entities(cases: list[Case])
 async def test_nothing_that_handlers_do_in_the_long_run_breaks_their_entities(cases: list[Case]) -> None:
     """Fifty thousand calls that misbehave."""
     await misbehave_in_memory(cases)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_nothing_that_handlers_do_breaks_them_on_a_real_postgres(postgres_url: str, seed: int) -> None:
+    """Nor over a real link."""
+    grace = timedelta(seconds=3)
+    async with AsyncExitStack() as stack:
+        making = hub.runner(database_url=postgres_url, listen="127.0.0.1:0", shards_per_group=16, grace=grace)
+        host = await stack.enter_async_context(making)
+        assert host.runner is not None
+        client = await stack.enter_async_context(hub.connect(gateway=host.runner.address))
+        await _all_hold(client, host, random_cases(Random(seed)))
+        left = asyncio.get_running_loop().time()
+    assert asyncio.get_running_loop().time() - left < grace.total_seconds() + 2
 
 
 @pytest.mark.parametrize("ending", sorted(set(ENDINGS) - {"never end", "never give in"}))

@@ -20,8 +20,7 @@ from actorhub.engine.runs.carriers import Carriers
 from actorhub.engine.runs.nesting import Nesting
 from actorhub.engine.runs.scheduler import Scheduler
 from tests.calls import test_misbehaviour
-from tests.calls.misbehaving import ACTS, ENDINGS
-from tests.calls.test_misbehaviour import Case, misbehave_in_memory
+from tests.calls.test_misbehaviour import misbehave_in_memory, random_cases
 
 Patch = Callable[[object, str, Any], None]
 MUTANTS: Final[dict[str, Callable[[Patch], None]]] = {}
@@ -112,14 +111,6 @@ def _(patch: Patch) -> None:
     patch(completion, "_roll_back", lambda *_, **__: None)
 
 
-def _cases(random: Random) -> list[Case]:
-    def case() -> Case:
-        acts = tuple(random.choice(ACTS) for _ in range(random.randrange(6)))
-        return random.choice(test_misbehaviour.KINDS), acts, random.choice((*ENDINGS[:-2] * 10, *ENDINGS[-2:]))
-
-    return [case() for _ in range(test_misbehaviour.CASES)]
-
-
 @pytest.mark.parametrize("name", MUTANTS)
 async def test_each_defect_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the defect, an example soon fails: a call is not answered, or what is committed is not what should be."""
@@ -128,7 +119,7 @@ async def test_each_defect_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch
     for seed in range(30):
         try:
             async with asyncio.timeout(20):
-                await misbehave_in_memory(_cases(Random(seed)))
+                await misbehave_in_memory(random_cases(Random(seed)))
         except (AssertionError, TimeoutError, ActorhubError):
             return
     pytest.fail("nothing was noticed")

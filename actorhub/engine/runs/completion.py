@@ -117,6 +117,7 @@ class Completion:
             and run.progress is None
             and not isinstance(message, DurableMessage)
         ):
+            # What `_finish` does, for what most calls are: it saves them a call.
             message.phase = DONE
             run.is_over = True
             try:
