@@ -111,6 +111,8 @@ def _(patch: Patch) -> None:
     patch(completion, "_roll_back", lambda *_, **__: None)
 
 
+@pytest.mark.faults
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MUTANTS)
 async def test_each_defect_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the defect, an example soon fails: a call is not answered, or what is committed is not what should be."""

@@ -35,7 +35,7 @@ class Clerk(Singleton[Ticks], name="clerk"):
         self._spoilt = True
 
 
-class Requests(Entity, name="requests"):
+class Requests(Entity, name="requests", concurrency=10):
     """Wait for somebody's approval, then until they are told to finish."""
 
     def __init__(self) -> None:
@@ -52,11 +52,9 @@ class Requests(Entity, name="requests"):
             # As long as the run has not ended, its deferred value keeps the outcome.
             await self._finished.wait()
 
-    @handler(reentrant=True)
     async def finish(self) -> None:
         self._finished.set()
 
-    @handler(reentrant=True)
     async def token(self) -> str:
         return self._token
 

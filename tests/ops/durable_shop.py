@@ -1,6 +1,7 @@
 """The hub of the tests about durable messages: `tests.ops.durable_shop:hub`."""
 
 import asyncio
+from collections import defaultdict
 from datetime import timedelta
 
 import msgspec
@@ -26,11 +27,21 @@ QUICK = Retry(attempts=2, initial=timedelta(milliseconds=10))
 PATIENT = Retry(attempts=3, initial=timedelta(hours=1), maximum=timedelta(hours=1))
 
 
+_held: defaultdict[str, list[asyncio.Event]] = defaultdict(list)
+
+
+async def release(account: str) -> None:
+    """Let the handlers end that `hold` the account in this process, or the one that is about to."""
+    while account not in _held:
+        await asyncio.sleep(0.01)
+    for event in _held.pop(account, ()):
+        event.set()
+
+
 class Accounts(Entity[Balance], name="accounts"):
     """One account: bookings are durable, and some of them fail."""
 
     def __init__(self) -> None:
-        self._released = asyncio.Event()
         self._mended = False
 
     @handler(durable=True)
@@ -55,18 +66,15 @@ class Accounts(Entity[Balance], name="accounts"):
 
     @handler(durable=True)
     async def hold(self) -> str:
-        await self._released.wait()
+        event = asyncio.Event()
+        _held[current().entity_id].append(event)
+        await event.wait()
         return "released"
 
     @handler(durable=True)
     async def headers(self) -> dict[str, str]:
         return dict(current().headers)
 
-    @handler(reentrant=True)
-    async def release(self) -> None:
-        self._released.set()
-
-    @handler(reentrant=True)
     async def mend(self) -> None:
         self._mended = True
 

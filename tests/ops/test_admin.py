@@ -31,7 +31,7 @@ async def test_shards_are_joined_with_their_owners_numbers(ports: Ports) -> None
     first, second = await ports.open_two()
     await _place(first.cluster, "ada", "bob")
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(3):
+        for _ in range(12):
             tasks.create_task(first.cluster.client(Gate)("g").sleep(0.5))
         await asyncio.sleep(0)
         async with asyncio.timeout(10):

@@ -9,7 +9,7 @@ from actorhub.cluster import part_of
 from actorhub.transport.grpc._pb import admin_v1_pb2 as admin_pb
 from actorhub.transport.grpc._pb import client_v1_pb2 as pb
 from tests.ops.conftest import Port, Ports
-from tests.ops.durable_shop import Accounts
+from tests.ops.durable_shop import Accounts, release
 
 JSON, MSGPACK = pb.ENCODING_JSON, pb.ENCODING_MSGPACK
 
@@ -60,7 +60,7 @@ async def test_a_reply_is_fetched_from_any_runner_in_either_encoding(durable_por
     async with asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(_reply(second, held))
         await asyncio.sleep(0)
-        await first.cluster.client(Accounts)("ada").release()
+        await release("ada")
     assert waiting.result().result == b'"released"'
 
 

@@ -11,7 +11,7 @@ import pytest
 from actorhub.ops import messages
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 from tests.ops.conftest import Port, Ports
-from tests.ops.durable_shop import Accounts, Booking
+from tests.ops.durable_shop import Accounts, Booking, release
 
 PENDING, SCHEDULED, DEAD = pb.MESSAGE_STATE_PENDING, pb.MESSAGE_STATE_SCHEDULED, pb.MESSAGE_STATE_DEAD
 DONE, FAILED, CANCELLED = pb.MESSAGE_STATE_DONE, pb.MESSAGE_STATE_FAILED, pb.MESSAGE_STATE_CANCELLED
@@ -89,7 +89,7 @@ async def test_every_state_is_listed_and_chosen_by_filters(durable_ports: Ports)
         if not (token := page.next_page_token):
             break
     assert found == everything
-    await accounts("eve").release()
+    await release("eve")
 
 
 async def test_a_dead_letter_tells_all_about_itself(durable_ports: Ports) -> None:
@@ -215,7 +215,7 @@ async def test_a_message_is_cancelled_unless_it_runs_or_has_ended(durable_ports:
     await _refused(cancel, grpc.StatusCode.FAILED_PRECONDITION, str(held))
     retry = await second.admin.Retry(pb.RetryRequest(message_ids=[held]))
     assert [(each.message_id, each.reason) for each in retry.refused] == [(held, "it is running")]
-    await accounts("eve").release()
+    await release("eve")
     await _until(first, held, DONE)
 
 

@@ -65,7 +65,7 @@ class Orders(Entity[Ledger], name="orders"):
             yield number
 
 
-class Gate(Entity, name="gate"):
+class Gate(Entity, name="gate", concurrency=10):
     """Counts in memory who came in, and who left again, cancelled or not."""
 
     def __init__(self) -> None:
@@ -73,7 +73,6 @@ class Gate(Entity, name="gate"):
         self._left = 0
         self._opened = asyncio.Event()
 
-    @handler(reentrant=True)
     async def enter(self) -> str:
         self._entered += 1
         try:
@@ -108,11 +107,9 @@ class Gate(Entity, name="gate"):
         finally:
             self._left += 1
 
-    @handler(reentrant=True)
     async def open(self) -> None:
         self._opened.set()
 
-    @handler(reentrant=True)
     async def counts(self) -> list[int]:
         return [self._entered, self._left]
 
