@@ -118,7 +118,7 @@ class Codec(Generic[T]):
         """
         back = self.decode(data)
         try:
-            problem = first_difference(value, back)
+            problem = None if value == back else first_difference(value, back)
         except BaseException as exc:
             raise _refusal(exc, self.what) from exc
         if problem is not None:
