@@ -240,8 +240,10 @@ def copy_of(error: EntityError, limit: int) -> ActorhubError:
     record = _decode_error(encode_error(error, limit))
     try:
         return _domain_error(record, type(error)) if record.domain else _framework_error(record)
-    except BaseException as exc:  # noqa: BLE001 - user code: the class may raise anything
+    except msgspec.ValidationError as exc:
         return _undecodable(record, exc)
+    except BaseException:  # noqa: BLE001 - user code: its class may not be what it should, but there is an error
+        return error
 
 
 def _undecodable(record: _ErrorRecord, error: BaseException) -> HandlerFailed:

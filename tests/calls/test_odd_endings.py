@@ -5,13 +5,13 @@ import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import timedelta
 from random import Random
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 from weakref import WeakSet
 
 import msgspec
 import pytest
 
-from actorhub import ActorhubError, Cluster, Entity, EntityError, Hub, Retry, current, handler
+from actorhub import ActorhubError, Cluster, Entity, EntityError, HandlerFailed, Hub, Retry, current, handler
 from actorhub.core.texts import LONGEST_TEXT, text_of
 from actorhub.testing import MemoryCluster
 from tests.support.gates import failure
@@ -349,3 +349,40 @@ async def test_a_kept_task_of_a_run_that_is_over_can_be_cancelled_at_any_time(se
                     rounds = -1
             expected.append(rounds)
         assert await asyncio.gather(*calls) == expected
+
+
+class Sold(EntityError):
+    """A domain error with a field that can be changed."""
+
+    to: list[str]
+
+
+class Seller(Entity[int]):
+    """Keeps what it raises."""
+
+    async def refuse(self, to: list[str]) -> None:
+        self._error = Sold(to=to)
+        raise self._error
+
+    async def refuse_wrongly(self) -> None:
+        raise Sold(to=cast("list[str]", 5))
+
+    async def buyers(self) -> list[str]:
+        return self._error.to
+
+
+async def test_a_caller_shares_no_error_with_the_entity() -> None:
+    """In the same process it gets a copy, and the same error as elsewhere where a field does not have its type."""
+    own = Hub()
+    own.register(Seller)
+    async with MemoryCluster(own) as memory:
+        runner = await memory.start_runner()
+        for side in (runner, await memory.client()):
+            seller = side.client(Seller)("a")
+            error = await failure(seller.refuse(["ada"]))
+            assert isinstance(error, Sold)
+            error.to.append("bob")
+            assert await seller.buyers() == ["ada"]
+            wrong = await failure(seller.refuse_wrongly())
+            assert isinstance(wrong, HandlerFailed)
+            assert wrong.type == "Sold"

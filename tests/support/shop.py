@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -90,6 +91,15 @@ class Gate(Entity, name="gate", concurrency=10):
                     await asyncio.sleep(0.1)
 
         self._stray: object = asyncio.Task(stay())
+        return "left"
+
+    async def exit_in_a_task(self) -> str:
+        """Leave a task behind that exits."""
+
+        async def leave() -> None:
+            sys.exit(3)
+
+        self._stray = asyncio.Task(leave())
         return "left"
 
     async def leave_thread(self) -> str:
