@@ -39,14 +39,14 @@ async def test_a_handler_that_runs_at_sigterm_calls_its_sibling(processes: Proce
     """The entity with the same id is in the same shard, which drains: call and process are soon over, without error."""
     runner = await processes.serve()
     runners = [runner, *[await processes.serve() for _ in range(others)]]
-    admin = ("--admin", runner.address)
+    admin = ("--admin", runners[-1].address)
     calls = [processes.start("call", "gate", f"g{n}", "sleep_and_order", "1.0", *admin) for n in range(4)]
     async with asyncio.timeout(20):
         while sum(one.err.count(" sleeps") for one in runners) < len(calls):
             await asyncio.sleep(0.02)
     began = SystemClock().monotonic()
     assert await runner.terminate() == 0
-    assert [await call.ended() for call in calls] == [0] * 4
+    assert [await call.ended() for call in calls] == [0] * 4, [call.err for call in calls]
     assert SystemClock().monotonic() - began < 4
     assert [call.out.strip() for call in calls] == ["1"] * 4
     assert "did not finish" not in runner.err
