@@ -179,7 +179,7 @@ class Carriers:
             run.interleaving = Interleaving(self._scheduler, message, cell)
             run.progress = message.progress
         else:
-            run.nesting = Nesting(cell, self._scheduler.holders.get(cell), message.chain.count(cell.address))
+            run.nesting = Nesting(message, cell, self._scheduler.holders.get(cell))
 
     def _pause(self) -> Generator[Any, Any, None]:
         # One round of the event loop, for I/O and timers. What becomes ready meanwhile is still this carrier's.

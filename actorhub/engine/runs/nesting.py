@@ -11,7 +11,7 @@ from contextvars import Context
 from typing import Any
 
 from actorhub.core.errors import MalformedMessage
-from actorhub.engine.model.records import Cell
+from actorhub.engine.model.records import Cell, Message
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs.driving import resumed
 
@@ -19,17 +19,17 @@ from actorhub.engine.runs.driving import resumed
 class Nesting:
     """What one nested run changed."""
 
-    def __init__(self, cell: Cell, outer: Run | None, depth: int) -> None:
+    def __init__(self, message: Message, cell: Cell, outer: Run | None) -> None:
         """Prepare.
 
         Args:
+            message: The call that came back.
             cell: The entity.
             outer: The run around it; `None`: several `readonly` ones.
-            depth: How often the entity is in the chain of calls that led here.
         """
         self._cell = cell
         self.outer = outer
-        self.depth = depth
+        self.depth = message.chain.count(cell.address)
         self._before = self._left = self._encoded()
         self._is_mixed = cell.record is not None and self._before is None
         if outer is not None:

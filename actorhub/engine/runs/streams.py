@@ -347,8 +347,7 @@ class StreamProducer:
         """Run a step, within which those can run who call back; it ends after them."""
         run, message = self._run, self._message
         if message.is_nested:
-            outer = self._scheduler.holders.get(self._cell)
-            run.nesting = Nesting(self._cell, outer, message.chain.count(message.address))
+            run.nesting = Nesting(message, self._cell, self._scheduler.holders.get(self._cell))
         self._scheduler.hold(run)
         try:
             return await step
