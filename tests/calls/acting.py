@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 
+import pytest
+
 from actorhub import Cluster, Entity, Hub, current, handler
 from actorhub.cluster import part_of
 from actorhub.engine.model.records import Cell
@@ -161,6 +163,13 @@ def cells(cluster: Cluster) -> list[Cell]:
     part = part_of(cluster)
     assert isinstance(part, Runner)
     return list(part.host.cells())
+
+
+@pytest.fixture(autouse=True)
+def new_acts() -> None:
+    """Begin without acts."""
+    acts.clear()
+    seen.clear()
 
 
 async def until_idle(cluster: Cluster) -> None:

@@ -18,6 +18,7 @@ from tests.calls.acting import (
     hub,
     leave,
     mark,
+    new_acts,
     note_state,
     rest,
     seen,
@@ -26,14 +27,7 @@ from tests.calls.acting import (
 )
 from tests.support.gates import failure, gates, soon
 
-__all__ = ["hub"]
-
-
-@pytest.fixture(autouse=True)
-def new_acts() -> None:
-    """Begin without acts."""
-    acts.clear()
-    seen.clear()
+__all__ = ["hub", "new_acts"]
 
 
 async def test_a_clean_up_waits_for_a_handler_in_the_middle_of_a_change(cluster: Cluster, runner: Cluster) -> None:

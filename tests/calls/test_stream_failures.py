@@ -19,6 +19,7 @@ from tests.calls.acting import (
     hub,
     leave,
     mark,
+    new_acts,
     note_state,
     rest,
     seen,
@@ -27,14 +28,7 @@ from tests.calls.acting import (
 )
 from tests.support.gates import failure, gates, soon
 
-__all__ = ["hub"]
-
-
-@pytest.fixture(autouse=True)
-def new_acts() -> None:
-    """Begin without acts."""
-    acts.clear()
-    seen.clear()
+__all__ = ["hub", "new_acts"]
 
 
 async def test_a_clean_up_that_raises_is_taken_back(

@@ -9,17 +9,10 @@ import pytest
 from actorhub import CallTimeout, Cluster
 from actorhub.engine.runs.stuck import log_stuck
 from actorhub.testing import until
-from tests.calls.acting import Actor, acts, cells, heard, hub, note_state, seen, tell, until_idle
+from tests.calls.acting import Actor, acts, cells, heard, hub, new_acts, note_state, seen, tell, until_idle
 from tests.support.gates import failure, gates, soon
 
-__all__ = ["hub"]
-
-
-@pytest.fixture(autouse=True)
-def new_acts() -> None:
-    """Begin without acts."""
-    acts.clear()
-    seen.clear()
+__all__ = ["hub", "new_acts"]
 
 
 async def slow(me: Actor) -> None:
