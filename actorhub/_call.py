@@ -54,7 +54,7 @@ class Call(Message):
     __slots__ = ("__weakref__", "_copy", "_future", "_steps", "_target", "_trace", "_used")
 
     def __init__(self, target: CallTarget, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
-        super().__init__(spec, entity_id, ASK)
+        Message.__init__(self, spec, entity_id, ASK)
         self._target = target
         self._used = False
         self._trace: Any = None

@@ -88,7 +88,7 @@ class DurableMessage(Message):
     def __init__(
         self, events: RunEvents, shard: HostedShard, *, spec: HandlerSpec, entity_id: str, message_id: int
     ) -> None:
-        super().__init__(spec, entity_id, ASK)
+        Message.__init__(self, spec, entity_id, ASK)
         self.events = events
         self.shard = shard
         self.shard_id = shard.id

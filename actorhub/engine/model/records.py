@@ -114,6 +114,8 @@ class Message:
     Whoever moves `phase` to `DONE` tells the outcome to `on_completed` or `on_failed`, unless nobody waits for it.
     There is no `await` between the check of the phase and its change, so only one outcome counts. A caller whose
     deadline passes during the run learns of that before; what `on_failed` is told afterwards is ignored then.
+
+    Subclasses of which each call makes one call this `__init__` by name: `super()` takes a tenth of a microsecond.
     """
 
     __slots__ = (

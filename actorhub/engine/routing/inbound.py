@@ -56,7 +56,7 @@ class RemoteMessage(Message):
     __slots__ = ("_inbound", "caller", "caller_id", "skip")
 
     def __init__(self, inbound: "Inbound", peer: Peer, request: Request, spec: HandlerSpec) -> None:
-        super().__init__(spec, request.entity_id, request.kind)
+        Message.__init__(self, spec, request.entity_id, request.kind)
         self._inbound = inbound
         self.caller = peer
         self.caller_id = request.id
