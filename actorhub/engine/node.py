@@ -15,7 +15,7 @@ from actorhub.engine.host import Host
 from actorhub.engine.ids import ProcessIds
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
-from actorhub.engine.model.records import Message
+from actorhub.engine.model.records import PARKED, SENT, Message
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.routing.connector import Connector
 from actorhub.engine.routing.exchange import Exchange, NodeEvents
@@ -138,6 +138,19 @@ class Node:
                     await asyncio.sleep(_FORWARDING_POLL)
         except TimeoutError:
             _log.warning("some messages could not be handed over to their next owners within %.1f s", limit)
+
+    async def until_answered(self, limit: float) -> None:
+        """Wait, for at most `limit` seconds, until the asks that other processes run or hold by now are answered.
+
+        Those that are made meanwhile are not waited for: a program that goes on calling would hold its runner up.
+        """
+        asks = self.router.asks_elsewhere()
+        try:
+            async with asyncio.timeout(limit):
+                while asks := [ask for ask in asks if ask.phase in (PARKED, SENT)]:  # noqa: ASYNC110 - once per life
+                    await asyncio.sleep(_FORWARDING_POLL)
+        except TimeoutError:
+            _log.warning("asks that were not answered within the grace time: %d; %s is one", len(asks), asks[0].what)
 
     async def aclose(self, grace: float) -> None:
         """End every link and task. What still waits fails with `ShuttingDown`.

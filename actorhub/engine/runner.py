@@ -204,15 +204,17 @@ class Runner:
         self.watch.stop()
         # First of all, so that peers no longer choose this runner for what any runner can do.
         self.node.peers.send_to_all(Leaving("shutdown"))
-        began = self.node.clock.monotonic()
+        until = self.node.clock.monotonic() + grace
         successors = self._successors()
         if not all(any(group in info.groups for info in successors) for group in self.info.groups):
             await self.host.finish(grace * _FINISHING)
-        grace = max(0.0, grace - (self.node.clock.monotonic() - began))
+        grace = self._left(until)
         await self.ownership.leave(grace)
         # Now nothing is owned. What was left in mailboxes has been routed, and is on its way to the next owners.
         await self.node.forward(min(grace, _FORWARDING))
         await self._key_value_requests.leave(min(grace, _FORWARDING))
+        # Asks of this process, of its admin RPC's callers among others: who made them was promised a reply.
+        await self.node.until_answered(self._left(until))
         await self.host.carriers.aclose()
         await self.host.singletons.aclose(1.0)
         await self.node.aclose(1.0)
@@ -225,6 +227,9 @@ class Runner:
                 self.ids.machine,
                 error,
             )
+
+    def _left(self, until: float) -> float:
+        return max(0.0, until - self.node.clock.monotonic())
 
     def _successors(self) -> list[RunnerInfo]:
         """Return the runners that may take over what this one lets go of."""

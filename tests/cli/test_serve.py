@@ -34,12 +34,14 @@ async def test_a_handler_that_runs_at_sigterm_finishes(processes: Processes) -> 
     assert call.out.strip() == '"slept"'
 
 
-@pytest.mark.parametrize("others", [0, 1])
-async def test_a_handler_that_runs_at_sigterm_calls_its_sibling(processes: Processes, others: int) -> None:
+@pytest.mark.parametrize(("others", "gateway"), [(0, 0), (1, 0), (1, 1)])
+async def test_a_handler_that_runs_at_sigterm_calls_its_sibling(
+    processes: Processes, others: int, gateway: int
+) -> None:
     """The entity with the same id is in the same shard, which drains: call and process are soon over, without error."""
     runner = await processes.serve()
     runners = [runner, *[await processes.serve() for _ in range(others)]]
-    admin = ("--admin", runners[-1].address)
+    admin = ("--admin", runners[gateway].address)
     calls = [processes.start("call", "gate", f"g{n}", "sleep_and_order", "1.0", *admin) for n in range(4)]
     async with asyncio.timeout(20):
         while sum(one.err.count(" sleeps") for one in runners) < len(calls):

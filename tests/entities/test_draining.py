@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
@@ -10,7 +11,7 @@ import pytest
 
 from actorhub import Cluster
 from actorhub.core.config import Settings
-from actorhub.core.errors import ShuttingDown
+from actorhub.core.errors import NotConnected, RunnerUnavailable, ShuttingDown
 from actorhub.engine.model.records import HostedShard
 from actorhub.testing import MemoryCluster, SteppedClock, until
 from tests.entities.siblings import Broker, Chief, Order, Stock, hub, notes
@@ -339,6 +340,70 @@ async def test_a_popular_entity_comes_to_rest(memory: MemoryCluster, pair: tuple
         assert await client.client(Stock)(name).take() == two.runner.address  # type: ignore[union-attr]
         notes["stop"].append("enough")
         assert all(isinstance(count, int) for count in await outcomes(*pestering))
+
+
+@pytest.mark.parametrize("durable", [False, True])
+async def test_a_runner_that_leaves_waits_for_what_its_program_asked_elsewhere(
+    memory: MemoryCluster, pair: tuple[Cluster, Cluster, Cluster], *, durable: bool
+) -> None:
+    """The reply comes although nothing runs here any longer; then the runner is soon gone."""
+    one, two, _ = pair
+    (name,) = ids_on(two)
+    order = one.client(Order)(name)
+    asked = soon(order.book() if durable else order.place())
+    await gates[name].came()
+    leaving = soon(memory.stop(one))
+    await until(lambda: not runner_of(one).ownership.owned, "a runner without shards")
+    await asyncio.sleep(0.1)
+    assert not leaving.done()
+    gates[name].open()
+    async with asyncio.timeout(SOON):
+        assert await asked == two.runner.address  # type: ignore[union-attr]
+        await leaving
+
+
+async def test_a_program_that_goes_on_asking_does_not_hold_its_runner_up(
+    memory: MemoryCluster, pair: tuple[Cluster, Cluster, Cluster]
+) -> None:
+    """Only what was asked before is waited for."""
+    one, two, _ = pair
+    under_way: deque[tuple[str, asyncio.Task[str]]] = deque()
+    leaving: asyncio.Task[None] | None = None
+    for name in ids_on(two, 200):
+        under_way.append((name, soon(one.client(Order)(name).place())))
+        await asyncio.sleep(0.005)
+        if len(under_way) == 4:
+            leaving = leaving or soon(memory.stop(one))
+            oldest, _ = under_way.popleft()
+            gates[oldest].open()
+        if leaving is not None and leaving.done():
+            break
+    assert leaving is not None
+    assert leaving.done()
+    for name, asked in under_way:
+        gates[name].open()
+        assert isinstance((await outcomes(asked))[0], NotConnected | RunnerUnavailable)
+
+
+async def test_an_ask_elsewhere_that_outlives_the_grace_time_is_named(
+    memory: MemoryCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller learns that its handler may go on, and the log says what was not answered."""
+    memory.settings = Settings(shards_per_group=16, grace=timedelta(milliseconds=500))
+    short = await memory.start_runner()
+    other = await memory.start_runner()
+    await memory.settled()
+    (name,) = ids_on(other)
+    asked = soon(short.client(Order)(name).place())
+    await gates[name].came()
+    with caplog.at_level(logging.WARNING):
+        async with asyncio.timeout(SOON):
+            await memory.stop(short)
+    assert "asks that were not answered within the grace time: 1; order.place is one" in caplog.text
+    (error,) = await outcomes(asked)
+    assert isinstance(error, RunnerUnavailable)
+    assert error.possibly_executed
+    gates[name].open()
 
 
 async def test_what_outlives_the_grace_time_is_named(memory: MemoryCluster, caplog: pytest.LogCaptureFixture) -> None:

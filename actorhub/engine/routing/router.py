@@ -12,7 +12,7 @@ import msgspec
 
 from actorhub.core.address import ShardId, ShardOwner
 from actorhub.core.clock import Clock
-from actorhub.core.envelope import ANY_RUNNER, TELL, Cancel, Request
+from actorhub.core.envelope import ANY_RUNNER, ASK, TELL, Cancel, Request
 from actorhub.core.errors import (
     ActorhubError,
     CallTimeout,
@@ -201,8 +201,14 @@ class Router:
 
     def has_undelivered_tells(self) -> bool:
         """Whether a tell that was accepted here is parked, or on its way to an owner that has not accepted it yet."""
-        waiting = itertools.chain(*self._parked.values(), *(peer.pending.values() for peer in self._peers.runners()))
-        return any(message.kind == TELL and message.phase in (PARKED, SENT) for message in waiting)
+        return any(message.kind == TELL and message.phase in (PARKED, SENT) for message in self._elsewhere())
+
+    def asks_elsewhere(self) -> list[Message]:
+        """Return the asks whose replies are to come through here from other processes."""
+        return [message for message in self._elsewhere() if message.kind == ASK]
+
+    def _elsewhere(self) -> Iterable[Message]:
+        return itertools.chain(*self._parked.values(), *(peer.pending.values() for peer in self._peers.runners()))
 
     def parked_shards(self) -> list[ShardId]:
         """Return the shards that something is parked for."""
