@@ -182,17 +182,17 @@ async def test_a_deferred_value_of_run_survives_the_leader(memory: MemoryCluster
     client = await two(memory)
     await until(lambda: len(gates["boss"].left) == 1)
     await leaves(memory, client, how)
-    await until(lambda: len(gates["boss"].left) == 2)
-    first, second = gates["boss"].left
-    assert first == second
+    tokens = gates["boss"].left
+    await until(lambda: len(tokens) > 1)
+    first = tokens[0]
+    assert set(tokens) == {first}, "however often the lead moved, to the newcomer for example"
     assert await client.complete(first, "one")
-    await until(lambda: len(gates["boss"].left) == 3)
-    third = gates["boss"].left[2]
-    assert third != first
+    await until(lambda: tokens[-1] != first)
+    second = tokens[-1]
     assert await client.complete(first, "history"), "it does nothing"
     await asyncio.sleep(0.05)
     assert gates["trace"].log == []
-    assert await client.complete(third, "two")
+    assert await client.complete(second, "two")
     await until(lambda: gates["trace"].log == ["end"])
     assert await client.singleton(Boss).states() == ["one", "two"]
 
