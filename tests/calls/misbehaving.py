@@ -4,14 +4,16 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any, Final, cast
 from weakref import WeakSet
 
 import msgspec
 
-from actorhub import ActorhubError, Entity, EntityError, Hub, Retry, Singleton, current, handler
+from actorhub import ActorhubError, Entity, EntityError, Hub, Retry, Singleton, cron, current, handler
+from actorhub._call import Call, CallTarget
+from actorhub.cluster import Cluster, part_of
 from actorhub.entity import Declared
 from tests.support.gates import soon
 
@@ -21,7 +23,7 @@ ENDINGS: Final = (
     "raise SystemExit", "raise KeyboardInterrupt", "leave an odd state", "leave another type",
     "never end", "never give in",
 )  # fmt: skip
-"""How it ends."""
+"""How it ends. The last two are only for handlers with a timeout."""
 
 _ERRORS: Final[dict[str, Callable[[int], BaseException]]] = {
     "raise": lambda _: ValueError("on purpose"),
@@ -88,6 +90,8 @@ class Records:
         """Instances in the middle of something that nobody else may see."""
         self.overlaps: list[str] = []
         """Entities of which two runs were in the middle of something at once."""
+        self.ticks: dict[datetime, Script] = {}
+        """What the method of a schedule is to do at its fire times."""
         self.kept: list[asyncio.Task[Any]] = []
         self.kept_weakly: WeakSet[asyncio.Task[Any]] = WeakSet()
 
@@ -385,12 +389,27 @@ class Loop(Singleton[State]):
     async def plain(self, script: Script) -> int:
         return await end(self, script)
 
+    @cron("@yearly", retry=Retry(attempts=2, initial=timedelta(milliseconds=1)))
+    async def tick(self, at: datetime) -> int:
+        return await end(self, shelf.records.ticks[at])
+
     async def read(self) -> State:
         return self.state
 
 
 async def _nothing() -> None:
     pass
+
+
+def tick(cluster: Cluster, script: Script, timeout: timedelta) -> Call:
+    """Return the call with which a person runs the method of a schedule."""
+    at = datetime.fromtimestamp(script.number, UTC)
+    shelf.records.ticks[at] = script
+    loop = hub.specs["loop"]
+    assert loop.singleton_id is not None
+    spec = loop.crons["tick"]
+    target = CallTarget(part_of(cluster).node, timeout=timeout.total_seconds())
+    return Call(target, spec, loop.singleton_id, spec.bind(at))
 
 
 hub: Final = Hub()

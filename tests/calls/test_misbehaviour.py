@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from actorhub import ActorhubError, CallTimeout, Cluster, HandlerFailed, RunnerUnavailable
 from actorhub._stream_call import StreamCall
 from actorhub.testing import MemoryCluster
-from tests.calls.misbehaving import ACTS, ENDINGS, Actor, Loop, Records, Script, Trace, Waker, hub, shelf
+from tests.calls.misbehaving import ACTS, ENDINGS, Actor, Loop, Records, Script, Trace, Waker, hub, shelf, tick
 from tests.support.gates import outcomes
 from tests.support.parts import host_of
 
 CASES: Final = 100
 """Calls of one example; all at once, to a third as many entities."""
 ANSWER: Final = timedelta(seconds=20)
-KINDS: Final = ("plain", "plain", "from_elsewhere", "durable", "in_a_step", "stream", "stream", "loop", "loop plain")
+KINDS: Final = ("plain", "plain", "from_elsewhere", "durable", "in_a_step", "stream", "stream", "loop", "loop plain",
+                "cron")  # fmt: skip
 _HARMLESS: Final = {"mark", "pause", "save", "save_twice", "keep_its_task", "keep_its_task_weakly", "cancel_kept_tasks",
                     "call_back", "call_back_in_vain", "tell", "leave_a_save", "leave_a_late_save"}  # fmt: skip
 
@@ -54,6 +55,8 @@ def random_cases(random: Random) -> list[Case]:
 
 def _call(cluster: Cluster, number: int, case: Case) -> Awaitable[object]:
     kind, acts, ending = case
+    if kind == "cron":
+        return tick(cluster, Script(number, acts, "return" if ending in ENDINGS[-2:] else ending), ANSWER)
     script = Script(number, acts, ending)
     if kind in ("loop", "loop plain"):
         loop = cluster.singleton(Loop, timeout=ANSWER)

@@ -133,6 +133,18 @@ async def test_the_first_run_is_counted_before_any_code_of_the_entity(
     assert {counted for _, counted in seen} == {1}
 
 
+async def test_a_count_after_the_activation_is_noticed(runner: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above fails if the carrier that starts the run is the first to have it counted."""
+
+    async def broken(*_: object) -> None:
+        pass
+
+    monkeypatch.setattr(Activations, "_until_counted", broken)
+    monkeypatch.setattr(host_of(runner).activations, "_count_first", lambda _: None)
+    with pytest.raises(AssertionError):
+        await test_the_first_run_is_counted_before_any_code_of_the_entity(runner, Watched)
+
+
 async def test_a_cold_ask_takes_two_round_trips_as_a_warm_one(runner: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The insert counts the run, beside the load of the state: no statement counts it again."""
     messages, asked = runner_of(runner).storage.messages, list[object]()
