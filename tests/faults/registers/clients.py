@@ -18,7 +18,10 @@ _TIMEOUTS = (1.0, 4.0, 15.0)
 class RecordedClients:
     """One client per key, one operation at a time each, with a little pause in between."""
 
-    def __init__(self, cluster: Cluster, history: History, keys: int, chance: random.Random) -> None:
+    def __init__(
+        self, cluster: Cluster, history: History, keys: int, chance: random.Random, timeouts: Sequence[float]
+    ) -> None:
+        self._timeouts = timeouts
         self.history = history
         self.keys = [f"k{number}" for number in range(keys)]
         self._cluster = cluster
@@ -39,7 +42,7 @@ class RecordedClients:
     ) -> Operation:
         """Send one operation and write down how it ended."""
         hold = self._chance.choice((0, 0, 5, 30)) if hold_ms is None else hold_ms
-        limit = timedelta(seconds=timeout or self._chance.choice(_TIMEOUTS))
+        limit = timedelta(seconds=timeout or self._chance.choice(self._timeouts))
         operation = Operation(key, number, time.monotonic())
         self.history.operations.append(operation)
         try:
@@ -81,9 +84,11 @@ class RecordedClients:
 
 
 @asynccontextmanager
-async def recorded_clients(cluster: Cluster, keys: int, chance: random.Random) -> AsyncGenerator[RecordedClients, None]:
+async def recorded_clients(
+    cluster: Cluster, keys: int, chance: random.Random, timeouts: Sequence[float] = _TIMEOUTS
+) -> AsyncGenerator[RecordedClients, None]:
     """Run clients of `keys` keys in the background, half of them through another entity; end them with the block."""
-    clients = RecordedClients(cluster, History(), keys, chance)
+    clients = RecordedClients(cluster, History(), keys, chance, timeouts)
     async with asyncio.TaskGroup() as tasks:
         for index, key in enumerate(clients.keys):
             tasks.create_task(clients.run(key, relayed=index % 2 == 1))
