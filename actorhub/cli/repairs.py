@@ -100,7 +100,7 @@ def cancel(message_id: int, as_json: bool, **flags: object) -> None:
     reply = ask(load(flags), question)
     if not reply.cancelled:
         state = pb.MessageState.Name(reply.state).removeprefix("MESSAGE_STATE_").lower()
-        raise CommandFailed(f"message {message_id} was not cancelled: it is {state}")
+        raise CommandFailed(f"message {message_id} cannot be cancelled: its state is {state}")
     if as_json:
         click.echo(msgspec.json.encode({"message_id": str(message_id), "cancelled": True}))
     else:

@@ -49,6 +49,7 @@ _REFERENCE: Final = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
 """A new expression must match within 50 years of this date, which is fixed so that all runners judge alike."""
 _NAME: Final = re.compile(r"\w[\w.-]{0,99}")
 _KEY: Final = re.compile(r"cron:(.+)@(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ)#(0|[1-9]\d{0,17})", re.ASCII | re.DOTALL)
+_NOW_KEY: Final = re.compile(r"now:(.+)#\d+", re.ASCII | re.DOTALL)
 
 
 class CronExpression(msgspec.Struct, frozen=True):
@@ -330,6 +331,17 @@ def parse_fire_time_key(key: str) -> tuple[str, float, int] | None:
         return schedule, datetime.fromisoformat(time).timestamp(), int(revision)
     except ValueError:
         return None
+
+
+def run_now_key(schedule: str, number: int) -> str:
+    """Return the idempotency key of a message with which a person runs a schedule's method, as `now:sweep#7`."""
+    return f"now:{schedule}#{number}"
+
+
+def parse_run_now_key(key: str) -> str | None:
+    """Return the schedule of a key made by `run_now_key`, or `None` for any other key."""
+    match = _NOW_KEY.fullmatch(key)
+    return match[1] if match else None
 
 
 def _skipped(

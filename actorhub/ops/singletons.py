@@ -8,7 +8,7 @@ from typing import Final
 
 from actorhub import _call as calls
 from actorhub.core.address import ShardId, ShardOwner
-from actorhub.core.cron import CronExpression
+from actorhub.core.cron import CronExpression, run_now_key
 from actorhub.core.errors import MalformedMessage, UnknownEntityType, UnknownHandler
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.ownership.plan import LIVE_WITHIN
@@ -92,7 +92,7 @@ class SingletonAdmin:
         _, now = await self._found(singleton, name)
         entity_id, spec = self._method(singleton, name)
         arguments = spec.bind(datetime.fromtimestamp(now, UTC))
-        target = self._runner.target(key=f"now:{self._cluster.snowflake()}")
+        target = self._runner.target(key=run_now_key(name, self._cluster.snowflake()))
         message_id = await self._cluster.tell(calls.Call(target, spec, entity_id, arguments))
         _log.info("schedule %s.%s: runs now, as message %d", singleton, name, message_id)
         return message_id
@@ -112,7 +112,7 @@ class SingletonAdmin:
         known |= {spec.name for spec in self._specs.values() if spec.singleton_id is not None}
         if singleton not in known:
             listed = ", ".join(sorted(known)) or "none"
-            raise UnknownEntityType(f"there is no singleton {singleton[:100]!r}: there are {listed}")
+            raise UnknownEntityType(f"there is no singleton {singleton[:100]!r}: these exist: {listed}")
 
     def _method(self, singleton: str, name: str) -> tuple[str, HandlerSpec]:
         spec = self._specs.get(singleton)

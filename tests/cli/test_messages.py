@@ -137,7 +137,7 @@ async def test_a_reply_is_waited_for_and_failures_end_with_code_1(processes: Pro
     await prompt.refused("reply", later, "--timeout", "0.2", code=1, text="CallTimeout")
     assert await prompt.out("cancel", later) == f"message {later} is cancelled"
     await prompt.refused("reply", later, code=1, text="MessageCancelled")
-    await prompt.refused("cancel", later, code=1, text=f"message {later} was not cancelled: it is cancelled")
+    await prompt.refused("cancel", later, code=1, text=f"message {later} cannot be cancelled: its state is cancelled")
 
 
 async def test_dead_letters_are_shown_retried_and_purged(processes: Processes) -> None:

@@ -136,7 +136,7 @@ async def _token(prompt: Prompt, name: str) -> str:
 async def test_wrong_names_and_values_of_singletons_are_explained(processes: Processes) -> None:
     """Unknown singletons and schedules, half a name, nothing to set, bad expressions, zones, tokens and JSON."""
     prompt = await _prompt(processes)
-    await prompt.refused("schedules", "list", "x", code=1, text="there is no singleton 'x': there are clerk")
+    await prompt.refused("schedules", "list", "x", code=1, text="there is no singleton 'x': these exist: clerk")
     for command in ("pause", "resume", "reset", "run-now"):
         await prompt.refused("schedules", command, "clerk", "tock", code=1, text="it has tick, tick-2")
         await prompt.refused("schedules", command, "clerk", code=2, text="as SINGLETON NAME or SINGLETON.NAME")

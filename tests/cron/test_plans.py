@@ -24,7 +24,9 @@ from actorhub.core.cron import (
     fire_time_key,
     is_overdue,
     parse_fire_time_key,
+    parse_run_now_key,
     plan,
+    run_now_key,
 )
 from tests.cron.times import DAY, HOUR, NOON, TIMES, WEEK, expressions, stamp, times
 
@@ -259,6 +261,8 @@ def test_the_key_of_a_fire_time_is_the_same_in_every_release() -> None:
 def test_the_key_of_a_fire_time_is_read_back(schedule: str, fire_time: float, revision: int) -> None:
     """Schedule, fire time and revision come out as they went in."""
     assert parse_fire_time_key(fire_time_key(schedule, fire_time, revision)) == (schedule, fire_time, revision)
+    assert parse_run_now_key(run_now_key(schedule, revision)) == schedule
+    assert parse_fire_time_key(run_now_key(schedule, revision)) is None
 
 
 @pytest.mark.parametrize(

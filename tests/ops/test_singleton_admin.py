@@ -203,6 +203,9 @@ async def test_a_schedule_runs_now_and_its_plan_stays(clerk_ports: Ports, caplog
     assert [at.tzname() for at in ticks] == ["UTC", "UTC"]
     assert before <= ticks[0].timestamp() <= ticks[1].timestamp() <= after
     assert not (await _schedule(first, NEW_YEAR)).HasField("next_at")
+    async with asyncio.timeout(20):
+        while [(await _schedule(first, name)).runs for name in (NEW_YEAR, JULY)] != [1, 1]:
+            await asyncio.sleep(0.05)
 
 
 async def test_what_a_schedule_did_is_shown_with_it_and_with_its_singleton(clerk_ports: Ports) -> None:
@@ -252,8 +255,8 @@ async def test_wrong_questions_about_singletons_are_answered_with_a_status_that_
     now, times = pb.RunScheduleNowRequest, pb.ScheduleTimes
     nobody = pb.EditScheduleRequest(singleton="nobody", name=NEW_YEAR, paused=True)
     questions = (
-        (admin.ListSchedules(pb.ListSchedulesRequest(singleton="x")), missing, "no singleton 'x': there are clerk"),
-        (admin.EditSchedule(nobody), missing, "no singleton 'nobody': there are clerk"),
+        (admin.ListSchedules(pb.ListSchedulesRequest(singleton="x")), missing, "no singleton 'x': these exist: clerk"),
+        (admin.EditSchedule(nobody), missing, "no singleton 'nobody': these exist: clerk"),
         (admin.EditSchedule(_edit("tock", paused=True)), missing, "clerk has no schedule 'tock': it has tick, tick-2"),
         (admin.RunScheduleNow(now(singleton="clerk", name="ticks")), missing, "it has tick, tick-2"),
         (admin.RunScheduleNow(now(singleton="requests", name=NEW_YEAR)), missing, "no singleton 'requests'"),

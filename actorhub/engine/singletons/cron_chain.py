@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
-from actorhub.core.cron import CronPlan, fire_time_key, parse_fire_time_key
+from actorhub.core.cron import CronPlan, fire_time_key, parse_fire_time_key, parse_run_now_key
 from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.run import Run
@@ -148,9 +148,11 @@ class CronChain:
         """
         message = run.message
         assert isinstance(message, DurableMessage)
-        parsed = parse_fire_time_key(message.key) if message.key else None
+        key = message.key or ""
+        parsed = parse_fire_time_key(key)
         if parsed is None:
-            return await self._tracked(self._schedules[str(message.spec.cron)], message, None, call)
+            by_person = self._schedules.get(parse_run_now_key(key) or "") or self._schedules[str(message.spec.cron)]
+            return await self._tracked(by_person, message, None, call)
         name, fire_time, revision = parsed
         schedule = self._schedules.get(name)
         if schedule is None or not await self._is_run(schedule, run, fire_time, revision):
