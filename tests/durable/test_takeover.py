@@ -5,8 +5,12 @@ from datetime import timedelta
 
 import pytest
 
-from actorhub import ActorhubError, Cluster, EntityNotAssigned
+from actorhub import ActorhubError, CallTimeout, Cluster, EntityNotAssigned, MailboxFull
 from actorhub.cluster import part_of
+from actorhub.core.address import ShardOwner
+from actorhub.engine.routing.inbound import Inbound
+from actorhub.engine.routing.peers import Peer
+from actorhub.storage.message_ports import MessageFilter
 from actorhub.testing import MemoryCluster, until
 from tests.durable.entities import Log, Sender, hub, owner, read
 from tests.support.gates import failure, gates, outcomes, soon
@@ -150,6 +154,44 @@ async def test_an_ask_whose_link_breaks_at_its_deadline_never_says_that_nothing_
     assert isinstance(error, ActorhubError)
     assert error.possibly_executed
     gates["a"].open()
+
+
+@pytest.mark.parametrize("how", ["at its deadline", "and finds no room", "and is refused"])
+async def test_an_ask_that_comes_back_never_says_that_nothing_ran(
+    memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Its runner had stored it before it lost the shard, so the next owner runs it, whatever becomes of the call."""
+    client = await _three(memory)
+    held = soon(outcomes(client.client(Log)("a").hold()))
+    await gates["a"].came()
+    asked = soon(failure(client.client(Log)("a").add("stored")))
+    await until(lambda: len(memory.store.messages.messages(MessageFilter())) == 2)
+    router = part_of(client).node.router
+    on_not_owner = router.on_not_owner
+
+    def full(*_: object) -> None:
+        raise MailboxFull("there is no room")
+
+    def comes_back(peer: Peer, request_id: int, hint: ShardOwner | None) -> None:
+        if how == "at its deadline":
+            router.deadlines.drop(peer.pending[request_id])
+            router._on_expired(peer.pending[request_id])  # pyright: ignore[reportPrivateUsage]
+        elif how == "and finds no room":
+            monkeypatch.setattr(Peer, "check_room", full)
+        else:
+            monkeypatch.setattr(Inbound, "_check", full)
+        on_not_owner(peer, request_id, hint)
+
+    monkeypatch.setattr(router, "on_not_owner", comes_back)
+    first = owner(memory, client, Log, "a")
+    other = next(runner.runner for runner in memory.runners if runner is not first)
+    assert other is not None
+    memory.store.take([client.shard_of(Log, "a")], other)
+    gates["a"].open()
+    error = await asked
+    assert isinstance(error, CallTimeout if how == "at its deadline" else MailboxFull)
+    assert error.possibly_executed
+    await held
 
 
 async def test_a_caller_whose_link_broke_gets_its_reply(

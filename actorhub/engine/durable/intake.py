@@ -217,7 +217,7 @@ class Intake:
     def _on_not_stored(self, message: DurableMessage, error: ActorhubError) -> None:
         """The store failed. Callers learn that; in case the message is stored after all, the loader finds it."""
         for caller in self._memory.forget(message):
-            caller.fail_waiting(error)
+            caller.fail_waiting(caller.own_error(error))
         self._backlog.mark(message.shard)
 
     def _on_new(self, message: DurableMessage, stored: Stored) -> None:

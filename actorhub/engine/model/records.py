@@ -5,6 +5,7 @@ They hold facts and answer questions about them. `runs.scheduler` decides what h
 """
 
 import asyncio
+import copy
 import enum
 from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
@@ -216,6 +217,13 @@ class Message:
     def was_sent_before(self) -> bool:
         """Whether it is a durable call that was sent again after its receiver was lost, so that it may have run."""
         return self.delivery is not None and self.delivery.is_repeated
+
+    def own_error(self, error: ActorhubError) -> ActorhubError:
+        """Return the error as this message's. Of one that was sent before nobody can say that it has not run."""
+        if self.was_sent_before and not error.possibly_executed:
+            error = copy.copy(error)  # the same error may fail other messages, of which that is not true
+            error.possibly_executed = True
+        return error
 
     def on_not_started(self) -> bool:
         """It could not start where it was. Return whether it has taken care of itself; if not, it is routed again."""

@@ -130,7 +130,7 @@ class Exchange:
             case Failure():
                 message = self._take_answered(peer, envelope)
                 if message is not None:
-                    message.on_failed(decode_error(envelope.body))
+                    message.on_failed(message.own_error(decode_error(envelope.body)))
             case NotOwner():
                 self._router.on_not_owner(peer, envelope.id, envelope.hint)
             case Chunk():

@@ -1,7 +1,6 @@
 """Routing: every message goes to the owner of its shard, here or elsewhere, or waits until there is one."""
 
 import asyncio
-import copy
 import itertools
 import logging
 from collections import deque
@@ -235,7 +234,7 @@ class Router:
             self.release([shard])
 
     def on_not_owner(self, peer: Peer, request_id: int, hint: ShardOwner | None) -> None:
-        """Route again a call that a peer sent back unexecuted.
+        """Route again a call that a peer sent back: it did not run there, and will not.
 
         The peer's hint is taken only as far as its epoch is newer than what is known, and never if it names the peer
         itself: an out-of-date hint would lead the message in a circle.
@@ -250,7 +249,8 @@ class Router:
         if hint is not None and hint.runner != peer.runner:
             self.table.learn([hint], self._monotonic())
         message.hops += 1
-        self._route_again(message)
+        # The peer may have stored a durable one before it lost the shard. Then the next owner runs it, whoever asks.
+        self._route_again(message, unsure=message.delivery is not None)
 
     def on_link_lost(self, peer: Peer, unsent: Iterable[int], reason: str) -> None:
         """Route again what never left this process, and treat as lost what may have been executed."""
@@ -384,8 +384,7 @@ class Router:
         try:
             peer.check_room()
         except MailboxFull as error:
-            message.phase = DONE
-            message.on_failed(error)
+            self._refuse(message, error)
             return
         self._remote += 1
         request_id = message.request_id = next(self._ids)
@@ -440,11 +439,8 @@ class Router:
 
     def _refuse(self, message: Message, error: ActorhubError) -> None:
         """Fail a message that waits here. One that was sent before may have run elsewhere, and its error says so."""
-        if message.was_sent_before:
-            error = copy.copy(error)  # the same error may fail other messages, of which that is not true
-            error.possibly_executed = True
         message.phase = DONE
-        message.on_failed(error)
+        message.on_failed(message.own_error(error))
 
     def unpark(self, message: Message) -> None:
         """Remove a message from what is parked."""
