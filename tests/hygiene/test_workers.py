@@ -10,6 +10,7 @@ from tests.hygiene.sources import ROOT
 
 _SIDE_BY_SIDE = '''
 """Tests that write down when they begin and end."""
+import os
 import time
 from pathlib import Path
 import pytest
@@ -19,9 +20,15 @@ def note(kind):
         log.write(kind)
     time.sleep(0.01)
 
+def wait_for_the_other_worker():
+    Path(__file__).with_name(os.environ["PYTEST_XDIST_WORKER"]).touch()
+    while len(list(Path(__file__).parent.glob("gw*"))) < 2:
+        time.sleep(0.01)
+
 @pytest.mark.parametrize("number", range(40))
 def test_together(number):
     note("(")
+    wait_for_the_other_worker()
     note(")")
 
 @pytest.mark.alone
