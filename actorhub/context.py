@@ -16,6 +16,7 @@ from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import FOREVER, LENDS, RunKind
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.checkpoints import Step, check_name
+from actorhub.engine.runs.saving import StepRun
 from actorhub.engine.runs.services import services_of
 from actorhub.entity import Entity
 from actorhub.key_value import KeyValue
@@ -172,14 +173,15 @@ class Current:
             TypeError: As for `cluster.tell`, or the call is a broadcast.
             ValueError: As for `cluster.tell`.
         """
-        if not self._run.is_running:
+        run = _acting(self._run)
+        if not run.is_running:
             as_call(call).close()
-            raise RuntimeError(f"{self._run.what}: its run is over, so nothing can be sent with its commit")
-        if self._run.kind is RunKind.MAIN_LOOP:
+            raise RuntimeError(f"{run.what}: its run is over, so nothing can be sent with its commit")
+        if run.kind is RunKind.MAIN_LOOP:
             return await cluster_of_handler().tell(call, deliver_at=deliver_at, delay=delay, key=key)
-        outbox = self._run.outbox
+        outbox = run.outbox
         if outbox is None:
-            outbox = self._run.outbox = []
+            outbox = run.outbox = []
         return tell_later(cluster_of_handler(), call, outbox, deliver_at=deliver_at, delay=delay, key=key)
 
     @asynccontextmanager
@@ -196,7 +198,8 @@ class Current:
             ConfigurationError: The store is not Postgres, as in a `MemoryCluster`.
             PersistenceError: The database cannot be reached, or no connection is free.
         """
-        transaction = await services_of(self._run).saving.transaction_of(self._run)
+        run = _acting(self._run)
+        transaction = await services_of(run).saving.transaction_of(run)
         async with transaction.block():
             yield cast("PoolConnectionProxy[Record]", transaction.connection)
 
@@ -281,6 +284,12 @@ class Current:
             enabled: Whether to keep it.
         """
         self._run.cell.kept = enabled
+
+
+def _acting(run: Run) -> Run:
+    """Return the step of `run` in whose function this is called, or `run`: `current()` may have been called before."""
+    here = running.get()
+    return here if isinstance(here, StepRun) and here.parent is run else run
 
 
 stand_in: ContextVar[Current | None] = ContextVar("actorhub_stand_in", default=None)

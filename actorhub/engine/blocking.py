@@ -1,7 +1,6 @@
 """A thread that notices when the event loop is blocked, and names the code that blocks it."""
 
 import asyncio
-import logging
 import sys
 import threading
 import traceback
@@ -9,8 +8,9 @@ from types import FrameType
 from typing import Final
 
 from actorhub.core.clock import Clock
+from actorhub.core.logger import get_logger
 
-_log: Final = logging.getLogger("actorhub.blocking")
+_log: Final = get_logger("actorhub.blocking")
 
 _BEAT: Final = 0.25
 _DRIVERS: Final = frozenset(f"actorhub.engine.runs.{name}" for name in ("carriers", "driving", "interleaving"))

@@ -1,7 +1,6 @@
 """A client: it calls entities and hosts none."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
@@ -9,6 +8,7 @@ from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import Members, Owners
 from actorhub.core.errors import ActorhubError, PersistenceError, RunnerUnavailable
+from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.remote_key_values import RemoteKeyValues
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, ask_health, ask_to_complete
 from actorhub.engine.ids import MACHINE_LEASE, RENEW_MACHINE, ProcessIds
@@ -24,7 +24,7 @@ from actorhub.storage.key_value_ports import KeyValues
 from actorhub.storage.ports import Storage
 from actorhub.transport.ports import Transport
 
-_log: Final = logging.getLogger("actorhub.caller")
+_log: Final = get_logger("actorhub.caller")
 
 _STORE_PATIENCE: Final = 2.0
 """Seconds that a client with the cluster's store waits for a first runner. It can do something without one."""

@@ -5,7 +5,6 @@ tells a higher one comes in at the host's own methods.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +14,7 @@ import msgspec
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError
+from actorhub.core.logger import get_logger
 from actorhub.engine.durable.delivery import Delivery
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.server_clock import ServerClock
@@ -49,7 +49,7 @@ from actorhub.engine.singletons.services import LeaderServices
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import Storage
 
-_log: Final = logging.getLogger("actorhub.host")
+_log: Final = get_logger("actorhub.host")
 
 _TOLD_POLL: Final = 0.005
 """Seconds between checks of whether everything that was told has arrived, while a shard is handed over."""
@@ -161,6 +161,7 @@ class Host:
         return Scheduler(
             draining=self.draining,
             carry=self._carry,
+            expect_end=self._expect_end,
             passivate_if_idle=self._passivate_if_idle,
             route=around.route,
             newcomers=self.newcomers,
@@ -381,6 +382,9 @@ class Host:
 
     def _carry(self) -> None:
         self.carriers.spawn()
+
+    def _expect_end(self, message: Message) -> None:
+        self.carriers.expect_end(message)
 
     def _count_first(self, cell: Cell) -> "asyncio.Future[None] | None":
         return self.delivery.attempts.count_first(cell)

@@ -1,7 +1,6 @@
 """What runners and clients have in common: links, routing, ids."""
 
 import asyncio
-import logging
 import os
 import weakref
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Final
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, ShuttingDown
+from actorhub.core.logger import get_logger
 from actorhub.engine.host import Host
 from actorhub.engine.ids import ProcessIds
 from actorhub.engine.model.lease import Lease
@@ -27,7 +27,7 @@ from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore
 from actorhub.transport.ports import Transport
 
-_log: Final = logging.getLogger("actorhub.node")
+_log: Final = get_logger("actorhub.node")
 
 _FORWARDING_POLL: Final = 0.005
 """Seconds between checks of whether the next owners have accepted everything."""

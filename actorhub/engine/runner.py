@@ -1,7 +1,6 @@
 """A runner: it hosts shards, and connects ownership, host and routing."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -25,6 +24,7 @@ from actorhub.core.errors import (
     RunnerUnavailable,
     ShuttingDown,
 )
+from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.key_value_requests import KeyValueRequests
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
 from actorhub.engine.blocking import BlockedLoopWatch
@@ -44,7 +44,7 @@ from actorhub.storage.key_value_ports import KeyValues
 from actorhub.storage.ports import LiveRunner, Storage
 from actorhub.transport.ports import Link, LinkEvents, Transport
 
-_log: Final = logging.getLogger("actorhub.runner")
+_log: Final = get_logger("actorhub.runner")
 
 _REFRESH: Final = 0.5
 """Seconds between reads of the owners from the store while calls wait for one, in case an announcement was missed."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context
@@ -12,11 +11,12 @@ from typing import Any, Final, TypeVar
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, PersistenceError, ShuttingDown
+from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _MAX_NAMES: Final = 256
 _OTHERS: Final = "others"

@@ -1,7 +1,6 @@
 """Probes, metrics and a page over HTTP. Needs the `ops` extra."""
 
 import asyncio
-import logging
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Generator
@@ -18,6 +17,7 @@ from starlette.routing import Route
 from actorhub.core.clock import Clock
 from actorhub.core.config import HostPort, Settings
 from actorhub.core.errors import ConfigurationError
+from actorhub.core.logger import get_logger
 from actorhub.engine.runner import LinkAcceptor
 from actorhub.engine.supervision import Supervisor
 from actorhub.ops.channels import tls_files
@@ -27,7 +27,7 @@ from actorhub.ops.prometheus import CONTENT_TYPE, Exposition
 from actorhub.ops.reading import Reading, read
 from actorhub.transport.grpc.addresses import is_loopback, join_address, numeric_host
 
-_log: Final = logging.getLogger("actorhub.http")
+_log: Final = get_logger("actorhub.http")
 
 _CLOSING: Final = 2.0
 """Seconds that requests have to finish when the server ends."""

@@ -1,12 +1,12 @@
 """What operators do with durable messages: list, show, retry, purge, cancel. Any runner does it for the cluster."""
 
-import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import msgspec
 
 from actorhub.core.errors import ActorhubError, AlreadyProcessing, MalformedMessage, UnknownMessage
+from actorhub.core.logger import get_logger
 from actorhub.ops.local import LocalRunner
 from actorhub.ops.message_rows import filter_of, listed_message, state_number, whole_message
 from actorhub.storage.message_ports import MessageFilter, MessageRow, MessageState
@@ -18,7 +18,7 @@ _STEP: Final = 1000
 """Messages that one statement changes."""
 _DEAD: Final = frozenset({MessageState.DEAD})
 
-_log: Final = logging.getLogger("actorhub.ops")
+_log: Final = get_logger("actorhub.ops")
 
 
 class MessageAdmin:

@@ -1,13 +1,13 @@
 """Asking the admin services of other runners: all at once, each within a short time; silence is an answer too."""
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Collection
 from typing import Final, TypeVar
 
 import grpc.aio
 
 from actorhub.core.config import Settings
+from actorhub.core.logger import get_logger
 from actorhub.ops.channels import Metadata, call_metadata, open_channel, status_text
 from actorhub.transport.grpc._pb import admin_v1_pb2_grpc as pb_grpc
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 ANSWER_SECONDS: Final = 1.0
 """How long a runner may take to answer another one."""
 
-_log: Final = logging.getLogger("actorhub.ops")
+_log: Final = get_logger("actorhub.ops")
 
 
 class PeerAdmins:

@@ -4,7 +4,6 @@ A service's method takes the request alone, and returns the reply or raises. A d
 Every RPC ends in an answer, or in a status that says why there is none.
 """
 
-import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from functools import wraps
@@ -25,6 +24,7 @@ from actorhub.core.errors import (
     UnknownHandler,
     UnknownMessage,
 )
+from actorhub.core.logger import get_logger
 from actorhub.ops.failures import failure_of
 from actorhub.transport.grpc._pb import client_v1_pb2 as pb
 
@@ -34,7 +34,7 @@ ReplyT = TypeVar("ReplyT")
 SentT_contra = TypeVar("SentT_contra", contravariant=True)
 MadeT_co = TypeVar("MadeT_co", covariant=True)
 
-_log: Final = logging.getLogger("actorhub.ops")
+_log: Final = get_logger("actorhub.ops")
 
 _LONGEST_TEXT: Final = 2000
 

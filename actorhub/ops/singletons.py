@@ -1,6 +1,5 @@
 """What operators see of singletons and schedules, and do with schedules. Any runner answers for the cluster."""
 
-import logging
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from actorhub import _call as calls
 from actorhub.core.address import ShardId, ShardOwner
 from actorhub.core.cron import CronExpression, run_now_key
 from actorhub.core.errors import MalformedMessage, UnknownEntityType, UnknownHandler
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.ownership.plan import LIVE_WITHIN
 from actorhub.engine.singletons.health import SingletonHealth, is_stale
@@ -17,7 +17,7 @@ from actorhub.ops.local import LocalRunner
 from actorhub.storage.singleton_ports import ScheduleEdit, ScheduleRow, SingletonRow
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 
-_log: Final = logging.getLogger("actorhub.ops")
+_log: Final = get_logger("actorhub.ops")
 
 _LONGEST_TEXT: Final = 2_000
 """Characters of an error."""

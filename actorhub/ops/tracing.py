@@ -5,7 +5,6 @@ beyond that no exporter keeps up, and the traces that it gets would have holes.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from typing import Final, TypeVar
@@ -26,6 +25,7 @@ from opentelemetry.util.types import AttributeValue
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import HandlerFailed
+from actorhub.core.logger import get_logger
 from actorhub.core.texts import text_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import Message
@@ -33,7 +33,7 @@ from actorhub.engine.model.spec import HandlerSpec
 
 T = TypeVar("T")
 
-_log: Final = logging.getLogger("actorhub.tracing")
+_log: Final = get_logger("actorhub.tracing")
 
 NEW_TRACES_PER_SECOND: Final = 1000
 """New traces that one process begins; calls inside a trace do not count."""

@@ -2,7 +2,6 @@
 
 import abc
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Final, TypeVarTuple
@@ -10,6 +9,7 @@ from typing import Final, TypeVarTuple
 from typing_extensions import override
 
 from actorhub.core.envelope import Envelope, Hello
+from actorhub.core.logger import get_logger
 from actorhub.transport.outbox import LinkLimits, Outbox
 from actorhub.transport.ports import Acceptor, Link, LinkEvents
 from actorhub.transport.statistics import Counters
@@ -18,7 +18,7 @@ CLOSED_BY_PEER: Final = "the peer closed the link"
 
 _Ts = TypeVarTuple("_Ts")
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = get_logger(__name__)
 
 
 class QueuedLink(Link, abc.ABC):

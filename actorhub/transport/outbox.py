@@ -1,6 +1,5 @@
 """Which envelopes leave in which frame: bookkeeping without I/O."""
 
-import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import chain
@@ -11,6 +10,7 @@ import msgspec
 from actorhub.core.codec import encode_error
 from actorhub.core.envelope import Chunk, Envelope, Failure, Members, Owners, Reply, Request, encode_frame
 from actorhub.core.errors import ActorhubError, MalformedMessage, MessageTooLarge
+from actorhub.core.logger import get_logger
 from actorhub.transport.statistics import Counters
 
 ENVELOPE_BYTES: Final = 100
@@ -18,7 +18,7 @@ ENVELOPE_BYTES: Final = 100
 
 _CALLS: Final = (Request, Reply)
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = get_logger(__name__)
 
 
 class LinkLimits(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,12 +1,13 @@
 """Tasks that live as long as a transport, which has no `async with` to own a task group."""
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from contextvars import Context
 from typing import Final
 
-_log: Final = logging.getLogger(__name__)
+from actorhub.core.logger import get_logger
+
+_log: Final = get_logger(__name__)
 
 
 class OwnedTasks:

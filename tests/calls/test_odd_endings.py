@@ -386,3 +386,35 @@ async def test_a_caller_shares_no_error_with_the_entity() -> None:
             wrong = await failure(seller.refuse_wrongly())
             assert isinstance(wrong, HandlerFailed)
             assert wrong.type == "Sold"
+
+
+class Denied(EntityError):
+    """Claims that its handler did not run."""
+
+    possibly_executed = False
+
+
+class Denier(Entity[int]):
+    @handler(durable=True)
+    async def deny_for_good(self, how: str) -> None:
+        await self.deny(how)
+
+    async def deny(self, how: str) -> None:
+        error = Denied()
+        if how == "by an attribute":
+            error.possibly_executed = False
+        raise error
+
+
+@pytest.mark.parametrize("how", ["by its class", "by an attribute"])
+async def test_no_error_of_a_handler_says_that_it_did_not_run(how: str) -> None:
+    """Whatever the program sets: to call again could do everything twice."""
+    own = Hub()
+    own.register(Denier)
+    async with MemoryCluster(own) as memory:
+        runner = await memory.start_runner()
+        for side in (runner, await memory.client()):
+            for call in (side.client(Denier)("a").deny(how), side.client(Denier)("a").deny_for_good(how)):
+                error = await failure(call)
+                assert isinstance(error, Denied)
+                assert error.possibly_executed

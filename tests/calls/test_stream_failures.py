@@ -1,11 +1,12 @@
 """Clean-ups of streams that fail, do not end, or come when nothing can be committed: none of them leaves anything."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
 
-from actorhub import ActorhubError, Cluster, MalformedMessage
+from actorhub import ActorhubError, Cluster, HandlerFailed, MalformedMessage
 from actorhub.cluster import part_of
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
@@ -91,6 +92,36 @@ async def test_a_step_that_swallows_its_cancellation_is_taken_back_and_the_strea
     await until_idle(runner)
     # A generator that is at a `yield` is closed in a step of its own.
     assert await actor.look() == (["cleaned up"] if goes_on else [])
+
+
+@pytest.mark.parametrize("then", ["returns", "goes on"])
+async def test_a_stream_that_cancels_its_own_task_has_failed(
+    cluster: Cluster, runner: Cluster, caplog: pytest.LogCaptureFixture, then: str
+) -> None:
+    """Its consumer is not told that the runner is leaving, and the log names the handler."""
+
+    async def step(me: Actor) -> None:
+        me.state.append("step")
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        if then == "goes on":
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+
+    acts["step"] = step
+    actor = cluster.client(Actor)("a")
+    items = actor.items()
+    error = await failure(_all(items))
+    assert isinstance(error, HandlerFailed)
+    assert error.type == "asyncio.exceptions.CancelledError"
+    assert "actor.items(a) failed" in caplog.text
+    await until_idle(runner)
+    assert "step" not in await actor.look()
+
+
+async def _all(items: AsyncIterator[int]) -> list[int]:
+    return [item async for item in items]
 
 
 async def test_a_clean_up_after_the_shard_was_lost_commits_nothing(memory: MemoryCluster, client: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import timedelta
 
@@ -65,6 +66,17 @@ class Robot(Entity[list[str]]):
         self.state.append("around")
         await current().client(Robot)(current().entity_id).stuck_within(gate)
 
+    async def without_timeout(self, gate: str) -> str:
+        self.state.append("half done")
+        await _swallow(gate)
+        return "nobody hears this"
+
+    async def items(self, gate: str) -> AsyncIterator[int]:
+        yield 0
+        self.state.append("half done")
+        await _swallow(gate)
+        yield 1
+
     async def add(self, mark: str) -> list[str]:
         self.state.append(mark)
         return self.state
@@ -108,6 +120,39 @@ async def test_a_handler_that_swallows_its_timeout_is_given_up(
     await asyncio.sleep(0.05)
     assert await robot.add("last") == ["before", "after", "last"]
     assert await state_of(memory, Robot, "a") == ["before", "after", "last"]
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancelled", "consumer leaves"])
+async def test_a_handler_without_a_timeout_is_given_up_once_nobody_waits_for_it(
+    memory: MemoryCluster, cluster: Cluster, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    """It is cancelled because its caller went away; if it swallows that, its entity does not wait for it."""
+    robot = cluster.client(Robot)("a")
+    await robot.add("before")
+    if how == "consumer leaves":
+        call = soon(_two_items(robot.items("gate")))
+    else:
+        limit = timedelta(milliseconds=50) if how == "deadline" else None
+        call = soon(_ask(cluster.client(Robot).options(timeout=limit)("a"), "gate"))
+    await gates["gate"].came()
+    if how != "deadline":
+        call.cancel()
+    async with asyncio.timeout(5):
+        assert await robot.add("after") == ["before", "after"]
+    assert "went on 1 s after it was cancelled, so it was abandoned" in caplog.text
+    gates["gate"].open()
+    await asyncio.wait((call,))
+    await asyncio.sleep(0.05)
+    assert await state_of(memory, Robot, "a") == ["before", "after"]
+
+
+async def _ask(robot: Robot, gate: str) -> None:
+    await robot.without_timeout(gate)
+
+
+async def _two_items(stream: AsyncIterator[int]) -> None:
+    assert await anext(stream) == 0
+    await anext(stream)
 
 
 async def test_a_stuck_durable_message_becomes_a_dead_letter(cluster: Cluster) -> None:

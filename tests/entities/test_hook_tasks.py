@@ -99,6 +99,31 @@ class Guard(Singleton[int]):
         return self.state
 
 
+class Eager(Entity[list[str]]):
+    """Changes its state when it is activated."""
+
+    async def on_activate(self) -> None:
+        self.state.append("activated")
+        await _act("on_activate")
+
+    async def read(self) -> list[str]:
+        return self.state
+
+
+class Loser(Singleton[list[str]]):
+    """Has two last hooks."""
+
+    async def add(self, mark: str) -> None:
+        self.state.append(mark)
+
+    async def on_lose_leadership(self) -> None:
+        self.state.append("half done")
+        await _act("on_lose_leadership")
+
+    async def on_deactivate(self) -> None:
+        pass
+
+
 class Maker(Entity[int]):
     """Has a constructor that looks for the task it runs in."""
 
@@ -127,6 +152,8 @@ hub.register(Waker)
 hub.register(Guard)
 hub.register(Maker)
 hub.register(Simple)
+hub.register(Eager)
+hub.register(Loser)
 
 
 @pytest.fixture(autouse=True)
@@ -147,6 +174,26 @@ async def test_an_activation_that_is_cancelled_from_inside_fails(memory: MemoryC
     _way.clear()
     assert await asking == 1
     assert await runner.client(Waker)("a").add() == 1
+
+
+async def test_an_activation_that_failed_commits_nothing(memory: MemoryCluster) -> None:
+    """Not even if its hook cancels its own task in the last moment, so that it returns, and the commit would run."""
+    runner = await memory.start_runner()
+    _way["on_activate"] = "cancels its task and returns"
+    assert isinstance(await failure(runner.client(Eager)("a").read()), HandlerFailed)
+    assert await state_of(memory, Eager, "a") == []
+    _way.clear()
+    assert await runner.client(Eager)("a").read() == ["activated"]
+
+
+@pytest.mark.parametrize("way", _WAYS)
+async def test_the_next_hook_does_not_commit_what_a_failed_one_did(memory: MemoryCluster, way: str) -> None:
+    """`on_lose_leadership` fails halfway, and `on_deactivate` commits its own changes only."""
+    runner = await memory.start_runner()
+    await runner.singleton(Loser).add("kept")
+    _way["on_lose_leadership"] = way
+    await memory.stop(runner)
+    assert await state_of(memory, Loser, "loser") == ["kept"]
 
 
 @pytest.mark.parametrize("way", _WAYS)

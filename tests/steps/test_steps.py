@@ -60,6 +60,29 @@ async def test_a_retry_finds_the_results_of_steps(anywhere: Cluster) -> None:
     assert await anywhere.client(Clerk)("a").work() == [2, 2], "another message has its own steps"
 
 
+async def test_what_a_step_tells_by_the_handlers_context_goes_with_the_step(anywhere: Cluster) -> None:
+    """It makes no difference that `current()` was called before the step: its tell is committed or lost with it."""
+
+    async def work(_: Clerk) -> None:
+        here = current()
+
+        async def tell(text: str) -> None:
+            await here.tell(here.client(Clerk)("b").note(text))
+            if text == "never":
+                raise ValueError("on purpose")
+
+        await here.step("first", tell, "told")
+        await failure(here.step("second", tell, "never"))
+        note("runs")
+        if gates["runs"].entered == 1:
+            raise RuntimeError("after the step")
+
+    doing["a"] = work
+    await anywhere.client(Clerk)("a").work()
+    assert gates["runs"].entered == 2
+    assert await noted(anywhere, 1) == ["told"]
+
+
 @pytest.mark.parametrize("end", ["kill", "stop"])
 async def test_the_next_owner_finds_the_results_of_steps(memory: MemoryCluster, end: str) -> None:
     """A run that is cut short between two steps goes on after the first one, elsewhere."""

@@ -2,16 +2,16 @@
 
 import asyncio
 import itertools
-import logging
 from typing import Final
 
 from actorhub.core.errors import CallTimeout, NotConnected, RunnerUnavailable
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import AwaitedMessage
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.node import Node
 from actorhub.engine.routing.peers import Peer
 
-_log: Final = logging.getLogger("actorhub.requests")
+_log: Final = get_logger("actorhub.requests")
 
 _PATIENCE: Final = 30.0
 """Seconds that a request may take by default."""

@@ -1,7 +1,6 @@
 """The key-value store for programs without a database: a runner carries out their operations."""
 
 import asyncio
-import logging
 from typing import Final, assert_never
 
 import msgspec
@@ -20,11 +19,12 @@ from actorhub.core.key_value import (
     check_prefix,
     check_value,
 )
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import SENT, Message
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.key_value_ports import KeyValues
 
-_log: Final = logging.getLogger("actorhub.key_values")
+_log: Final = get_logger("actorhub.key_values")
 
 _MAX_BODY_BYTES: Final = 2 * MAX_VALUE_BYTES + (1 << 14)
 """A swap contains two values; the rest is for the key and the encoding."""

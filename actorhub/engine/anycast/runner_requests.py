@@ -1,7 +1,6 @@
 """Requests that any runner answers about itself, and outcomes of deferred values."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -9,6 +8,7 @@ import msgspec
 
 from actorhub.core.envelope import COMPLETE, COMPLETED, HEALTH, POLL_STORAGE
 from actorhub.core.errors import ActorhubError, MalformedMessage
+from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.ask import AnycastRequest, ask, ask_any
 from actorhub.engine.host import Host
 from actorhub.engine.model.records import SENT, Message
@@ -23,7 +23,7 @@ COMPLETE_SPEC: Final = operation_spec("deferred value", "complete")
 HEALTH_SPEC: Final = operation_spec("runner", "health")
 _COMPLETED_SPEC: Final = operation_spec("deferred value", "completed")
 
-_log: Final = logging.getLogger("actorhub.requests")
+_log: Final = get_logger("actorhub.requests")
 
 _HEALTH_PATIENCE: Final = 1.0
 """Seconds that a runner has to report its health."""

@@ -1,10 +1,10 @@
 """The loop that queues messages when they are due, and scans ahead for those that will be."""
 
-import logging
 from collections.abc import Collection
 from typing import Final
 
 from actorhub.core.errors import PersistenceError
+from actorhub.core.logger import get_logger
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.loading import Loading
 from actorhub.engine.durable.owner import Owner
@@ -12,7 +12,7 @@ from actorhub.engine.durable.schedule import LIMIT, Schedule
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.supervision import set_or_time
 
-_log: Final = logging.getLogger("actorhub.schedule")
+_log: Final = get_logger("actorhub.schedule")
 
 HORIZON: Final = 60.0
 """How many seconds ahead messages are held in memory."""

@@ -1,11 +1,11 @@
 """Brings in what waits in the store: entity by entity, in rounds, and never more than fits."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
+from actorhub.core.logger import get_logger
 from actorhub.engine.durable.backlog import Backlog, Walk
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.loading import Loading
@@ -15,7 +15,7 @@ from actorhub.engine.model.records import ACTIVE, SENT, Cell, HostedShard
 from actorhub.engine.supervision import set_or_time
 from actorhub.storage.message_ports import PendingMessage
 
-_log: Final = logging.getLogger("actorhub.backlog")
+_log: Final = get_logger("actorhub.backlog")
 
 MOST_LOADED: Final = 4096
 """Messages that the loader brought in and that are in memory at a time, at most."""

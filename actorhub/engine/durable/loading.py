@@ -1,9 +1,9 @@
 """Makes durable messages from their rows."""
 
-import logging
 from typing import Final
 
 from actorhub.core.cron import parse_fire_time_key
+from actorhub.core.logger import get_logger
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.settlement import Settlement
@@ -12,7 +12,7 @@ from actorhub.engine.model.records import HostedShard
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import PendingMessage
 
-_log: Final = logging.getLogger("actorhub.backlog")
+_log: Final = get_logger("actorhub.backlog")
 
 
 class Loading:

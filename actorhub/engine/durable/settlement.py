@@ -1,6 +1,5 @@
 """How durable messages end: with a reply, a later run, or as a dead letter; and who is told."""
 
-import logging
 from asyncio import Future
 from collections.abc import Collection, Iterable
 from typing import Final
@@ -19,7 +18,8 @@ from actorhub.core.errors import (
     PersistenceError,
     RunnerUnavailable,
 )
-from actorhub.core.texts import text_of, traceback_of
+from actorhub.core.logger import get_logger
+from actorhub.core.texts import summary_of, text_of, traceback_of
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
@@ -30,7 +30,7 @@ from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import NotPending, Outcome, RunCommit, RunFailure, StoredReply
 from actorhub.storage.ports import Fenced
 
-_log: Final = logging.getLogger("actorhub.settlement")
+_log: Final = get_logger("actorhub.settlement")
 
 _encode_id: Final = msgspec.msgpack.Encoder().encode
 
@@ -195,6 +195,10 @@ class Settlement:
                 return
             if failure.pause is None:
                 self.dead_letters += 1
+                _log.warning(
+                    "%s(%s): message %d has failed for good, in attempt %d, and is a dead letter: %s",
+                    *(message.what, message.entity_id, message.message_id, attempts, summary_of(failed)),
+                )
                 self._end(message, StoredReply(Outcome.DEAD, body))
             else:
                 # The pause is a due time: the message waits in the schedule, and others of its entity run meanwhile.

@@ -94,6 +94,10 @@ class Producer(Protocol):
         """The activation ends, or has ended: cut the stream short; wait for no turn of a dead cell."""
         ...
 
+    def expect_end(self, error: ActorhubError) -> None:
+        """Its task was cancelled for that reason: give a step up that goes on nevertheless."""
+        ...
+
 
 class InterleavedTurn(Protocol):
     """The turn of a run that lets others have it while it waits."""

@@ -13,7 +13,6 @@ happened. So a step that failed half-way needs no repair; the next comparison fi
 """
 
 import asyncio
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +23,7 @@ from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.lease import NEVER, Lease
 from actorhub.engine.ownership.members import Membership
 from actorhub.engine.ownership.moves import SLOW_DRAIN, Acquisitions, HandOvers, Holdings, ShardHost, ShardState
@@ -32,7 +32,7 @@ from actorhub.engine.ownership.session import GuardedSession, Watchdog, open_ses
 from actorhub.engine.supervision import Supervisor, set_or_time, store_call
 from actorhub.storage.ports import LEASE, LiveRunner, SessionLost, Storage
 
-_log: Final = logging.getLogger("actorhub.ownership")
+_log: Final = get_logger("actorhub.ownership")
 
 _LEASE: Final = LEASE.total_seconds()
 _SESSION_CHECK: Final = 0.1

@@ -1,13 +1,13 @@
 """The other runners: the runner table as last read, whom to suspect, and the shards that follow from it."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from actorhub.core.address import RunnerAddress, RunnerInfo
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ConfigurationError, PersistenceError, ShuttingDown
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.lease import NEVER
 from actorhub.engine.ownership.plan import (
     LIVE_WITHIN,
@@ -22,7 +22,7 @@ from actorhub.engine.ownership.plan import (
 from actorhub.engine.supervision import Supervisor, store_call
 from actorhub.storage.ports import HEARTBEAT_INTERVAL, LiveRunner, Storage
 
-_log: Final = logging.getLogger("actorhub.ownership")
+_log: Final = get_logger("actorhub.ownership")
 
 _INTERVAL: Final = HEARTBEAT_INTERVAL.total_seconds()
 _WATCHFUL_INTERVAL: Final = 0.25

@@ -9,7 +9,6 @@ store, unlocks it and announces it. The order is what keeps owners from overlapp
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
@@ -17,12 +16,13 @@ from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError, ShuttingDown
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.lease import NEVER, Lease
 from actorhub.engine.ownership.session import GuardedSession
 from actorhub.engine.supervision import Supervisor, store_call
 from actorhub.storage.ports import LiveRunner, SessionLost, Storage
 
-_log: Final = logging.getLogger("actorhub.ownership")
+_log: Final = get_logger("actorhub.ownership")
 
 TAKE_DEADLINE: Final = 10.0
 """Seconds. A take may have to wait until the store ends a former owner that is stuck in a transaction (2 s)."""

@@ -1,18 +1,18 @@
 """Opening links: there is one to every wanted runner, whichever of the two opened it."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Collection
 from typing import Final
 
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, RunnerUnavailable
+from actorhub.core.logger import get_logger
 from actorhub.engine.routing.peers import Peer, PeerEvents, Peers
 from actorhub.engine.supervision import Supervisor
 from actorhub.transport.ports import Link, LinkEvents, Transport
 
-_log: Final = logging.getLogger("actorhub.peers")
+_log: Final = get_logger("actorhub.peers")
 
 _CONNECT_DEADLINE: Final = 2.0
 """Seconds that one attempt may take."""

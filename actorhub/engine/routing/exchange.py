@@ -1,6 +1,5 @@
 """Handles what comes over the links: replies find their calls, requests the host, announcements the routing table."""
 
-import logging
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -20,12 +19,13 @@ from actorhub.core.envelope import (
     Request,
 )
 from actorhub.core.errors import ActorhubError
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import DONE, SENT, Message
 from actorhub.engine.routing.inbound import Inbound
 from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.router import Router
 
-_log: Final = logging.getLogger("actorhub.exchange")
+_log: Final = get_logger("actorhub.exchange")
 
 
 class NodeEvents(Protocol):

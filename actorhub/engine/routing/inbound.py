@@ -1,6 +1,5 @@
 """Calls that come from other processes, and their replies."""
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -32,6 +31,7 @@ from actorhub.core.errors import (
     RunnerUnavailable,
     UnknownEntityType,
 )
+from actorhub.core.logger import get_logger
 from actorhub.engine.host import Host
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
@@ -41,7 +41,7 @@ from actorhub.engine.routing.deadlocks import deadlock_of
 from actorhub.engine.routing.peers import MAX_IN_FLIGHT, Peer
 from actorhub.engine.routing.router import Router
 
-_log: Final = logging.getLogger("actorhub.inbound")
+_log: Final = get_logger("actorhub.inbound")
 
 _SERVED: Final = operation_spec("runner", "request")
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import logging
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -20,6 +19,7 @@ from actorhub.core.errors import (
     RunnerUnavailable,
     UnknownEntityType,
 )
+from actorhub.core.logger import get_logger
 from actorhub.engine.durable.deposits import Deposits
 from actorhub.engine.host import Host
 from actorhub.engine.model.records import (
@@ -40,7 +40,7 @@ from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.table import RoutingTable
 from actorhub.storage.message_ports import MessageStore
 
-_log: Final = logging.getLogger("actorhub.router")
+_log: Final = get_logger("actorhub.router")
 
 MAX_HOPS: Final = 16
 """How often a call may come back before it waits for an announcement. Two runners that each believe the other one to be

@@ -5,7 +5,6 @@ causes it: its calls continue that call's chain, and the run of a durable messag
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Final, Protocol
@@ -22,6 +21,7 @@ from actorhub.core.errors import (
     SingletonError,
     SingletonErrorReason,
 )
+from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import (
@@ -41,7 +41,7 @@ from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.ports import Storage, StoredState
 
-_log: Final = logging.getLogger("actorhub.activation")
+_log: Final = get_logger("actorhub.activation")
 
 _ATTEMPTS: Final = 4
 _BACKOFF: Final = Backoff(initial=0.05)

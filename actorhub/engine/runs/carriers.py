@@ -8,7 +8,6 @@ and a queue per entity would cost several times the memory of an idle cell, and 
 
 import asyncio
 import contextvars
-import logging
 import sys
 import types
 import weakref
@@ -17,23 +16,27 @@ from typing import Any, Final, Protocol
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import CallTimeout, MalformedMessage
+from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.lease import Lease
-from actorhub.engine.model.records import DEAD, NEW, Message
+from actorhub.engine.model.records import DEAD, EXCLUSIVE, NEW, Message
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.driving import drive
 from actorhub.engine.runs.interleaving import Interleaving
 from actorhub.engine.runs.nesting import Nesting
-from actorhub.engine.runs.scheduler import Scheduler
+from actorhub.engine.runs.scheduler import RunMoved, Scheduler
 from actorhub.engine.runs.streams import Streams
 from actorhub.engine.runs.stuck import STUCK_AFTER, log_stuck
 
-_log: Final = logging.getLogger("actorhub.turns")
+_log: Final = get_logger("actorhub.turns")
 
 _RUNS_PER_STEP: Final = 128
 """Runs that one carrier takes before it lets the event loop do something else."""
+
+_ALONE: Final = (EXCLUSIVE, 1)
+"""The load of a cell on which nothing else runs."""
 
 
 class StartGate(Protocol):
@@ -83,8 +86,9 @@ class Carriers:
         self._gate = gate
         self._take_back = take_back
         self._tasks: set[asyncio.Task[None]] = set()
+        self._suspended: dict[Message, tuple[Run, Coroutine[Any, Any, Any]]] = {}
         self._timers: dict[Run, asyncio.TimerHandle] = {}
-        """When the handler of a suspended run is cancelled, or given up; of those that have a timeout."""
+        """When the handler of a suspended run is cancelled, as it has a timeout, or given up, as it was cancelled."""
         self._is_closed = False
         self.started = 0
         """Runs so far."""
@@ -217,6 +221,8 @@ class Carriers:
             isinstance(message, DurableMessage) and not self._gate.begin(message)
         ):
             return None
+        if cell.record is not None and cell.nested == 0 and cell.load in _ALONE:
+            self._completion.undo_late_changes(cell)
         message.epoch = cell.shard.epoch  # Its commit and its reply count for the ownership under which it starts.
         self.started += 1
         spec = message.spec
@@ -246,13 +252,15 @@ class Carriers:
         task = message.task = asyncio.current_task()
         assert task is not None
         self._scheduler.suspended.add(run)
+        self._suspended[message] = run, coroutine
         if message.abandoned_for is not None:
             # It was abandoned during its first step, when there was no task to cancel.
             task.cancel()
+            self.expect_end(message)
+        elif message.spec.timeout is not None:
+            self._timers[run] = self._loop.call_later(message.spec.timeout, self._on_timeout, run)
         # From here on this carrier sees to nothing else.
         self._go_on_elsewhere()
-        if message.spec.timeout is not None:
-            self._timers[run] = self._loop.call_later(message.spec.timeout, self._on_timeout, run, coroutine)
         if run.interleaving is not None:
             steps = run.interleaving.drive(context, coroutine, step)
         elif run.nesting is not None:
@@ -279,17 +287,29 @@ class Carriers:
             timer.cancel()
         if run.is_over:
             return False
+        self._suspended.pop(run.message, None)
         self._scheduler.suspended.discard(run)
         if not run.parts:
             self._scheduler.release(run)
         run.message.task = None
         return True
 
-    def _on_timeout(self, run: Run, coroutine: "Coroutine[Any, Any, Any]") -> None:
+    def expect_end(self, message: Message) -> None:
+        """Give a handler up that was cancelled and goes on; one that waits for the next owner is the drain's to end."""
+        error = message.abandoned_for
+        assert error is not None
+        if message.producer is not None:
+            message.producer.expect_end(error)
+        elif (suspended := self._suspended.get(message)) is not None and not isinstance(error, RunMoved):
+            run, _ = suspended
+            if (timer := self._timers.pop(run, None)) is not None:
+                timer.cancel()
+            self._timers[run] = self._loop.call_later(STUCK_AFTER, self._give_up, *suspended)
+
+    def _on_timeout(self, run: Run) -> None:
         message = run.message
         text = f"{message.what}: the handler ran longer than its timeout of {message.spec.timeout} s"
         self._scheduler.abandon(message, CallTimeout(text, possibly_executed=True))
-        self._timers[run] = self._loop.call_later(STUCK_AFTER, self._give_up, run, coroutine)
 
     def _give_up(self, run: Run, coroutine: "Coroutine[Any, Any, Any]") -> None:
         """End a run whose handler goes on although it was cancelled; whatever it still does does not count."""

@@ -15,7 +15,15 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from actorhub.core.codec import check_size, copy_of
-from actorhub.core.errors import ActorhubError, DuplicateKey, EntityError, HandlerFailed, PersistenceError
+from actorhub.core.errors import (
+    ActorhubError,
+    DuplicateKey,
+    EntityError,
+    HandlerFailed,
+    MalformedMessage,
+    PersistenceError,
+)
+from actorhub.core.logger import get_logger
 from actorhub.core.texts import is_printable, name_of, text_of, traceback_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUNNING, Cell, Message
@@ -26,7 +34,7 @@ from actorhub.engine.runs.scheduler import Scheduler, lost_owner
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import NotPending, RolledBack
 
-_log: Final = logging.getLogger("actorhub.results")
+_log: Final = get_logger("actorhub.results")
 
 RUN_ONLY: Final = (NotPending, DuplicateKey, RolledBack)
 """Errors of a commit after which the activation can go on: only this run does not count."""
@@ -178,6 +186,25 @@ class Completion:
                 self._rebuilder.discard(cell)
         run.outbox = None
 
+    def undo_late_changes(self, cell: Cell) -> None:
+        """Undo what has changed the state since its last run ended, before the next one takes it for its own.
+
+        A task or a thread that a run has left behind may hold the state, or find the entity again. It is nobody's
+        change: its run is over, perhaps rolled back, and no other has made it. Where it cannot be undone the activation
+        ends, so that the run that is about to begin commits nothing.
+        """
+        codec, record = cell.hosted_type.spec.state, cell.record
+        assert codec is not None
+        assert record is not None
+        try:
+            is_changed = codec.encode(cell.instance.state) != record.data
+        except MalformedMessage:
+            is_changed = True
+        if is_changed:
+            text = "%s: something that outlived its run changed the state, perhaps a task or a thread: that is undone"
+            _log.error(text, cell.address)
+            self.undo(cell)
+
     def undo(self, cell: Cell) -> None:
         """Set the state back to what is committed. Where user code does not let it, the activation is rebuilt."""
         try:
@@ -232,7 +259,9 @@ class Completion:
             message.abandoned_for.possibly_executed = True
             return message.abandoned_for
         if isinstance(error, EntityError):
-            return copy_of(error, self._limit)
+            reply = copy_of(error, self._limit)
+            reply.possibly_executed = True  # whatever the handler has set
+            return reply
         if isinstance(error, asyncio.CancelledError) and message.cell is not None and message.cell.phase == DEAD:
             return lost_owner(message, "its runner lost the shard while the handler ran")
         self._failed += 1

@@ -5,12 +5,12 @@ who waits reads the store. A notice can get lost, so who waits reads it now and 
 """
 
 import asyncio
-import logging
 from collections.abc import Collection
 from typing import Final
 
 from actorhub.core.codec import decode_error
 from actorhub.core.errors import PersistenceError
+from actorhub.core.logger import get_logger
 from actorhub.core.tokens import Deferral, make_token, read_token, token_hash
 from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.run import Run
@@ -18,7 +18,7 @@ from actorhub.engine.runs.waits import DurableWaits
 from actorhub.engine.supervision import set_or_time
 from actorhub.storage.checkpoint_ports import CheckpointStore, Completion, CompletionKind, Scope
 
-_log: Final = logging.getLogger("actorhub.deferred")
+_log: Final = get_logger("actorhub.deferred")
 
 _SCAN_INTERVAL: Final = 10.0
 """Seconds between reads of the store without a notice."""

@@ -1,12 +1,12 @@
 """Empties shards that move, and those of a runner that leaves."""
 
 import asyncio
-import logging
 from collections.abc import Mapping
 from typing import Final, Protocol
 
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import CLOSING, DONE, Cell, HostedShard, HostedType, Message
 from actorhub.engine.runs.activation import Activations
 from actorhub.engine.runs.draining import admits_all
@@ -14,7 +14,7 @@ from actorhub.engine.runs.residency import Residents
 from actorhub.engine.runs.scheduler import RunMoved, Scheduler
 from actorhub.engine.runs.stuck import STUCK_AFTER, log_stuck
 
-_log: Final = logging.getLogger("actorhub.host")
+_log: Final = get_logger("actorhub.host")
 
 _TICK: Final = 0.1
 """Seconds between checks of what a drain waits for."""

@@ -2,13 +2,13 @@
 
 import asyncio
 import inspect
-import logging
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from actorhub.core.errors import ConfigurationError
+from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of
 from actorhub.engine.model.records import DEAD, DONE, RUNNING, Cell, Message, RunKind
 from actorhub.engine.model.run import Run, running
@@ -22,7 +22,7 @@ from actorhub.engine.supervision import Supervisor
 
 T = TypeVar("T")
 
-_log: Final = logging.getLogger("actorhub.activation")
+_log: Final = get_logger("actorhub.activation")
 
 _USED: Final = "_actorhub_used"
 """Attribute of an instance that an activation has."""
@@ -90,9 +90,15 @@ class Hooks:
         call = _HookCall(cell, spec, chain)
         run = Run(call, cell)
         context.run(running.set, run)
+        if cell.record is not None and cell.phase != DEAD:
+            self._completion.undo_late_changes(cell)
         task = self._supervisor.spawn(self._outcome(run, context, spec, returned), "hook")
         try:
             await asyncio.wait((task,))
+            # Not in the hook's task: that may have been cancelled in the last moment, which the commit would hit.
+            await self._end(
+                run, RuntimeError("somebody cancelled the hook's task") if task.cancelled() else task.result()
+            )
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait((task,), timeout=STUCK_AFTER)
@@ -102,9 +108,6 @@ class Hooks:
         finally:
             call.phase = DONE
             run.is_over = True
-        error = RuntimeError("somebody cancelled the task of the hook") if task.cancelled() else task.result()
-        if error is not None:
-            raise error
 
     async def _outcome(
         self, run: Run, context: Context, spec: HandlerSpec, returned: Callable[[Cell], None] | None
@@ -118,9 +121,8 @@ class Hooks:
     async def _run(
         self, run: Run, context: Context, spec: HandlerSpec, returned: Callable[[Cell], None] | None
     ) -> None:
-        cell = run.cell
         try:
-            await run_in(context, spec.function(cell.instance))
+            await run_in(context, spec.function(run.cell.instance))
         except asyncio.CancelledError as exc:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -130,14 +132,22 @@ class Hooks:
             raise
         except BaseException as exc:
             raise _as_failure(exc) from exc
-        if not run.is_running:
-            return  # Nobody waits for it any longer.
-        if returned is not None:
-            returned(cell)
-        if cell.phase != DEAD:
-            async with one_save_at_a_time(run):
-                data = None if cell.record is None else self._completion.changed_state(cell)
-                await self._saving.commit_part(run, data)
+        if returned is not None and run.is_running:  # else nobody waits for it any longer
+            returned(run.cell)
+
+    async def _end(self, run: Run, error: Exception | None) -> None:
+        """Commit what the hook did; if it failed, undo that and raise its error."""
+        cell = run.cell
+        try:
+            if error is not None:
+                raise error
+            if cell.phase != DEAD:
+                async with one_save_at_a_time(run):
+                    data = None if cell.record is None else self._completion.changed_state(cell)
+                    await self._saving.commit_part(run, data)
+        except Exception:
+            self._completion.take_back(run)
+            raise
 
 
 def outside_tasks(call: Callable[[], T]) -> T:

@@ -48,6 +48,7 @@ class Scheduler:
         *,
         draining: Draining,
         carry: Callable[[], None],
+        expect_end: Callable[[Message], None],
         passivate_if_idle: Callable[[Cell], None],
         route: Callable[[Message], None],
         newcomers: Newcomers,
@@ -58,6 +59,7 @@ class Scheduler:
         Args:
             draining: Says what starts although its entity closes.
             carry: Starts a carrier; called when something is ready that no carrier would find.
+            expect_end: Told of a message whose handler was cancelled: it is given up if it goes on.
             passivate_if_idle: Ends a closing cell in which nothing is left; called when a run of it ended.
             route: Sends a message that a handler told, once the handler's run is committed.
             newcomers: Messages that wait for a place in memory.
@@ -65,6 +67,7 @@ class Scheduler:
         """
         self.draining = draining
         self._carry = carry
+        self._expect_end = expect_end
         self.passivate_if_idle = passivate_if_idle
         self._route = route
         self._newcomers = newcomers
@@ -234,6 +237,7 @@ class Scheduler:
                 message.abandoned_for = error
                 if message.task is not None:
                     message.task.cancel()
+                    self._expect_end(message)
         elif message.phase != COMMITTING:
             message.phase = DONE
 

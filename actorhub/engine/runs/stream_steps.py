@@ -1,17 +1,17 @@
 """Runs the generator of a stream: step by step, each within its time."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final
 
-from actorhub.core.errors import CallTimeout
+from actorhub.core.errors import ActorhubError, CallTimeout
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import Message
 from actorhub.engine.runs.driving import run_in
 from actorhub.engine.runs.stuck import STUCK_AFTER, log_stuck
 
-_log: Final = logging.getLogger("actorhub.streams")
+_log: Final = get_logger("actorhub.streams")
 
 CLOSE_LIMIT: Final = 5.0
 """Seconds that a generator's clean-up may take, if the handler's timeout is not less."""
@@ -29,7 +29,7 @@ class StreamSteps:
         generator: AsyncGenerator[Any, None],
         context: Context,
         message: Message,
-        on_stuck: Callable[[CallTimeout], None],
+        on_stuck: Callable[[ActorhubError], None],
     ) -> None:
         self._generator = generator
         self._context = context
@@ -40,6 +40,7 @@ class StreamSteps:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._late: CallTimeout | None = None
+        self._is_running = False
         self.is_at_yield = False
         """The generator is suspended between two steps, so it has a clean-up to do."""
 
@@ -67,6 +68,13 @@ class StreamSteps:
         finally:
             self.is_at_yield = False
 
+    def expect_end(self, error: ActorhubError) -> None:
+        """Abandon the present step, which was cancelled for that reason, if it goes on. Clean-ups have a limit."""
+        if self._is_running and self._late is None and not self.is_at_yield:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_later(STUCK_AFTER, self._abandon, error)
+
     async def _run(self, step: Coroutine[Any, Any, Any], limit: float | None, what: str) -> Any:
         task = asyncio.current_task()
         assert task is not None
@@ -75,6 +83,7 @@ class StreamSteps:
             text = f"{self._what}: {what} of the stream took longer than {limit:g} s"
             late = CallTimeout(text, possibly_executed=True)
             self._timer = self._loop.call_later(limit, self._on_late, late, task)
+        self._is_running = True
         try:
             item = await run_in(self._context, step)
         except BaseException as exc:
@@ -84,6 +93,7 @@ class StreamSteps:
                 raise asyncio.CancelledError from exc
             raise
         finally:
+            self._is_running = False
             if self._timer is not None:
                 self._timer.cancel()
                 self._timer = None
@@ -104,6 +114,6 @@ class StreamSteps:
         if not task.cancelling():
             task.cancel()
 
-    def _abandon(self, error: CallTimeout) -> None:
+    def _abandon(self, error: ActorhubError) -> None:
         log_stuck(_log, self._what, self._entity_id, self._generator)
         self._on_stuck(error)

@@ -9,13 +9,13 @@ for its turn. A step that is cut short has its clean-up within it, and is undone
 """
 
 import asyncio
-import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from actorhub.core.codec import check_size, copy_of
 from actorhub.core.errors import ActorhubError, EntityError, RunnerUnavailable
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import (
     ACTIVE,
     CLOSING,
@@ -37,7 +37,7 @@ from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.stream_steps import StreamSteps
 from actorhub.engine.supervision import Supervisor
 
-_log: Final = logging.getLogger("actorhub.streams")
+_log: Final = get_logger("actorhub.streams")
 
 STREAM_WINDOW_BYTES: Final = 4 * 1024 * 1024
 """Bytes of items that may be under way to a consumer before the producer waits."""
@@ -146,6 +146,7 @@ class StreamProducer:
         self._returning: set[Returning] = set()
         """That the clean-up waits for its turn."""
         self.has_turn = True
+        self._is_stopped = False
         self._is_answered = False
         self._has_left = False
         self._ran = False
@@ -180,7 +181,14 @@ class StreamProducer:
                 release(self._cell, self._returning)
         elif self.task is not None and not self.task.cancelling() and self.task is not asyncio.current_task():
             # If it is this stream that led to the end of the activation, its task ends with the error.
+            self._is_stopped = True
             self.task.cancel()
+            self.expect_end(self._cancellation())
+
+    def expect_end(self, error: ActorhubError) -> None:
+        """Give a step up that goes on although it was cancelled."""
+        if self._steps is not None and not self._is_answered:
+            self._steps.expect_end(error)
 
     def _wake_up(self) -> None:
         if self._wake is not None and not self._wake.done():
@@ -200,10 +208,9 @@ class StreamProducer:
         except _Interrupted:
             return self._cancellation()
         except asyncio.CancelledError as exc:
-            task = asyncio.current_task()
-            is_cancelled = task is not None and task.cancelling() > 0
-            # Else the generator raised it, and would again at the next runner.
-            return self._cancellation() if is_cancelled else self._completion.failure_of(message, exc)
+            # Else the generator raised it, or cancelled its own task, and would again at the next runner.
+            is_cut = message.abandoned_for is not None or self._is_stopped or self._cell.phase == DEAD
+            return self._cancellation() if is_cut else self._completion.failure_of(message, exc)
         except EntityError as exc:
             return copy_of(exc, self._max_bytes)
         except ActorhubError as exc:

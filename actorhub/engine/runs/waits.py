@@ -1,12 +1,12 @@
 """Durable waits, which outlive the run that waits: sleeps, and values that somebody else will provide."""
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
 from actorhub.core.errors import PersistenceError
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.run import Run
@@ -16,7 +16,7 @@ from actorhub.engine.runs.scheduler import Scheduler, run_moved
 from actorhub.storage.checkpoint_ports import CheckpointWrite
 from actorhub.storage.message_ports import MessageStore
 
-_log: Final = logging.getLogger("actorhub.checkpoints")
+_log: Final = get_logger("actorhub.checkpoints")
 
 _LONGEST_NAP: Final = 600.0
 """Seconds after which a long sleep reads the store's clock again, since this process's own drifts."""

@@ -10,13 +10,13 @@ A new or changed schedule has no fire time to go on from. Its row is written fir
 the leader is lost before the first message is stored, the next one plans from the same time, however late it is.
 """
 
-import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 from actorhub.core.cron import CronPlan, fire_time_key, parse_fire_time_key, parse_run_now_key
 from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.run import Run
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
@@ -26,7 +26,7 @@ from actorhub.engine.singletons.health import ScheduleHealth
 from actorhub.engine.singletons.services import LeaderServices
 from actorhub.storage.singleton_ports import Leadership
 
-_log: Final = logging.getLogger("actorhub.cron")
+_log: Final = get_logger("actorhub.cron")
 
 _EARLIEST: Final = 0.001
 

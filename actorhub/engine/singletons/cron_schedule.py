@@ -1,17 +1,17 @@
 """One schedule of a led singleton: what the code declares, what is stored, and what follows from both."""
 
-import logging
 from datetime import UTC, datetime
 from typing import Final, Literal
 
 import msgspec
 
 from actorhub.core.cron import CronExpression, CronOptions, CronPlan, Skipped, delivery_delay, is_overdue, plan
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.singletons.health import ScheduleHealth
 from actorhub.storage.singleton_ports import ScheduleRow
 
-_log: Final = logging.getLogger("actorhub.cron")
+_log: Final = get_logger("actorhub.cron")
 
 _SHORT_GAP: Final = 60.0
 """Seconds. A fire time that was missed by less than this, because of a takeover for example, is made up for."""

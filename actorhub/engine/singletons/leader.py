@@ -14,7 +14,6 @@ At most one activation is led at a time, in the whole cluster and in this proces
 """
 
 import asyncio
-import logging
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal
@@ -30,6 +29,7 @@ from actorhub.core.errors import (
     SingletonErrorReason,
 )
 from actorhub.core.idempotency import payload_hash
+from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of
 from actorhub.engine.model.records import (
     ACTIVE,
@@ -50,7 +50,7 @@ from actorhub.storage.checkpoint_ports import BODY, Scope
 from actorhub.storage.ports import Fenced
 from actorhub.storage.singleton_ports import Execution, Leadership
 
-_log: Final = logging.getLogger("actorhub.singletons")
+_log: Final = get_logger("actorhub.singletons")
 
 LOSS_LIMIT: Final = 5.0
 """Seconds that `on_lose_leadership` may take. Handlers get as long to end before it if leadership is lost by force."""

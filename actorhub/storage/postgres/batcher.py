@@ -1,7 +1,6 @@
 """Requests that share round trips over a connection of their own."""
 
 import asyncio
-import logging
 from asyncio import Future
 from collections.abc import Sequence
 from contextvars import Context
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, PersistenceError
+from actorhub.core.logger import get_logger
 from actorhub.storage.postgres.batching import Again, Entry, Outage, RequestT, ResultT, Waiting
 from actorhub.storage.postgres.connection import Connection, Database, close, deadline
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, Cause, cause, summary, translate
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Statement: TypeAlias = PreparedStatement
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = get_logger(__name__)
 
 BATCH_LIMIT: Final = timedelta(seconds=7)
 """A batch that has no answer after this long has lost its connection."""

@@ -1,6 +1,5 @@
 """Rows as values."""
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Final
@@ -9,9 +8,10 @@ import asyncpg
 import msgspec
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
+from actorhub.core.logger import get_logger
 from actorhub.storage.ports import LiveRunner, ShardRow
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = get_logger(__name__)
 
 
 def live_runners(rows: Sequence[asyncpg.Record]) -> list[LiveRunner]:

@@ -1,15 +1,15 @@
 """What the server must be, checked at start."""
 
-import logging
 from typing import Final
 
 import asyncpg
 import msgspec
 
 from actorhub.core.errors import ConfigurationError
+from actorhub.core.logger import get_logger
 from actorhub.storage.postgres.errors import POOLER
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = get_logger(__name__)
 
 OLDEST_VERSION: Final = 140000
 _LOCKS_KEPT_FREE: Final = 0.2

@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -11,6 +10,7 @@ import grpc.aio
 
 from actorhub.core.envelope import Hello
 from actorhub.core.errors import ActorhubError, ConfigurationError, MalformedMessage
+from actorhub.core.logger import get_logger
 from actorhub.transport.grpc.link import GrpcLink
 from actorhub.transport.grpc.options import ChannelOptions
 from actorhub.transport.grpc.streams import (
@@ -37,7 +37,7 @@ WARNING_SECONDS: Final = 1.0
 
 HEALTH_METHODS: Final = "/grpc.health.v1.Health/"
 
-_log: Final = logging.getLogger(__name__)
+_log: Final = get_logger(__name__)
 
 
 class _Refused(Exception):
