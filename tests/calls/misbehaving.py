@@ -14,6 +14,8 @@ import msgspec
 from actorhub import ActorhubError, Entity, EntityError, Hub, Retry, Singleton, cron, current, handler
 from actorhub._call import Call, CallTarget
 from actorhub.cluster import Cluster, part_of
+from actorhub.engine.model.records import ACTIVE, Cell
+from actorhub.engine.model.run import running
 from actorhub.entity import Declared
 from tests.support.gates import soon
 
@@ -182,6 +184,19 @@ class Acting:
         self._trace.may_save_more = True
         _ = soon(save())
 
+    async def leave_a_late_change(self) -> None:
+        run = running.get()
+        assert run is not None
+        _ = soon(self._change_late(run.cell))
+
+    async def _change_late(self, cell: Cell) -> None:
+        """Change the state while no run does: in the middle of another run it would be as good as that one's."""
+        for _ in range(200):
+            await asyncio.sleep(0)
+            if self._trace.is_over and cell.phase == ACTIVE and cell.load == cell.nested == 0:
+                self._entity.state.marks.append("late")
+                break
+
     async def cancel_itself(self) -> None:
         _task().cancel()
 
@@ -236,9 +251,9 @@ _ACTS: Final = {
     act.__name__: act
     for act in (
         Acting.mark, Acting.pause, Acting.block, Acting.save, Acting.save_twice, Acting.leave_a_save,
-        Acting.leave_a_late_save, Acting.cancel_itself, Acting.cancel_in_vain, Acting.keep_its_task,
-        Acting.keep_its_task_weakly, Acting.cancel_kept_tasks, Acting.call_back, Acting.call_back_in_vain, Acting.tell,
-        Acting.swallow_a_cancellation,
+        Acting.leave_a_late_save, Acting.leave_a_late_change, Acting.cancel_itself, Acting.cancel_in_vain,
+        Acting.keep_its_task, Acting.keep_its_task_weakly, Acting.cancel_kept_tasks, Acting.call_back,
+        Acting.call_back_in_vain, Acting.tell, Acting.swallow_a_cancellation,
     )
 }  # fmt: skip
 ACTS: Final = tuple(_ACTS)

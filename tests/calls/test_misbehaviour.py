@@ -24,7 +24,8 @@ ANSWER: Final = timedelta(seconds=20)
 KINDS: Final = ("plain", "plain", "from_elsewhere", "durable", "in_a_step", "stream", "stream", "loop", "loop plain",
                 "cron")  # fmt: skip
 _HARMLESS: Final = {"mark", "pause", "save", "save_twice", "keep_its_task", "keep_its_task_weakly", "cancel_kept_tasks",
-                    "call_back", "call_back_in_vain", "tell", "leave_a_save", "leave_a_late_save"}  # fmt: skip
+                    "call_back", "call_back_in_vain", "tell", "leave_a_save", "leave_a_late_save",
+                    "leave_a_late_change"}  # fmt: skip
 
 _OF_NEIGHBOURS: Final = ("longer than its timeout", "its runner lost the shard", "because its entity moved")
 

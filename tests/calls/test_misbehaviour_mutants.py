@@ -17,6 +17,7 @@ from actorhub.engine.model.records import Cell, Message
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs import completion, saving, services, streams
 from actorhub.engine.runs.carriers import Carriers
+from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.nesting import Nesting
 from actorhub.engine.runs.scheduler import Scheduler
 from tests.calls import test_misbehaviour
@@ -104,6 +105,11 @@ def _(patch: Patch) -> None:
 @_mutant("a handler that does not give in is waited for")
 def _(patch: Patch) -> None:
     patch(Carriers, "_give_up", lambda *_: None)
+
+
+@_mutant("a late change is the next run's")
+def _(patch: Patch) -> None:
+    patch(Completion, "undo_late_changes", lambda *_: None)
 
 
 @_mutant("the state is not set back")
