@@ -18,6 +18,7 @@ from actorhub.cli.signals import on_stop_signals
 from actorhub.cluster import Cluster
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import Settings, mask_secrets
+from actorhub.core.texts import summary_of
 from actorhub.hub import Hub
 
 _log: Final = logging.getLogger("actorhub.serve")
@@ -92,12 +93,14 @@ def run_loop(work: Coroutine[Any, Any, int]) -> int:
         main = _and_leave(work)
         try:
             return runner.run(main)
-        except (SystemExit, KeyboardInterrupt) as exc:
-            if inspect.getcoroutinestate(main) == inspect.CORO_CLOSED:
+        except BaseException as exc:
+            is_cancelled = isinstance(exc, asyncio.CancelledError)
+            if inspect.getcoroutinestate(main) == inspect.CORO_CLOSED and not is_cancelled:
                 raise
-            # It ended the event loop, and nothing that is left can be run to its end: as after a crash, the locks of
-            # this process are freed by the end of its connections.
-            _log.critical("a task of the program raised %s, which ends this process at once", type(exc).__name__)
+            # The program ended the event loop, or cancelled tasks that are not its own, and nothing that is left can be
+            # run to its end: as after a crash, the locks of this process are freed by the end of its connections.
+            done = "cancelled the main task" if is_cancelled else f"raised {summary_of(exc)}"
+            _log.critical("a task of the program %s, which ends this process at once", done)
             _exit(1)
             raise
 

@@ -75,12 +75,23 @@ async def test_what_a_program_leaves_behind_does_not_keep_the_process(processes:
     assert ("swallows its cancellation" in runner.err) == (what == "leave_task")
 
 
-async def test_a_task_that_exits_ends_the_process_and_is_named(processes: Processes) -> None:
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("exit_in_a_task", "a task of the program raised SystemExit: 3"),
+        ("cancel_all_tasks", "a task of the program cancelled the main task"),
+        ("stop_the_loop", "a task of the program raised RuntimeError: Event loop stopped"),
+    ],
+)
+async def test_who_ends_the_event_loop_ends_the_process_and_is_named(
+    processes: Processes, what: str, said: str
+) -> None:
     """It cannot be run to its end any longer, and what ended it must not look like a crash of the interpreter."""
     runner = await processes.serve()
-    _ = await processes.run("call", "gate", "a", "exit_in_a_task", "--admin", runner.address)
+    _ = await processes.run("call", "gate", "a", what, "--admin", runner.address)
     assert await runner.ended(deadline=10) == 1
-    assert "a task of the program raised SystemExit, which ends this process at once" in runner.err
+    assert said in runner.err
+    assert "which ends this process at once" in runner.err
 
 
 async def test_a_second_signal_ends_the_process_at_once(processes: Processes) -> None:

@@ -102,6 +102,17 @@ class Gate(Entity, name="gate", concurrency=10):
         self._stray = asyncio.Task(leave())
         return "left"
 
+    async def cancel_all_tasks(self) -> str:
+        """Cancel what runs in the event loop a moment later, whoever it belongs to."""
+        asyncio.get_running_loop().call_later(0.1, lambda: [task.cancel() for task in asyncio.all_tasks()])
+        return "left"
+
+    async def stop_the_loop(self) -> str:
+        """Stop the event loop a moment later."""
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.1, loop.stop)
+        return "left"
+
     async def leave_thread(self) -> str:
         """Leave a thread of the loop's executor behind that never ends."""
         self._stray = asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
