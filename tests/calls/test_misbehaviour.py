@@ -27,7 +27,7 @@ _HARMLESS: Final = {"mark", "pause", "save", "save_twice", "keep_its_task", "kee
                     "call_back", "call_back_in_vain", "tell", "leave_a_save", "leave_a_late_save",
                     "leave_a_late_change"}  # fmt: skip
 
-_OF_NEIGHBOURS: Final = ("longer than its timeout", "its runner lost the shard", "because its entity moved")
+_OF_NEIGHBOURS: Final = ("longer than its timeout", "its activation ended", "because its entity moved")
 
 _SCRIPTS = st.lists(
     st.tuples(

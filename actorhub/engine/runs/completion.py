@@ -263,7 +263,8 @@ class Completion:
             reply.possibly_executed = True  # whatever the handler has set
             return reply
         if isinstance(error, asyncio.CancelledError) and message.cell is not None and message.cell.phase == DEAD:
-            return lost_owner(message, "its runner lost the shard while the handler ran")
+            reason = "its runner lost the shard, or a run within it or before it could not be undone"
+            return lost_owner(message, f"its activation ended while the handler ran: {reason}")
         self._failed += 1
         if isinstance(error, ActorhubError):
             error.possibly_executed = True

@@ -288,7 +288,7 @@ def _cycle_in_activation(message: Message) -> CallCycle:
 
 
 def lost_owner(message: Message, reason: str) -> RunnerUnavailable:
-    """Return the error of a run that was stopped because its runner lost the shard."""
+    """Return the error of a run whose activation is over, for example because its runner lost the shard."""
     return RunnerUnavailable(f"{message.address}: {reason}", possibly_executed=True)
 
 
