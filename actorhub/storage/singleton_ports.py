@@ -40,6 +40,8 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
     """How often its state could not be loaded, decoded or stored."""
     state_error: str = ""
     """The last of these: a reason of `SingletonError`, then details."""
+    starts: int = 0
+    """How many leaders in a row began to start it and have not sent a heartbeat since: they may have died of it."""
     body: str = ""
     """What its `run` does: `running`, `returned`, `failed` (it will start again), or nothing where it has none."""
 

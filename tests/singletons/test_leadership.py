@@ -313,6 +313,31 @@ async def test_a_loss_while_it_becomes_leader_ends_that_first(memory: MemoryClus
     assert story.log == ["on_activate", "on_become_leader", "given up", *BEGINNING]
 
 
+@pytest.mark.parametrize("hook", ["on_activate", "on_become_leader"])
+async def test_a_start_that_ends_its_processes_is_tried_more_and_more_rarely(
+    memory: MemoryCluster, caplog: pytest.LogCaptureFixture, hook: str
+) -> None:
+    """Each runner that takes over would die as well; a leader that got through makes up for all before it."""
+
+    async def hold(me: Diary) -> None:
+        await gates["start"].pass_through()
+
+    story.act[hook] = hold
+    began: list[float] = []
+    clock = asyncio.get_running_loop().time
+    for deaths in range(4):
+        runner = await memory.start_runner()
+        await gates["start"].came(deaths + 1)
+        began.append(clock())
+        await memory.kill(runner)
+    assert began[3] - began[2] > 0.5
+    assert "singleton diary: 3 leaders in a row have ended while they started it: starting in " in caplog.text
+    gates["start"].open()
+    await memory.start_runner()
+    await until(lambda: "run" in story.log)
+    await until(lambda: row(memory).execution.starts == 0, "a heartbeat")
+
+
 async def test_a_loss_that_a_start_does_not_notice_is_made_up_for(memory: MemoryCluster) -> None:
     """`on_become_leader` that swallows its cancellation and returns is followed by `on_lose_leadership`."""
 

@@ -61,6 +61,7 @@ _WRITE_PAUSE: Final = 0.5
 _QUIET_POLL: Final = 0.005
 """Seconds between checks of whether an ended activation has become quiet."""
 _BACKOFF: Final = Backoff(initial=0.1, maximum=30.0)
+_DEATH_BACKOFF: Final = Backoff(initial=0.5, maximum=30.0)
 
 
 class SingletonLeader:
@@ -177,6 +178,7 @@ class SingletonLeader:
         if self.spec.main_loop is not None:
             self._main_loop_at = max(self._clock.monotonic(), self._restarts.not_before)
         self._beat_at = 0.0
+        self._set(starts=0)
         self.track_task(cell, self._supervisor.loop("tend a singleton", partial(self._keep_tending, cell)))
 
     async def lose(self, cell: Cell) -> None:
@@ -331,19 +333,36 @@ class SingletonLeader:
             address = self._services.address
             row, now = await self._store.lead(self.leadership, address, self.spec.state_ttl)
             await self.schedules.load()
+            self.execution = msgspec.structs.replace(row.execution, body="")
+            await self._count_start()
         except PersistenceError as error:
             self._on_store_failed("its leader could not be registered", error)
-            until = self._clock.monotonic() + _RETRY
-            while self._is_owner and self._clock.monotonic() < until:
-                await self._until_changed(until)
+            await self._wait(_RETRY)
             return
         self._server.observe_time(now)
         self._since, self._heartbeat_at = row.since, row.heartbeat_at
-        self._sign_of_life_at = self._clock.monotonic() - (
-            now - (row.since if row.heartbeat_at is None else row.heartbeat_at)
-        )
-        self.execution = msgspec.structs.replace(row.execution, body="")
+        alive_at = row.since if row.heartbeat_at is None else row.heartbeat_at
+        self._sign_of_life_at = self._clock.monotonic() - (now - alive_at)
         self.registered.set_result(None)
+
+    async def _count_start(self) -> None:
+        """Store that this leader is about to start the singleton; its first heartbeat stores that it has.
+
+        A hook that ends its process would end those of all runners, one after the other, as fast as they take over.
+        """
+        deaths = self.execution.starts
+        if deaths > 1:
+            pause = _DEATH_BACKOFF.delay(deaths - 1, self._clock.random())
+            text = "singleton %s: %d leaders in a row have ended while they started it: starting in %.3g s"
+            _log.error(text, self.spec.name, deaths, pause)
+            await self._wait(pause)
+        self.execution = msgspec.structs.replace(self.execution, starts=deaths + 1)
+        await self._store.record(self.leadership, self.execution, heartbeat=False)
+
+    async def _wait(self, seconds: float) -> None:
+        until = self._clock.monotonic() + seconds
+        while self._is_owner and self._clock.monotonic() < until:
+            await self._until_changed(until)
 
     async def _pause(self, seconds: float) -> None:
         """Wait before the next activation, unless a message makes one sooner."""
@@ -393,6 +412,7 @@ class SingletonLeader:
             _log.warning("singleton %s: the end of its leadership could not be written: %s", self.spec.name, error)
 
     async def _write_last(self) -> None:
+        self._set(starts=0)
         await self.schedules.write()
         await self._write(heartbeat=False, leaves=True)
 
