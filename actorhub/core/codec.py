@@ -200,16 +200,23 @@ def encode_error(error: ActorhubError, limit: int) -> bytes:
             return data
         problem = f"this error takes {len(data)} bytes, the limit is {limit}"
     name = error.type[:LONGEST_NAME] if isinstance(error, HandlerFailed) else _name_of(error)
-    short = HandlerFailed(name, f"{text_of(error)}: {problem}", possibly_executed=error.possibly_executed)
+    short = HandlerFailed(name, f"{text_of(error)}: {problem}", possibly_executed=_may_have_run(error))
     return _encode_error(short)
 
 
 def _encode_error(error: ActorhubError) -> bytes:
     if isinstance(error, EntityError):
         fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in field_names(type(error))}
-        return _encode(_ErrorRecord(_domain_name(type(error)), text_of(error), error.possibly_executed, fields, True))
+        return _encode(_ErrorRecord(_domain_name(type(error)), text_of(error), _may_have_run(error), fields, True))
     fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in _SENT_FIELDS if hasattr(error, name)}
-    return _encode(_ErrorRecord(public_name(error), error.message, error.possibly_executed, fields))
+    return _encode(_ErrorRecord(public_name(error), error.message, _may_have_run(error), fields))
+
+
+def _may_have_run(error: ActorhubError) -> bool:
+    try:
+        return bool(error.possibly_executed)
+    except BaseException:  # noqa: BLE001 - user code: a property may raise anything
+        return True
 
 
 def _name_of(error: ActorhubError) -> str:
@@ -236,14 +243,18 @@ def decode_error(data: bytes) -> ActorhubError:
 
 
 def copy_of(error: EntityError, limit: int) -> ActorhubError:
-    """Return the error as a caller in another process would get it: it shares nothing with the entity's."""
+    """Return an error of a handler as a caller in another process gets it: it shares nothing with the entity's.
+
+    It says that the handler ran, whatever the program has set.
+    """
     record = _decode_error(encode_error(error, limit))
+    record.possibly_executed = True
     try:
         return _domain_error(record, type(error)) if record.domain else _framework_error(record)
     except msgspec.ValidationError as exc:
         return _undecodable(record, exc)
-    except BaseException:  # noqa: BLE001 - user code: its class may not be what it should, but there is an error
-        return error
+    except BaseException as exc:  # noqa: BLE001 - user code: its class may not be what it should
+        return error if _may_have_run(error) else _undecodable(record, exc)
 
 
 def _undecodable(record: _ErrorRecord, error: BaseException) -> HandlerFailed:

@@ -11,7 +11,18 @@ from weakref import WeakSet
 import msgspec
 import pytest
 
-from actorhub import ActorhubError, Cluster, Entity, EntityError, HandlerFailed, Hub, Retry, current, handler
+from actorhub import (
+    ActorhubError,
+    CallTimeout,
+    Cluster,
+    Entity,
+    EntityError,
+    HandlerFailed,
+    Hub,
+    Retry,
+    current,
+    handler,
+)
 from actorhub.core.texts import LONGEST_TEXT, text_of
 from actorhub.testing import MemoryCluster
 from tests.support.gates import failure
@@ -394,19 +405,52 @@ class Denied(EntityError):
     possibly_executed = False
 
 
+class DeniedFirmly(EntityError):
+    @property
+    def possibly_executed(self) -> bool:  # type: ignore[override] # pyright: ignore[reportIncompatibleVariableOverride]
+        """Claim it, and let nobody change that."""
+        return False
+
+
+class DeniedOddly(EntityError):
+    @property
+    def possibly_executed(self) -> bool:  # type: ignore[override] # pyright: ignore[reportIncompatibleVariableOverride]
+        """Claim nothing."""
+        raise SystemExit
+
+
+class TimedOut(CallTimeout):
+    """Lets nobody change what it claims."""
+
+    @property
+    def possibly_executed(self) -> bool:  # type: ignore[override] # pyright: ignore[reportIncompatibleVariableOverride]
+        """Claim that nothing ran."""
+        return False
+
+
 class Denier(Entity[int]):
-    @handler(durable=True)
+    @handler(durable=True, retry=Retry(attempts=1))
     async def deny_for_good(self, how: str) -> None:
         await self.deny(how)
 
+    async def deny_in_a_stream(self, how: str) -> AsyncIterator[int]:
+        await self.deny(how)
+        yield 0
+
     async def deny(self, how: str) -> None:
-        error = Denied()
+        kinds: dict[str, type[ActorhubError]] = {"firmly": DeniedFirmly, "oddly": DeniedOddly, "with ours": TimedOut}
+        error = kinds.get(how, Denied)()
         if how == "by an attribute":
             error.possibly_executed = False
+        elif how == "by another type":
+            error.possibly_executed = cast("bool", "never")
         raise error
 
+    async def ping(self) -> int:
+        return 1
 
-@pytest.mark.parametrize("how", ["by its class", "by an attribute"])
+
+@pytest.mark.parametrize("how", ["by its class", "by an attribute", "by another type", "firmly", "oddly", "with ours"])
 async def test_no_error_of_a_handler_says_that_it_did_not_run(how: str) -> None:
     """Whatever the program sets: to call again could do everything twice."""
     own = Hub()
@@ -414,7 +458,14 @@ async def test_no_error_of_a_handler_says_that_it_did_not_run(how: str) -> None:
     async with MemoryCluster(own) as memory:
         runner = await memory.start_runner()
         for side in (runner, await memory.client()):
-            for call in (side.client(Denier)("a").deny(how), side.client(Denier)("a").deny_for_good(how)):
+            denier = side.client(Denier)("a")
+            calls = (denier.deny(how), denier.deny_for_good(how), _consumed(denier.deny_in_a_stream(how)))
+            for call in calls:
                 error = await failure(call)
-                assert isinstance(error, Denied)
-                assert error.possibly_executed
+                assert isinstance(error, ActorhubError)
+                assert how == "oddly" or error.possibly_executed
+                assert await denier.ping() == 1
+
+
+async def _consumed(items: AsyncIterator[int]) -> list[int]:
+    return [item async for item in items]

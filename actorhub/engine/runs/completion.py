@@ -259,15 +259,16 @@ class Completion:
             message.abandoned_for.possibly_executed = True
             return message.abandoned_for
         if isinstance(error, EntityError):
-            reply = copy_of(error, self._limit)
-            reply.possibly_executed = True  # whatever the handler has set
-            return reply
+            return copy_of(error, self._limit)
         if isinstance(error, asyncio.CancelledError) and message.cell is not None and message.cell.phase == DEAD:
             reason = "its runner lost the shard, or a run within it or before it could not be undone"
             return lost_owner(message, f"its activation ended while the handler ran: {reason}")
         self._failed += 1
         if isinstance(error, ActorhubError):
-            error.possibly_executed = True
+            try:
+                error.possibly_executed = True
+            except BaseException:  # noqa: BLE001 - user code: a subclass of the program's may refuse that
+                return self.failure_of(message, error)
             return error
         return self.failure_of(message, error)
 
