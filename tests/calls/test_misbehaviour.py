@@ -85,6 +85,7 @@ async def _throw(cluster: Cluster, cases: Sequence[Case]) -> list[object]:
     answers = await outcomes(*(_call(cluster, number, case) for number, case in enumerate(cases)))
     for case, answer in zip(cases, answers, strict=True):
         assert not isinstance(answer, Exception) or isinstance(answer, ActorhubError), (case, answer)
+        assert not (isinstance(answer, CallTimeout) and "deadline" in str(answer)), (case, answer)
         kind, acts, ending = case
         if isinstance(answer, Exception) and ending == "return" and _HARMLESS.issuperset(acts):
             # On a slow machine a handler may exceed its timeout, and one that is given up takes its neighbours along.
