@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 CODE := $(wildcard actorhub tests examples benchmarks protos)
-# Processes that share the tests; each has a Postgres of its own.
-WORKERS ?= 2
+# Processes that share the tests; each has a Postgres of its own. Most tests wait for something most of the time, so that
+# two cores are busy with three of them.
+WORKERS ?= 3
 # Where make can, it prints what belongs together together.
 TOGETHER := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # pyright's wrapper would ask the package index for a newer release.
