@@ -155,12 +155,15 @@ async def _two_items(stream: AsyncIterator[int]) -> None:
     await anext(stream)
 
 
-async def test_a_stuck_durable_message_becomes_a_dead_letter(cluster: Cluster) -> None:
-    """Each of its runs is given up in turn, and the entity goes on."""
+async def test_a_stuck_durable_message_becomes_a_dead_letter(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each of its runs is given up in turn, the entity goes on, and the log names what is not tried again."""
     robot = cluster.client(Robot)("a")
     message = await cluster.tell(robot.work_for_good("gate"))
     with pytest.raises(ActorhubError, match="ran longer than its timeout"):
         await cluster.reply(message)
+    assert f"robot.work_for_good(a): message {message} has failed for good, in attempt 2, and is a" in caplog.text
     assert gates["gate"].entered >= 2
     assert await robot.add("after") == ["after"]
     gates["gate"].open()
