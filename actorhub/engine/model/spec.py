@@ -64,13 +64,6 @@ class HandlerSpec:
             MalformedMessage: names the parameter that does not fit.
         """
         try:
-            arguments: tuple[Any, ...] = self.arguments.raw_decode(body)
-        except BaseException:  # noqa: BLE001 - user code: a type's `__post_init__` may raise anything
-            return self._decode_otherwise(body)
-        return arguments
-
-    def _decode_otherwise(self, body: bytes) -> tuple[Any, ...]:
-        try:
             return self.arguments.decode(body)
         except MalformedMessage as error:
             for missing, codec in enumerate(self.leading, start=1):
