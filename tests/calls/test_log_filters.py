@@ -7,7 +7,7 @@ import pytest
 
 from actorhub import Entity, HandlerFailed, Hub, Retry, handler
 from actorhub.testing import MemoryCluster
-from tests.support.gates import failure
+from tests.support.gates import all_items, failure
 
 
 class Careless(logging.Filter):
@@ -62,14 +62,10 @@ async def test_a_handler_that_fails_is_answered_although_its_failure_cannot_be_l
     """Its turn comes back, whatever kind of handler it is; standard error says that something was not logged."""
     async with MemoryCluster(hub) as memory:
         shop = (await memory.start_runner()).client(Shop)("a")
-        for call in (shop.sell(), shop.sell_for_good(), _all(shop.items())):
+        for call in (shop.sell(), shop.sell_for_good(), all_items(shop.items())):
             error = await failure(call)
             assert isinstance(error, HandlerFailed)
             assert error.type == "KeyError"
             assert await shop.ping() == 1
     assert careless.asked
     assert "a filter or handler of logger actorhub.results raised" in capsys.readouterr().err
-
-
-async def _all(items: AsyncIterator[int]) -> list[int]:
-    return [item async for item in items]

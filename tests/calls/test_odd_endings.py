@@ -25,7 +25,7 @@ from actorhub import (
 )
 from actorhub.core.texts import LONGEST_TEXT, text_of
 from actorhub.testing import MemoryCluster
-from tests.support.gates import failure
+from tests.support.gates import all_items, failure
 
 _MEGABYTES: Final = 6 * 1024 * 1024
 
@@ -459,13 +459,9 @@ async def test_no_error_of_a_handler_says_that_it_did_not_run(how: str) -> None:
         runner = await memory.start_runner()
         for side in (runner, await memory.client()):
             denier = side.client(Denier)("a")
-            calls = (denier.deny(how), denier.deny_for_good(how), _consumed(denier.deny_in_a_stream(how)))
+            calls = (denier.deny(how), denier.deny_for_good(how), all_items(denier.deny_in_a_stream(how)))
             for call in calls:
                 error = await failure(call)
                 assert isinstance(error, ActorhubError)
                 assert how == "oddly" or error.possibly_executed
                 assert await denier.ping() == 1
-
-
-async def _consumed(items: AsyncIterator[int]) -> list[int]:
-    return [item async for item in items]

@@ -1,7 +1,6 @@
 """Clean-ups of streams that fail, do not end, or come when nothing can be committed: none of them leaves anything."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -27,7 +26,7 @@ from tests.calls.acting import (
     tell,
     until_idle,
 )
-from tests.support.gates import failure, gates, soon
+from tests.support.gates import all_items, failure, gates, soon
 
 __all__ = ["hub", "new_acts"]
 
@@ -112,16 +111,12 @@ async def test_a_stream_that_cancels_its_own_task_has_failed(
     acts["step"] = step
     actor = cluster.client(Actor)("a")
     items = actor.items()
-    error = await failure(_all(items))
+    error = await failure(all_items(items))
     assert isinstance(error, HandlerFailed)
     assert error.type == "asyncio.exceptions.CancelledError"
     assert "actor.items(a) failed" in caplog.text
     await until_idle(runner)
     assert "step" not in await actor.look()
-
-
-async def _all(items: AsyncIterator[int]) -> list[int]:
-    return [item async for item in items]
 
 
 async def test_a_clean_up_after_the_shard_was_lost_commits_nothing(memory: MemoryCluster, client: Cluster) -> None:

@@ -1,14 +1,13 @@
 """Streams of durable handlers: they go on at the next owner with the item after the last one that arrived."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
 from actorhub import ActorhubError, Cluster
 from actorhub.testing import MemoryCluster
 from tests.durable.entities import Numbers, hub, owner
-from tests.support.gates import failure, gates, soon
+from tests.support.gates import all_items, failure, gates, soon
 
 __all__ = ["hub"]
 
@@ -20,16 +19,12 @@ async def _three(memory: MemoryCluster) -> Cluster:
     return await memory.client()
 
 
-async def _all(items: AsyncIterator[int]) -> list[int]:
-    return [item async for item in items]
-
-
 @pytest.mark.parametrize("hold_at", [0, 1, 5, 700])
 @pytest.mark.parametrize("end", ["kill", "stop"])
 async def test_a_stream_goes_on_after_its_runner(memory: MemoryCluster, hold_at: int, end: str) -> None:
     """Each item comes once, in order, whether its runner died or left."""
     client = await _three(memory)
-    taking = soon(_all(client.client(Numbers)("n").numbers(1000, hold_at)))
+    taking = soon(all_items(client.client(Numbers)("n").numbers(1000, hold_at)))
     await gates["n"].came()
     ending = soon(getattr(memory, end)(owner(memory, client, Numbers, "n")))
     await gates["n"].came(2)
@@ -61,7 +56,7 @@ async def test_a_slow_consumer_loses_nothing_in_a_takeover(memory: MemoryCluster
     await memory.kill(owner(memory, client, Numbers, "n"))
     await asyncio.sleep(0.05)
     async with asyncio.timeout(10):
-        assert [first, *(await _all(stream))] == list(range(2000))
+        assert [first, *(await all_items(stream))] == list(range(2000))
 
 
 async def test_a_stream_whose_link_breaks_goes_on(memory: MemoryCluster, runner: Cluster, client: Cluster) -> None:
@@ -72,14 +67,14 @@ async def test_a_stream_whose_link_breaks_goes_on(memory: MemoryCluster, runner:
     await asyncio.sleep(0.05)
     memory.heal(runner, client)
     async with asyncio.timeout(10):
-        found += await _all(stream)
+        found += await all_items(stream)
     assert found == list(range(3000))
 
 
 async def test_a_stream_that_never_gets_on_fails(memory: MemoryCluster) -> None:
     """Without an item in between, a few runners are tried, then the consumer hears of it."""
     client = await _three(memory)
-    taking = soon(_all(client.client(Numbers)("n").numbers(10, 0)))
+    taking = soon(all_items(client.client(Numbers)("n").numbers(10, 0)))
     async with asyncio.timeout(20):
         for deaths in range(1, 5):
             await gates["n"].came(deaths)
@@ -107,6 +102,6 @@ async def test_a_stream_goes_on_where_its_entity_moved_to_from_its_consumers_own
         gates[name].open()
     async with asyncio.timeout(10):
         for first, stream in zip(firsts, streams, strict=True):
-            assert first + await _all(stream) == list(range(1000))
+            assert first + await all_items(stream) == list(range(1000))
         for name in ids:
-            assert await _all(numbers(name).numbers(3)) == [0, 1, 2]
+            assert await all_items(numbers(name).numbers(3)) == [0, 1, 2]

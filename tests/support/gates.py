@@ -115,6 +115,11 @@ async def outcomes(*calls: Awaitable[object]) -> list[object]:
     return found
 
 
+async def all_items(items: AsyncIterator[T]) -> list[T]:
+    """Consume a stream to its end."""
+    return [item async for item in items]
+
+
 async def failure(call: Awaitable[object]) -> Exception:
     """Return what `call` fails with."""
     (found,) = await outcomes(call)
