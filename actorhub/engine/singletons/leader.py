@@ -332,17 +332,17 @@ class SingletonLeader:
         try:
             address = self._services.address
             row, now = await self._store.lead(self.leadership, address, self.spec.state_ttl)
-            await self.schedules.load()
+            self._server.observe_time(now)
+            self._since, self._heartbeat_at = row.since, row.heartbeat_at
+            alive_at = row.since if row.heartbeat_at is None else row.heartbeat_at
+            self._sign_of_life_at = self._clock.monotonic() - (now - alive_at)
             self.execution = msgspec.structs.replace(row.execution, body="")
+            await self.schedules.load()
             await self._count_start()
         except PersistenceError as error:
             self._on_store_failed("its leader could not be registered", error)
             await self._wait(_RETRY)
             return
-        self._server.observe_time(now)
-        self._since, self._heartbeat_at = row.since, row.heartbeat_at
-        alive_at = row.since if row.heartbeat_at is None else row.heartbeat_at
-        self._sign_of_life_at = self._clock.monotonic() - (now - alive_at)
         self.registered.set_result(None)
 
     async def _count_start(self) -> None:
