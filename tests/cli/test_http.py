@@ -5,20 +5,8 @@ import re
 import socket
 
 from tests.support.http_get import http_get
+from tests.support.ports import claim_ports
 from tests.support.processes import Processes
-
-
-def _two_free_ports() -> int:
-    """Return a port that is free, as is the next one."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            try:
-                second.bind(("127.0.0.1", port + 1))
-            except (OSError, OverflowError):
-                continue  # the next one is in use: try another pair
-            return port
 
 
 async def test_a_served_hub_answers_probes_where_the_log_says(processes: Processes) -> None:
@@ -33,7 +21,7 @@ async def test_a_served_hub_answers_probes_where_the_log_says(processes: Process
 
 async def test_each_worker_has_the_next_http_port(processes: Processes) -> None:
     """The first worker has the port that was asked for, and each answers for itself."""
-    port = _two_free_ports()
+    port = claim_ports(2)
     parent = await processes.serve("--workers", "2", "--http", f"127.0.0.1:{port}")
     answers = [await http_get(f"127.0.0.1:{number}", "/healthz") for number in (port, port + 1)]
     assert sorted(answer.json["runner"] for answer in answers) == sorted(parent.addresses)

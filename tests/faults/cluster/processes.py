@@ -3,9 +3,7 @@
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -20,6 +18,7 @@ import msgspec
 from tests.faults.cluster.program import Applications
 from tests.faults.cluster.proxy import TcpProxy
 from tests.faults.registers.history import Start, Stored, read_starts
+from tests.support.ports import claim_ports
 from tests.support.postgres_server import PostgresServer
 from tests.support.processes import ForkedProcess, launch
 from tests.support.starter import ROOT, Command
@@ -35,7 +34,6 @@ _STORE_MARKERS: Final = {
     OTHER: b"actorhub ",
 }
 """Labels of connections to Postgres; the first that fits counts."""
-_PORT_PARTS: Final = 64
 _PROGRAM: Final = "tests.faults.cluster.program"
 
 
@@ -47,21 +45,6 @@ async def until(condition: Callable[[], Any], what: str, deadline: float = START
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"not within {deadline} s: {what}") from None
-
-
-def _free_port() -> int:
-    # Below the ephemeral range, so that no outgoing connection takes it while its runner is down; and hardly any other
-    # process of tests, which may look at the same moment, draws from this one's part. Hypothesis seeds the common
-    # generator alike in all processes, so that two suites on one machine would draw the same ports from it.
-    part = os.getpid() % _PORT_PARTS
-    while True:
-        port = random.SystemRandom().randrange(20_000 + part, 32_000, _PORT_PARTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue  # Somebody else has it.
-            return port
 
 
 class RunnerProcess:
@@ -322,7 +305,7 @@ async def cluster_processes(
     async with AsyncExitStack() as stack:
         runners: list[RunnerProcess] = []
         for number in range(count):
-            port = _free_port()
+            port = claim_ports()
             front = await stack.enter_async_context(TcpProxy(port))
             store = await stack.enter_async_context(TcpProxy(unix_socket, _STORE_MARKERS))
             runners.append(RunnerProcess(f"r{number}", directory, port, front, store, program=program))
