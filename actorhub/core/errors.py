@@ -22,6 +22,14 @@ class ActorhubError(Exception):
     message: str = ""
     """What happened, and where it helps, what to do."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not isinstance(vars(cls).get("possibly_executed", False), bool):
+            raise TypeError(
+                f"{cls.__name__}.possibly_executed is set by actorhub: write `possibly_executed = True`, or `= False`, "
+                "or leave it out"
+            )
+
     def __init__(self, message: str = "", *, possibly_executed: bool | None = None) -> None:
         message = encodable(str(message))
         super().__init__(message)

@@ -406,26 +406,25 @@ class Denied(EntityError):
 
 
 class DeniedFirmly(EntityError):
-    @property
-    def possibly_executed(self) -> bool:  # type: ignore[override] # pyright: ignore[reportIncompatibleVariableOverride]
-        """Claim it, and let nobody change that."""
-        return False
+    """Lets nobody change what it claims."""
 
 
 class DeniedOddly(EntityError):
-    @property
-    def possibly_executed(self) -> bool:  # type: ignore[override] # pyright: ignore[reportIncompatibleVariableOverride]
-        """Claim nothing."""
-        raise SystemExit
+    """Claims nothing."""
 
 
 class TimedOut(CallTimeout):
-    """Lets nobody change what it claims."""
+    """Lets nobody change what it claims, as the class above does."""
 
-    @property
-    def possibly_executed(self) -> bool:  # type: ignore[override] # pyright: ignore[reportIncompatibleVariableOverride]
-        """Claim that nothing ran."""
-        return False
+
+def _claim_oddly(_error: object) -> NoReturn:
+    raise SystemExit
+
+
+# Refused in the class statement, but a class can be changed afterwards.
+for firm in (DeniedFirmly, TimedOut):
+    firm.possibly_executed = property(lambda _: False)  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
+DeniedOddly.possibly_executed = property(_claim_oddly)  # type: ignore[assignment] # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Denier(Entity[int]):
@@ -450,6 +449,16 @@ class Denier(Entity[int]):
         return 1
 
 
+class Stillborn(Entity):
+    """Fails to start with an error that claims to have run."""
+
+    async def on_activate(self) -> None:
+        raise TimedOut
+
+    async def ping(self) -> int:
+        return 1
+
+
 @pytest.mark.parametrize("how", ["by its class", "by an attribute", "by another type", "firmly", "oddly", "with ours"])
 async def test_no_error_of_a_handler_says_that_it_did_not_run(how: str) -> None:
     """Whatever the program sets: to call again could do everything twice."""
@@ -465,3 +474,26 @@ async def test_no_error_of_a_handler_says_that_it_did_not_run(how: str) -> None:
                 assert isinstance(error, ActorhubError)
                 assert how == "oddly" or error.possibly_executed
                 assert await denier.ping() == 1
+
+
+async def test_an_error_that_lets_nobody_change_it_ends_an_activation_as_any_other() -> None:
+    """What its class refuses costs neither the caller an answer nor the entity its next activation."""
+    own = Hub()
+    own.register(Stillborn)
+    async with MemoryCluster(own) as memory:
+        stillborn = (await memory.start_runner()).client(Stillborn)("a")
+        for _ in range(2):
+            error = await failure(stillborn.ping())
+            assert isinstance(error, HandlerFailed)
+            assert (error.type.rpartition(".")[2], error.possibly_executed) == ("TimedOut", False)
+
+
+@pytest.mark.parametrize("base", [ActorhubError, CallTimeout, EntityError])
+@pytest.mark.parametrize("claim", [property(lambda _: False), None, "no", 1])
+def test_an_error_class_cannot_replace_what_says_whether_its_handler_ran(
+    base: type[ActorhubError], claim: object
+) -> None:
+    """The class statement is refused, and says what may stand there."""
+    with pytest.raises(TypeError, match=r"Mine\.possibly_executed is set by actorhub: write `possibly_ex"):
+        type("Mine", (base,), {"possibly_executed": claim})
+    type("Mine", (base,), {"possibly_executed": True})

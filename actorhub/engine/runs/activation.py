@@ -35,7 +35,7 @@ from actorhub.engine.model.records import (
     Message,
     StateRecord,
 )
-from actorhub.engine.runs.completion import handler_failed, log_failure
+from actorhub.engine.runs.completion import handler_failed, log_failure, takes_outcome
 from actorhub.engine.runs.hooks import Hooks, outside_tasks
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.supervision import Supervisor
@@ -297,7 +297,7 @@ class Activations:
         self.failed += 1
         failed = handler_failed(exc)
         log_failure(_log, f"{cell.address}: activation failed for good", exc, failed)
-        error = exc if isinstance(exc, ActorhubError) else failed
+        error = exc if isinstance(exc, ActorhubError) and takes_outcome(exc, ran=False) else failed
         error.possibly_executed = False
         cell.phase = DEAD
         for message in cell.take_queue():

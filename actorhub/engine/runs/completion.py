@@ -264,11 +264,7 @@ class Completion:
             reason = "its runner lost the shard, or a run within it or before it could not be undone"
             return lost_owner(message, f"its activation ended while the handler ran: {reason}")
         self._failed += 1
-        if isinstance(error, ActorhubError):
-            try:
-                error.possibly_executed = True
-            except BaseException:  # noqa: BLE001 - user code: a subclass of the program's may refuse that
-                return self.failure_of(message, error)
+        if isinstance(error, ActorhubError) and takes_outcome(error, ran=True):
             return error
         return self.failure_of(message, error)
 
@@ -448,6 +444,15 @@ def _roll_back(cell: Cell, *, shared: bool) -> None:
     cell.instance.state = codec.decode(record.data)
     # A decoded copy may encode to other bytes, such as a set in another order, and would look changed.
     record.data = codec.encode(cell.instance.state)
+
+
+def takes_outcome(error: ActorhubError, *, ran: bool) -> bool:
+    """Set an error's `possibly_executed`; return `False` if its class, which may be the program's, prevents that."""
+    try:
+        error.possibly_executed = ran
+        return error.possibly_executed is ran
+    except BaseException:  # noqa: BLE001 - user code: the class of a program may refuse in any way
+        return False
 
 
 def handler_failed(error: BaseException) -> HandlerFailed:

@@ -29,7 +29,14 @@ from actorhub.engine.model.records import (
     Returning,
 )
 from actorhub.engine.model.run import Run, running
-from actorhub.engine.runs.completion import Completion, Rebuilder, handler_failed, log_failure, take_over_turn
+from actorhub.engine.runs.completion import (
+    Completion,
+    Rebuilder,
+    handler_failed,
+    log_failure,
+    take_over_turn,
+    takes_outcome,
+)
 from actorhub.engine.runs.interleaving import release, wait_for_turn
 from actorhub.engine.runs.nesting import Nesting, end_nesting
 from actorhub.engine.runs.saving import Saving
@@ -214,8 +221,7 @@ class StreamProducer:
         except EntityError as exc:
             return copy_of(exc, self._max_bytes)
         except ActorhubError as exc:
-            exc.possibly_executed = self._ran
-            return exc
+            return exc if takes_outcome(exc, ran=self._ran) else self._completion.failure_of(message, exc)
         except GeneratorExit:
             raise  # The event loop was closed, and this task with it.
         except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
