@@ -75,7 +75,7 @@ Example:
 
     class TestKeyValues(key_values.KeyValueSuite, key_values.ExpirySuite): ...
 
-A transport has one suite. Its `world` makes the transports of one test, which can reach each other.
+A transport has two suites. Their `world` makes the transports of one test, which can reach each other.
 
 Example:
     # test_my_transport.py
@@ -83,7 +83,7 @@ Example:
 
     import pytest
 
-    from actorhub.conformance import transport
+    from actorhub.conformance import malformed_envelopes, transport
     from actorhub.core.envelope import Hello
     from actorhub.transport.outbox import LinkLimits
     from my_transport import MyTransport
@@ -117,5 +117,5 @@ Example:
         await made.aclose()
 
 
-    class TestMyTransport(transport.TransportSuite): ...
+    class TestMyTransport(transport.TransportSuite, malformed_envelopes.MalformedEnvelopeSuite): ...
 """

@@ -4,11 +4,12 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import msgspec
 import pytest
 
-from actorhub.core.envelope import PROTOCOL_VERSION, TELL, Envelope, Failure, Hello, Reply, Request
+from actorhub.core.envelope import PROTOCOL_VERSION, TELL, Envelope, Failure, Hello, Leaving, Reply, Request
 from actorhub.core.errors import ActorhubError, RunnerUnavailable
 from actorhub.transport.outbox import LinkLimits
 from actorhub.transport.ports import Link, LinkEvents, Transport
@@ -160,6 +161,18 @@ def reply(number: int, size: int = 0) -> Reply:
 def request(number: int, size: int = 0) -> Request:
     """Return a request that carries `number`."""
     return Request(number, TELL, "orders", "ada", "process", bytes(size), 0)
+
+
+EnvelopeT = TypeVar("EnvelopeT", bound=Envelope)
+
+
+def unreadable(envelope: EnvelopeT, **fields: object) -> EnvelopeT:
+    """Return `envelope` with fields that its receiver cannot decode."""
+    return msgspec.structs.replace(envelope, **fields)
+
+
+class OfTheFuture(Leaving, tag=999):
+    """An envelope that only a later release knows."""
 
 
 def numbers(envelopes: Sequence[Envelope]) -> list[int]:

@@ -5,8 +5,9 @@ A frame is one msgpack array of envelopes. Tags and the order of fields are a wi
 never reorder or remove them.
 """
 
-from collections.abc import Sequence
-from typing import Final, TypeAlias
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 
@@ -172,8 +173,31 @@ Envelope: TypeAlias = (
     Hello | Request | Reply | Failure | NotOwner | Chunk | Credit | Cancel | Owners | Members | Leaving
 )
 
+_ENVELOPES: Final[tuple[type[msgspec.Struct], ...]] = (
+    Hello, Request, Reply, Failure, NotOwner, Chunk, Credit, Cancel, Owners, Members, Leaving
+)  # fmt: skip
+_KIND_OF: Final = {kind.__struct_config__.tag: kind for kind in _ENVELOPES}
+_FIELD: Final = re.compile(r" - at `\$\[(\d+)\]\S*")
+"""How msgspec says which element of an array does not fit."""
+
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(list[Envelope])
+_decode_one: Final = msgspec.msgpack.Decoder(Envelope).decode
+_decode_parts: Final = msgspec.msgpack.Decoder(Annotated[list[msgspec.Raw], msgspec.Meta(max_length=1 << 16)]).decode
+"""No frame of ours has a tenth as many; a hostile one must not become millions of objects."""
+_decode_id: Final = msgspec.msgpack.Decoder(int).decode
+_BAD: Final = (msgspec.MsgspecError, RecursionError, ValueError)
+
+
+class Malformed(msgspec.Struct, frozen=True):
+    """What stands for an envelope that cannot be decoded. It does not travel."""
+
+    kind: type[msgspec.Struct] | None
+    """Which kind of envelope it is; `None` if that cannot be read, or is not known here."""
+    id: int | None
+    """Its first field, if that is a number: of a request and of what answers one, the request's id."""
+    problem: str
+    """What does not fit; it names the field."""
 
 
 def encode_frame(envelopes: Sequence[Envelope]) -> bytes:
@@ -189,5 +213,38 @@ def decode_frame(data: bytes) -> list[Envelope]:
     """
     try:
         return _decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as exc:
+    except _BAD as exc:
         raise MalformedMessage(f"not a frame of envelopes: {exc}") from exc
+
+
+def take_apart(data: bytes) -> Iterator[Envelope | Malformed]:
+    """Yield the envelopes of a frame that `decode_frame` refuses: each is decoded by itself.
+
+    Raises:
+        MalformedMessage: `data` is not a list, so nobody knows where an envelope begins.
+    """
+    try:
+        parts = _decode_parts(data)
+    except _BAD as exc:
+        raise MalformedMessage(f"not a frame of envelopes: {exc}") from exc
+    for part in parts:
+        try:
+            yield _decode_one(part)
+        except _BAD as exc:
+            yield _malformed(part, str(exc))
+
+
+def _malformed(part: msgspec.Raw, problem: str) -> Malformed:
+    try:
+        fields = _decode_parts(part)
+        kind = _KIND_OF.get(_decode_id(fields[0]))
+    except (*_BAD, IndexError):
+        return Malformed(None, None, problem)
+    try:
+        number = _decode_id(fields[1])
+    except (*_BAD, IndexError):
+        number = None
+    place = _FIELD.search(problem)
+    if kind is not None and place is not None and 0 < int(place[1]) <= len(kind.__struct_fields__):
+        problem = f"{kind.__struct_fields__[int(place[1]) - 1]}: {problem[: place.start()]}"
+    return Malformed(kind, number, problem)

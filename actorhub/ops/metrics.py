@@ -242,7 +242,14 @@ _PROCESS: Final = (
     _counter("received_envelopes", "Envelopes received.", lambda read: read.transport.envelopes_received),
     _counter("received_frames", "Frames that held them.", lambda read: read.transport.frames_received),
     _counter("received_bytes", "Bytes in those frames.", lambda read: read.transport.bytes_received),
-    _counter("malformed_frames", "Frames that could not be decoded.", lambda read: read.transport.frames_malformed),
+    _counter(
+        "malformed_frames", "Frames that could not be decoded at all.", lambda read: read.transport.frames_malformed
+    ),
+    _counter(
+        "malformed_envelopes",
+        "Envelopes that could not be decoded, each refused alone.",
+        lambda read: read.transport.envelopes_malformed,
+    ),
     _counter(
         "dropped_envelopes", "Envelopes dropped without being sent.", lambda read: read.transport.envelopes_dropped
     ),

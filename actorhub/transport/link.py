@@ -8,7 +8,22 @@ from typing import Final, TypeVarTuple
 
 from typing_extensions import override
 
-from actorhub.core.envelope import Envelope, Hello
+from actorhub.core.codec import encode_error
+from actorhub.core.envelope import (
+    Cancel,
+    Chunk,
+    Credit,
+    Envelope,
+    Failure,
+    Hello,
+    Malformed,
+    NotOwner,
+    Reply,
+    Request,
+    decode_frame,
+    take_apart,
+)
+from actorhub.core.errors import MalformedMessage
 from actorhub.core.logger import get_logger
 from actorhub.transport.outbox import LinkLimits, Outbox
 from actorhub.transport.ports import Acceptor, Link, LinkEvents
@@ -32,6 +47,7 @@ class QueuedLink(Link, abc.ABC):
     def __init__(self, peer: Hello, limits: LinkLimits, counters: Counters) -> None:
         self._peer = peer
         self._max_queued_bytes = limits.max_queued_bytes
+        self._max_frame_bytes = limits.max_frame_bytes
         self._counters = counters
         self._outbox = Outbox(limits, counters)
         self._loop = asyncio.get_running_loop()
@@ -42,6 +58,8 @@ class QueuedLink(Link, abc.ABC):
         """Whether the subclass must be woken by `_wake` because it found nothing to send."""
         self._late: list[Envelope] = []
         """What was sent after the link stopped taking envelopes and before its user was told."""
+        self._has_warned = False
+        """A malformed envelope of the peer was logged; further ones are counted."""
         self._written = 0
         self._drains: list[tuple[int, asyncio.Future[None]]] = []
         self._broken: asyncio.Future[str] = self._loop.create_future()
@@ -138,6 +156,46 @@ class QueuedLink(Link, abc.ABC):
             self._events.closed(self._broken.result(), unsent)
         except Exception:  # noqa: BLE001 - user code: the end of a link must not depend on it
             _log.exception("a link's user failed in closed()")
+
+    def _receive(self, frame: bytes) -> None:
+        """Hand the envelopes of a frame to the user. One that does not decode costs its sender that envelope alone.
+
+        Raises:
+            MalformedMessage: it is not a list of envelopes.
+        """
+        envelopes: Sequence[Envelope]
+        try:
+            envelopes = decode_frame(frame)
+        except MalformedMessage:
+            envelopes = [found for part in take_apart(frame) if (found := self._readable(part)) is not None]
+        self._counters.received(len(envelopes), len(frame))
+        self._deliver(envelopes)
+
+    def _readable(self, part: Envelope | Malformed) -> Envelope | None:
+        """Return what the user is told instead of a malformed envelope, and answer the peer if it waits for an answer.
+
+        A request did not run, and its caller is told so. Of a request of ours that the envelope would have answered, or
+        gone on answering, nobody knows more than that.
+        """
+        if not isinstance(part, Malformed):
+            return part
+        self._counters.envelopes_malformed += 1
+        if not self._has_warned:
+            self._has_warned = True
+            _log.warning("the peer sent an envelope that cannot be decoded; more are only counted: %s", part.problem)
+        kind, number = part.kind, part.id
+        if kind is None or number is None:
+            return None
+        is_answer = kind in (Reply, Failure, NotOwner, Chunk)
+        error = MalformedMessage(f"the message cannot be decoded: {part.problem}", possibly_executed=is_answer)
+        failure = Failure(number, 0, encode_error(error, self._max_frame_bytes))
+        if is_answer:
+            if kind is Chunk:
+                self.send(Cancel(number))  # Its producer would wait for credit.
+            return failure
+        if kind in (Request, Credit):
+            self.send(failure)
+        return Cancel(number) if kind is Credit else None
 
     def _deliver(self, envelopes: Sequence[Envelope]) -> None:
         """Hand one frame's envelopes to the user, unless the link broke.

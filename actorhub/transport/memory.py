@@ -173,13 +173,10 @@ class MemoryLink(QueuedLink):
         if item is None or self._broken.done():
             return
         try:
-            envelopes = decode_frame(item)
+            self._receive(item)
         except MalformedMessage as exc:
             self._counters.frames_malformed += 1
             self._break(f"the peer sent a malformed frame: {exc}")
-            return
-        self._counters.received(len(envelopes), len(item))
-        self._deliver(envelopes)
 
     @override
     def _break(self, reason: str) -> None:

@@ -19,7 +19,9 @@ class TransportStatistics(msgspec.Struct, frozen=True, kw_only=True):
     envelopes_received: int
     bytes_received: int
     frames_malformed: int
-    """Frames that could not be decoded; each cost its sender the link."""
+    """Frames that could not be decoded at all; each cost its sender the link."""
+    envelopes_malformed: int
+    """Envelopes that could not be decoded, in frames that could; each was refused alone."""
     envelopes_dropped: int
     """Envelopes that could not be encoded, or were too large, and had no caller who could be told."""
 
@@ -38,6 +40,7 @@ class Counters:
     envelopes_received: int = 0
     bytes_received: int = 0
     frames_malformed: int = 0
+    envelopes_malformed: int = 0
     envelopes_dropped: int = 0
 
     def sent(self, envelopes: int, size: int) -> None:

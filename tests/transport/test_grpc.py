@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from actorhub.conformance.malformed_envelopes import MalformedEnvelopeSuite
 from actorhub.conformance.transport import TransportSuite
 from actorhub.conformance.transport_pair import Pair, Recorder, RecordingAcceptor, hello, numbers, reply
 from actorhub.core.errors import ConfigurationError, RunnerUnavailable
@@ -15,7 +16,7 @@ from actorhub.transport.ports import Transport
 from tests.transport.grpc_world import GrpcWorld
 
 
-class TestGrpcTransport(TransportSuite):
+class TestGrpcTransport(TransportSuite, MalformedEnvelopeSuite):
     """The shipped suite."""
 
 

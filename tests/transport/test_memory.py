@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from actorhub.conformance.malformed_envelopes import MalformedEnvelopeSuite
 from actorhub.conformance.transport import TransportSuite
 from actorhub.conformance.transport_pair import Pair, Recorder, RecordingAcceptor, hello, numbers, reply
 from actorhub.core.envelope import Hello
@@ -45,7 +46,7 @@ async def world() -> AsyncIterator[MemoryWorld]:
     await world.aclose()
 
 
-class TestMemoryTransport(TransportSuite):
+class TestMemoryTransport(TransportSuite, MalformedEnvelopeSuite):
     """The shipped suite."""
 
 

@@ -7,7 +7,7 @@ from contextvars import Context
 import grpc
 from typing_extensions import override
 
-from actorhub.core.envelope import Envelope, Hello, decode_frame
+from actorhub.core.envelope import Envelope, Hello
 from actorhub.core.errors import MalformedMessage
 from actorhub.transport.grpc.streams import STREAM_ERRORS, Stream, explain, pack_frame, read_message, unpack_frame
 from actorhub.transport.link import CLOSED_BY_PEER, QueuedLink
@@ -123,10 +123,7 @@ class GrpcLink(QueuedLink):
             self._deliver(self._first)
         try:
             while (message := await read_message(self._stream)) is not None:
-                frame = unpack_frame(message)
-                envelopes = decode_frame(frame)
-                self._counters.received(len(envelopes), len(frame))
-                self._deliver(envelopes)
+                self._receive(unpack_frame(message))
             self._break(CLOSED_BY_PEER)
         except (*STREAM_ERRORS, asyncio.InvalidStateError) as exc:
             # A peer that shuts its server down first sends GOAWAY, which lets open streams go on: what it still had
