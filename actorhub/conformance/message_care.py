@@ -28,7 +28,6 @@ from actorhub.storage.message_ports import (
     Outcome,
     Readiness,
     RunStart,
-    Stored,
     StoredReply,
     Verdict,
 )
@@ -170,7 +169,7 @@ class CareSuite:
     """Cancelling, reviving, purging and forgetting."""
 
     async def test_a_cancelled_message_never_runs(self, world: StorageWorld) -> None:
-        """Pending, scheduled and dead ones end as cancelled; who comes late with the key learns that."""
+        """Pending, scheduled and dead ones end as cancelled."""
         messages = await opened(world)
         made = await in_every_state(messages)
         for state in (MessageState.PENDING, MessageState.SCHEDULED, MessageState.DEAD):
@@ -180,11 +179,43 @@ class CareSuite:
             assert (row.state, row.reply) == (MessageState.CANCELLED, StoredReply(Outcome.CANCELLED, b""))
             start = RunStart(row.message_id, row.shard, 1, 1)
             assert await messages.start_run(start, "a") is Readiness.GONE
-            [late] = await stored(messages, [keyed(message(50), state.value)])
-            expected = Stored(verdict=Verdict.SETTLED, message_id=row.message_id, reply=row.reply)
-            assert late == expected
         assert (await backlog(messages), await scheduled(messages)) == ([], [])
         assert await messages.retry([1, 2, 6]) == []
+
+    async def test_the_key_of_a_cancelled_message_is_free_again(self, world: StorageWorld) -> None:
+        """The next message with it is a new one, whatever its payload, and keeps it when the first one is forgotten."""
+        messages = await opened(world)
+        made = await in_every_state(messages)
+        for number, state in enumerate((MessageState.PENDING, MessageState.SCHEDULED, MessageState.DEAD), start=50):
+            assert await cancelled(messages, made[state], retention=0.0) is CancelResult.CANCELLED
+            other = keyed(message(number), state.value, b"other")
+            assert [answer.verdict for answer in await stored(messages, [other])] == [Verdict.NEW]
+        assert await messages.remove_expired(10) == 3
+        for number, state in enumerate((MessageState.PENDING, MessageState.SCHEDULED, MessageState.DEAD), start=50):
+            assert await cancelled(messages, made[state]) is CancelResult.UNKNOWN
+            again = keyed(message(60), state.value, b"other")
+            [late] = await stored(messages, [again])
+            assert (late.verdict, late.message_id) == (Verdict.PENDING, number)
+
+    async def test_what_has_a_reply_keeps_its_key(self, world: StorageWorld) -> None:
+        """A cancellation that comes too late does not free it."""
+        messages = await opened(world)
+        made = await in_every_state(messages)
+        for state in (MessageState.DONE, MessageState.FAILED):
+            assert await cancelled(messages, made[state]) is CancelResult.SETTLED
+            [late] = await stored(messages, [keyed(message(50), state.value)])
+            assert (late.verdict, late.message_id) == (Verdict.SETTLED, made[state].message_id)
+
+    async def test_a_request_that_is_repeated_after_the_cancellation_is_answered(self, world: StorageWorld) -> None:
+        """It does not run, and if it took the key again, a second cancellation frees that."""
+        messages = await opened(world)
+        made = (await in_every_state(messages))[MessageState.PENDING]
+        assert await cancelled(messages, made) is CancelResult.CANCELLED
+        [late] = await stored(messages, [changed(made, repeated=True)])
+        assert (late.verdict, late.reply) == (Verdict.SETTLED, StoredReply(Outcome.CANCELLED, b""))
+        assert await cancelled(messages, made) is CancelResult.SETTLED
+        [fresh] = await stored(messages, [keyed(message(50), MessageState.PENDING.value)])
+        assert (fresh.verdict, fresh.message_id) == (Verdict.NEW, 50)
 
     async def test_what_has_ended_cannot_be_cancelled(self, world: StorageWorld) -> None:
         """A reply stays; a second cancellation, and one of something unknown, say so."""

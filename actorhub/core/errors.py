@@ -165,7 +165,7 @@ class AlreadyProcessing(ActorhubError):
 class MessageCancelled(ActorhubError):
     """The durable message was cancelled, so it does not run, or not again, and there is no reply.
 
-    Later messages with its key get this error, too. To run it after all, send it again with another key.
+    Its key is free again: to run it after all, send it once more.
     """
 
 

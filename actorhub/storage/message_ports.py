@@ -397,7 +397,8 @@ class MessageStore(Protocol):
         """Settle a pending message or a dead letter as cancelled, for the shard's owner.
 
         With `incarnation=None` it is done without an owner: whoever takes the shard afterwards does not find the
-        message. That it was cancelled is kept for `retention` seconds.
+        message. That it was cancelled is kept for `retention` seconds; its key is free again at once, also if it was
+        cancelled before.
         """
         ...
 

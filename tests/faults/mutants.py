@@ -205,3 +205,16 @@ def _(patch: Patch) -> None:
         return CancelResult.CANCELLED
 
     patch(MessageTable, "cancel", broken)
+
+
+@mutant("a cancelled key stays taken")
+def _(patch: Patch) -> None:
+    cancel = MessageTable.cancel
+
+    def broken(self: MessageTable, *what: Any, **options: Any) -> CancelResult:
+        keys = dict(self._keys)
+        result = cancel(self, *what, **options)
+        self._keys.update(keys)
+        return result
+
+    patch(MessageTable, "cancel", broken)

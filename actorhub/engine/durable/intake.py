@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 
 from actorhub.core.envelope import TELL, Durable
-from actorhub.core.errors import ActorhubError, DuplicateKey
+from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
 from actorhub.engine.durable.attempts import Attempts
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.in_memory import InMemory
@@ -23,7 +23,7 @@ from actorhub.engine.durable.settlement import Settlement
 from actorhub.engine.model.durable_message import DurableMessage, Place, new_row
 from actorhub.engine.model.records import NEW, SENT, HostedShard, Message
 from actorhub.engine.runs.store_answers import store_error
-from actorhub.storage.message_ports import Stored, Verdict
+from actorhub.storage.message_ports import Outcome, Stored, Verdict
 
 
 class Intake:
@@ -201,13 +201,42 @@ class Intake:
             case Verdict.PENDING:
                 self._on_known(message, stored)
             case Verdict.SETTLED:
-                assert stored.reply is not None
-                self._settlement.answer(self._memory.forget(message), stored.message_id, stored.reply)
+                self._on_settled(message, stored)
             case Verdict.DUPLICATE_KEY:
                 self._on_key_clash(message)
             case Verdict.FENCED:
                 # Nothing else: once it is known that the shard was lost, `on_revoked` sends the callers on.
                 self._mistrust(message.shard.id)
+
+    def _on_settled(self, message: DurableMessage, stored: Stored) -> None:
+        assert stored.reply is not None
+        if message.key is not None and stored.reply.outcome is Outcome.CANCELLED:
+            _ = self._supervisor.spawn(self._free_key(message, stored), "free a key")
+        else:
+            self._settlement.answer(self._memory.forget(message), stored.message_id, stored.reply)
+
+    async def _free_key(self, message: DurableMessage, stored: Stored) -> None:
+        """Free the key of a message that was cancelled; if it was not this one, this one is stored now.
+
+        A cancellation frees the key itself. It is taken again by a request that is repeated after it, and stays taken
+        where a runner of an earlier release cancelled the message.
+        """
+        shard, retention = message.shard, self._settlement.retention
+        try:
+            await self._store.cancel(
+                stored.message_id, shard.id, shard.epoch, incarnation=self._incarnation, retention=retention
+            )
+        except PersistenceError as error:
+            if message.place is not Place.GONE:
+                self._on_not_stored(message, error)
+            return
+        if message.place is Place.GONE:
+            return
+        if stored.message_id == message.message_id:
+            assert stored.reply is not None
+            self._settlement.answer(self._memory.forget(message), message.message_id, stored.reply)
+        else:
+            self._store_message(message, message.attempts)
 
     def _on_key_clash(self, message: DurableMessage) -> None:
         for caller in self._memory.forget(message):

@@ -209,8 +209,11 @@ class MessageTable:
         if row is None:
             return CancelResult.UNKNOWN
         if row.reply is not None and not row.is_dead:
+            if row.reply.outcome is Outcome.CANCELLED:
+                self._free_key(row)
             return CancelResult.SETTLED
         self._settle(row, StoredReply(Outcome.CANCELLED, b""), retention)
+        self._free_key(row)
         return CancelResult.CANCELLED
 
     def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
@@ -329,6 +332,9 @@ class MessageTable:
 
     def _forget(self, row: Row) -> None:
         del self._rows[row.id]
+        self._free_key(row)
+
+    def _free_key(self, row: Row) -> None:
         name = key_name(row.message)
         if name is not None and self._keys.get(name) is row:
             del self._keys[name]

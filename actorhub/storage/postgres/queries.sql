@@ -238,8 +238,25 @@ order by m.deliver_at, m.message_id;
 update message set deliver_at = null where message_id = any($1::bigint[]) and deliver_at <= clock_timestamp();
 
 -- name: cancel
--- Settle a message as cancelled; returns what was found.
-select cancel_message($1, $2, $3, $4, $5, $6, $7);
+-- Settle a message as cancelled, and free its key; returns what was found. The key of a message that was cancelled before
+-- is freed, too: a repeated request may have taken it again.
+with done as materialized (
+    select cancel_message($1, $2, $3, $4, $5, $6, $7) as result
+),
+known as (
+    select m.key_hash, false as is_cancelled from message as m where m.message_id = $3
+    union all
+    select d.key_hash, false from dead_letter as d where d.message_id = $3
+    union all
+    select q.key_hash, true from reply as q where q.message_id = $3 and q.outcome = 2
+),
+freed as (
+    delete from message_key as k
+    using done, known
+    where k.key_hash = known.key_hash and k.message_id = $3
+        and (done.result = 0 or (done.result = 1 and known.is_cancelled))
+)
+select done.result from done;
 
 -- name: retry
 -- Make dead letters pending again, and pending messages due at once.

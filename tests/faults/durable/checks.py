@@ -24,6 +24,7 @@ def durable_violations(book: Book) -> list[str]:
         _fenced,
         _one_order,
         _once,
+        _one_message_per_key,
         _all_or_nothing,
         _outboxes,
         _failed_is_not_done,
@@ -136,7 +137,7 @@ def _against_time(book: Book, positions: dict[int, int]) -> Iterator[str]:
 
 
 def _once(book: Book) -> Iterator[str]:
-    """D: a message commits at most once, and a key stands for one message."""
+    """D: a message commits at most once."""
     commits = book.commits()
     for content, found in commits.items():
         if len(found) > 1:
@@ -146,13 +147,25 @@ def _once(book: Book) -> Iterator[str]:
     for content, found in commits.items():
         if content not in known and -content not in known:
             yield f"{content} is in the state of {found[0][0]} and nobody sent it"
+
+
+def _one_message_per_key(book: Book) -> Iterator[str]:
+    """D: a key stands for one message, until that is cancelled."""
+    commits = book.commits()
     by_key: dict[tuple[str, str], set[int]] = {}
+    cancelled: dict[tuple[str, str], float] = {}
     for call in book.sent:
-        if call.key and (call.outcome == "ok" or call.content in commits):
+        if call.key and call.cancelled:
+            cancelled[call.entity, call.key] = call.cancelled
+        elif call.key and (call.outcome == "ok" or call.content in commits):
             by_key.setdefault((call.entity, call.key), set()).add(call.content)
     for (entity, key), contents in by_key.items():
         if len(contents) > 1:
             yield f"{entity}: key {key} stands for {len(contents)} messages: {sorted(contents)}"
+    for call in book.sent:
+        freed = cancelled.get((call.entity, call.key)) if call.key else None
+        if freed and call.outcome == "clash" and call.invoked > freed and (call.entity, call.key) not in by_key:
+            yield f"{call.entity}: {call.content} was refused for key {call.key}, whose only message was cancelled"
 
 
 def _all_or_nothing(book: Book) -> Iterator[str]:

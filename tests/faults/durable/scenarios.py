@@ -114,6 +114,17 @@ async def a_message_that_is_cancelled() -> Book:
         return await _ended(world)
 
 
+async def a_key_whose_message_was_cancelled() -> Book:
+    """A keyed message is cancelled, and another one is sent with its key."""
+    async with durable_memory() as world:
+        clients = world.clients
+        first = await clients.tell("e0", clients.order("ann", "e0"), key="k", delay=60.0)
+        await clients.cancel(first)
+        assert first.cancelled
+        await clients.ask("e0", clients.order("ann", "e0"), key="k", timeout=15.0)
+        return await _ended(world)
+
+
 async def _ended(world: DurableMemory, *, is_calm: bool = False) -> Book:
     await world.settled()
     await world.clients.all_replies(timedelta(seconds=0.2))

@@ -13,6 +13,7 @@ from tests.faults.durable.process_scenarios import (
 from tests.faults.durable.scenarios import (
     Scenario,
     a_handler_that_refuses,
+    a_key_whose_message_was_cancelled,
     a_message_that_is_cancelled,
     a_message_that_kills_its_runner,
     a_runner_that_dies_with_a_backlog,
@@ -34,6 +35,7 @@ FOUND_BY: dict[str, tuple[Scenario, str]] = {
     "the state is not rolled back": (a_handler_that_refuses, "ended as error and is in the state"),
     "messages run before they are due": (messages_for_later, "T: "),
     "cancellations are forgotten": (a_message_that_is_cancelled, "was cancelled and"),
+    "a cancelled key stays taken": (a_key_whose_message_was_cancelled, "D: e0: 2 was refused for key k"),
 }
 
 FOUND_IN_PROCESSES: dict[str, tuple[ProcessScenario, str]] = {
