@@ -6,27 +6,28 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from actorhub._resolution import (
     OURS,
-    UnknownName,
+    DeclaredTypes,
+    Written,
     binder,
     checked_codec,
-    find_state_type,
     initial_state_of,
     item_type,
     named_codec,
     positional,
+    read_annotations,
     tuple_type,
-    type_hints,
 )
 from actorhub.core.address import NAME_PATTERN
 from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
 from actorhub.core.retry import DEFAULT_RETRY, Retry
+from actorhub.core.type_hints import Scope, UnknownName
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.engine.singletons.cron_runs import cron_function
 
@@ -92,12 +93,13 @@ class Declaration:
         cls: type,
         options: EntityOptions | SingletonOptions,
         handlers: Mapping[str, Callable[..., Any]],
-        scope: Mapping[str, Any],
+        scope: Scope,
     ) -> None:
         self.cls = cls
         self.options = options
         self.handlers = handlers
-        self._scope = dict(scope)
+        self._scope = scope
+        self._written: Written | None = None
         self._spec: EntitySpec | None = None
 
     @property
@@ -109,8 +111,25 @@ class Declaration:
         """
         if self._spec is None:
             self._spec = self._resolve()
-            self._scope.clear()
+            self._scope.forget()
         return self._spec
+
+    def written(self, owner: type) -> Written:
+        """Return the annotations of the class, or of one above it.
+
+        Raises:
+            UnknownName: One contains a name that is not defined (yet).
+        """
+        if owner is self.cls:
+            if self._written is None:
+                self._written = read_annotations(owner, self._scope.names())
+            return self._written
+        declaration: Declaration | None = vars(owner).get("__declaration__")
+        if declaration is not None:
+            return declaration.written(owner)
+        # A class of another module does not see the names around this one.
+        names = self._scope.names() if owner.__module__ == self.cls.__module__ else {}
+        return read_annotations(owner, names)
 
     def try_resolve(self) -> None:
         """Resolve the types now if all names are known already, so that mistakes show at class definition."""
@@ -121,9 +140,8 @@ class Declaration:
 
     def _resolve(self) -> EntitySpec:
         options, cls = self.options, self.cls
-        state_type = find_state_type(cls, self._scope)
-        if isinstance(state_type, TypeVar):
-            state_type = None  # A generic class in between: its subclasses set the type.
+        types = DeclaredTypes(cls, self.written)
+        state_type = types.state()
         state = None if state_type is None else checked_codec(state_type, f"{options.name}: state")
         if isinstance(options, EntityOptions) and state is not None and options.concurrency > 1:
             raise TypeError(
@@ -132,39 +150,39 @@ class Declaration:
             )
         spec = EntitySpec(
             name=options.name,
-            handlers={name: self._handler(name, function) for name, function in self.handlers.items()},
+            handlers={name: self._handler(name, function, types) for name, function in self.handlers.items()},
             state=state,
-            initial_state=initial_state_of(cls, state_type),
+            initial_state=initial_state_of(cls, state_type, state),
             shard_group=options.shard_group,
             mailbox_capacity=options.mailbox_capacity,
-            on_activate=self._hook("on_activate"),
-            on_deactivate=self._hook("on_deactivate"),
+            on_activate=self._hook("on_activate", types),
+            on_deactivate=self._hook("on_deactivate", types),
         )
         if isinstance(options, EntityOptions):
             return dataclasses.replace(
                 spec, concurrency=options.concurrency, max_idle=options.max_idle, shard_key=options.shard_key
             )
-        main_loop = self._hook("run")
+        main_loop = self._hook("run", types)
         return dataclasses.replace(
             spec,
             singleton_id=options.name,
             state_ttl=_seconds(options.state_ttl),
-            on_become_leader=self._hook("on_become_leader"),
-            on_lose_leadership=self._hook("on_lose_leadership"),
+            on_become_leader=self._hook("on_become_leader", types),
+            on_lose_leadership=self._hook("on_lose_leadership", types),
             main_loop=None if main_loop is None else dataclasses.replace(main_loop, interleaved=True),
         )
 
-    def _hook(self, name: str) -> HandlerSpec | None:
+    def _hook(self, name: str, types: DeclaredTypes) -> HandlerSpec | None:
         function = getattr(self.cls, name)
         ours = getattr(next(c for c in self.cls.__mro__ if c.__module__ in OURS), name)
         if function is ours:
             return None
-        return dataclasses.replace(self._handler(name, ours), function=function)
+        return dataclasses.replace(self._handler(name, ours, types), function=function)
 
-    def _handler(self, name: str, function: Callable[..., Any]) -> HandlerSpec:
+    def _handler(self, name: str, function: Callable[..., Any], declared: DeclaredTypes) -> HandlerSpec:
         options: HandlerOptions = getattr(function, _OPTIONS, HandlerOptions())
         what = f"{self.options.name}.{name}"
-        hints = type_hints(function, self._scope | {self.cls.__name__: self.cls}, what)
+        hints = declared.of_handler(name, function)
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())[1:]
         types = tuple(hints[p.name] for p in parameters)
@@ -227,7 +245,7 @@ class Declaration:
         )
 
 
-def declare(cls: type, options: EntityOptions | SingletonOptions, scope: Mapping[str, Any]) -> Declaration:
+def declare(cls: type, options: EntityOptions | SingletonOptions, scope: Scope) -> Declaration:
     """Check the class of an entity or singleton and return its declaration.
 
     Raises:

@@ -1,105 +1,166 @@
 """Resolving the types of a declared class: its annotations, its state, and the codecs of arguments and results."""
 
 import inspect
-import sys
 import typing
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
-from typing import Any, Final, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgspec
-import msgspec.inspect
 
 from actorhub.core.codec import Codec
+from actorhub.core.errors import MalformedMessage
+from actorhub.core.sendable import check_sendable
+from actorhub.core.type_hints import (
+    Bases,
+    UnknownName,
+    bases_of,
+    free_variables,
+    resolved,
+    substitute,
+    type_arguments,
+)
 
 OURS: Final = ("actorhub.entity", "actorhub.singleton")
 """Modules of the classes from which users derive their own."""
 _STREAMS: Final = (AsyncIterator, AsyncIterable, AsyncGenerator)
 
 
-class UnknownName(TypeError):
-    """An annotation contains a name that is not defined yet."""
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The annotations of one class, with their names looked up."""
+
+    bases: Bases
+    methods: Mapping[str, Mapping[str, Any]]
+    """By name of the method, then of the parameter; `return` is the result."""
 
 
-def type_hints(function: Callable[..., Any], scope: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Return the resolved annotations of `function`. `scope` has the names around the class statement."""
-    try:
-        return typing.get_type_hints(function, localns=dict(scope), include_extras=True)
-    except NameError as exc:
-        raise UnknownName(f"{what}: {exc}: import it, or define it before the hub registers the class") from exc
+def read_annotations(cls: type, names: Mapping[str, Any]) -> Written:
+    """Look up the names in a class statement, and in the annotations of the public methods of the class.
 
+    Args:
+        cls: The class.
+        names: Names around the class statement, besides those of its module.
 
-def find_state_type(cls: type, scope: Mapping[str, Any]) -> Any:
-    """Return the argument of `Entity[...]`, or `None` for an entity without state.
-
-    Generic classes in between are followed: after `class Kept(Entity[S])`, the state of `class Orders(Kept[Ledger])` is
-    `Ledger`.
+    Raises:
+        UnknownName: One is not defined (yet).
+        TypeError: An annotation is not valid.
     """
-    for generic in getattr(cls, "__orig_bases__", ()) if "__orig_bases__" in vars(cls) else ():
-        origin, arguments = typing.get_origin(generic), typing.get_args(generic)
-        if origin is None or not hasattr(origin, "__declaration__"):
-            if getattr(origin, "__module__", "") in OURS:
-                return _known_state(cls, arguments[0], scope)
-            continue
-        state = find_state_type(origin, scope)
-        if isinstance(state, TypeVar):
-            return _known_state(cls, arguments[origin.__parameters__.index(state)], scope)
-    found = (find_state_type(base, scope) for base in cls.__bases__)
-    return next((state for state in found if state is not None), None)
+    methods: dict[str, Mapping[str, Any]] = {}
+    for name, function in vars(cls).items():
+        if inspect.isfunction(function) and not name.startswith("_"):
+            written = inspect.unwrap(function)
+            known = {
+                **names,
+                **{parameter.__name__: parameter for parameter in getattr(written, "__type_params__", ())},
+            }
+            methods[name] = resolved(
+                cls,
+                written.__annotations__,
+                names=known,
+                what=f"{cls.__name__}.{name}",
+                module=written.__globals__,
+            )
+    return Written(bases_of(cls, names), methods)
 
 
-def _known_state(cls: type, argument: Any, scope: Mapping[str, Any]) -> Any:
-    if isinstance(argument, typing.ForwardRef):
-        module = vars(sys.modules[cls.__module__])
-        try:
-            argument = eval(argument.__forward_code__, module, dict(scope))  # noqa: S307 - an annotation
-        except NameError as exc:
-            raise UnknownName(f"{cls.__name__}: {exc}") from exc
-    return None if argument is type(None) else argument
+class DeclaredTypes:
+    """The types of a class's state and handlers, with the type variables of its bases replaced by what it sets."""
+
+    def __init__(self, cls: type, written: Callable[[type], Written]) -> None:
+        """Prepare.
+
+        Args:
+            cls: The class.
+            written: Returns the annotations of `cls` and of the classes above it.
+
+        Raises:
+            UnknownName: A type argument contains a name that is not defined (yet).
+            TypeError: Its bases do not fit together.
+        """
+        self._cls = cls
+        self._written = written
+        self._arguments = type_arguments(cls, lambda owner: written(owner).bases)
+
+    def state(self) -> Any:
+        """Return the argument of `Entity[...]`, or `None` for an entity without state."""
+        root = next(owner for owner in self._arguments if owner.__module__ in OURS)
+        (state,) = self._arguments[root].values()
+        self._check_set(state, f"{self._cls.__name__}: state")
+        return None if state is type(None) else state
+
+    def of_handler(self, name: str, function: Callable[..., Any]) -> Mapping[str, Any]:
+        """Return the types of a handler's parameters by name, and of its result as `return`."""
+        owner = next(c for c in self._cls.__mro__ if vars(c).get(name) is function)
+        values = self._arguments.get(owner, {})
+        hints = {part: substitute(type_, values) for part, type_ in self._written(owner).methods[name].items()}
+        for type_ in hints.values():
+            self._check_set(type_, f"{self._cls.__name__}.{name}")
+        return hints
+
+    def _check_set(self, type_: Any, what: str) -> None:
+        """Check that no type variable is left in a type."""
+        for variable in free_variables(type_):
+            owners = [owner for owner, values in self._arguments.items() if variable in values]
+            if not owners:
+                raise TypeError(
+                    f"{what}: {variable.__name__} is a type variable of this method alone, so the type of the data is "
+                    "unknown: name a type, or make the class generic"
+                )
+            if variable in getattr(self._cls, "__parameters__", ()):
+                generic = self._cls.__name__
+                raise UnknownName(
+                    f"{what}: {generic} is generic: register a subclass that says what {variable.__name__} is, such as "
+                    f"`class Some{generic}({generic}[int])`"
+                )
+            generic = owners[-1].__name__
+            raise TypeError(f"{what}: {variable.__name__} of {generic} is not set: derive from {generic}[...]")
 
 
-def initial_state_of(cls: type, state_type: Any) -> Callable[[], Any]:
+def initial_state_of(cls: type, state_type: Any, codec: Codec[Any] | None) -> Callable[[], Any]:
     """Return a function that makes the state of a new entity.
 
     Raises:
-        TypeError: The type needs arguments.
+        TypeError: The type needs arguments, or what it makes without some is not of the type.
     """
-    if state_type is None:
+    if codec is None or type(None) in typing.get_args(state_type):
         return lambda: None
-    make = typing.get_origin(state_type) or state_type
-    if type(None) in typing.get_args(state_type):
-        return lambda: None
+    make = _constructor(state_type)
+    name = getattr(make, "__name__", repr(make))
     try:
-        make()
+        initial = make()
     except TypeError as exc:
         raise TypeError(
-            f"{cls.__name__}: a new entity starts with {getattr(make, '__name__', make)}(), which fails ({exc}): "
+            f"{cls.__name__}: a new entity starts with {name}(), which fails ({exc}): "
             "give every field of the state a default"
         ) from exc
+    try:
+        codec.check_faithful(initial, codec.encode(initial))
+    except MalformedMessage as exc:
+        raise TypeError(
+            f"{cls.__name__}: a new entity starts with {name}(), which is not a valid state ({exc.message}): "
+            "give its fields other defaults"
+        ) from exc
     return typing.cast("Callable[[], Any]", make)
+
+
+def _constructor(type_: Any) -> Any:
+    """Return what makes values of a type: the class behind aliases, annotations and type arguments."""
+    while (inner := getattr(type_, "__value__", None) or getattr(type_, "__supertype__", None)) is not None:
+        type_ = inner
+    origin = typing.get_origin(type_)
+    return _constructor(type_.__origin__) if origin is typing.Annotated else origin or type_
 
 
 def checked_codec(type_: Any, what: str) -> Codec[Any]:
     """Return a codec, after a check that msgspec can encode every type in it.
 
-    Without the check, msgspec accepts any class here and fails at the first call.
+    Raises:
+        UnknownName: An annotation in it contains a name that is not defined (yet).
+        TypeError: A type in it cannot be sent or stored.
     """
-    codec = Codec[Any](type_, what)
-    unknown = next(_custom_types(msgspec.inspect.type_info(type_), set()), None)
-    if unknown is not None:
-        raise TypeError(f"{what}: {unknown.__qualname__} cannot be sent or stored: use types that msgspec can encode")
-    return codec
-
-
-def _custom_types(info: object, seen: set[int]) -> Iterator[type]:
-    if isinstance(info, tuple):
-        for part in typing.cast("tuple[object, ...]", info):
-            yield from _custom_types(part, seen)
-    elif isinstance(info, msgspec.Struct) and id(info) not in seen:
-        seen.add(id(info))
-        if isinstance(info, msgspec.inspect.CustomType) and info.cls is not object:
-            yield info.cls
-        for name in info.__struct_fields__:
-            yield from _custom_types(getattr(info, name), seen)
+    check_sendable(type_, what)
+    return Codec[Any](type_, what)
 
 
 def tuple_type(types: tuple[Any, ...]) -> Any:

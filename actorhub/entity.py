@@ -10,6 +10,7 @@ from typing_extensions import TypeVar as TypeVarWithDefault
 
 from actorhub._declaration import Declaration, EntityOptions, HandlerOptions, attach_options, declare, snake_case
 from actorhub.core.retry import Retry
+from actorhub.core.type_hints import Scope
 from actorhub.engine.runs.services import save_now
 
 S = TypeVarWithDefault("S", default=None)
@@ -92,7 +93,7 @@ class Entity(Declared[S]):
             shard_key=shard_key,
         )
         # Annotations can use names that exist only in the scope of the class statement.
-        scope = sys._getframe(1).f_locals  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        scope = Scope(cls, sys._getframe(1))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         cls.__declaration__ = declare(cls, options, scope)
 
 

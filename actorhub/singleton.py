@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any
 
 from actorhub._declaration import SingletonOptions, declare, snake_case
+from actorhub.core.type_hints import Scope
 from actorhub.entity import Declared, S
 
 
@@ -49,7 +50,7 @@ class Singleton(Declared[S]):
             state_ttl=state_ttl,
         )
         # Annotations can use names that exist only in the scope of the class statement.
-        scope = sys._getframe(1).f_locals  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        scope = Scope(cls, sys._getframe(1))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         cls.__declaration__ = declare(cls, options, scope)
 
     async def on_become_leader(self) -> None:

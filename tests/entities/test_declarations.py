@@ -3,7 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import Annotated, Generic, NewType, TypedDict, TypeVar
 
 import msgspec
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from actorhub import ConfigurationError, Entity, EntityError, Hub, handler
 
 S = TypeVar("S")
+Count = NewType("Count", int)
 
 
 class Ledger(msgspec.Struct):
@@ -122,6 +123,24 @@ def _state_without_defaults() -> None:
         pass
 
 
+class Filled(TypedDict):
+    placed: int
+
+
+class Mistyped(msgspec.Struct):
+    placed: int = "none"  # type: ignore[assignment]
+
+
+def _state_of_required_keys() -> None:
+    class Wrong(Entity[Filled]):
+        pass
+
+
+def _state_with_a_wrong_default() -> None:
+    class Wrong(Entity[Mistyped]):
+        pass
+
+
 def _unsupported_state() -> None:
     class Wrong(Entity[Callable[[], int]]):
         pass
@@ -207,6 +226,8 @@ def _private_error_field() -> None:
         (_sync_hook, r"Wrong\.on_activate must be `async def on_activate\(self\) -> None`"),
         (_reserved_state, r"Wrong\.state: this name belongs to Entity: choose another"),
         (_state_without_defaults, r"Wrong: a new entity starts with NeedsArguments\(\).*give every field .* a default"),
+        (_state_of_required_keys, r"Wrong: a new entity starts with Filled\(\), which is not a valid state .*`placed`"),
+        (_state_with_a_wrong_default, r"Wrong: a new entity starts with Mistyped\(\), which is not .*other defaults"),
         (_unsupported_state, r"wrong: state: .*use types that msgspec can encode"),
         (_concurrency_with_state, r"Wrong: concurrency=2 needs an Entity without state"),
         (_zero_capacity, r"Wrong: mailbox_capacity=0 must be at least 1"),
@@ -294,7 +315,6 @@ def test_a_generic_class_in_between_passes_the_state_on() -> None:
     class Bare(Kept[None]):
         pass
 
-    assert Kept.__declaration__.spec.state is None
     assert Book.__declaration__.spec.state is not None
     assert Book.__declaration__.spec.initial_state() == Ledger()
     assert Bare.__declaration__.spec.state is None
@@ -312,8 +332,11 @@ def test_state_may_be_any_type_that_has_an_empty_value() -> None:
     class Maybe(Entity[Ledger | None]):
         pass
 
-    starts = [cls.__declaration__.spec.initial_state() for cls in (Number, Names, Maybe)]
-    assert starts == [0, {}, None]
+    class Counted(Entity[Annotated[Count, msgspec.Meta(ge=0)]]):
+        pass
+
+    starts = [cls.__declaration__.spec.initial_state() for cls in (Number, Names, Maybe, Counted)]
+    assert starts == [0, {}, None, 0]
 
 
 def test_a_class_cannot_be_registered_twice_under_one_name() -> None:
@@ -351,7 +374,7 @@ def test_an_unknown_name_in_an_annotation_fails_at_registration() -> None:
         async def take(self, thing: "Undefined") -> None:  # type: ignore[name-defined]  # noqa: F821
             pass
 
-    with pytest.raises(TypeError, match=r"vague\.take: name 'Undefined' is not defined: import it, or define"):
+    with pytest.raises(TypeError, match=r"Vague\.take: name 'Undefined' is not defined: define it, or import"):
         Hub().register(Vague)
 
 
