@@ -1,7 +1,6 @@
 """What a connected program can ask about durable messages by their ids."""
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any, Final
 
 import msgspec
@@ -44,9 +43,9 @@ class StoredMessages:
         self._node = part.node
         self._specs = specs
 
-    async def reply(self, message_id: int, timeout: timedelta | None) -> Any:  # noqa: ANN401 - what the handler returned
-        """Return the reply's value, or raise its error; see `Cluster.reply`."""
-        deadline = FOREVER if timeout is None else self._node.clock.monotonic() + timeout.total_seconds()
+    async def reply(self, message_id: int, timeout: float | None) -> Any:  # noqa: ANN401 - what the handler returned
+        """Return the reply's value, or raise its error, within `timeout` seconds; see `Cluster.reply`."""
+        deadline = FOREVER if timeout is None else self._from_now(timeout)
         found = await self._find(message_id, deadline)
         if found is None:
             raise UnknownMessage(f"message {message_id} is unknown: it was never stored, or its retention is over")

@@ -9,7 +9,7 @@ import msgspec
 
 from actorhub._call import Call, CallTarget
 from actorhub._stream_call import StreamCall
-from actorhub.core.address import check_entity_id
+from actorhub.core.arguments import check_headers, seconds_of
 from actorhub.core.codec import Codec
 from actorhub.core.idempotency import check_key
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
@@ -47,7 +47,7 @@ class Client(Generic[E]):
             and entity_id.isascii()
             and entity_id.isprintable()
         ):
-            check_entity_id(entity_id, self._target.node.limits.max_entity_id_bytes)
+            entity_id = self._spec.check_id(entity_id, self._target.node.limits.max_entity_id_bytes)
         proxy = self._make(self._target, entity_id)
         if len(self._known) >= _KNOWN_PROXIES:
             self._known.clear()
@@ -69,19 +69,21 @@ class Client(Generic[E]):
                 means no limit. The default is 30 s. Inside a handler, the deadline of the handler applies, too.
             on_full: What to do if the entity's mailbox is full, or if all places for entities in memory are taken:
                 `"fail"` (the default) raises `MailboxFull` at once, `"wait"` queues the call until the deadline.
-            headers: Strings that the handler finds in `current().headers`.
+            headers: Strings that the handler finds in `current().headers`, at most 64 KiB in all.
             key: Idempotency key for durable messages. Calls of one handler of one entity with equal keys are one
                 message: it commits once, and all of them get its reply until its retention ends. At most 1024 bytes of
                 UTF-8. `None` (the default) means the result of `primary_key()` of the first argument that has this
                 method, or else no key.
 
         Raises:
+            TypeError: `timeout` is not a `timedelta`.
             ValueError: A value is out of range. The text names it.
-            MalformedMessage: The key is not a string, is empty, is too long, or contains control characters.
+            MalformedMessage: The key is not a string, is empty, is too long, or contains control characters; or the
+                headers are not strings, or have more than 64 KiB.
         """
         target = self._target
         if timeout is not msgspec.UNSET:
-            seconds = None if timeout is None else timeout.total_seconds()
+            seconds = None if timeout is None else seconds_of(timeout, "timeout")
             if seconds is not None and seconds <= 0:
                 raise ValueError(f"timeout={timeout} must be more than zero, or None for no limit")
             target = dataclasses.replace(target, timeout=seconds)
@@ -90,7 +92,7 @@ class Client(Generic[E]):
                 raise ValueError(f'on_full={on_full!r} must be "fail" or "wait"')
             target = dataclasses.replace(target, waits_for_room=on_full == "wait")
         if headers is not msgspec.UNSET:
-            target = dataclasses.replace(target, headers=dict(headers))
+            target = dataclasses.replace(target, headers=check_headers(headers))
         if key is not msgspec.UNSET:
             target = dataclasses.replace(target, key=None if key is None else check_key(key))
         return Client(self._spec, target, self._make)

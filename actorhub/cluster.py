@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -11,10 +11,12 @@ from actorhub._call import Call, CallTarget, ToldCall
 from actorhub._stored_messages import StoredMessages
 from actorhub._stream_call import StreamCall
 from actorhub.client import Client, make_client
-from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
+from actorhub.core.address import RunnerAddress, ShardId
+from actorhub.core.arguments import check_message_id, check_text, due_time, seconds_of
 from actorhub.core.codec import check_size, encode, encode_error
 from actorhub.core.envelope import BROADCAST, Durable
 from actorhub.core.errors import (
+    ActorhubError,
     ConfigurationError,
     DeferredFailed,
     EntityError,
@@ -38,8 +40,6 @@ from actorhub.storage.key_value_ports import KeyValues
 E = TypeVar("E", bound=Entity[Any])
 D = TypeVar("D", bound=Declared[Any])
 SingletonT = TypeVar("SingletonT", bound=Singleton[Any])
-
-_LONGEST_DELAY: Final = timedelta(days=1_000_000)
 
 cluster_here: ContextVar["Cluster"] = ContextVar("actorhub_cluster")
 """The cluster, as the handlers of this process see it."""
@@ -74,9 +74,9 @@ class Cluster:
 
         Raises:
             ConfigurationError: The class is not registered with the hub.
-            TypeError: The class is a singleton; see `singleton`.
+            TypeError: It is not an entity class, or a singleton; see `singleton`.
         """
-        if entity.__declaration__.spec.singleton_id is not None:
+        if _spec_of(entity).singleton_id is not None:
             raise TypeError(f"{entity.__name__} is a singleton: use cluster.singleton({entity.__name__})")
         return self._client_of(entity)
 
@@ -96,9 +96,11 @@ class Cluster:
 
         Raises:
             ConfigurationError: The class is not registered with the hub.
-            TypeError: The class is not a singleton; see `client`.
+            TypeError: It is not a singleton, see `client`; or `timeout` is not a `timedelta`.
+            ValueError: `timeout` is out of range.
+            MalformedMessage: The key is not valid.
         """
-        singleton_id = singleton.__declaration__.spec.singleton_id
+        singleton_id = _spec_of(singleton).singleton_id
         if singleton_id is None:
             raise TypeError(f"{singleton.__name__} is not a singleton: use cluster.client({singleton.__name__})")
         client = self._client_of(singleton)
@@ -110,7 +112,7 @@ class Cluster:
         known = self._clients.get(declared)
         if known is not None:
             return known
-        spec = declared.__declaration__.spec
+        spec = _spec_of(declared)
         if self._specs.get(spec.name) is not spec:
             name = declared.__name__
             raise ConfigurationError(f"{name} is not registered: call hub.register({name}) first")
@@ -151,9 +153,11 @@ class Cluster:
         Raises:
             ActorhubError: The message was not accepted. If `possibly_executed` is `False`, no handler ran or will run.
             DuplicateKey: The key was used before with other arguments.
-            TypeError: `deliver_at`, `delay` or `key` is given for a handler that is not durable, or a broadcast is of a
-                durable handler.
-            ValueError: `deliver_at` has no time zone, or both `deliver_at` and `delay` are given.
+            MalformedMessage: The key, or an argument, is not valid.
+            TypeError: `deliver_at`, `delay` or `key` is given for a handler that is not durable, a broadcast is of a
+                durable handler, or a value is of another type than it should be.
+            ValueError: `deliver_at` has no time zone or is beyond the year 9000, `delay` is longer than a million days,
+                or both are given.
         """
         told = as_call(call)
         told.check_loop()
@@ -186,9 +190,13 @@ class Cluster:
             MessageCancelled: The message was cancelled.
             UnknownMessage: There is no such message, or its retention is over.
             CallTimeout: The message was not settled in time.
+            MalformedMessage: `message_id` is not the id of a message.
+            TypeError: `timeout` is not a `timedelta`.
+            ValueError: `timeout` is longer than a million days.
         """
         self._check_loop("reply")
-        return await self._stored.reply(message_id, timeout)
+        seconds = None if timeout is None else seconds_of(timeout, "timeout")
+        return await self._stored.reply(check_message_id(message_id), seconds)
 
     async def cancel(self, message_id: int) -> bool:
         """Cancel a durable message that is waiting, is not due yet, or is a dead letter.
@@ -203,9 +211,10 @@ class Cluster:
 
         Raises:
             AlreadyProcessing: The handler is running.
+            MalformedMessage: `message_id` is not the id of a message.
         """
         self._check_loop("cancel")
-        return await self._stored.cancel(message_id)
+        return await self._stored.cancel(check_message_id(message_id))
 
     async def retry(self, message_id: int) -> bool:
         """Run a durable message now, starting again from attempt 1.
@@ -221,9 +230,10 @@ class Cluster:
 
         Raises:
             AlreadyProcessing: The message is running, or is just being stored.
+            MalformedMessage: `message_id` is not the id of a message.
         """
         self._check_loop("retry")
-        return await self._stored.retry(message_id)
+        return await self._stored.retry(check_message_id(message_id))
 
     reset = retry
 
@@ -254,6 +264,7 @@ class Cluster:
             PersistenceError: The store failed. The value may or may not be completed.
         """
         self._check_loop("complete")
+        token = check_text(token, "token")
         data = check_size(encode(value, "deferred value"), self._node.limits.max_message_bytes, "deferred value")
         return await self._part.complete(DeferredOutcome(token, CompletionKind.VALUE, data))
 
@@ -269,10 +280,12 @@ class Cluster:
 
         Raises:
             MalformedMessage: The token was not made by this cluster.
+            TypeError: `error` is neither an `EntityError` nor text.
             PersistenceError: The store failed. The value may or may not be completed.
         """
         self._check_loop("fail")
-        failure = error if isinstance(error, EntityError) else DeferredFailed(error)
+        token = check_text(token, "token")
+        failure = _failure(error)
         return await self._part.complete(
             DeferredOutcome(token, CompletionKind.FAILED, encode_error(failure, self._node.limits.max_message_bytes))
         )
@@ -300,9 +313,15 @@ class Cluster:
         return self._node.ids.snowflake()
 
     def shard_of(self, entity: type[Declared[Any]], entity_id: str) -> ShardId:
-        """Return the shard that an entity belongs to. The entity does not have to exist."""
-        check_entity_id(entity_id, self._node.limits.max_entity_id_bytes)
-        return self._node.router.sharding.shard_of(entity.__declaration__.spec, entity_id)
+        """Return the shard that an entity belongs to. The entity does not have to exist.
+
+        Raises:
+            MalformedMessage: No entity of the class can have this id.
+            TypeError: It is not an entity class.
+        """
+        spec = _spec_of(entity)
+        checked = spec.check_id(entity_id, self._node.limits.max_entity_id_bytes)
+        return self._node.router.sharding.shard_of(spec, checked)
 
     def is_local(self, entity: type[Declared[Any]], entity_id: str) -> bool:
         """Return whether this process owns the shard of an entity at the moment. Always `False` on a client."""
@@ -373,7 +392,7 @@ def tell_later(
         raise TypeError("a broadcast from a handler is not part of its commit: use `await cluster.tell(...)`")
     try:
         delivery = _delivery(deliver_at, delay, key)
-    except ValueError:
+    except (TypeError, ValueError):
         told.close()
         raise
     message_id = int(cluster.snowflake())
@@ -398,15 +417,26 @@ def _delivery(deliver_at: datetime | None, delay: timedelta | None, key: str | N
         return None
     if deliver_at is not None and delay is not None:
         raise ValueError("deliver_at and delay exclude each other: give one of them")
-    if deliver_at is not None and deliver_at.utcoffset() is None:
-        raise ValueError(f"deliver_at={deliver_at} has no time zone: use e.g. datetime.now(UTC)")
-    if delay is not None and delay > _LONGEST_DELAY:
-        raise ValueError(f"delay={delay} is longer than {_LONGEST_DELAY.days} days")
     return Durable(
         key=key,
-        deliver_at=0.0 if deliver_at is None else max(deliver_at.timestamp(), 1.0),
-        delay=0.0 if delay is None else max(delay.total_seconds(), 0.0),
+        deliver_at=0.0 if deliver_at is None else due_time(deliver_at),
+        delay=0.0 if delay is None else max(seconds_of(delay, "delay"), 0.0),
     )
+
+
+def _failure(error: object) -> ActorhubError:
+    if isinstance(error, str):
+        return DeferredFailed(error)
+    if not isinstance(error, EntityError):
+        raise TypeError(f"fail takes an EntityError or a text, not {error!r:.80}")
+    return error
+
+
+def _spec_of(declared: type[Declared[Any]]) -> EntitySpec:
+    try:
+        return declared.__declaration__.spec
+    except AttributeError:
+        raise TypeError(f"{declared!r:.80} is not a class of entities: use one that hub.register takes") from None
 
 
 def as_call(call: Awaitable[Any]) -> Call:

@@ -11,6 +11,7 @@ from actorhub._checkpoints import Deferred, step_codec, without_arguments
 from actorhub.client import Client, result_of_call
 from actorhub.cluster import SingletonT, as_call, cluster_of_handler, part_of, tell_later
 from actorhub.core.address import RunnerAddress, ShardId
+from actorhub.core.arguments import seconds_of
 from actorhub.core.errors import NotConnected
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import FOREVER, LENDS, RunKind
@@ -272,8 +273,10 @@ class Current:
 
         Raises:
             RuntimeError: The run is neither that of a durable handler nor a singleton's `run`.
+            TypeError: `duration` is not a `timedelta`.
+            ValueError: `duration` is longer than a million days.
         """
-        await services_of(self._run).waits.sleep(self._run, duration.total_seconds(), name)
+        await services_of(self._run).waits.sleep(self._run, seconds_of(duration, "duration"), name)
 
     def keep_alive(self, enabled: bool = True) -> None:
         """Keep this activation in memory even if it is idle.

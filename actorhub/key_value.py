@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar, overload
 
+from actorhub.core.arguments import seconds_of
 from actorhub.core.clock import Clock
 from actorhub.core.codec import Codec
 from actorhub.core.errors import MalformedMessage
@@ -17,7 +18,6 @@ U = TypeVar("U")
 
 _NIL: Final = b"\xc0"
 _CLEAR_STEP: Final = 500
-_LONGEST_TTL: Final = timedelta(days=1_000_000)
 _SHORTEST_PAUSE: Final = 0.002
 _LONGEST_PAUSE: Final = 0.1
 
@@ -75,7 +75,7 @@ class KeyValue(Generic[T]):
             ttl: How long to keep it. By default it is kept until it is deleted, even if the value before had a `ttl`.
 
         Raises:
-            TypeError: The value is `None`.
+            TypeError: The value is `None`, or `ttl` is not a `timedelta`.
             ValueError: `ttl` is not positive, or is longer than a million days.
         """
         name, seconds = self._name(key), _seconds(ttl)
@@ -110,10 +110,12 @@ class KeyValue(Generic[T]):
             ttl: How long to keep a value that did not exist before. An existing value keeps its expiry time.
 
         Raises:
-            TypeError: `change` is a coroutine function.
+            TypeError: `change` is a coroutine function or no function, or `ttl` is not a `timedelta`.
             ValueError: `ttl` is not positive, or is longer than a million days.
         """
         name, seconds = self._name(key), _seconds(ttl)
+        if not callable(change):
+            raise TypeError(f"modify takes a function that returns the new value, not {type(change).__name__}")
         attempt = 0
         while True:
             stored = await self._reach().get(name)
@@ -155,7 +157,7 @@ class KeyValue(Generic[T]):
         Raises:
             MalformedMessage: No valid key can begin with this prefix.
         """
-        return KeyValue(self._reach, self._clock, self._codec, check_prefix(self._prefix + text))
+        return KeyValue(self._reach, self._clock, self._codec, check_prefix(self._prefix + check_prefix(text)))
 
     def typed(self, type_: type[U]) -> "KeyValue[U]":
         """Return the same store for values of one type. A value that does not fit it is neither written nor returned.
@@ -166,8 +168,8 @@ class KeyValue(Generic[T]):
         return KeyValue(self._reach, self._clock, Codec(type_, "its value"), self._prefix)
 
     def _name(self, key: str) -> str:
-        check_key(key)
-        return check_key(self._prefix + key) if self._prefix else key
+        name = check_key(key)
+        return check_key(self._prefix + name) if self._prefix else name
 
     def _decode(self, name: str, data: bytes) -> T:
         try:
@@ -194,9 +196,10 @@ def untyped(reach: Callable[[], KeyValues], clock: Clock) -> KeyValue[Any]:
 
 
 def _seconds(ttl: timedelta | None) -> float | None:
-    if ttl is not None and not timedelta() < ttl <= _LONGEST_TTL:
-        raise ValueError(f"ttl={ttl} must be positive, and at most {_LONGEST_TTL.days} days")
-    return None if ttl is None else ttl.total_seconds()
+    seconds = None if ttl is None else seconds_of(ttl, "ttl")
+    if seconds is not None and seconds <= 0:
+        raise ValueError(f"ttl={ttl} must be positive")
+    return seconds
 
 
 def _not_awaitable(value: T) -> T:

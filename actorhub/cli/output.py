@@ -14,6 +14,8 @@ Row = dict[str, object]
 _PIPE_WIDTH: Final = 200
 """Columns of a table that does not go to a terminal."""
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
+_FIRST: Final = datetime(1, 1, 1, tzinfo=UTC).timestamp()
+_LAST: Final = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print one JSON array instead of a table.")
 
@@ -40,8 +42,9 @@ def show_rows(rows: Sequence[Row], *, as_json: bool, leave_out: Sequence[str]) -
 
 
 def iso_time(seconds: float) -> str:
-    """Return seconds since the Unix epoch as ISO 8601 in UTC, with milliseconds."""
-    moment = _EPOCH + timedelta(seconds=seconds)
+    """Return seconds since the Unix epoch as ISO 8601 in UTC, with milliseconds; the last year of all is 9999."""
+    # A database can hold times that no `datetime` can, up to infinity.
+    moment = _EPOCH + timedelta(seconds=min(max(seconds, _FIRST), _LAST))
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

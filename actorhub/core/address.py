@@ -6,12 +6,11 @@ from typing import Final, Self
 import mmh3
 import msgspec
 
+from actorhub.core.arguments import check_name
 from actorhub.core.errors import ConfigurationError, MalformedMessage
 
 NAME_PATTERN: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
 """Namespaces, shard groups and all other names that become part of an SQL identifier must match this in full."""
-
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 HASH_VERSION: Final = "mmh3-32/seed-0"
 """Identifies the hash behind `shard_number`. Runners with different ones refuse to share a cluster."""
@@ -104,14 +103,7 @@ def check_entity_id(entity_id: object, max_bytes: int) -> str:
         MalformedMessage: The id is not a string, is empty, is longer than `max_bytes` in UTF-8, or contains control
             characters.
     """
-    if not isinstance(entity_id, str):
-        raise MalformedMessage(f"entity id must be a string, not {type(entity_id).__name__}: {entity_id!r}")
-    if not entity_id:
+    checked = check_name(entity_id, "entity id", max_bytes)
+    if not checked:
         raise MalformedMessage("entity id must not be empty")
-    if _CONTROL.search(entity_id):
-        raise MalformedMessage(f"entity id {entity_id[:80]!r} contains a control character: remove it")
-    if len(entity_id) * 4 > max_bytes and (size := len(entity_id.encode())) > max_bytes:
-        raise MalformedMessage(
-            f"entity id {entity_id[:40]!r}… has {size} bytes; the limit is {max_bytes}: shorten or hash it"
-        )
-    return entity_id
+    return checked

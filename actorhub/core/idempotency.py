@@ -2,12 +2,12 @@
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
 import msgspec
 
+from actorhub.core.arguments import check_name
 from actorhub.core.errors import MalformedMessage
 from actorhub.core.texts import summary_of
 
@@ -16,7 +16,6 @@ MAX_KEY_BYTES: Final = 1024
 HASH_BYTES: Final = 16
 """Length of both hashes."""
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LENGTH_BYTES: Final = 4
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -69,15 +68,10 @@ def check_key(key: object) -> str:
         MalformedMessage: The key is not a string, is empty, is longer than 1024 bytes in UTF-8, or contains control
             characters.
     """
-    if not isinstance(key, str):
-        raise MalformedMessage(f"key must be a string, not {type(key).__name__}: {key!r:.80}")
-    if not key:
+    checked = check_name(key, "key", MAX_KEY_BYTES)
+    if not checked:
         raise MalformedMessage("key must not be empty: omit it, or use one that identifies this message")
-    if _CONTROL.search(key):
-        raise MalformedMessage(f"key {key[:80]!r} contains a control character: remove it")
-    if len(key) * 4 > MAX_KEY_BYTES and (size := len(key.encode())) > MAX_KEY_BYTES:
-        raise MalformedMessage(f"key {key[:40]!r}… has {size} bytes; the limit is {MAX_KEY_BYTES}: shorten or hash it")
-    return key
+    return checked
 
 
 def primary_key_of(arguments: Sequence[Any]) -> str | None:

@@ -1,18 +1,16 @@
 """Operations on the key-value store as they travel, and the limits of keys and values."""
 
-import re
 from typing import Final, TypeAlias
 
 import msgspec
 
+from actorhub.core.arguments import check_name
 from actorhub.core.errors import MalformedMessage, MessageTooLarge
 
 MAX_KEY_BYTES: Final = 1024
 """Longest key in UTF-8, including its prefix."""
 MAX_VALUE_BYTES: Final = 1 << 20
 """Largest encoded value."""
-
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Get(msgspec.Struct, frozen=True, array_like=True, tag=0):
@@ -70,27 +68,20 @@ def check_key(key: object) -> str:
         MalformedMessage: The key is not a string, is empty, is longer than 1,024 bytes in UTF-8, or contains control
             characters or lone surrogates.
     """
-    if not isinstance(key, str):
-        raise MalformedMessage(f"key must be a string, not {type(key).__name__}: {key!r:.80}")
-    if not key:
+    checked = check_prefix(key)
+    if not checked:
         raise MalformedMessage("key must not be empty")
-    return check_prefix(key)
+    return checked
 
 
-def check_prefix(prefix: str) -> str:
+def check_prefix(prefix: object) -> str:
     """Return `prefix` if a valid key can begin with it. Every valid key qualifies, and so does the empty text.
 
     Raises:
-        MalformedMessage: The prefix is longer than 1,024 bytes in UTF-8, or contains control characters or lone
-            surrogates.
+        MalformedMessage: The prefix is not a string, is longer than 1,024 bytes in UTF-8, or contains control
+            characters or lone surrogates.
     """
-    if _CONTROL.search(prefix):
-        raise MalformedMessage(f"key {prefix[:80]!r} contains a control character: remove it")
-    if len(prefix) * 4 > MAX_KEY_BYTES and (size := len(prefix.encode())) > MAX_KEY_BYTES:
-        raise MalformedMessage(
-            f"key {prefix[:40]!r}… has {size} bytes; the limit is {MAX_KEY_BYTES}: shorten or hash it"
-        )
-    return prefix
+    return check_name(prefix, "key", MAX_KEY_BYTES)
 
 
 def check_value(key: str, data: bytes) -> bytes:

@@ -31,7 +31,7 @@ def encodable(text: str) -> str:
 def text_of(error: BaseException) -> str:
     """Return the text of an exception, shortened if it is very long."""
     try:
-        text = _plain(str(error))
+        text = plain(str(error))
     except BaseException as exc:  # noqa: BLE001 - user code: `__str__` may raise anything
         text = f"({short_name_of(type(exc))} instead of a text)"
     whole = encodable(text[: LONGEST_TEXT + 1])
@@ -53,7 +53,7 @@ def short_name_of(cls: type) -> str:
 def name_of(cls: type) -> str:
     """Return the qualified name of a class of exceptions, without `builtins`."""
     try:
-        module: Any = _plain(_module(cls))
+        module: Any = plain(_module(cls))
     except BaseException:  # noqa: BLE001 - user code: `__module__` may be of any kind
         module = "?"
     name = _qualified_name(cls)
@@ -81,7 +81,8 @@ def traceback_of(error: BaseException) -> str:
     return tail if tail == whole else f"{_CUT}\n{tail}"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """Return `text` as a `str` and nothing else."""
     # What user code returns may be of a subclass of `str`, whose methods may do anything; `join` uses none of them.
     return "".join((text,))  # noqa: FLY002 - an f-string would call `__format__`
 

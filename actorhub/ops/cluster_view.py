@@ -123,7 +123,7 @@ class ClusterView:
         found = self._runner.resident_entity(entity_type, entity_id)
         if found is not None:
             return found
-        self._runner.check_entity_id(entity_id)
+        self._runner.check_entity_id(entity_type, entity_id)
         spec = self._runner.spec(entity_type)
         shard = await self.shard(self._runner.shard_of(spec, entity_id))
         answered: pb.Entity | None = None

@@ -9,6 +9,7 @@ import grpc.aio
 
 from actorhub import _call as calls
 from actorhub._stream_call import StreamCall
+from actorhub.core.arguments import LATEST, LONGEST, check_headers
 from actorhub.core.codec import Codec
 from actorhub.core.errors import HandlerFailed, MalformedMessage
 from actorhub.core.idempotency import check_key
@@ -21,8 +22,8 @@ from actorhub.transport.grpc._pb import client_v1_pb2_grpc as pb_grpc
 
 _DEFAULT_TIMEOUT_MS: Final = 30_000
 _REMEDY: Final = "declare the handler with @handler(durable=True), or leave this out"
-_LATEST_MS: Final = 221_845_392_000_000
-"""The year 9000."""
+_LATEST_MS: Final = int(LATEST.timestamp() * 1000)
+_LONGEST_MS: Final = int(LONGEST.total_seconds() * 1000)
 _ANY: Final = Codec[object](object, "reply")
 _VALUE: Final = Codec[object](object, "value")
 
@@ -108,14 +109,14 @@ def _call(runner: LocalRunner, spec: HandlerSpec, request: pb.CallRequest) -> ca
 def _prepared(
     runner: LocalRunner, spec: HandlerSpec, request: pb.CallRequest
 ) -> tuple[calls.CallTarget, tuple[object, ...]]:
-    runner.check_entity_id(request.entity_id)
+    runner.check_entity_id(spec.entity_type, request.entity_id)
     if request.key and (spec.stream or not spec.durable):
         kind = "a stream" if spec.stream else "not durable"
         raise MalformedMessage(f"{_what(spec)} is {kind}, so it has no key: {_REMEDY}")
     target = runner.target(
         timeout=(request.timeout_ms or _DEFAULT_TIMEOUT_MS) / 1000,
         waits_for_room=request.wait_for_room,
-        headers=dict(request.headers) or None,
+        headers=check_headers(request.headers) or None,
         key=check_key(request.key) if request.key else None,
     )
     as_json = request.encoding == pb.ENCODING_JSON
@@ -139,8 +140,11 @@ def _due(request: pb.CallRequest, spec: HandlerSpec) -> _Due:
         raise MalformedMessage(f"{_what(spec)} is not durable, so it cannot be told for later: {_REMEDY}")
     if deliver_at_ms and delay_ms:
         raise MalformedMessage("give deliver_at_ms or delay_ms, not both")
-    if not 0 <= deliver_at_ms <= _LATEST_MS or not 0 <= delay_ms <= _LATEST_MS:
-        raise MalformedMessage("deliver_at_ms and delay_ms must not be negative, nor lie beyond the year 9000")
+    if not 0 <= deliver_at_ms < _LATEST_MS or not 0 <= delay_ms < _LONGEST_MS:
+        raise MalformedMessage(
+            f"deliver_at_ms and delay_ms must not be negative, nor beyond the year {LATEST.year - 1} "
+            f"or {LONGEST.days} days"
+        )
     if deliver_at_ms:
         return {"deliver_at": datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=deliver_at_ms)}
     return {"delay": timedelta(milliseconds=delay_ms)} if delay_ms else {}

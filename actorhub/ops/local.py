@@ -11,7 +11,7 @@ from typing import Final
 
 from actorhub import _call as calls
 from actorhub.cluster import Cluster, cluster_here
-from actorhub.core.address import ShardId, check_entity_id
+from actorhub.core.address import ShardId
 from actorhub.core.errors import ActorhubError, UnknownEntityType
 from actorhub.engine.model.records import ACTIVATING, CLOSING, DEAD, PASSIVATING, Cell
 from actorhub.engine.model.spec import EntitySpec
@@ -101,13 +101,14 @@ class LocalRunner:
             raise UnknownEntityType(f"this runner knows no entity type {entity_type[:100]!r}: it knows {known}")
         return spec
 
-    def check_entity_id(self, entity_id: str) -> None:
+    def check_entity_id(self, entity_type: str, entity_id: str) -> None:
         """Check an id.
 
         Raises:
-            MalformedMessage: no entity can have it.
+            MalformedMessage: no entity of the type can have it.
+            UnknownEntityType: this runner's program does not declare the type.
         """
-        check_entity_id(entity_id, self._runner.node.limits.max_entity_id_bytes)
+        self.spec(entity_type).check_id(entity_id, self._runner.node.limits.max_entity_id_bytes)
 
     def shard_of(self, spec: EntitySpec, entity_id: str) -> ShardId:
         """Return the shard of an id."""

@@ -102,6 +102,7 @@ async def test_what_only_durable_messages_have_is_refused_elsewhere(durable_port
         (_request("balance", delay_ms=5), "balance is not durable, so it cannot be told for later"),
         (_request("book", amount, delay_ms=5, deliver_at_ms=5), "deliver_at_ms or delay_ms, not both"),
         (_request("book", amount, delay_ms=-5), "must not be negative"),
+        (_request("book", amount, delay_ms=200_000_000_000_000), "beyond the year 9000 or 1000000 days"),
         (_request("book", amount, deliver_at_ms=1 << 62), "beyond the year 9000"),
         (_request("book", amount, key="a\nb"), "control character"),
         (_request("book", amount, key="x" * 2000), "the limit is 1024"),

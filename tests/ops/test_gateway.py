@@ -59,6 +59,7 @@ async def test_every_failure_is_typed_and_says_whether_a_handler_ran(ports: Port
             _request("count", entity_id=""),
             _request("count", entity_id="x" * 300),
             _request("watch", b'{"first":1,"last":2}'),
+            _request("count", headers={"x": "x" * 70_000}),
         ],
         "UnknownEntityType": [_request("count", entity_type="order")],
         "UnknownHandler": [_request("process_"), _request("_prices"), _request("on_activate"), _request("state")],

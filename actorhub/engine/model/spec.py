@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
 from actorhub.core.errors import MalformedMessage, UnknownHandler
@@ -124,6 +125,19 @@ class EntitySpec:
     def crons(self) -> dict[str, HandlerSpec]:
         """The handlers that schedules run, by the schedule's name."""
         return {str(cron.name): handler for handler in self.handlers.values() for cron in handler.crons}
+
+    def check_id(self, entity_id: object, max_bytes: int) -> str:
+        """Return `entity_id` if an entity of this type can have it.
+
+        Raises:
+            MalformedMessage: it is not valid, or is another than the one id of a singleton.
+        """
+        checked = check_entity_id(entity_id, max_bytes)
+        if self.singleton_id is not None and checked != self.singleton_id:
+            raise MalformedMessage(
+                f"{self.name} is a singleton: its only entity id is {self.singleton_id!r}, not {checked!r}"
+            )
+        return checked
 
     def handler(self, name: str) -> HandlerSpec:
         """Return the handler called `name`.

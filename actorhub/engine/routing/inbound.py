@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from actorhub.core.address import ShardId, check_entity_id
+from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.codec import encode_error
 from actorhub.core.envelope import (
@@ -166,7 +166,7 @@ class Inbound:
             self._host.scheduler.enqueue(cell, message)
             return
         try:
-            check_entity_id(request.entity_id, self._limits.max_entity_id_bytes)
+            self._host.types[spec.entity_type].spec.check_id(request.entity_id, self._limits.max_entity_id_bytes)
             shard_id = self._router.sharding.shard_of_target(message)
         except ActorhubError as error:
             self.fail(peer, request.id, 0, error)

@@ -1,0 +1,114 @@
+"""Checks of what callers pass, made before anything is sent: what nobody can encode or read would fail elsewhere.
+
+What becomes part of a message, or names one (ids, keys, headers, tokens), is refused with `MalformedMessage`. How and
+when a call is made (durations, times) is checked like the arguments of any Python function: `TypeError` for a value of
+another type, `ValueError` for one that makes no sense.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Final, cast
+
+from actorhub.core.errors import MalformedMessage
+from actorhub.core.texts import plain
+
+MAX_HEADER_BYTES: Final = 64 << 10
+"""Headers of one call in UTF-8, names and values."""
+LATEST: Final = datetime(9001, 1, 1, tzinfo=UTC)
+"""Long before the last date that Python can show, so that it can in every time zone, and after every pause."""
+LONGEST: Final = timedelta(days=1_000_000)
+"""Nothing may take longer."""
+
+_IDS: Final = (-1 << 63, 1 << 63)
+"""A signed 64-bit column."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
+
+
+def seconds_of(duration: object, name: str) -> float:
+    """Return a duration in seconds.
+
+    Raises:
+        TypeError: It is not a `timedelta`.
+        ValueError: It is longer than a million days.
+    """
+    if not isinstance(duration, timedelta):
+        raise TypeError(f"{name}={duration!r:.80} must be a timedelta, such as timedelta(seconds=2)")
+    if duration > LONGEST:
+        raise ValueError(f"{name}={duration} is longer than {LONGEST.days} days")
+    return duration.total_seconds()
+
+
+def due_time(deliver_at: object) -> float:
+    """Return a time in seconds since the Unix epoch; one before the epoch becomes the epoch's first second.
+
+    Raises:
+        TypeError: It is not a `datetime`.
+        ValueError: It has no time zone, or is beyond the year 9000.
+    """
+    if not isinstance(deliver_at, datetime):
+        raise TypeError(f"deliver_at={deliver_at!r:.80} must be a datetime with a time zone, such as datetime.now(UTC)")
+    if deliver_at.utcoffset() is None:
+        raise ValueError(f"deliver_at={deliver_at} has no time zone: use e.g. datetime.now(UTC)")
+    if deliver_at >= LATEST:
+        raise ValueError(f"deliver_at={deliver_at} is beyond the year {LATEST.year - 1}")
+    return max(deliver_at.timestamp(), 1.0)
+
+
+def check_message_id(message_id: object) -> int:
+    """Return the id of a durable message.
+
+    Raises:
+        MalformedMessage: No message can have it.
+    """
+    if not isinstance(message_id, int) or isinstance(message_id, bool) or not _IDS[0] <= message_id < _IDS[1]:
+        raise MalformedMessage(f"{message_id!r:.80} is not the id of a message: use the number that tell returned")
+    return int(message_id)
+
+
+def check_text(value: object, what: str) -> str:
+    """Return text that can be encoded, as a plain `str`: msgspec encodes no subclass, and two may hash differently.
+
+    Raises:
+        MalformedMessage: It is not text, or UTF-8 cannot hold it.
+    """
+    if not isinstance(value, str):
+        raise MalformedMessage(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
+    text = plain(value)
+    if not text.isascii() and _SURROGATE.search(text):
+        raise MalformedMessage(f"{what} {text[:80]!r} contains half of a surrogate pair, which is not text: remove it")
+    return text
+
+
+def check_name(value: object, what: str, max_bytes: int) -> str:
+    """Return text that can name something; empty text passes.
+
+    Raises:
+        MalformedMessage: It is not text, is longer than `max_bytes` in UTF-8, or contains control characters.
+    """
+    text = check_text(value, what)
+    if _CONTROL.search(text):
+        raise MalformedMessage(f"{what} {text[:80]!r} contains a control character: remove it")
+    if len(text) * 4 > max_bytes and (size := len(text.encode())) > max_bytes:
+        raise MalformedMessage(f"{what} {text[:40]!r}… has {size} bytes; the limit is {max_bytes}: shorten or hash it")
+    return text
+
+
+def check_headers(headers: object) -> dict[str, str]:
+    """Return the headers of a call.
+
+    Raises:
+        MalformedMessage: They are not a mapping of text to text, or too large.
+    """
+    if not isinstance(headers, Mapping):
+        raise MalformedMessage(f"headers must be a mapping of text to text, not {type(headers).__name__}")
+    checked: dict[str, str] = {}
+    size = 0
+    for key, value in cast("Mapping[object, object]", headers).items():
+        name = check_text(key, "the name of a header")
+        checked[name] = text = check_text(value, f"header {name[:80]!r}")
+        size += len(name.encode()) + len(text.encode())
+    if size > MAX_HEADER_BYTES:
+        raise MalformedMessage(f"headers have {size} bytes; the limit is {MAX_HEADER_BYTES}: use an argument instead")
+    return checked

@@ -1,0 +1,188 @@
+"""What a caller passes is checked before it is sent: a wrong value fails its own call, with an error that names it."""
+
+from collections.abc import AsyncIterator, Callable
+from datetime import datetime, timedelta, timezone
+from enum import StrEnum
+from typing import Any
+
+import pytest
+
+from actorhub import Cluster, Entity, Hub, MalformedMessage, Singleton, current, handler
+from actorhub.cluster import part_of
+
+hub = Hub()
+SOON = timedelta(seconds=5)
+NAIVE = datetime.fromisoformat("2030-01-01T00:00")
+WEST = timezone(timedelta(hours=-5))
+
+
+class Till(Entity[int], name="till"):
+    """One till."""
+
+    async def add(self, amount: int) -> int:
+        """Take some money."""
+        self.state += amount
+        return self.state
+
+    @handler(durable=True)
+    async def book(self, amount: int) -> int:
+        """Take it for certain."""
+        self.state += amount
+        return self.state
+
+    async def watch(self, last: int) -> AsyncIterator[int]:
+        """Count."""
+        for number in range(last):
+            yield number
+
+    async def headers(self) -> dict[str, str]:
+        """Return what came with the call."""
+        return dict(current().headers)
+
+    async def identity(self) -> tuple[str, str]:
+        """Return its id, and the class of that."""
+        return current().entity_id, type(current().entity_id).__name__
+
+    @handler(durable=True)
+    async def misbehave(self, what: str) -> str:
+        """Return what an act within a handler raises."""
+        now = current()
+        try:
+            match what:
+                case "sleep":
+                    await now.sleep(5)  # type: ignore[arg-type]
+                case "delay":
+                    await now.tell(now.client(Till)("b").book(1), delay=5)  # type: ignore[arg-type]
+                case "key":
+                    await now.tell(now.client(Till)("b").book(1), key=5)  # type: ignore[arg-type]
+                case "step":
+                    await now.step(5, int)  # type: ignore[call-overload]
+                case _:
+                    now.client(5)  # type: ignore[arg-type]
+        except (TypeError, MalformedMessage) as error:
+            return str(error)
+        return "nothing was raised"
+
+
+class Clerk(Singleton, name="clerk"):
+    """The one clerk."""
+
+    async def greet(self) -> str:
+        """Say hello."""
+        return "hello"
+
+
+hub.register(Till)
+hub.register(Clerk)
+
+
+class Id(StrEnum):
+    """Ids as an enum of texts."""
+
+    FIRST = "first"
+
+
+def _till(cluster: Cluster, **options: Any) -> Till:
+    return cluster.client(Till).options(**options)("a")
+
+
+WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
+    "timeout of seconds": (lambda c: _till(c, timeout=5), TypeError, "timeout=5 must be a timedelta"),
+    "timeout of ages": (lambda c: _till(c, timeout=timedelta.max), ValueError, "timeout="),
+    "headers that are none": (lambda c: _till(c, headers=5), MalformedMessage, "headers must be a mapping"),
+    "header of None": (lambda c: _till(c, headers={"tenant": None}), MalformedMessage, "header 'tenant' must be"),
+    "header without a name": (lambda c: _till(c, headers={5: "x"}), MalformedMessage, "the name of a header"),
+    "half a character": (lambda c: _till(c, headers={"x": "\ud800"}), MalformedMessage, "half of a surrogate pair"),
+    "huge header": (lambda c: _till(c, headers={"x": "x" * 70_000}), MalformedMessage, "the limit is 65536"),
+    "key of an int": (lambda c: _till(c, key=5), MalformedMessage, "key must be a string"),
+    "key with a surrogate": (lambda c: _till(c, key="\udfff"), MalformedMessage, "half of a surrogate pair"),
+    "on_full": (lambda c: _till(c, on_full="drop"), ValueError, "on_full='drop'"),
+    "id of an int": (lambda c: c.client(Till)(5), MalformedMessage, "entity id must be a string"),
+    "id with a surrogate": (lambda c: c.client(Till)("a\ud900"), MalformedMessage, "half of a surrogate pair"),
+    "id with a tab": (lambda c: c.client(Till)("a\t"), MalformedMessage, "control character"),
+    "client of no class": (lambda c: c.client("till"), TypeError, "'till' is not a class of entities"),
+    "singleton of no class": (lambda c: c.singleton(5), TypeError, "5 is not a class of entities"),
+    "singleton's timeout": (lambda c: c.singleton(Clerk, timeout=5), TypeError, "timeout=5 must be a timedelta"),
+    "shard of no class": (lambda c: c.shard_of(int, "a"), TypeError, "is not a class of entities"),
+    "shard of no id": (lambda c: c.shard_of(Till, None), MalformedMessage, "entity id must be a string"),
+    "another id of a singleton": (lambda c: c.shard_of(Clerk, "b"), MalformedMessage, "clerk is a singleton"),
+    "no argument": (lambda c: c.client(Till)("a").add(), TypeError, "amount"),
+    "an argument of no type": (lambda c: c.client(Till)("a").add(object()), MalformedMessage, "till.add"),
+    "a told argument of no type": (lambda c: c.tell(c.client(Till)("a").book(object())), MalformedMessage, "till.book"),
+    "tell of no call": (lambda c: c.tell(5), TypeError, "tell takes a call"),
+    "due at a number": (lambda c: c.tell(_till(c).book(1), deliver_at=5.0), TypeError, "deliver_at=5.0 must be"),
+    "due without a zone": (
+        lambda c: c.tell(_till(c).book(1), deliver_at=NAIVE),
+        ValueError,
+        "time zone",
+    ),
+    "due at the end": (
+        lambda c: c.tell(_till(c).book(1), deliver_at=datetime.max.replace(tzinfo=WEST)),
+        ValueError,
+        "year 9000",
+    ),
+    "delay of seconds": (lambda c: c.tell(_till(c).book(1), delay=5), TypeError, "delay=5 must be a timedelta"),
+    "told key": (lambda c: c.tell(_till(c).book(1), key=b"k"), MalformedMessage, "key must be a string"),
+    "cancel of text": (lambda c: c.cancel("7"), MalformedMessage, "'7' is not the id of a message"),
+    "cancel of True": (lambda c: c.cancel(True), MalformedMessage, "True is not the id of a message"),
+    "reply of None": (lambda c: c.reply(None), MalformedMessage, "None is not the id of a message"),
+    "reply of 65 bits": (lambda c: c.reply(1 << 64), MalformedMessage, "is not the id of a message"),
+    "reply in seconds": (lambda c: c.reply(7, timeout=2), TypeError, "timeout=2 must be a timedelta"),
+    "retry of None": (lambda c: c.retry(None), MalformedMessage, "None is not the id of a message"),
+    "token of bytes": (lambda c: c.complete(b"token", 1), MalformedMessage, "token must be a string"),
+    "value of no type": (lambda c: c.complete("token", object()), MalformedMessage, "deferred value"),
+    "failed token": (lambda c: c.fail(None, "no"), MalformedMessage, "token must be a string"),
+    "failed with a class": (lambda c: c.fail("token", ValueError), TypeError, "fail takes an EntityError or a text"),
+    "kv key": (lambda c: c.kv.get(5), MalformedMessage, "key must be a string"),
+    "kv key with a surrogate": (lambda c: c.kv.get("\ud800"), MalformedMessage, "half of a surrogate pair"),
+    "kv value": (lambda c: c.kv.set("k", object()), MalformedMessage, "key 'k'"),
+    "kv ttl": (lambda c: c.kv.set("k", 1, ttl=5), TypeError, "ttl=5 must be a timedelta"),
+    "kv prefix": (lambda c: c.kv.prefix(5), MalformedMessage, "key must be a string"),
+    "kv change": (lambda c: c.kv.modify("k", 5), TypeError, "modify takes a function"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+async def test_a_wrong_value_fails_its_own_call_before_anything_is_sent(
+    name: str, client: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The error is typed and says what is wrong, and the link has carried nothing."""
+    act, expected, text = WRONG[name]
+    assert await client.client(Till)("a").add(1) == 1
+    before = part_of(client).node.transport.statistics().envelopes_sent
+    with pytest.raises(expected) as caught:
+        await act(client)
+    assert type(caught.value) is expected
+    assert text in str(caught.value)
+    assert part_of(client).node.transport.statistics().envelopes_sent == before
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("what", ["sleep", "delay", "key", "step", "client"])
+async def test_a_wrong_value_in_a_handler_is_named_there(client: Cluster, what: str) -> None:
+    """The handler can catch it, as it can catch any error of its own."""
+    text = await client.client(Till)("a").misbehave(what)
+    assert "=5 must be a timedelta" in text or "must be a string" in text or "not a class of entities" in text, text
+
+
+async def test_texts_of_other_classes_are_the_same_text(cluster: Cluster) -> None:
+    """An enum of texts, as an id or in headers, means its text: there is one entity, and it gets plain text."""
+    tills = cluster.client(Till)
+    assert await tills("first").add(1) == 1
+    assert await tills(Id.FIRST).add(1) == 2
+    assert await tills(Id.FIRST).identity() == ("first", "str")
+    assert await tills.options(headers={Id.FIRST: Id.FIRST}, key=None)("a").headers() == {"first": "first"}
+
+
+async def test_right_values_at_the_limits_pass(cluster: Cluster) -> None:
+    """The longest times and headers, and times in any zone."""
+    tills = cluster.client(Till)
+    most = tills.options(timeout=timedelta(days=1_000_000), headers={"x": "x" * (64 * 1024 - 1)})
+    assert len((await most("a").headers())["x"]) == 64 * 1024 - 1
+    for due in (datetime.min.replace(tzinfo=WEST), datetime(2, 1, 1, tzinfo=timezone(timedelta(hours=5)))):
+        told = await cluster.tell(tills("a").book(1), deliver_at=due)
+        assert await cluster.reply(told, timeout=timedelta(days=1_000_000)) > 0
+    late = await cluster.tell(tills("a").book(1), deliver_at=datetime(9000, 12, 31, 18, tzinfo=WEST))
+    later = await cluster.tell(tills("a").book(1), delay=timedelta(days=1_000_000))
+    assert await cluster.cancel(late)
+    assert await cluster.cancel(later)
