@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from actorhub._call import decode_result
+from actorhub.core.address import ShardId
 from actorhub.core.codec import decode_error
 from actorhub.core.envelope import ASK, CANCEL_MESSAGE, FIND_MESSAGE, POLL_STORAGE, RETRY_MESSAGE, Durable
 from actorhub.core.errors import (
@@ -49,18 +50,18 @@ class StoredMessages:
         found = await self._find(message_id, deadline)
         if found is None:
             raise UnknownMessage(f"message {message_id} is unknown: it was never stored, or its retention is over")
-        spec = self._spec(found)
         if found.outcome is None:
-            request = _Request(spec, found.entity_id, ASK, message_id)
+            request = self._request(found, ASK, message_id)
             request.delivery = Durable(is_stored=True)
             try:
-                return decode_result(spec, await self._ask(request, deadline))
+                body = await self._ask(request, deadline)
+                return decode_result(self._spec(found), body)
             except EntityNotAssigned as error:
                 raise CallTimeout(f"message {message_id} is not settled yet: {error}", possibly_executed=True) from None
         body = found.reply or b""
         match Outcome(found.outcome):
             case Outcome.VALUE:
-                return decode_result(spec, body)
+                return decode_result(self._spec(found), body)
             case Outcome.CANCELLED:
                 raise MessageCancelled(f"message {message_id} was cancelled")
             case _:
@@ -71,7 +72,7 @@ class StoredMessages:
         found = await self._find(message_id, self._from_now(_PATIENCE))
         if found is None or found.outcome not in (None, Outcome.DEAD):
             return False
-        request = _Request(self._spec(found), found.entity_id, CANCEL_MESSAGE, message_id)
+        request = self._request(found, CANCEL_MESSAGE, message_id)
         try:
             body = await self._ask(request, self._from_now(self._patience))
         except EntityNotAssigned:
@@ -96,7 +97,7 @@ class StoredMessages:
         found = await self._find(message_id, self._from_now(_PATIENCE))
         if found is None or found.outcome not in (None, Outcome.DEAD):
             return False
-        request = _Request(self._spec(found), found.entity_id, RETRY_MESSAGE, message_id)
+        request = self._request(found, RETRY_MESSAGE, message_id)
         try:
             body = await self._ask(request, self._from_now(self._patience))
         except EntityNotAssigned:
@@ -138,6 +139,19 @@ class StoredMessages:
     async def _ask(self, request: "_Request", deadline: float) -> bytes:
         request.deadline = deadline
         return await ask(self._node, request)
+
+    def _request(self, found: Whereabouts, kind: int, message_id: int) -> "_Request":
+        """Return a request to the owner of a message, for which this hub need not have its handler or entity type."""
+        entity = self._specs.get(found.entity_type)
+        known = None if entity is None else entity.handlers.get(found.handler)
+        spec = known or operation_spec(found.entity_type, found.handler)
+        request = _Request(spec, found.entity_id, kind, message_id)
+        if found.shard is not None:
+            request.body = found.shard.encode()
+            request.shard_id = ShardId.parse(found.shard)
+        elif entity is None:
+            _ = self._spec(found)  # A runner of an older release found it, and did not say where it is.
+        return request
 
     def _spec(self, found: Whereabouts) -> HandlerSpec:
         entity = self._specs.get(found.entity_type)

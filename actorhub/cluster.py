@@ -354,13 +354,20 @@ class Cluster:
             self._node.deadlines.add(call)
             self._node.router.send_to(call, peer)
             waiting.append(call)
+        refusal: ActorhubError | None = None
         for call in waiting:
             try:
                 counts.append(msgspec.msgpack.decode(await call.future, type=int))
             except UnknownEntityType:
                 counts.append(0)
+            except ActorhubError as error:
+                refusal = error
             finally:
                 self._node.deadlines.drop(call)
+        if refusal is not None:
+            # One runner refused it, such as one of another release. Entities of the others have it.
+            refusal.possibly_executed |= any(counts)
+            raise refusal
         return sum(counts)
 
 

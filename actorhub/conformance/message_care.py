@@ -319,6 +319,37 @@ class CareSuite:
         assert verdicts == [Verdict.NEW, Verdict.DUPLICATE_KEY]
         assert made[MessageState.DEAD].message_id not in await backlog(messages)
 
+    async def test_a_dead_letter_can_leave_its_key_to_others(self, world: StorageWorld) -> None:
+        """Another message can have it; a retry takes the key back, unless it is another message's by then."""
+        messages = await opened(world)
+        made, again = keyed(message(1), "k"), keyed(message(2), "k", b"other")
+        await stored(messages, [made])
+        letter = changed(failure(made), frees_key=True)
+        assert [await messages.fail_run(letter, "a") for _ in range(2)] == [0.0, 0.0]
+        row = await messages.find(1)
+        assert row is not None
+        assert (row.state, row.key, row.body) == (MessageState.DEAD, "k", made.body)
+        assert [each.message_id for each in await messages.retry([1])] == [1]
+        assert [answer.verdict for answer in await stored(messages, [again])] == [Verdict.DUPLICATE_KEY]
+        await messages.fail_run(letter, "a")
+        assert [answer.verdict for answer in await stored(messages, [again])] == [Verdict.NEW]
+        assert await messages.retry([1]) == []
+        assert await messages.purge(MessageFilter()) == 1
+        assert [answer.verdict for answer in await stored(messages, [keyed(message(3), "k")])] == [
+            Verdict.DUPLICATE_KEY
+        ]
+
+    async def test_what_a_run_tells_can_have_the_key_that_a_dead_letter_left(self, world: StorageWorld) -> None:
+        """An outbox finds the key as free as a caller does."""
+        messages = await opened(world)
+        made, teller = keyed(message(1), "k"), message(2)
+        await stored(messages, [made, teller])
+        await messages.fail_run(changed(failure(made), frees_key=True), "a")
+        told = keyed(message(3), "k", b"other")
+        await messages.commit_run(changed(run(teller), outbox=(told,)), "a")
+        assert await messages.find(3) is not None
+        assert await messages.retry([1]) == []
+
     async def test_settled_messages_are_forgotten_after_their_retention(self, world: StorageWorld) -> None:
         """Replies and cancellations whose time is over go in steps, with their keys; nothing else does."""
         messages = await opened(world)

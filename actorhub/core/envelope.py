@@ -38,6 +38,8 @@ COMPLETED: Final = 10
 HEALTH: Final = 11
 """Report the health of the runner that gets this request."""
 
+ABOUT_MESSAGES: Final = frozenset({CANCEL_MESSAGE, RETRY_MESSAGE})
+"""Requests about stored messages, for the owners of their shards; the body may name the shard, such as `default:42`."""
 ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH})
 """Requests that belong to no shard. Their effect does not depend on who owns which shard."""
 

@@ -85,6 +85,8 @@ class Surroundings:
     """Routes a message that a handler told."""
     reroute: Callable[[Message], None]
     """Takes back a message that did not start here and whose shard is, or will be, another runner's."""
+    hosted_elsewhere: Callable[[str], bool]
+    """Returns whether another live runner hosts an entity type that this one does not host."""
     mistrust: Callable[[ShardId], None]
     """Told of a shard for which the store refused a commit, so that its ownership is checked."""
     new_id: Callable[[], int]
@@ -99,15 +101,12 @@ class Host:
 
     def __init__(self, around: Surroundings) -> None:
         self.types = around.types
-        self.has_durable = any(
-            handler.durable for hosted in around.types.values() for handler in hosted.spec.handlers.values()
-        )
-        """Whether some type has a durable handler. If none has, the machinery of durable messages does not run."""
         self.shards: dict[ShardId, HostedShard] = {}
         self.lease = around.lease
         self._clock = around.clock
         self._reroute = around.reroute
         self._mistrust = around.mistrust
+        self.new_id = around.new_id
         self.server = ServerClock(around.clock)
         self.draining = Draining(around.types)
         self.newcomers = Newcomers()
@@ -228,6 +227,7 @@ class Host:
             clock=around.clock,
             scheduler=self.scheduler,
             supervisor=around.supervisor,
+            hosted_elsewhere=around.hosted_elsewhere,
             open_draining=self._drains.open,
             reroute=around.reroute,
             mistrust=around.mistrust,
@@ -269,8 +269,7 @@ class Host:
         hosted = [HostedShard(shard, epoch, self.lease) for shard, epoch in shards.items()]
         self.on_new_senders()
         self.shards.update((shard.id, shard) for shard in hosted)
-        if self.has_durable:
-            self.delivery.on_granted(hosted)
+        self.delivery.on_granted(hosted)
         self.singletons.on_granted(hosted)
 
     def on_new_senders(self) -> None:
@@ -281,8 +280,7 @@ class Host:
         their next owner comes later, and must not run first (invariant G). So whoever takes a shard announces that to
         everybody before anything of it runs, on the links that what it tells will take.
         """
-        if self.has_durable:
-            self.delivery.let_stored_go_first()
+        self.delivery.let_stored_go_first()
 
     def on_revoked(self, shards: Collection[ShardId], reason: str) -> None:
         """Stop everything in `shards`: cancel what runs, and send what has not started to its next owner.
@@ -342,8 +340,7 @@ class Host:
         self.singletons.stop(shard)
         for message in self.newcomers.take_of(shard):
             self.submit(message, shard)
-        if self.has_durable:
-            self.delivery.on_draining(shard)
+        self.delivery.on_draining(shard)
 
     def take_durable_in(self, message: Message, shard: HostedShard) -> None:
         """Take a durable message that was held and comes in now."""

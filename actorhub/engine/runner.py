@@ -125,6 +125,7 @@ class Runner:
                 supervisor=supervisor,
                 route=self._route,
                 reroute=self._reroute,
+                hosted_elsewhere=self._hosted_elsewhere,
                 mistrust=self._mistrust,
                 new_id=self.ids.new_id,
             )
@@ -179,14 +180,14 @@ class Runner:
         self.watch.start()
         _ = self.node.supervisor.loop("residency", self.host.residency.run)
         _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
-        if self.host.has_durable:
-            _ = self.node.supervisor.loop("backlog", self.host.delivery.loader.run)
-            _ = self.node.supervisor.loop("schedule", self.host.delivery.due.run)
-            _ = self.node.supervisor.loop("scan the store", self._keep_polling)
-            remove_messages = partial(self._keep_removing, self.storage.messages.remove_expired)
-            _ = self.node.supervisor.loop("retention", remove_messages)
-            remove_checkpoints = partial(self.storage.checkpoints.remove_orphans, _ORPHAN_AGE)
-            _ = self.node.supervisor.loop("checkpoint retention", partial(self._keep_removing, remove_checkpoints))
+        # Also where no handler is durable: the release before may have left messages.
+        _ = self.node.supervisor.loop("backlog", self.host.delivery.loader.run)
+        _ = self.node.supervisor.loop("schedule", self.host.delivery.due.run)
+        _ = self.node.supervisor.loop("scan the store", self._keep_polling)
+        remove_messages = partial(self._keep_removing, self.storage.messages.remove_expired)
+        _ = self.node.supervisor.loop("retention", remove_messages)
+        remove_checkpoints = partial(self.storage.checkpoints.remove_orphans, _ORPHAN_AGE)
+        _ = self.node.supervisor.loop("checkpoint retention", partial(self._keep_removing, remove_checkpoints))
         if self.host.singletons.has_any:
             _ = self.node.supervisor.loop(
                 "singleton retention", partial(self._keep_removing, self._remove_abandoned_singletons)
@@ -267,6 +268,9 @@ class Runner:
         if stale := [singleton.name for singleton in singletons if singleton.is_stale]:
             return f"it leads singletons that show no sign of life: {', '.join(stale)}"
         return ""
+
+    def _hosted_elsewhere(self, entity_type: str) -> bool:
+        return entity_type in self.node.router.known_types
 
     async def runner_healths(self) -> Sequence[RunnerHealth]:
         """Return the health of this runner."""

@@ -181,6 +181,11 @@ _MESSAGES: Final = (
     _counter(
         "dead_letters", "Durable messages given up after their last attempt.", lambda read: read.delivery.dead_letters
     ),
+    _counter(
+        "undeliverable_messages",
+        "Dead letters that do not fit this release: their arguments, or for want of a handler.",
+        lambda read: read.delivery.undeliverable,
+    ),
     _counter("dropped_tells", "Accepted tells that ended in an error.", lambda read: read.failed_tells),
     _counter("local_calls", "Calls to entities of this process.", lambda read: read.router.local),
     _counter("remote_calls", "Calls sent to other processes.", lambda read: read.router.remote),

@@ -74,13 +74,15 @@ class RunObserver:
         self.tracing = tracing
         self._tallies: dict[int, Tally] = {}
         """By identity of the handler's spec, whose own hash goes through all of its fields."""
+        self._by_name: dict[tuple[str, str], Tally] = {}
+        """By entity type and handler: a handler that is not durable has two specs if it ran a stored message, too."""
         if tracing is not None:
             without_trace(base)
 
     @property
     def tallies(self) -> Collection[Tally]:
         """One for each handler that ran."""
-        return self._tallies.values()
+        return self._by_name.values()
 
     def started(self, message: Message, context: Context) -> None:
         """Note when the run starts, and begin its span."""
@@ -103,7 +105,7 @@ class RunObserver:
         spec = message.spec
         tally = self._tallies.get(id(spec))
         if tally is None:
-            tally = self._tallies[id(spec)] = Tally(spec)
+            tally = self._new_tally(spec)
         tally.counts[bisect_left(BOUNDS, seconds)] += 1
         tally.seconds += seconds
         if error is not None:
@@ -114,8 +116,13 @@ class RunObserver:
         spec = message.spec
         tally = self._tallies.get(id(spec))
         if tally is None:
-            tally = self._tallies[id(spec)] = Tally(spec)
+            tally = self._new_tally(spec)
         tally.failed(error)
+
+    def _new_tally(self, spec: HandlerSpec) -> Tally:
+        name = spec.entity_type, spec.name
+        tally = self._tallies[id(spec)] = self._by_name.setdefault(name, Tally(spec))
+        return tally
 
 
 def error_label(error: ActorhubError) -> str:

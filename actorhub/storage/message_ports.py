@@ -184,6 +184,8 @@ class RunFailure(msgspec.Struct, frozen=True, kw_only=True):
     error_type: str
     error_text: str
     traceback: str = ""
+    frees_key: bool = False
+    """For a dead letter: from now on its key names whichever message comes next with it."""
 
 
 class MessageState(enum.Enum):
@@ -405,7 +407,8 @@ class MessageStore(Protocol):
     async def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
         """Make dead letters pending again, and pending ones due at once, with no attempts counted; return those found.
 
-        Their error history stays. The owner must be told, or finds them when it scans the store next.
+        Their error history stays. The owner must be told, or finds them when it scans the store next. A dead letter
+        whose key was freed gets it back; one whose key names another message by now is left as it is.
         """
         ...
 

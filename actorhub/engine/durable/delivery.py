@@ -8,6 +8,7 @@ from actorhub.core.envelope import CANCEL_MESSAGE, RETRY_MESSAGE
 from actorhub.engine.durable.attempts import Attempts
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.due import DueLoop
+from actorhub.engine.durable.handlers import StoredHandlers
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.intake import Intake
 from actorhub.engine.durable.loader import Loader
@@ -27,6 +28,8 @@ class DeliveryStatistics(msgspec.Struct, frozen=True):
     """Messages whose outcome, a value or an error of the handler, was committed here."""
     failed_runs: int
     dead_letters: int
+    undeliverable: int
+    """Of the dead letters, those that do not fit this release: their arguments, or for want of a handler."""
     redelivered: int
     """Runs that were not a message's first."""
     in_memory: int
@@ -41,6 +44,7 @@ class Delivery:
 
     def __init__(self, owner: Owner, residents: Residents) -> None:
         self._shards = owner.shards
+        self.handlers = StoredHandlers(owner.types)
         self.backlog = Backlog(types=owner.types, shards=owner.shards)
         self.schedule = Schedule()
         self.memory = InMemory(owner, residents=residents, backlog=self.backlog, schedule=self.schedule)
@@ -54,7 +58,7 @@ class Delivery:
             settlement=self.settlement,
             attempts=self.attempts,
         )
-        loading = Loading(owner, memory=self.memory, settlement=self.settlement)
+        loading = Loading(owner, handlers=self.handlers, memory=self.memory, settlement=self.settlement)
         self.loader = Loader(owner, backlog=self.backlog, memory=self.memory, loading=loading)
         self.due = DueLoop(owner, schedule=self.schedule, memory=self.memory, loading=loading)
         self.requests = MessageRequests(owner, memory=self.memory, intake=self.intake, settlement=self.settlement)
@@ -65,6 +69,7 @@ class Delivery:
             settled=self.settlement.settled,
             failed_runs=self.settlement.failed_runs,
             dead_letters=self.settlement.dead_letters,
+            undeliverable=self.settlement.undeliverable,
             redelivered=self.attempts.redelivered,
             in_memory=len(self.memory),
             scheduled=len(self.schedule),

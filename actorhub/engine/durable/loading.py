@@ -1,29 +1,25 @@
 """Makes durable messages from their rows."""
 
-from typing import Final
-
 from actorhub.core.cron import parse_fire_time_key
-from actorhub.core.logger import get_logger
+from actorhub.engine.durable.handlers import StoredHandlers
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.settlement import Settlement
+from actorhub.engine.durable.strays import Strays
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import HostedShard
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import PendingMessage
 
-_log: Final = get_logger("actorhub.backlog")
-
 
 class Loading:
     """Makes messages from rows, and enters them into the tables of their shards."""
 
-    def __init__(self, owner: Owner, *, memory: InMemory, settlement: Settlement) -> None:
-        self._types = owner.types
+    def __init__(self, owner: Owner, *, handlers: StoredHandlers, memory: InMemory, settlement: Settlement) -> None:
+        self._handlers = handlers
         self._memory = memory
         self._settlement = settlement
-        self._unknown: set[tuple[str, str]] = set()
-        """Types and handlers that this process does not have, each of which was logged once."""
+        self._strays = Strays(owner, settlement)
 
     def load(self, row: PendingMessage, shard: HostedShard) -> DurableMessage | None:
         """Return a message made from its row; `None` if it is in memory already, or its handler is unknown here."""
@@ -46,17 +42,12 @@ class Loading:
     def handler_of(self, row: PendingMessage) -> HandlerSpec | None:
         """Return the handler that a message is for; `None` if this release does not have it, so that the message waits.
 
-        A handler that is no longer durable could not settle the message. A fire time's message needs a schedule.
+        A fire time's message needs a schedule.
         """
-        hosted = self._types.get(row.entity_type)
-        spec = None if hosted is None else hosted.spec.handlers.get(row.handler)
-        if spec is not None and spec.durable and not _is_unscheduled(spec, row):
+        spec = self._handlers.find(row.entity_type, row.handler)
+        if spec is not None and not _is_unscheduled(spec, row):
             return spec
-        if (row.entity_type, row.handler) not in self._unknown:
-            self._unknown.add((row.entity_type, row.handler))
-            _log.warning(
-                "messages for %s.%s wait: this release has no such durable handler", row.entity_type, row.handler
-            )
+        self._strays.on_found(row)
         return None
 
 

@@ -29,6 +29,8 @@ class Owner:
     clock: Clock
     scheduler: Scheduler
     supervisor: Supervisor
+    hosted_elsewhere: Callable[[str], bool]
+    """Whether another live runner hosts an entity type."""
     open_draining: Callable[[HostedShard, tuple[str, str]], None]
     """Makes an entity of a shard that drains resident, with what is held of it."""
     reroute: Callable[[Message], None]

@@ -25,6 +25,7 @@ class Whereabouts(msgspec.Struct, array_like=True):
     body: bytes | None = None
     outcome: int | None = None
     reply: bytes | None = None
+    shard: str | None = None
 
 
 def whereabouts(row: MessageRow) -> Whereabouts:
@@ -37,6 +38,7 @@ def whereabouts(row: MessageRow) -> Whereabouts:
         row.body,
         None if reply is None else int(reply.outcome),
         None if reply is None else reply.body,
+        str(row.shard),
     )
 
 

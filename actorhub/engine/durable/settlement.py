@@ -1,5 +1,6 @@
 """How durable messages end: with a reply, a later run, or as a dead letter; and who is told."""
 
+import copy
 from asyncio import Future
 from collections.abc import Collection, Iterable
 from typing import Final
@@ -27,7 +28,7 @@ from actorhub.engine.model.durable_message import DurableMessage, Place
 from actorhub.engine.model.records import DEAD, HostedShard, Message
 from actorhub.engine.runs.scheduler import RunMoved
 from actorhub.engine.runs.store_answers import store_error
-from actorhub.storage.message_ports import NotPending, Outcome, RunCommit, RunFailure, StoredReply
+from actorhub.storage.message_ports import NotPending, Outcome, PendingMessage, RunCommit, RunFailure, StoredReply
 from actorhub.storage.ports import Fenced
 
 _log: Final = get_logger("actorhub.settlement")
@@ -58,6 +59,10 @@ class Settlement:
         self.settled = 0
         self.failed_runs = 0
         self.dead_letters = 0
+        self.undeliverable = 0
+        """Dead letters of messages that do not fit this release: their arguments, or for want of a handler."""
+        self._strays: set[int] = set()
+        """Messages that are being made dead letters, and are not in memory."""
 
     def on_run_committed(self, message: DurableMessage, body: bytes) -> None:
         """Tell the callers; the commit of the run settled the message."""
@@ -83,7 +88,10 @@ class Settlement:
             self._mistrust(message.shard.id)  # and no more: if the shard was lost, `on_revoked` follows
         elif isinstance(error, NotPending):
             self.on_settled_elsewhere(message)
-        elif _is_reply(message, error):
+        elif isinstance(error, MalformedMessage) and not error.possibly_executed:
+            # An earlier run may have come further, under a release that the arguments did fit.
+            self._bury(message, error, possibly_executed=message.attempts > 1)
+        elif message.spec.retry.is_final(error):
             self._settle_error(message, error)
         else:
             self.fail(message, error)
@@ -176,36 +184,90 @@ class Settlement:
         # A message that could not even start, because its entity's activation failed, used up an attempt, too.
         attempts = message.attempts if message.is_counted else min(message.attempts + 1, retry.attempts)
         failed = error if isinstance(error, EntityError | HandlerFailed) else _as_handler_failed(error)
-        body = encode_error(failed, self._longest)
-        failure = RunFailure(
-            shard=message.shard.id,
-            epoch=message.shard.epoch,
-            message_id=message.message_id,
-            pause=retry.pause(attempts, self._clock.random()) if retry.allows(attempts) else None,
-            attempts=attempts,
-            error=body,
-            error_type=failed.type if isinstance(failed, HandlerFailed) else type(failed).__name__,
-            error_text=failed.message if isinstance(failed, HandlerFailed) else text_of(failed),
-            traceback=failed.traceback if isinstance(failed, HandlerFailed) else "",
-        )
+        pause = retry.pause(attempts, self._clock.random()) if retry.allows(attempts) else None
+        failure = self._failure(message.shard, message.message_id, failed, attempts=attempts, pause=pause)
         self.failed_runs += 1
 
         def written(outcome: "Future[float]") -> None:
             if not self._on_answer(message, outcome):
                 return
-            if failure.pause is None:
+            if pause is None:
                 self.dead_letters += 1
                 _log.warning(
                     "%s(%s): message %d has failed for good, in attempt %d, and is a dead letter: %s",
                     *(message.what, message.entity_id, message.message_id, attempts, summary_of(failed)),
                 )
-                self._end(message, StoredReply(Outcome.DEAD, body))
+                self._end(message, StoredReply(Outcome.DEAD, failure.error))
             else:
                 # The pause is a due time: the message waits in the schedule, and others of its entity run meanwhile.
                 message.attempts = attempts
                 self._memory.schedule(message, outcome.result())
 
         self._store.fail_run(failure, self._incarnation).add_done_callback(written, context=self._context)
+
+    def _bury(self, message: DurableMessage, error: ActorhubError, *, possibly_executed: bool) -> None:
+        """Make a dead letter of a message whose arguments do not fit: no run of this release would change that."""
+        error = copy.copy(error)
+        error.possibly_executed = possibly_executed
+        failure = self._failure(message.shard, message.message_id, error, attempts=message.attempts, frees_key=True)
+
+        def written(outcome: "Future[float]") -> None:
+            if self._on_answer(message, outcome):
+                self._count_undeliverable(f"{message.what}({message.entity_id})", message.message_id, error)
+                self._end(message, StoredReply(Outcome.DEAD, failure.error))
+
+        self._store.fail_run(failure, self._incarnation).add_done_callback(written, context=self._context)
+
+    def bury_stray(self, row: PendingMessage, shard: HostedShard, error: ActorhubError) -> None:
+        """Make a dead letter of a message that is in the store only, and for which there is no handler."""
+        if row.message_id in self._strays:
+            return
+        self._strays.add(row.message_id)
+        error.possibly_executed = row.attempts > 0
+        failure = self._failure(shard, row.message_id, error, attempts=row.attempts, frees_key=True)
+
+        def written(outcome: "Future[float]") -> None:
+            self._strays.discard(row.message_id)
+            if (refusal := store_error(outcome)) is not None:
+                # The next scan finds it again, if it is still pending and the shard still this runner's.
+                _log.info("message %d is not a dead letter yet: %s", row.message_id, refusal)
+                return
+            what = f"{row.entity_type}.{row.handler}({row.entity_id})"
+            self._count_undeliverable(what, row.message_id, error)
+            waiting = self._memory.table(shard).waiting.pop(row.message_id, ())
+            self.answer(waiting, row.message_id, StoredReply(Outcome.DEAD, failure.error))
+
+        self._store.fail_run(failure, self._incarnation).add_done_callback(written, context=self._context)
+
+    def _count_undeliverable(self, what: str, message_id: int, error: ActorhubError) -> None:
+        self.dead_letters += 1
+        self.undeliverable += 1
+        text = "%s: message %d does not fit this release, and is a dead letter with its arguments: %s"
+        _log.warning(text, what, message_id, summary_of(error))
+
+    def _failure(
+        self,
+        shard: HostedShard,
+        message_id: int,
+        error: ActorhubError,
+        *,
+        attempts: int,
+        pause: float | None = None,
+        frees_key: bool = False,
+    ) -> RunFailure:
+        failed = error if isinstance(error, HandlerFailed) else None
+        return RunFailure(
+            shard=shard.id,
+            epoch=shard.epoch,
+            message_id=message_id,
+            pause=pause,
+            attempts=attempts,
+            error=encode_error(error, self._longest),
+            error_type=type(error).__name__ if failed is None else failed.type,
+            error_text=text_of(error) if failed is None else failed.message,
+            traceback="" if failed is None else failed.traceback,
+            frees_key=frees_key,
+        )
 
     def _on_answer(self, message: DurableMessage, outcome: "Future[bool] | Future[float]") -> bool:
         """Return whether the store wrote how a run of the message ended; if not, see to the message."""
@@ -239,9 +301,3 @@ class Settlement:
 def _as_handler_failed(error: ActorhubError) -> HandlerFailed:
     """Return the reply of a dead letter for one of our own errors, such as its handler's timeout."""
     return HandlerFailed(public_name(error), error.message or text_of(error), traceback_of(error))
-
-
-def _is_reply(message: DurableMessage, error: ActorhubError) -> bool:
-    """Whether the error is the message's reply, which another run would not change."""
-    not_run = isinstance(error, MalformedMessage) and not error.possibly_executed
-    return not_run or message.spec.retry.is_final(error)

@@ -1,5 +1,6 @@
 """What the engine knows about a declared entity type: values, made once from the user's class."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,6 +58,13 @@ class HandlerSpec:
     def cron(self) -> str | None:
         """Name of the (first) schedule that runs it; `None` for other handlers."""
         return self.crons[0].name if self.crons else None
+
+    def for_stored(self) -> "HandlerSpec":
+        """Return the handler as it runs messages that are stored, whatever it declares.
+
+        Each of those has a commit of its own, so it does not run within another run.
+        """
+        return self if self.durable else dataclasses.replace(self, durable=True, reentrant=False)
 
     def decode_arguments(self, body: bytes) -> tuple[Any, ...]:
         """Return the full positional arguments that `body` encodes, with defaults for what an older caller left out.

@@ -1,21 +1,25 @@
 """Calls that come from other processes, and their replies."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
-from actorhub.core.address import ShardId
+from actorhub.core.address import ShardId, check_entity_id
 from actorhub.core.clock import Clock
 from actorhub.core.codec import encode_error
 from actorhub.core.envelope import (
+    ABOUT_MESSAGES,
     ANY_RUNNER,
+    ASK,
     BROADCAST,
     STREAM,
     TELL,
     Cancel,
     Chunk,
     Credit,
+    Durable,
     Failure,
     NotOwner,
     Reply,
@@ -31,7 +35,9 @@ from actorhub.core.errors import (
     RunnerUnavailable,
     UnknownEntityType,
 )
+from actorhub.core.idempotency import payload_hash, primary_key_of
 from actorhub.core.logger import get_logger
+from actorhub.core.texts import summary_of
 from actorhub.engine.host import Host
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
@@ -144,13 +150,16 @@ class Inbound:
 
     def on_request(self, peer: Peer, request: Request) -> None:
         """Start a call, queue it, give it back or refuse it."""
-        if request.kind in ANY_RUNNER:
-            self._on_anycast(peer, request)
+        if request.kind > BROADCAST:
+            self._on_other(peer, request)
             return
         try:
             spec = self._check(peer, request)
         except ActorhubError as error:
-            self.fail(peer, request.id, 0, error)
+            if request.kind == ASK and request.durable is not None and request.durable.is_stored:
+                self._on_about_message(peer, request)  # It waits for a reply, whichever release has the handler.
+            else:
+                self.fail(peer, request.id, 0, error)
             return
         if request.kind == BROADCAST:
             self._on_broadcast(peer, request, spec)
@@ -165,13 +174,19 @@ class Inbound:
             peer.serving[request.id] = message
             self._host.scheduler.enqueue(cell, message)
             return
+        self._take(peer, message)
+
+    def _take(self, peer: Peer, message: RemoteMessage) -> None:
+        """Take a message for an entity that is not resident, or one that is or will be stored."""
         try:
-            self._host.types[spec.entity_type].spec.check_id(request.entity_id, self._limits.max_entity_id_bytes)
+            hosted = self._host.types.get(message.spec.entity_type)
+            check_id = check_entity_id if hosted is None else hosted.spec.check_id
+            check_id(message.entity_id, self._limits.max_entity_id_bytes)
             shard_id = self._router.sharding.shard_of_target(message)
         except ActorhubError as error:
-            self.fail(peer, request.id, 0, error)
+            self.fail(peer, message.caller_id, 0, error)
             return
-        peer.serving[request.id] = message
+        peer.serving[message.caller_id] = message
         shard = self._host.shards.get(shard_id)
         if message.delivery is not None and message.delivery.is_deposit and not message.delivery.is_stored:
             self._router.deposits.deposit(message)
@@ -246,11 +261,14 @@ class Inbound:
         """Answer a request with an error."""
         peer.link.send(Failure(request_id, epoch, encode_error(error, self._limits.max_message_bytes)))
 
+    def _unknown_type(self, name: str) -> UnknownEntityType:
+        known = ", ".join(sorted(self._host.types)) or "none"
+        return UnknownEntityType(f"this runner does not host entity type {name!r}: it hosts {known}")
+
     def _check(self, peer: Peer, request: Request) -> HandlerSpec:
         hosted = self._host.types.get(request.entity_type)
         if hosted is None:
-            known = ", ".join(sorted(self._host.types)) or "none"
-            raise UnknownEntityType(f"this runner does not host entity type {request.entity_type!r}: it hosts {known}")
+            raise self._unknown_type(request.entity_type)
         spec = hosted.spec.handler(request.handler)
         if spec.stream != (request.kind == STREAM):
             text = "is a stream: consume it" if spec.stream else "is not a stream: ask or tell it"
@@ -262,18 +280,65 @@ class Inbound:
             )
         if len(peer.serving) >= MAX_IN_FLIGHT:
             raise _too_many(peer)
+        if spec.durable != (request.durable is not None):
+            spec = self._as_declared_here(request, spec)
         if request.chain:
             check_chain(request.chain, f"{request.entity_type}/{request.entity_id}", spec, self._limits.max_call_depth)
         return spec
 
-    def _on_anycast(self, peer: Peer, request: Request) -> None:
-        """Serve a request that any runner can answer."""
+    def _as_declared_here(self, request: Request, spec: HandlerSpec) -> HandlerSpec:
+        """Have a call of another release served as this one declares its handler; return what it runs as.
+
+        What its caller wants stored may be stored already, so it is run as a stored message although the handler is no
+        longer durable. A call of a handler that has become durable is stored, under the key that its arguments bring.
+
+        Raises:
+            MalformedMessage: it cannot be stored, because it is a broadcast, or its arguments do not fit.
+        """
+        what = f"{request.entity_type}.{request.handler}"
+        if request.durable is not None:
+            return self._host.delivery.handlers.find(request.entity_type, request.handler) or spec
+        if spec.stream:
+            return spec
+        if request.kind == BROADCAST:
+            raise MalformedMessage(
+                f"{what} is durable in the release of this runner, and a broadcast is not stored: tell each entity"
+            )
+        request.durable = _durable(spec, request.body)
+        request.message_id = request.message_id or self._host.new_id()
+        return spec
+
+    def _on_other(self, peer: Peer, request: Request) -> None:
+        """Serve a request that calls no handler."""
+        if request.kind in ABOUT_MESSAGES:
+            self._on_about_message(peer, request)
+        elif request.kind not in ANY_RUNNER:
+            text = f"this runner knows no request of kind {request.kind}: run the same release on both sides"
+            self.fail(peer, request.id, 0, MalformedMessage(text))
+        elif len(peer.serving) >= MAX_IN_FLIGHT:
+            self.fail(peer, request.id, 0, _too_many(peer))
+        else:
+            message = RemoteMessage(self, peer, request, _SERVED)
+            peer.serving[request.id] = message
+            self._serve(message)
+
+    def _on_about_message(self, peer: Peer, request: Request) -> None:
+        """Take a request about a stored message. This release need not have its handler, nor its entity type."""
         if len(peer.serving) >= MAX_IN_FLIGHT:
             self.fail(peer, request.id, 0, _too_many(peer))
             return
-        message = RemoteMessage(self, peer, request, _SERVED)
-        peer.serving[request.id] = message
-        self._serve(message)
+        known = self._host.delivery.handlers.find(request.entity_type, request.handler)
+        message = RemoteMessage(self, peer, request, known or operation_spec(request.entity_type, request.handler))
+        if request.timeout_ms:
+            message.deadline = self._monotonic() + request.timeout_ms / 1000
+        try:
+            message.shard_id = shard_in(request.body)
+            if message.shard_id is None and request.entity_type not in self._host.types:
+                raise self._unknown_type(request.entity_type)
+        except ActorhubError as error:
+            self.fail(peer, request.id, 0, error)
+        else:
+            self._take(peer, message)
 
     def _on_broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
         count = self.broadcast_here(spec, request.body, request.message_id)
@@ -324,6 +389,30 @@ def check_chain(chain: Sequence[str], address: str, spec: HandlerSpec, max_depth
     if len(chain) > max_depth:
         path = _path(chain, address)
         raise CallCycle(path, f"the call chain is deeper than {max_depth}: {' -> '.join(path)}")
+
+
+def shard_in(body: bytes) -> ShardId | None:
+    """Return the shard that a request about a stored message names; `None` if its sender's release does not name it.
+
+    Raises:
+        ActorhubError: it names something else.
+    """
+    return ShardId.parse(body.decode(errors="replace")) if body else None
+
+
+def _durable(spec: HandlerSpec, body: bytes) -> Durable:
+    """Return what a caller of this release would have sent with these arguments.
+
+    Raises:
+        MalformedMessage: they do not fit, or their key is not valid.
+    """
+    args = spec.decode_arguments(body)
+    try:
+        key = primary_key_of(args)
+    except (SystemExit, KeyboardInterrupt, asyncio.CancelledError) as exc:
+        # From code of the user, and an order to whoever runs it: here that would be the link.
+        raise MalformedMessage(f"{spec.entity_type}.{spec.name}: primary_key() raised {summary_of(exc)}") from exc
+    return Durable() if key is None else Durable(key=key, payload_hash=payload_hash(args))
 
 
 def _path(chain: Sequence[str], address: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import msgspec
 
 from actorhub.core.address import ShardId, ShardOwner
 from actorhub.core.clock import Clock
-from actorhub.core.envelope import ANY_RUNNER, ASK, TELL, Cancel, Request
+from actorhub.core.envelope import ABOUT_MESSAGES, ANY_RUNNER, ASK, TELL, Cancel, Request
 from actorhub.core.errors import (
     ActorhubError,
     CallTimeout,
@@ -461,7 +461,7 @@ class Router:
     def _undeliverable(self, message: Message) -> ActorhubError | None:
         """Return the error of a message whose entity type no runner hosts; `None` if one does, or that is not known."""
         name = message.spec.entity_type
-        if not self.known_types or name in self.known_types:
+        if not self.known_types or name in self.known_types or message.kind in ABOUT_MESSAGES:
             return None
         return UnknownEntityType(
             f"no live runner hosts entity type {name!r}: they host {', '.join(sorted(self.known_types))}"

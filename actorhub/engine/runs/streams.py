@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from actorhub.core.codec import check_size, copy_of
-from actorhub.core.errors import ActorhubError, EntityError, RunnerUnavailable
+from actorhub.core.errors import ActorhubError, EntityError, MalformedMessage, RunnerUnavailable
 from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import (
     ACTIVE,
@@ -100,6 +100,11 @@ class Streams:
             message.phase = NEW
             self.scheduler.end_turn(message)
             self._take_back(message)
+            return
+        if message.skip and not message.spec.durable:
+            what = f"{message.what}: its runner was lost, and in the release of the next one it is not durable"
+            error = MalformedMessage(f"{what}: it cannot go on after the items that arrived", possibly_executed=True)
+            self.scheduler.refuse(message, error)
             return
         producer = message.producer = StreamProducer(self, Run(message, cell))
         producer.task = message.task = self._supervisor.spawn(producer.run(), "stream")

@@ -153,6 +153,8 @@ class MessageTable:
             row.due = 0.0
             row.reply = StoredReply(Outcome.DEAD, failure.error)
             row.finished_at = now
+            if failure.frees_key:
+                self._free_key(row)
         else:
             row.due = now + failure.pause
             self._queues.add(row)
@@ -219,7 +221,7 @@ class MessageTable:
     def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
         """Make dead letters and pending messages due at once with no attempts counted; return those found, by id."""
         found = [row for message_id in sorted(set(message_ids)) if (row := self._rows.get(message_id)) is not None]
-        retried = [row for row in found if row.reply is None or row.is_dead]
+        retried = [row for row in found if row.reply is None or (row.is_dead and self._take_key(row))]
         for row in retried:
             self._make_due(row)
             row.attempts = 0
@@ -338,6 +340,11 @@ class MessageTable:
         name = key_name(row.message)
         if name is not None and self._keys.get(name) is row:
             del self._keys[name]
+
+    def _take_key(self, row: Row) -> bool:
+        """Have the message's key name it; `False` if it names another one."""
+        name = key_name(row.message)
+        return name is None or self._keys.setdefault(name, row) is row
 
     @staticmethod
     def _matching(rows: Iterable[Row], wanted: MessageFilter, now: float) -> list[Row]:

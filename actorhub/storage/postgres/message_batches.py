@@ -170,7 +170,9 @@ class FailureBatches:
         self._counters.message_batches += 1
         owner = batch[0].owner
         failures = [entry.request for entry in batch]
-        rows = await statement.fetch(self._fence_of(owner), owner, FAILURES.encode(failures))
+        freed = [place for place, failure in enumerate(failures, 1) if failure.frees_key]
+        ids = [failures[place - 1].message_id for place in freed]
+        rows = await statement.fetch(self._fence_of(owner), owner, FAILURES.encode(failures), ids, freed)
         dues: Sequence[float] = rows[0][0]
         outcomes = [_due(due, failure, owner) for due, failure in zip(dues, failures, strict=True)]
         recorded = sum(isinstance(outcome, float) for outcome in outcomes)

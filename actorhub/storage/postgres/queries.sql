@@ -133,8 +133,19 @@ select start_runs($1, $2, $3, $4);
 select commit_runs($1, $2, $3, $4, $5, $6);
 
 -- name: fail_runs
--- Record failed runs: for each when the next one is due, or why it was not recorded.
-select fail_runs($1, $2, $3);
+-- Record failed runs: for each when the next one is due, or why it was not recorded. The keys of the dead letters $4, at
+-- places $5, are free from now on: with the message's id they are nobody else's, and kept for a retry.
+with recorded as materialized (
+    select fail_runs($1, $2, $3) as dues
+),
+freed as (
+    update message_key as k
+    set key_hash = k.key_hash || int8send(k.message_id)
+    from recorded, unnest($4::bigint[], $5::integer[]) as r (message_id, place)
+    join message as m on m.message_id = r.message_id
+    where recorded.dues[r.place] = 0 and k.key_hash = m.key_hash and k.message_id = m.message_id
+)
+select recorded.dues from recorded;
 
 -- name: load_backlog
 -- Of each shard ($1, $2) the next $5 entities after type and id ($3, $4) that have messages due at once, and of each of
@@ -253,17 +264,34 @@ known as (
 freed as (
     delete from message_key as k
     using done, known
-    where k.key_hash = known.key_hash and k.message_id = $3
+    where k.key_hash in (known.key_hash, known.key_hash || int8send($3)) and k.message_id = $3
         and (done.result = 0 or (done.result = 1 and known.is_cancelled))
 )
 select done.result from done;
 
 -- name: retry
--- Make dead letters pending again, and pending messages due at once.
+-- Make dead letters pending again, and pending messages due at once. A dead letter gets the key back that was freed when
+-- it became one; if the key names another message by now, it stays as it is.
+with taken as (
+    select d.message_id
+    from dead_letter as d
+    join message_key as k on k.key_hash = d.key_hash
+    where d.message_id = any($1) and k.message_id <> d.message_id
+),
+taken_back as (
+    update message_key as k
+    set key_hash = d.key_hash
+    from dead_letter as d
+    where d.message_id = any($1) and k.key_hash = d.key_hash || int8send(d.message_id)
+        and d.message_id not in (select t.message_id from taken as t)
+)
 select
     m.message_id, m.shard_group, m.shard_number, m.entity_type, m.entity_id, m.handler, m.headers, m.key,
     null::double precision as due, m.attempts, m.body
-from retry_messages($1) as m
+from retry_messages(array(
+    select r.message_id from unnest($1::bigint[]) as r (message_id)
+    where r.message_id not in (select t.message_id from taken as t)
+)) as m
 order by m.message_id;
 
 -- name: find
@@ -337,7 +365,10 @@ with gone as (
     returning message_id, key_hash
 ),
 freed as (
-    delete from message_key as k using gone where k.key_hash = gone.key_hash and k.message_id = gone.message_id
+    delete from message_key as k
+    using gone
+    where k.message_id = gone.message_id
+        and k.key_hash in (gone.key_hash, gone.key_hash || int8send(gone.message_id))
 )
 select count(*) as purged, max(gone.message_id) as last_id from gone;
 
