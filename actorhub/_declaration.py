@@ -2,87 +2,39 @@
 
 import dataclasses
 import inspect
-import re
+import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
 import msgspec
 
+from actorhub._members import handlers_of
+from actorhub._options import EntityOptions, HandlerOptions, SingletonOptions, crons_of, options_of
 from actorhub._resolution import (
     OURS,
     DeclaredTypes,
     Written,
     binder,
+    check_defaults,
     checked_codec,
     initial_state_of,
-    item_type,
     named_codec,
     positional,
     read_annotations,
+    result_type,
     tuple_type,
 )
-from actorhub.core.address import NAME_PATTERN
 from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
-from actorhub.core.retry import DEFAULT_RETRY, Retry
+from actorhub.core.option_types import shown
+from actorhub.core.retry import DEFAULT_RETRY
 from actorhub.core.type_hints import Scope, UnknownName
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.engine.singletons.cron_runs import cron_function
 
-_OPTIONS: Final = "__actorhub_handler__"
-_CRONS: Final = "__actorhub_crons__"
-_ENTITY_HOOKS: Final = ("on_activate", "on_deactivate")
-_SINGLETON_HOOKS: Final = (*_ENTITY_HOOKS, "on_become_leader", "on_lose_leadership", "run")
-_ENTITY_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
-_LONGEST_RETENTION: Final = timedelta(days=36_500)
 _KEY_MARGIN: Final = timedelta(hours=1)
 """How much longer the key of a fire time is kept than the fire time can still run."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HandlerOptions:
-    """The options of `@handler(...)`."""
-
-    durable: bool = False
-    retry: Retry | None = None
-    retention: timedelta | None = None
-    readonly: bool = False
-    reentrant: bool = False
-    timeout: timedelta | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EntityOptions:
-    """The options in the class statement of an entity."""
-
-    name: str
-    shard_group: str
-    mailbox_capacity: int
-    concurrency: int
-    max_idle: timedelta
-    shard_key: Callable[[str], str] | None
-
-    @property
-    def hooks(self) -> tuple[str, ...]:
-        """Methods that are not handlers."""
-        return _ENTITY_HOOKS
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SingletonOptions:
-    """The options in the class statement of a singleton."""
-
-    name: str
-    shard_group: str
-    mailbox_capacity: int
-    state_ttl: timedelta | None
-
-    @property
-    def hooks(self) -> tuple[str, ...]:
-        """Methods that are not handlers."""
-        return _SINGLETON_HOOKS
 
 
 class Declaration:
@@ -180,7 +132,7 @@ class Declaration:
         return dataclasses.replace(self._handler(name, ours, types), function=function)
 
     def _handler(self, name: str, function: Callable[..., Any], declared: DeclaredTypes) -> HandlerSpec:
-        options: HandlerOptions = getattr(function, _OPTIONS, HandlerOptions())
+        options = options_of(self.cls, name)
         what = f"{self.options.name}.{name}"
         hints = declared.of_handler(name, function)
         signature = inspect.signature(function)
@@ -189,7 +141,9 @@ class Declaration:
         defaults = tuple(p.default for p in parameters if p.default is not p.empty)
         stream = inspect.isasyncgenfunction(function)
         crons = self._crons(name, function, options, types)
-        result = item_type(hints["return"], what) if stream else hints["return"]
+        arguments = checked_codec(tuple_type(types), f"{what}: arguments")
+        check_defaults(what, parameters, types)
+        result = result_type(hints["return"], what, stream=stream)
         run = positional(function, parameters)
         return HandlerSpec(
             entity_type=self.options.name,
@@ -199,7 +153,7 @@ class Declaration:
             defaults=defaults,
             by_position=sum(p.kind is not p.KEYWORD_ONLY for p in parameters),
             bind=binder(signature, name),
-            arguments=checked_codec(tuple_type(types), f"{what}: arguments"),
+            arguments=arguments,
             leading=tuple(
                 Codec(tuple_type(types[: len(types) - missing]), f"{what}: arguments")
                 for missing in range(1, len(defaults) + 1)
@@ -223,7 +177,7 @@ class Declaration:
         self, name: str, function: Callable[..., Any], options: HandlerOptions, types: tuple[Any, ...]
     ) -> tuple[CronOptions, ...]:
         """Return the schedules of a method, named in order from top to bottom."""
-        declared: list[CronOptions] = list(reversed(getattr(function, _CRONS, [])))
+        declared = crons_of(self.cls, name)
         if not declared:
             return ()
         where = f"{self.cls.__name__}.{name}"
@@ -251,63 +205,33 @@ def declare(cls: type, options: EntityOptions | SingletonOptions, scope: Scope) 
     Raises:
         TypeError: The class is not valid. The text names what is wrong and says what to write instead.
     """
-    _check_options(cls, options)
-    handlers: dict[str, Callable[..., Any]] = {}
-    for owner in reversed(_user_classes(cls)):
-        for name, value in vars(owner).items():
-            if not name.startswith("_") and name not in options.hooks:
-                _check_public(cls, name, value)
-                if inspect.isfunction(value):
-                    handlers[name] = value
-        for name in inspect.get_annotations(owner):
-            if not name.startswith("_") and not name.isupper() and name not in handlers:
-                raise TypeError(
-                    f"{cls.__name__}.{name}: callers cannot reach public attributes of an entity: "
-                    f"rename it to _{name}, or keep it in the state"
-                )
-    for hook in options.hooks:
-        _check_hook(cls, hook)
+    kinds = [
+        base.__name__ for base in cls.__mro__ if base.__module__ in OURS and base.__name__ in ("Entity", "Singleton")
+    ]
+    if len(kinds) > 1:
+        raise TypeError(f"{cls.__name__} is both an Entity and a Singleton: derive it from one of them")
+    handlers = handlers_of(cls, options.hooks)
     declaration = Declaration(cls, options, handlers, scope)
     declaration.try_resolve()
     return declaration
 
 
-def snake_case(name: str) -> str:
-    """Return a class name in snake case."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def attach_options(function: Callable[..., Any], options: HandlerOptions) -> None:
-    """Attach the options of `@handler(...)` to the function.
+def spec_of(declared: object) -> EntitySpec:
+    """Return what the engine knows about the class of an entity or singleton.
 
     Raises:
-        TypeError: An option is not valid, or the function is private and therefore not a handler.
+        TypeError: It is not such a class, or its types cannot be resolved.
     """
-    name = getattr(function, "__qualname__", repr(function))
-    if options.timeout is not None and options.timeout <= timedelta(0):
-        raise TypeError(f"{name}: timeout={options.timeout} must be more than zero")
-    if getattr(function, "__name__", "").startswith("_"):
-        raise TypeError(
-            f"{name}: @handler on a private method, which callers cannot reach: rename it, or drop @handler"
-        )
-    _check_durable(name, options)
-    setattr(function, _OPTIONS, options)
-
-
-def attach_cron(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Attach the options of `@cron(...)` to the function.
-
-    Raises:
-        TypeError: A value is not valid, or the function is private and therefore not a handler.
-    """
-    where = getattr(function, "__qualname__", repr(function))
-    if getattr(function, "__name__", "").startswith("_"):
-        raise TypeError(f"{where}: @cron on a private method, which is not a handler: rename it")
-    try:
-        options = CronOptions(**values)
-    except (TypeError, ValueError) as exc:
-        raise TypeError(f"{where}: @cron: {exc}") from exc
-    setattr(function, _CRONS, [*getattr(function, _CRONS, []), options])
+    declaration = getattr(declared, "__declaration__", None)
+    if isinstance(declared, type) and declaration is not None:
+        spec: EntitySpec = declaration.spec
+        return spec
+    if declaration is not None:
+        name = type(declared).__name__
+        raise TypeError(f"an instance of {name} was given: give the class, {name}")
+    if hasattr(typing.get_origin(declared), "__declaration__"):
+        raise TypeError(f"{declared} has no name: declare a class of it, as in class Name({declared}): ...")
+    raise TypeError(f"{shown(declared)} is not a class of entities: give a subclass of Entity or Singleton")
 
 
 def _retention(options: HandlerOptions, crons: tuple[CronOptions, ...]) -> timedelta | None:
@@ -316,88 +240,5 @@ def _retention(options: HandlerOptions, crons: tuple[CronOptions, ...]) -> timed
     return options.retention if least is None else max(least, options.retention or least)
 
 
-def _check_durable(where: str, options: HandlerOptions) -> None:
-    if not options.durable:
-        for name in ("retry", "retention"):
-            if getattr(options, name) is not None:
-                raise TypeError(f"{where}: {name}=... is for durable handlers: add durable=True, or remove {name}")
-        return
-    if options.readonly:
-        raise TypeError(
-            f"{where}: a durable handler commits its reply, so it cannot be readonly: remove durable or readonly"
-        )
-    if options.reentrant:
-        raise TypeError(
-            f"{where}: a durable handler has a commit of its own, so it cannot run within another handler: "
-            "remove durable or reentrant"
-        )
-    retention = options.retention
-    if retention is not None and not timedelta(0) < retention <= _LONGEST_RETENTION:
-        raise TypeError(
-            f"{where}: retention={retention} must be more than zero, and at most {_LONGEST_RETENTION.days} days"
-        )
-
-
 def _seconds(duration: timedelta | None) -> float | None:
     return None if duration is None else duration.total_seconds()
-
-
-def _user_classes(cls: type) -> list[type]:
-    return [c for c in cls.__mro__ if c is not object and c.__module__ not in (*OURS, "typing", "typing_extensions")]
-
-
-def _check_options(cls: type, options: EntityOptions | SingletonOptions) -> None:
-    where = cls.__name__
-    if not _ENTITY_NAME.fullmatch(options.name):
-        raise TypeError(f"{where}: name={options.name!r} must be a letter, then up to 99 letters, digits, _ . or -")
-    if not NAME_PATTERN.fullmatch(options.shard_group):
-        raise TypeError(f"{where}: shard_group={options.shard_group!r} must match {NAME_PATTERN.pattern}")
-    if options.mailbox_capacity < 1:
-        raise TypeError(f"{where}: mailbox_capacity={options.mailbox_capacity} must be at least 1")
-    if isinstance(options, SingletonOptions):
-        if options.state_ttl is not None and options.state_ttl <= timedelta(0):
-            raise TypeError(f"{where}: state_ttl={options.state_ttl} must be more than zero")
-        return
-    if options.concurrency < 1:
-        raise TypeError(f"{where}: concurrency={options.concurrency} must be at least 1")
-    if options.max_idle <= timedelta(0):
-        raise TypeError(f"{where}: max_idle={options.max_idle} must be more than zero")
-
-
-def _check_hook(cls: type, name: str) -> None:
-    function = getattr(cls, name)
-    if not inspect.iscoroutinefunction(function) or len(inspect.signature(function).parameters) != 1:
-        raise TypeError(f"{cls.__name__}.{name} must be `async def {name}(self) -> None`")
-    for mark, attribute in (("@handler", _OPTIONS), ("@cron", _CRONS)):
-        if hasattr(function, attribute):
-            raise TypeError(f"{cls.__name__}.{name}: {mark} is for handlers, and {name} is a hook: use another name")
-
-
-def _check_public(cls: type, name: str, value: object) -> None:
-    where = f"{cls.__name__}.{name}"
-    if name in ("state", "save"):
-        raise TypeError(f"{where}: this name belongs to Entity: choose another one")
-    if name.isupper():
-        return
-    if not inspect.isfunction(value):
-        raise TypeError(
-            f"{where}: public names of an entity are handlers (async methods) or UPPER_CASE constants: "
-            f"write `async def {name}(self, ...)`, or rename it to _{name}"
-        )
-    if not (inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value)):
-        raise TypeError(f"{where} is not async: write `async def {name}(...)`, or rename it to _{name}")
-    parameters = list(inspect.signature(value).parameters.values())
-    if not parameters or parameters[0].kind not in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    ):
-        raise TypeError(f"{where}: its first parameter must be self")
-    for parameter in parameters[1:]:
-        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise TypeError(f"{where}: *{parameter.name} cannot be sent over the wire: name each parameter")
-        if parameter.annotation is parameter.empty:
-            raise TypeError(
-                f"{where}: annotate {parameter.name}, for example `{parameter.name}: str`: arguments are validated"
-            )
-    if inspect.signature(value).return_annotation is inspect.Signature.empty:
-        raise TypeError(f"{where}: annotate the result, for example `-> None`: results are validated")

@@ -1,15 +1,18 @@
 """Resolving the types of a declared class: its annotations, its state, and the codecs of arguments and results."""
 
+import copy
 import inspect
 import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from actorhub.core.codec import Codec
 from actorhub.core.errors import MalformedMessage
+from actorhub.core.option_types import shown
 from actorhub.core.sendable import check_sendable
 from actorhub.core.type_hints import (
     Bases,
@@ -163,16 +166,36 @@ def checked_codec(type_: Any, what: str) -> Codec[Any]:
     return Codec[Any](type_, what)
 
 
+def check_defaults(what: str, parameters: list[inspect.Parameter], types: tuple[Any, ...]) -> None:
+    """Check that each parameter's default can be sent as an argument: callers send it like any other.
+
+    Raises:
+        TypeError: One cannot, or does not fit its annotation.
+    """
+    for parameter, type_ in zip(parameters, types, strict=True):
+        if parameter.default is not parameter.empty:
+            codec = Codec[Any](type_, f"{what}: {parameter.name}={shown(parameter.default)}")
+            try:
+                codec.decode(codec.encode(parameter.default))
+            except MalformedMessage as exc:
+                raise TypeError(f"{exc.message}: give it a default that fits, or annotate it `| None = None`") from exc
+
+
 def tuple_type(types: tuple[Any, ...]) -> Any:
     """Return the type of a tuple with exactly these items."""
     return tuple[types] if types else tuple[()]  # type: ignore[valid-type]
 
 
-def item_type(annotation: Any, what: str) -> Any:
-    """Return the type of the items of a stream."""
-    if typing.get_origin(annotation) in _STREAMS and typing.get_args(annotation):
-        return typing.get_args(annotation)[0]
-    raise TypeError(f"{what} is a stream: annotate it `-> AsyncIterator[Item]`")
+def result_type(annotation: Any, what: str, *, stream: bool) -> Any:
+    """Return the type of a handler's result, or of one item of a stream."""
+    is_annotated = typing.get_origin(annotation) in _STREAMS
+    if stream:
+        if is_annotated and typing.get_args(annotation):
+            return typing.get_args(annotation)[0]
+        raise TypeError(f"{what} is a stream: annotate it `-> AsyncIterator[Item]`")
+    if is_annotated or annotation in _STREAMS:
+        raise TypeError(f"{what} is annotated as a stream but has no `yield`: `yield` each item, or return a list")
+    return annotation
 
 
 def positional(function: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
@@ -216,4 +239,4 @@ def named_codec(what: str, parameters: list[inspect.Parameter], types: tuple[Any
 
 
 def _constant(value: Any) -> Callable[[], Any]:
-    return lambda: value
+    return partial(copy.deepcopy, value)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from actorhub._call import Call, CallTarget, ToldCall
+from actorhub._declaration import spec_of
 from actorhub._stored_messages import StoredMessages
 from actorhub._stream_call import StreamCall
 from actorhub.client import Client, make_client
@@ -76,7 +77,7 @@ class Cluster:
             ConfigurationError: The class is not registered with the hub.
             TypeError: It is not an entity class, or a singleton; see `singleton`.
         """
-        if _spec_of(entity).singleton_id is not None:
+        if spec_of(entity).singleton_id is not None:
             raise TypeError(f"{entity.__name__} is a singleton: use cluster.singleton({entity.__name__})")
         return self._client_of(entity)
 
@@ -100,7 +101,7 @@ class Cluster:
             ValueError: `timeout` is out of range.
             MalformedMessage: The key is not valid.
         """
-        singleton_id = _spec_of(singleton).singleton_id
+        singleton_id = spec_of(singleton).singleton_id
         if singleton_id is None:
             raise TypeError(f"{singleton.__name__} is not a singleton: use cluster.client({singleton.__name__})")
         client = self._client_of(singleton)
@@ -112,7 +113,7 @@ class Cluster:
         known = self._clients.get(declared)
         if known is not None:
             return known
-        spec = _spec_of(declared)
+        spec = spec_of(declared)
         if self._specs.get(spec.name) is not spec:
             name = declared.__name__
             raise ConfigurationError(f"{name} is not registered: call hub.register({name}) first")
@@ -319,7 +320,7 @@ class Cluster:
             MalformedMessage: No entity of the class can have this id.
             TypeError: It is not an entity class.
         """
-        spec = _spec_of(entity)
+        spec = spec_of(entity)
         checked = spec.check_id(entity_id, self._node.limits.max_entity_id_bytes)
         return self._node.router.sharding.shard_of(spec, checked)
 
@@ -437,13 +438,6 @@ def _failure(error: object) -> ActorhubError:
     if not isinstance(error, EntityError):
         raise TypeError(f"fail takes an EntityError or a text, not {error!r:.80}")
     return error
-
-
-def _spec_of(declared: type[Declared[Any]]) -> EntitySpec:
-    try:
-        return declared.__declaration__.spec
-    except AttributeError:
-        raise TypeError(f"{declared!r:.80} is not a class of entities: use one that hub.register takes") from None
 
 
 def as_call(call: Awaitable[Any]) -> Call:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import ParamSpec, TypeVar
 
-from actorhub._declaration import attach_cron
+from actorhub._options import attach_cron
 from actorhub.core.cron import Breaker, Overlap
 from actorhub.core.retry import DEFAULT_RETRY, Retry
 
@@ -47,9 +47,13 @@ def cron(
         jitter: Each fire time is delayed by up to this much. The delay of one fire time is always the same.
         breaker: After how many failed fire times in a row the schedule skips, and for how long.
 
+    A method that overrides a scheduled one of a base class keeps its schedules, unless it has a `@cron` of its own.
+
     Raises:
-        TypeError: At class definition, if a value is out of range, or two `@cron` of one method contradict each other.
+        TypeError: At class definition, if a value is not valid, or two `@cron` of one method contradict each other.
     """
+    if callable(expression):
+        raise TypeError('@cron takes an expression first: write @cron("*/5 * * * *")')
     values = {
         "expression": expression,
         "timezone": timezone,

@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, ClassVar, Generic, ParamSpec, TypeVar
+from typing import ClassVar, Generic, Never, ParamSpec, TypeVar
 
 import msgspec
 from typing_extensions import TypeVar as TypeVarWithDefault
 
-from actorhub._declaration import Declaration, EntityOptions, HandlerOptions, attach_options, declare, snake_case
+from actorhub._declaration import Declaration, declare
+from actorhub._options import EntityOptions, HandlerOptions, attach_options, check_keywords, class_options
 from actorhub.core.retry import Retry
 from actorhub.core.type_hints import Scope
 from actorhub.engine.runs.services import save_now
@@ -62,43 +63,51 @@ class Entity(Declared[S]):
 
     Args:
         name: The name to which messages are addressed. By default the class name in snake case.
-        shard_group: The group of shards over which the ids are spread.
-        mailbox_capacity: How many messages of one id can wait. The next one fails with `MailboxFull`.
-        concurrency: How many handlers of one id can run interleaved. More than 1 only without state.
-        max_idle: How long an idle id stays in memory. It leaves after 1 to 1.5 times this long.
-        shard_key: A function of the id. Ids with equal keys share a shard.
+        shard_group: The group of shards over which the ids are spread. By default `"default"`.
+        mailbox_capacity: How many messages of one id can wait. The next one fails with `MailboxFull`. By default 4096.
+        concurrency: How many handlers of one id can run interleaved. More than 1 only without state. By default 1.
+        max_idle: How long an idle id stays in memory. It leaves after 1 to 1.5 times this long. By default one minute.
+        shard_key: A function of the id. Ids with equal keys share a shard. By default `None`: the id itself decides.
+
+    A subclass of an entity class inherits `mailbox_capacity`, `concurrency` and `max_idle`. `name` is its own. Where
+    its entities live is not inherited: if the base class has a `shard_group` or `shard_key`, it must say its own.
 
     Raises:
-        TypeError: At class definition, if a public name is not an async method or an UPPER_CASE constant.
+        TypeError: At class definition, if a keyword or a member of the class is not valid. The text says what to write.
     """
 
     def __init_subclass__(
         cls,
         *,
         name: str | None = None,
-        shard_group: str = "default",
-        mailbox_capacity: int = 4096,
-        concurrency: int = 1,
-        max_idle: timedelta = timedelta(minutes=1),
-        shard_key: Callable[[str], str] | None = None,
-        **kwargs: Any,
+        shard_group: str | msgspec.UnsetType = msgspec.UNSET,
+        mailbox_capacity: int | msgspec.UnsetType = msgspec.UNSET,
+        concurrency: int | msgspec.UnsetType = msgspec.UNSET,
+        max_idle: timedelta | msgspec.UnsetType = msgspec.UNSET,
+        shard_key: Callable[[str], str] | msgspec.UnsetType | None = msgspec.UNSET,
+        **unknown: Never,
     ) -> None:
-        super().__init_subclass__(**kwargs)
-        options = EntityOptions(
-            name=snake_case(cls.__name__) if name is None else name,
-            shard_group=shard_group,
-            mailbox_capacity=mailbox_capacity,
-            concurrency=concurrency,
-            max_idle=max_idle,
-            shard_key=shard_key,
-        )
+        try:
+            super().__init_subclass__(**unknown)
+        except TypeError:
+            check_keywords(cls, unknown, EntityOptions)
+            raise
+        given = {
+            "name": name,
+            "shard_group": shard_group,
+            "mailbox_capacity": mailbox_capacity,
+            "concurrency": concurrency,
+            "max_idle": max_idle,
+            "shard_key": shard_key,
+        }
+        options = class_options(cls, EntityOptions, given)
         # Annotations can use names that exist only in the scope of the class statement.
         scope = Scope(cls, sys._getframe(1))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         cls.__declaration__ = declare(cls, options, scope)
 
 
 def handler(
-    *,
+    *_misplaced: Never,
     durable: bool = False,
     retry: Retry | None = None,
     retention: timedelta | None = None,
@@ -132,9 +141,15 @@ def handler(
         timeout: How long one run can take; of a stream, how long the generator can take to its next `yield`. After that
             the run is cancelled, and the caller gets `CallTimeout`; a durable message is run again.
 
+    A method that overrides a handler of a base class keeps that one's options, unless it has a `@handler` of its own.
+
     Raises:
-        TypeError: At class definition, if options exclude each other or a value is out of range. The text names them.
+        TypeError: At class definition, if an option is not valid, or options exclude each other. The text names them.
     """
+    if _misplaced:
+        raise TypeError(
+            "@handler takes options by keyword only: write @handler(durable=True), or @handler() without any"
+        )
     options = HandlerOptions(
         durable=durable, retry=retry, retention=retention, readonly=readonly, reentrant=reentrant, timeout=timeout
     )

@@ -4,14 +4,16 @@ import inspect
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast, get_type_hints
 
+from actorhub._declaration import spec_of
 from actorhub.cluster import Cluster, cluster_here, leave
 from actorhub.core.address import HASH_VERSION, RunnerAddress, RunnerInfo
 from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import Settings, load_settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.core.errors import ConfigurationError
+from actorhub.core.option_types import shown
 from actorhub.engine.client_node import ClientNode
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.model.records import HostedType
@@ -53,12 +55,16 @@ class Hub:
                 class itself.
 
         Raises:
-            ConfigurationError: Another class is registered under the same name.
-            TypeError: An annotation of the class cannot be resolved, or names a type that cannot be sent. Or the
-                constructor needs arguments and there is no factory, or the factory does not return an instance.
+            ConfigurationError: Another class is registered under the same name, or this one is registered already.
+            TypeError: It is not the class of an entity or singleton, or an annotation of it cannot be resolved, or
+                names a type that cannot be sent. Or the class is abstract, or its constructor needs arguments and there
+                is no factory, or the factory does not return an instance.
         """
-        spec = entity.__declaration__.spec
-        if spec.name in self._types:
+        spec = spec_of(entity)
+        known = self._types.get(spec.name)
+        if known is not None and known.entity is entity:
+            raise ConfigurationError(f"{entity.__name__} is registered twice: remove one of the two hub.register(...)")
+        if known is not None:
             raise ConfigurationError(
                 f"two entity classes are called {spec.name!r}: give one of them another name, as in "
                 f"class {entity.__name__}(Entity, name=...)"
@@ -229,15 +235,18 @@ def _check_factory(entity: type[Declared[Any]], factory: Callable[[], Any]) -> N
     name = entity.__name__
     instead = f"use a plain function without arguments, as in hub.register({name}, lambda: {name}(...))"
     if isinstance(factory, type):
-        if not issubclass(factory, entity):
-            raise TypeError(f"{factory.__name__} is not a {name}: {instead}")
+        _check_made_class(entity, factory, instead)
+    elif isinstance(factory, entity):
+        raise TypeError(f"the factory of {name} is one {name}, but every id needs its own: {instead}")
     elif not callable(factory):
-        raise TypeError(f"the factory of {name} cannot be called, it is {factory!r}: {instead}")
+        raise TypeError(f"the factory of {name} cannot be called, it is {shown(factory)}: {instead}")
     elif any(is_lazy(one) for one in (factory, type(factory).__call__) for is_lazy in _LAZY):
         raise TypeError(
             f"the factory of {name} must return a new {name}, and not a coroutine or a generator: {instead}; "
             "what must be awaited belongs into on_activate"
         )
+    elif (made := _promised_class(factory)) and not (issubclass(made, entity) or issubclass(entity, made)):
+        raise TypeError(f"the factory of {name} returns a {made.__name__}, as its annotation says: {instead}")
     try:
         inspect.signature(cast("Callable[..., object]", factory)).bind()
     except ValueError:
@@ -245,6 +254,25 @@ def _check_factory(entity: type[Declared[Any]], factory: Callable[[], Any]) -> N
     except TypeError as exc:
         called = f"{factory.__name__}()" if isinstance(factory, type) else f"the factory of {name}"
         raise TypeError(f"{called} fails: {exc}: {instead}") from exc
+
+
+def _check_made_class(entity: type[Declared[Any]], made: type[Any], instead: str) -> None:
+    if entity not in made.__mro__:
+        raise TypeError(f"{made.__name__} is not a {entity.__name__}: {instead}")
+    if inspect.isabstract(made):
+        missing = ", ".join(sorted(made.__abstractmethods__))
+        raise TypeError(f"{made.__name__} is abstract, it lacks {missing}: register a subclass that has these methods")
+
+
+def _promised_class(factory: Callable[[], Any]) -> type | None:
+    """Return the class that a factory makes by its annotation, if it has one that is a class."""
+    try:
+        made: object = get_type_hints(factory).get("return")
+    except (NameError, TypeError):
+        return (
+            None  # an annotation that cannot be resolved, or a callable object: what it makes is seen when it is called
+        )
+    return made if isinstance(made, type) else None
 
 
 def _limits(settings: Settings) -> Limits:

@@ -2,9 +2,12 @@
 
 import sys
 from datetime import timedelta
-from typing import Any
+from typing import Never
 
-from actorhub._declaration import SingletonOptions, declare, snake_case
+import msgspec
+
+from actorhub._declaration import declare
+from actorhub._options import SingletonOptions, check_keywords, class_options
 from actorhub.core.type_hints import Scope
 from actorhub.entity import Declared, S
 
@@ -24,31 +27,40 @@ class Singleton(Declared[S]):
 
     Args:
         name: The name to which messages are addressed. By default the class name in snake case.
-        shard_group: The shard group that the singleton's shard belongs to.
-        mailbox_capacity: How many messages can wait. The next one fails with `MailboxFull`.
+        shard_group: The shard group that the singleton's shard belongs to. By default `"default"`.
+        mailbox_capacity: How many messages can wait. The next one fails with `MailboxFull`. By default 4096.
         state_ttl: How long a state is valid after its last commit. A leader that starts later begins with `State()`.
-            Data of a singleton that nobody has led for this long, and whose state is as old, is deleted.
+            Data of a singleton that nobody has led for this long, and whose state is as old, is deleted. By default
+            `None`: without limit.
+
+    A subclass of a singleton class inherits `mailbox_capacity` and `state_ttl`. `name` is its own. If the base class
+    has a `shard_group`, it must say its own.
 
     Raises:
-        TypeError: At class definition, if a public name is not an async method or an UPPER_CASE constant.
+        TypeError: At class definition, if a keyword or a member of the class is not valid. The text says what to write.
     """
 
     def __init_subclass__(
         cls,
         *,
         name: str | None = None,
-        shard_group: str = "default",
-        mailbox_capacity: int = 4096,
-        state_ttl: timedelta | None = None,
-        **kwargs: Any,
+        shard_group: str | msgspec.UnsetType = msgspec.UNSET,
+        mailbox_capacity: int | msgspec.UnsetType = msgspec.UNSET,
+        state_ttl: timedelta | msgspec.UnsetType | None = msgspec.UNSET,
+        **unknown: Never,
     ) -> None:
-        super().__init_subclass__(**kwargs)
-        options = SingletonOptions(
-            name=snake_case(cls.__name__) if name is None else name,
-            shard_group=shard_group,
-            mailbox_capacity=mailbox_capacity,
-            state_ttl=state_ttl,
-        )
+        try:
+            super().__init_subclass__(**unknown)
+        except TypeError:
+            check_keywords(cls, unknown, SingletonOptions)
+            raise
+        given = {
+            "name": name,
+            "shard_group": shard_group,
+            "mailbox_capacity": mailbox_capacity,
+            "state_ttl": state_ttl,
+        }
+        options = class_options(cls, SingletonOptions, given)
         # Annotations can use names that exist only in the scope of the class statement.
         scope = Scope(cls, sys._getframe(1))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
         cls.__declaration__ = declare(cls, options, scope)

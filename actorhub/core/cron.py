@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice, takewhile
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final, Literal, TypeAlias
 from zoneinfo import ZoneInfo
 
 import msgspec
 from cronsim import CronSim, CronSimError
 from cronsim.cronsim import is_imaginary
 
+from actorhub.core.option_types import check_duration, check_record
 from actorhub.core.retry import DEFAULT_RETRY, Retry
 
 Overlap: TypeAlias = Literal["queue", "skip", "allow"]
@@ -42,6 +43,16 @@ _ALLOWED: Final = {
     "day-of-week": "0-7 or SUN-SAT, each also with L or #1 to #5",
 }
 """Keyed by the field names in cronsim's errors, in the order of the fields."""
+_ENDS: Final = {
+    "second": ("0", "59"),
+    "minute": ("0", "59"),
+    "hour": ("0", "23"),
+    "day-of-month": ("1", "31"),
+    "month": ("1", "12"),
+    "day-of-week": ("0", "6"),
+}
+"""The first and the last value of each field."""
+_NAMED_ENDS: Final = {"month": ("JAN", "DEC"), "day-of-week": ("SUN", "SAT")}
 _GRAMMAR: Final = "write five fields such as '*/5 8-18 * * MON-FRI', six with seconds first, or one of " + " ".join(
     _ALIASES
 )
@@ -169,6 +180,7 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
         cooldown: How long it stays open after the last failure.
 
     Raises:
+        TypeError: A value is of another type. The text names it.
         ValueError: A value is out of range. The text names it.
     """
 
@@ -176,10 +188,10 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     cooldown: timedelta = timedelta(minutes=5)
 
     def __post_init__(self) -> None:
+        check_record("Breaker", self)
         if self.failures < 1:
             raise ValueError(f"failures={self.failures} must be at least 1")
-        if self.cooldown <= timedelta(0):
-            raise ValueError(f"cooldown={self.cooldown} must be more than zero")
+        check_duration("cooldown", self.cooldown)
 
     def is_open(self, failures_in_a_row: int, last_failure_at: float | None, now: float) -> bool:
         """Return whether the present fire time is to be skipped. A clock that steps back prolongs the cooldown."""
@@ -205,6 +217,7 @@ class CronOptions(msgspec.Struct, frozen=True, kw_only=True):
         name: Name of the schedule. By default it is the name of the method.
 
     Raises:
+        TypeError: A value is of another type. The text names it.
         ValueError: A value is out of range. The text names it.
     """
 
@@ -219,13 +232,10 @@ class CronOptions(msgspec.Struct, frozen=True, kw_only=True):
     name: str | None = None
 
     def __post_init__(self) -> None:
-        CronExpression(self.expression, self.timezone)
-        if self.skip_if_older_than <= timedelta(0):
-            raise ValueError(f"skip_if_older_than={self.skip_if_older_than} must be more than zero")
-        if self.overlap not in (allowed := get_args(Overlap)):
-            raise ValueError(f"overlap={self.overlap!r} must be one of {', '.join(map(repr, allowed))}")
-        if self.jitter < timedelta(0):
-            raise ValueError(f"jitter={self.jitter} must not be negative")
+        check_record("", self)
+        check_expression(self.expression, self.timezone)
+        check_duration("skip_if_older_than", self.skip_if_older_than)
+        check_duration("jitter", self.jitter, zero=True)
         if self.name is not None and not _NAME.fullmatch(self.name):
             raise ValueError(f"name={self.name!r} must be a letter or digit, then up to 99 letters, digits, _ . or -")
 
@@ -367,10 +377,49 @@ def _first_above(value: int, values: set[int], limit: int) -> int:
     return min((item for item in values if item > value), default=limit)
 
 
+def check_expression(expression: str, timezone: str) -> None:
+    """Check an expression that somebody writes. What is stored already is read as it always was.
+
+    Raises:
+        ValueError: It is not valid, or has a step that is larger than its field, such as `*/90` in minutes, which would
+            not mean every 90 minutes but once an hour.
+    """
+    CronExpression(expression, timezone)
+    parts = expression.split()
+    if len(parts) < 5:
+        return  # an alias
+    for name, part in zip(list(_ENDS)[-len(parts) :], parts, strict=True):
+        first, last = map(int, _ENDS[name])
+        for step in re.findall(r"/(\d+)", part):
+            if int(step) > last - first + 1:
+                raise ValueError(
+                    f"cron expression {expression!r}: {name} {part!r} has a step of {step}, but the field ends at "
+                    f"{last} and begins again, so it cannot mean every {step}: write the values, separated by commas, "
+                    "or run more often and return early"
+                )
+
+
 def _complaint(expression: str, field: str) -> str:
     """Say what is wrong with an expression: the field that cronsim names, or else the number of fields."""
     parts = expression.split()
     if field not in _ALLOWED:
         return f"cron expression {expression!r} has {len(parts)} fields: {_GRAMMAR}"
     index = list(_ALLOWED).index(field) - (len(parts) == 5)
-    return f"cron expression {expression!r}: {field} {parts[index]!r} is not within {_ALLOWED[field]}; {_GRAMMAR}"
+    where = f"cron expression {expression!r}: {field} {parts[index]!r}"
+    fallen = re.search(r"(\w+)-(\w+)", parts[index])
+    # A range whose ends are valid, each on its own, can only be wrong because it falls.
+    if fallen and all(_is_valid(expression, index, end) for end in fallen.groups()):
+        begin, end = fallen.groups()
+        first, last = _NAMED_ENDS[field] if field in _NAMED_ENDS and begin.isalpha() else _ENDS[field]
+        return f"{where}: a range must not fall: write {begin}-{last},{first}-{end} instead of {fallen[0]}"
+    return f"{where} is not within {_ALLOWED[field]}; {_GRAMMAR}"
+
+
+def _is_valid(expression: str, index: int, value: str) -> bool:
+    parts = expression.split()
+    parts[index] = value
+    try:
+        CronSim(" ".join(parts), datetime.fromtimestamp(_REFERENCE, UTC))
+    except CronSimError:
+        return False
+    return True

@@ -8,6 +8,7 @@ import msgspec
 
 from actorhub.core.backoff import Backoff
 from actorhub.core.errors import EntityError
+from actorhub.core.option_types import check_duration, check_record
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +27,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
             error, and the message becomes a dead letter.
 
     Raises:
+        TypeError: A value is of another type. The text names it.
         ValueError: A value is out of range. The text names it.
     """
 
@@ -36,10 +38,12 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     on: tuple[type[EntityError], ...] = ()
 
     def __post_init__(self) -> None:
+        check_record("Retry", self)
         if not 1 <= self.attempts <= 1000:
             raise ValueError(f"attempts={self.attempts} must be from 1 to 1000")
         if self.initial < timedelta(0) or self.maximum < self.initial:
             raise ValueError(f"initial={self.initial} must not be negative, nor more than maximum={self.maximum}")
+        check_duration("maximum", self.maximum, zero=True)
         if not 1 <= self.multiplier < math.inf:
             raise ValueError(f"multiplier={self.multiplier} must be a number of at least 1")
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from actorhub import _call as calls
 from actorhub.core.address import ShardId, ShardOwner
-from actorhub.core.cron import CronExpression, run_now_key
+from actorhub.core.cron import check_expression, run_now_key
 from actorhub.core.errors import MalformedMessage, UnknownEntityType, UnknownHandler
 from actorhub.core.logger import get_logger
 from actorhub.engine.model.spec import HandlerSpec
@@ -217,7 +217,7 @@ def _times(wanted: pb.ScheduleTimes, before: ScheduleRow) -> tuple[ScheduleEdit,
     if len(expression) > _LONGEST_EXPRESSION:
         raise MalformedMessage(f"an expression of {len(expression)} characters: the limit is {_LONGEST_EXPRESSION}")
     try:
-        CronExpression(expression, timezone)
+        check_expression(expression, timezone)
     except ValueError as error:
         raise MalformedMessage(f"schedule {before.singleton}.{before.name}: {error}") from error
     # Both are written, even if one stays as it is: each was checked together with the other, and somebody else may

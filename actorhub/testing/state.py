@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final, TypeVar
 
+from actorhub._declaration import spec_of
 from actorhub.cluster import part_of
 from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec, check_size
@@ -78,7 +79,7 @@ async def give_state(memory: MemoryCluster, entity: type[Declared[S]], entity_id
 
 
 def _with_state(memory: MemoryCluster, entity: type[Declared[S]], entity_id: str) -> tuple[EntitySpec, Codec[S]]:
-    spec = entity.__declaration__.spec
+    spec = spec_of(entity)
     if not any(hub.specs.get(spec.name) is spec for hub in memory.hubs):
         raise ConfigurationError(f"{entity.__name__} is not registered with a hub of this cluster")
     if spec.state is None:

@@ -4,10 +4,11 @@ import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
+from actorhub._declaration import spec_of
 from actorhub.context import stand_in
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.entity import Declared
@@ -37,7 +38,10 @@ def unhosted(instance: D, *, state: object = msgspec.UNSET, entity_id: str = "un
         TypeError: there is a state for a class that keeps none.
         MalformedMessage: the state does not fit its type, or the id cannot be one.
     """
-    spec = type(instance).__declaration__.spec
+    if isinstance(cast("object", instance), type):
+        name = cast("type", instance).__name__
+        raise TypeError(f"{name} is a class: give an instance, as in unhosted({name}(...))")
+    spec = spec_of(type(instance))
     runs = _Runs(instance, spec, spec.singleton_id or entity_id)
     runs.begin(state)
     attributes: dict[str, Any] = vars(instance)

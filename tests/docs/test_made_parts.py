@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actorhub._call import MAX_CALLS, CallTarget
-from actorhub._declaration import EntityOptions
+from actorhub._options import EntityOptions
 from actorhub._stream_call import STREAM_WINDOW
 from actorhub.core import key_value
 from actorhub.core.config import Settings

@@ -130,19 +130,32 @@ def test_durable_handlers_may_run_interleaved_without_state() -> None:
     assert Mailer.__declaration__.spec.concurrency == 8
 
 
-def test_durability_is_inherited_and_an_override_speaks_for_itself() -> None:
-    """A method that replaces a durable one is what its own decorator says."""
+def test_durability_is_inherited_also_by_a_method_that_overrides_without_a_decorator() -> None:
+    """A message that was stored yesterday is stored tomorrow, unless the override's own decorator says otherwise."""
 
     class Kept(Orders, name="kept"):
-        pass
+        async def ship(self, sku: str) -> None:
+            pass
+
+    class Keeping(Kept, name="keeping"):
+        async def ship(self, sku: str) -> None:
+            pass
 
     class Loose(Orders, name="loose"):
-        async def place(self, sku: str, number: int = 1) -> int:
-            return number
+        @handler()
+        async def ship(self, sku: str) -> None:
+            pass
 
-    assert _durable(Kept, "ship").retry == FEW
-    assert not Loose.__declaration__.spec.handlers["place"].durable
-    assert _durable(Loose, "ship").retention == 3600.0
+    class Lost(Loose, name="lost"):
+        async def ship(self, sku: str) -> None:
+            pass
+
+    for cls in (Kept, Keeping):
+        spec = _durable(cls, "ship")
+        assert (spec.retry, spec.retention, spec.timeout) == (FEW, 3600.0, 5.0)
+        assert spec.function is vars(cls)["ship"]
+    assert not any(loose.__declaration__.spec.handlers["ship"].durable for loose in (Loose, Lost))
+    assert _durable(Loose, "place").defaults == (1,)
 
 
 def test_a_retry_may_name_domain_errors() -> None:

@@ -190,7 +190,7 @@ def _no_time() -> None:
 
 
 def _concurrency() -> None:
-    class Wrong(Singleton, concurrency=3):
+    class Wrong(Singleton, concurrency=3):  # type: ignore[arg-type]
         """It has no such keyword."""
 
 
@@ -324,7 +324,7 @@ _tick = tick
         (_cron_with_text, r"Wrong\.tick: .*`async def tick\(self, at: datetime\)`"),
         (_cron_with_two, r"Wrong\.tick: .*`async def tick\(self, at: datetime\)`"),
         (_cron_stream, r"Wrong\.tick: .*`async def tick\(self, at: datetime\)`"),
-        (_cron_sync, r"Wrong\.tick is not async"),
+        (_cron_sync, r"Wrong\.tick is not async: write `async def`"),
         (_cron_private, r"Wrong\._tick: @cron on a private method"),
         (_cron_readonly, r"Wrong\.tick: @handler\(readonly, reentrant, retry\) cannot be combined with @cron"),
         (_cron_reentrant, r"Wrong\.tick: @handler\(readonly, reentrant, retry\) cannot be combined with @cron"),

@@ -1,5 +1,6 @@
 """What the engine knows about a declared entity type: values, made once from the user's class."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class HandlerSpec:
     """The plain function of the class; takes the instance, then the positional arguments."""
     parameters: tuple[str, ...]
     defaults: tuple[Any, ...]
-    """Values of the last parameters, used where the caller leaves them out."""
+    """Values of the last parameters, used where the caller leaves them out: copies, since a handler may change them."""
     by_position: int
     """How many arguments may be given by position."""
     bind: Callable[..., tuple[Any, ...]]
@@ -77,7 +78,7 @@ class HandlerSpec:
         except MalformedMessage as error:
             for missing, codec in enumerate(self.leading, start=1):
                 try:
-                    return (*codec.decode(body), *self.defaults[-missing:])
+                    return (*codec.decode(body), *copy.deepcopy(self.defaults[-missing:]))
                 except MalformedMessage:
                     continue  # an even older caller left out more; the first error is the one to report
             raise MalformedMessage(self._with_names(error.message)) from error
@@ -93,7 +94,7 @@ class HandlerSpec:
                 raise MalformedMessage(f"{self.entity_type}.{self.name} takes no arguments: send nothing, or {{}}")
             return ()
         if not text.strip() and len(self.defaults) == len(self.parameters):
-            return self.defaults
+            return copy.deepcopy(self.defaults)
         value = self.named.decode_json(text)
         return (value,) if len(self.parameters) == 1 else tuple(getattr(value, name) for name in self.parameters)
 
