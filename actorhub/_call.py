@@ -20,9 +20,10 @@ from actorhub.core.errors import (
     NotConnected,
 )
 from actorhub.core.idempotency import check_key, payload_hash, primary_key_of
+from actorhub.engine.model.asked import AskedMessage
 from actorhub.engine.model.event_loop import check_loop, elsewhere
 from actorhub.engine.model.records import FOREVER, LENDS, Message
-from actorhub.engine.model.run import running
+from actorhub.engine.model.run import Run, running
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.node import Node
 from actorhub.engine.routing.inbound import check_chain
@@ -51,7 +52,7 @@ class Call(Message):
     To its users it is a coroutine, so `TaskGroup.create_task` and the like take it.
     """
 
-    __slots__ = ("__weakref__", "_copy", "_future", "_steps", "_target", "_trace", "_used")
+    __slots__ = ("__weakref__", "_asked", "_copy", "_future", "_steps", "_target", "_trace", "_used")
 
     def __init__(self, target: CallTarget, spec: HandlerSpec, entity_id: str, args: tuple[Any, ...]) -> None:
         Message.__init__(self, spec, entity_id, ASK)
@@ -62,6 +63,8 @@ class Call(Message):
         self.args = args
         self._future: asyncio.Future[bytes] | None = None
         """Its outcome, once it has been sent."""
+        self._asked: AskedMessage | None = None
+        """Its account, if it is durable, and a run sends it that may be repeated."""
         self._copy: Any = UNSET
         """The result, if it needs no decoding."""
         self._steps: Generator[Any, Any, Any] | None = None
@@ -89,6 +92,7 @@ class Call(Message):
             body = yield from future
         except asyncio.CancelledError:
             node.router.withdraw(self, CallTimeout(f"{self.what}: the caller was cancelled"))
+            self._give_up()
             raise
         finally:
             node.deadlines.drop(self)
@@ -144,7 +148,7 @@ class Call(Message):
             ActorhubError: It was not accepted. `possibly_executed` tells whether it may run nevertheless.
         """
         node = self._target.node
-        self.begin_tell(message_id, delivery)
+        self.begin_tell(message_id, delivery, leaves_now=True)
         future = self._future = asyncio.get_running_loop().create_future()
         node.deadlines.add(self)
         try:
@@ -154,6 +158,7 @@ class Call(Message):
             # If it was accepted just before, it goes its way, as if it had been told a moment earlier.
             if future.cancelled():
                 node.router.withdraw(self, CallTimeout(f"{self.what}: the teller was cancelled"))
+                self._give_up()
             raise
         finally:
             node.deadlines.drop(self)
@@ -161,19 +166,20 @@ class Call(Message):
                 self.trace_ended(_error_of(future))
         return message_id if self.delivery is None else msgspec.msgpack.decode(body, type=int)
 
-    def begin_tell(self, message_id: int, delivery: Durable | None = None) -> None:
+    def begin_tell(self, message_id: int, delivery: Durable | None = None, *, leaves_now: bool = False) -> None:
         """Make it a tell. Since nobody waits for its run, it cannot be part of a cycle of calls."""
         self.kind = TELL
         self.message_id = message_id
-        self.prepare(delivery)
+        self.prepare(delivery, leaves_now=leaves_now)
         self.trace_started()
         self.chain = ()
 
-    def prepare(self, delivery: Durable | None = None) -> None:
+    def prepare(self, delivery: Durable | None = None, *, leaves_now: bool = True) -> None:
         """Encode it, and let it inherit deadline and chain from the handler that makes it.
 
         Args:
             delivery: Key and due time of a durable tell.
+            leaves_now: It does not wait for the commit of the run that makes it.
 
         Raises:
             ActorhubError: The call cannot be sent. No handler ran.
@@ -195,7 +201,7 @@ class Call(Message):
             self._inherit(run.message)
         assert self.args is not None
         if spec.durable and self.kind != STREAM:
-            self._make_durable(self.args, delivery or Durable())
+            self._make_durable(self.args, delivery or Durable(), run if leaves_now else None)
         elif delivery is not None or target.key is not None:
             self._used = True
             why = "a stream" if self.kind == STREAM else "not durable: mark it @handler(durable=True)"
@@ -229,15 +235,29 @@ class Call(Message):
             assert self._target.node.tracing is not None
             self._target.node.tracing.call_ended(trace, error)
 
-    def _make_durable(self, args: tuple[Any, ...], durable: Durable) -> None:
+    def _make_durable(self, args: tuple[Any, ...], durable: Durable, run: Run | None) -> None:
         if durable.key is None:
             durable.key = self._target.key if self._target.key is not None else primary_key_of(args)
         if durable.key is not None:
             durable.key = check_key(durable.key)
             durable.payload_hash = payload_hash(args)
+        elif run is not None and run.is_running:
+            self._send_once(args, durable, run)
         if self.message_id == 0:
             self.message_id = self._target.node.ids.new_id()
         self.delivery = durable
+
+    def _send_once(self, args: tuple[Any, ...], durable: Durable, run: Run) -> None:
+        """Have each repetition of the run that sends this send the same message (see `model.asked`)."""
+        payload = payload_hash(args)
+        self._asked = run.send_once(self, payload)
+        if self._asked is not None:
+            durable.key, durable.payload_hash = self._asked.key.key, payload
+
+    def _give_up(self) -> None:
+        """Its sender no longer waits, and does not know how it ends."""
+        if self._asked is not None:
+            self._asked.give_back()
 
     def on_accepted(self) -> None:
         """Wake the sender of a tell. From now on the message has no deadline."""
@@ -264,6 +284,8 @@ class Call(Message):
         """Wake the caller with the error, if it still waits. Count a tell that fails after it was accepted."""
         assert self._future is not None
         if not self._future.done():
+            if self._asked is not None:
+                self._asked.on_failed(error)
             self._future.set_exception(error)
         elif self.kind == TELL:
             self._target.node.on_tell_failed(self, error)

@@ -13,6 +13,7 @@ from actorhub.cluster import SingletonT, as_call, cluster_of_handler, part_of, t
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.arguments import seconds_of
 from actorhub.core.errors import NotConnected
+from actorhub.core.idempotency import users_key
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import FOREVER, LENDS, RunKind
 from actorhub.engine.model.run import Run, running
@@ -92,7 +93,7 @@ class Current:
     def key(self) -> str | None:
         """The idempotency key of the durable message; `None` if it has none."""
         message = self._run.message
-        return message.key if isinstance(message, DurableMessage) else None
+        return users_key(message.key) if isinstance(message, DurableMessage) else None
 
     @property
     def attempt(self) -> int:

@@ -14,8 +14,8 @@ Example:
 
     import pytest
 
-    from actorhub.conformance import checkpoints, key_values, message_care, message_runs, messages
-    from actorhub.conformance import singletons, slots, storage
+    from actorhub.conformance import checkpoints, key_values, message_care, message_keys, message_runs
+    from actorhub.conformance import messages, singletons, slots, storage
     from my_storage import MyKeyValues, MyStorage, empty_store
 
 
@@ -64,7 +64,7 @@ Example:
     class TestRuns(message_runs.StartSuite, message_runs.CommitSuite, message_runs.FailureSuite): ...
 
 
-    class TestCare(message_care.InspectionSuite, message_care.CareSuite): ...
+    class TestCare(message_care.InspectionSuite, message_care.CareSuite, message_keys.KeySuite): ...
 
 
     class TestCheckpoints(checkpoints.CheckpointWriteSuite, checkpoints.CompletionSuite): ...

@@ -16,6 +16,8 @@ MAX_KEY_BYTES: Final = 1024
 HASH_BYTES: Final = 16
 """Length of both hashes."""
 
+_MARK: Final = "\x1f"
+"""Begins the keys that runs give what they send, and parts them. No key of a user's, no type and no id contains it."""
 _LENGTH_BYTES: Final = 4
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -59,6 +61,35 @@ def payload_hash(arguments: tuple[Any, ...]) -> bytes:
     except (TypeError, ValueError, OverflowError, RecursionError) as exc:
         raise MalformedMessage(f"the arguments of a call with a key: {exc}") from exc
     return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+
+
+def run_key(scope: Sequence[str], step: str, payload: bytes, number: int) -> str:
+    """Return the key of a durable message that a durable run sends: the same one whenever the run is repeated.
+
+    A storage format, frozen by a test. It begins with the scope, by which the store's clean-up finds out whether the
+    run can still be repeated.
+
+    Args:
+        scope: Who may send the message again: `(message id,)`, or `(type, id, generation)` of a singleton's `run`.
+        step: Name of the step that sends it; empty outside of steps.
+        payload: Hash of its arguments.
+        number: Which of the messages of the scope that are equal in everything else.
+    """
+    digest = hashlib.blake2b(digest_size=HASH_BYTES)
+    for data in (step.encode(), payload, str(number).encode()):
+        digest.update(len(data).to_bytes(_LENGTH_BYTES, "big"))
+        digest.update(data)
+    return _MARK.join(("", *scope, digest.hexdigest()))
+
+
+def scope_of_key(key: str | None) -> Sequence[str] | None:
+    """Return the scope in a key that a run made; `None` for a user's key, or none."""
+    return key.split(_MARK)[1:-1] if key is not None and key.startswith(_MARK) else None
+
+
+def users_key(key: str | None) -> str | None:
+    """Return the key if a user gave it, not a run."""
+    return None if scope_of_key(key) is not None else key
 
 
 def check_key(key: object) -> str:

@@ -8,6 +8,7 @@ import msgspec
 from actorhub.core.address import ShardId
 from actorhub.core.codec import decode_error
 from actorhub.core.errors import MalformedMessage
+from actorhub.core.idempotency import users_key
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.ops.failures import failure_of
 from actorhub.storage.message_ports import FailedRun, MessageFilter, MessageRow, MessageState, Outcome, StoredReply
@@ -101,7 +102,7 @@ def _message(row: MessageRow) -> pb.Message:
         entity_id=row.entity_id,
         handler=row.handler,
         state=_STATES[row.state],
-        key=row.key,
+        key=users_key(row.key),
         attempts=row.attempts,
         created_at=row.created_at,
         deliver_at=row.deliver_at or None,

@@ -92,6 +92,15 @@ class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
     """It may have been sent before: the settled messages are searched for it too."""
 
 
+class MessageKey(msgspec.Struct, frozen=True):
+    """An idempotency key, with the handler for whose messages it counts."""
+
+    entity_type: str
+    entity_id: str
+    handler: str
+    key: str
+
+
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """The store's answer to a `NewMessage`."""
 
@@ -421,7 +430,19 @@ class MessageStore(Protocol):
         ...
 
     async def remove_expired(self, limit: int) -> int:
-        """Forget at most `limit` settled messages whose retention is over, and their keys; return how many."""
+        """Forget the first `limit` settled messages whose retention is over, and their keys; return how many that were.
+
+        A message that a run sent is kept for another hour as long as the run can be repeated (`run_key`): while its
+        message is pending or a dead letter; of a singleton's `run`, while there are steps since its last save.
+        """
+        ...
+
+    async def free_keys(self, keys: Sequence[MessageKey]) -> None:
+        """Let the next message with such a key be a new one, if the present one ended with an error, or cancelled.
+
+        One that is pending or has a value keeps its key. A dead letter that is retried takes its key back, and is not
+        retried if another message has it by then.
+        """
         ...
 
     async def begin(self) -> RunTransaction:

@@ -13,7 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from actorhub.core.errors import MalformedMessage
-from actorhub.core.idempotency import MAX_KEY_BYTES, check_key, key_hash, payload_hash, primary_key_of
+from actorhub.core.idempotency import (
+    MAX_KEY_BYTES,
+    check_key,
+    key_hash,
+    payload_hash,
+    primary_key_of,
+    run_key,
+    scope_of_key,
+    users_key,
+)
 
 TEXTS = st.text(st.characters(codec="utf-8"))
 PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | TEXTS | st.binary()
@@ -80,6 +89,40 @@ def test_a_payload_hash_is_the_same_in_every_release() -> None:
     assert payload_hash((Order("o-1", 2), {"b": 1, "a": {"z", "y"}})).hex() == "88f9c6833e83e23e914c1cacc211c3da"
     basket = Basket({2: {Colour.RED, Colour.BLUE}, 1: set()})
     assert payload_hash((basket, Refund("o-1"))).hex() == "73d075aa9bf38a1e8b4bbfbce8b1291a"
+
+
+def test_the_key_of_a_run_is_the_same_in_every_release() -> None:
+    """It is stored: a release that makes another one would send again what its predecessor sent."""
+    assert run_key(("7",), "pay", bytes(16), 1) == "\x1f7\x1f4b90102948c487a3b7f82a606cb7e207"
+    assert run_key(("orders", "ada", "3"), "", bytes(16), 12) == (
+        "\x1forders\x1fada\x1f3\x1f44cb6d7870c05f37bfe53b353e013dd1"
+    )
+
+
+@given(scope=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["Cc"])), min_size=1), key=TEXTS)
+def test_the_scope_is_read_from_the_key_of_a_run_alone(scope: list[str], key: str) -> None:
+    """A user's key can never be taken for one, nor be the same."""
+    made = run_key(scope, key, b"payload", 1)
+    assert scope_of_key(made) == scope
+    assert users_key(made) is None
+    with pytest.raises(MalformedMessage):
+        check_key(made)
+    assert users_key("o-1") == "o-1"
+    assert scope_of_key(None) is None
+
+
+@given(step=TEXTS, payload=st.binary(), number=st.integers(1, 10**6))
+def test_what_a_run_sends_has_a_key_of_its_own(step: str, payload: bytes, number: int) -> None:
+    """Another step, other arguments or another number make another key."""
+    keys = {
+        run_key(("7",), step, payload, number),
+        run_key(("8",), step, payload, number),
+        run_key(("7",), step + "1", payload, number),
+        run_key(("7",), step, payload + b"1", number),
+        run_key(("7",), step, payload, number + 1),
+        run_key(("7",), step + "1", payload + b"1", number),
+    }
+    assert len(keys) == 6
 
 
 _PROGRAM = """

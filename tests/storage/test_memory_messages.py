@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from actorhub.conformance.message_care import CareSuite, InspectionSuite
+from actorhub.conformance.message_keys import KeySuite
 from actorhub.conformance.message_runs import CommitSuite, FailureSuite, StartSuite
 from actorhub.conformance.messages import LoadSuite, StoreSuite, message
 from actorhub.conformance.storage import SHARDS, runner
@@ -46,6 +47,10 @@ class TestMemoryInspection(InspectionSuite):
 
 class TestMemoryCare(CareSuite):
     """Cancelling, retrying, purging and forgetting in memory."""
+
+
+class TestMemoryKeys(KeySuite):
+    """Freeing and keeping keys in memory."""
 
 
 async def test_a_transaction_needs_postgres(world: MemoryWorld) -> None:

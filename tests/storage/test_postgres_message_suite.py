@@ -3,6 +3,7 @@
 import pytest
 
 from actorhub.conformance.message_care import CareSuite, InspectionSuite
+from actorhub.conformance.message_keys import KeySuite
 from actorhub.conformance.message_runs import CommitSuite, FailureSuite, StartSuite
 from actorhub.conformance.messages import LoadSuite, StoreSuite
 from tests.storage.conftest import PostgresWorld
@@ -40,3 +41,7 @@ class TestPostgresInspection(InspectionSuite):
 
 class TestPostgresCare(CareSuite):
     """Cancelling, retrying, purging and forgetting in Postgres."""
+
+
+class TestPostgresKeys(KeySuite):
+    """Freeing and keeping keys in Postgres."""

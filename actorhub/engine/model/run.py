@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from actorhub.engine.model.asked import Asked, AskedMessage
+from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.records import RUNNING, Cell, InterleavedTurn, Message, RunKind
 from actorhub.engine.model.spec import HandlerSpec
@@ -82,6 +84,8 @@ class Run(msgspec.Struct, eq=False):
     """Of the runs within its turn."""
     unnested: "asyncio.Future[None] | None" = None
     """Is done once there are none; exists while a save waits for that."""
+    asked: Asked | None = None
+    """The durable messages that it sent, once there is one."""
 
     @property
     def kind(self) -> RunKind:
@@ -92,6 +96,25 @@ class Run(msgspec.Struct, eq=False):
     def is_running(self) -> bool:
         """Whether user code still runs: neither over nor being committed."""
         return not self.is_over and self.message.phase == RUNNING
+
+    def send_once(self, call: Message, payload: bytes, step: str = "") -> AskedMessage | None:
+        """Return the account of a durable message that the run is about to send, so that it is sent once.
+
+        `None` if the run is not repeated, or has sent too much.
+
+        Args:
+            call: The message.
+            payload: Hash of its arguments.
+            step: The step that sends it.
+        """
+        scope = _scope_of(self.message)
+        if scope is None:
+            return None
+        asked = self.asked
+        if asked is None or asked.scope != scope:
+            is_loop = self.message.run_kind is RunKind.MAIN_LOOP
+            asked = self.asked = Asked(scope, what=f"{self.what}({self.message.entity_id})", is_loop=is_loop)
+        return asked.send(call.entity, call.spec.name, step=step, payload=payload)
 
     def end_part(self) -> None:
         """Count a save or a nested run as ended."""
@@ -108,6 +131,15 @@ class Run(msgspec.Struct, eq=False):
     def what(self) -> str:
         """`type.handler`, for error messages."""
         return self.message.what
+
+
+def _scope_of(message: Message) -> tuple[str, ...] | None:
+    """Return what stays the same in each run of the message, and belongs to no other; `None` if there is one run."""
+    if isinstance(message, DurableMessage):
+        return (str(message.message_id),)
+    if message.run_kind is RunKind.MAIN_LOOP and message.progress is not None:
+        return (*message.entity, str(message.progress.generation))
+    return None
 
 
 running: ContextVar[Run | None] = ContextVar("actorhub_running", default=None)

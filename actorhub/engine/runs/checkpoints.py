@@ -101,7 +101,7 @@ class Checkpoints:
     async def _run(self, parent: Run, step: Step) -> bytes:
         """Run the step and store its result; a cancellation while it is stored is raised once the outcome is known."""
         progress = known_progress(parent)
-        run = StepRun.within(parent)
+        run = StepRun.within(parent, step.name)
         context = contextvars.copy_context()
         context.run(running.set, run)
         what = f"{parent.what}: result of step {step.name!r}"

@@ -2,10 +2,11 @@
 
 import asyncio
 from asyncio import Future
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
-from actorhub.core.errors import ActorhubError
+from actorhub.core.errors import ActorhubError, PersistenceError
+from actorhub.core.logger import get_logger
 from actorhub.engine.model.durable_message import DurableMessage, new_row
 from actorhub.engine.model.records import ACTIVE, EXCLUSIVE, Cell, Message
 from actorhub.engine.model.run import Run
@@ -13,6 +14,7 @@ from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.checkpoint_ports import CheckpointWrite
 from actorhub.storage.message_ports import (
+    MessageKey,
     MessageStore,
     NewMessage,
     Outcome,
@@ -22,6 +24,8 @@ from actorhub.storage.message_ports import (
     StoredReply,
 )
 from actorhub.storage.ports import Fenced, StateCommit, Storage
+
+_log: Final = get_logger("actorhub.commits")
 
 _COMMIT_LIMIT: Final = 10.0
 """Seconds that a transaction's commit may take."""
@@ -121,6 +125,16 @@ class Commits:
             ConfigurationError: the store has no SQL.
         """
         return await self._store.begin()
+
+    def free_keys(self, keys: Sequence[MessageKey]) -> "Future[None]":
+        """Let the keys of messages that ended with errors be used again; what is returned is done in any case."""
+        return self._supervisor.spawn(self._free_keys(keys), "free keys")
+
+    async def _free_keys(self, keys: Sequence[MessageKey]) -> None:
+        try:
+            await self._store.free_keys(keys)
+        except PersistenceError as error:
+            _log.warning("keys were not freed, so a run that is repeated gets the error of an ask once more: %s", error)
 
     def roll_back(self, run: Run, then: Callable[[Message], None]) -> None:
         """Undo the transaction of a run that failed, and call `then` once its locks are free."""

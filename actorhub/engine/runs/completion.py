@@ -25,6 +25,7 @@ from actorhub.core.errors import (
 )
 from actorhub.core.logger import get_logger
 from actorhub.core.texts import is_printable, name_of, text_of, traceback_of
+from actorhub.engine.model.asked import Asked
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUNNING, Cell, Message
 from actorhub.engine.model.run import NestedChanges, Run
@@ -144,6 +145,8 @@ class Completion:
         message, cell = run.message, run.cell
         if run.parts and cell.phase != DEAD:
             self._when_quiet(run, partial(self.on_raised, run, error))
+            return
+        if run.asked is not None and cell.phase != DEAD and self._asks_again(run, run.asked, error):
             return
         self.take_back(run)
         message.phase = DONE
@@ -274,20 +277,43 @@ class Completion:
         log_failure(_log, f"{message.what}({message.entity_id}) failed", error, reply)
         return reply
 
+    def _asks_again(self, run: Run, asked: Asked, error: BaseException) -> bool:
+        """Have the next run ask again what this one failed by, before its failure is recorded; return whether it does.
+
+        With the old key it would get the old error, whenever it is run again. What else the run asked for keeps its
+        key, errors that the run has handled included: the next run must find the same.
+        """
+        retry = run.spec.retry
+        blamed = asked.blamed_for(error)
+        if not blamed or (isinstance(run.message, DurableMessage) and retry.is_final(error)):
+            return False
+        asked.forget_failed()
+        self._end_after(run, self._store.free_keys(blamed), partial(self.on_raised, run, error))
+        return True
+
     def _when_quiet(self, run: Run, go_on: Callable[[], None]) -> None:
         """End a run later, once the saves of its tasks are answered, and the runs within it are over."""
 
-        def on_quiet(_: object) -> None:
+        def on_quiet() -> None:
             run.quiet = None
+            go_on()
+
+        run.quiet = asyncio.get_running_loop().create_future()
+        self._end_after(run, run.quiet, on_quiet)
+
+    def _end_after(self, run: Run, event: "asyncio.Future[None]", go_on: Callable[[], None]) -> None:
+        """End a run once `event` is done. Until then it keeps its turn, and nobody can call it back."""
+
+        def on_done(_: object) -> None:
             self._scheduler.release(run)
             if run.cell.phase == DEAD:
+                run.quiet = None
                 self.on_raised(run, asyncio.CancelledError())
             else:
                 go_on()
 
         run.message.phase = COMMITTING
-        run.quiet = asyncio.get_running_loop().create_future()
-        run.quiet.add_done_callback(on_quiet, context=self._scheduler.context)
+        event.add_done_callback(on_done, context=self._scheduler.context)
 
     def _settle(self, run: Run, body: bytes) -> None:
         message, cell = run.message, run.cell

@@ -9,7 +9,8 @@ import msgspec
 from typing_extensions import override
 
 from actorhub.core.errors import NotConnected
-from actorhub.engine.model.records import DEAD, RUNNING, Cell, RunKind
+from actorhub.engine.model.asked import AskedMessage
+from actorhub.engine.model.records import DEAD, RUNNING, Cell, Message, RunKind
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs.commits import Commits, tells_durably
 from actorhub.engine.runs.completion import RUN_ONLY, Completion
@@ -26,13 +27,18 @@ class StepRun(Run, eq=False, kw_only=True):
     """A step under way, as `current()` sees it: its tells and its SQL are committed with its result."""
 
     parent: Run
+    name: str = ""
     phase: int = RUNNING
     """Of the step; the run around it goes on."""
 
     @classmethod
-    def within(cls, parent: Run) -> "StepRun":
+    def within(cls, parent: Run, name: str = "") -> "StepRun":
         """Return a step of the run `parent`."""
-        return cls(parent.message, parent.cell, parent=parent)
+        return cls(parent.message, parent.cell, parent=parent, name=name)
+
+    @override
+    def send_once(self, call: Message, payload: bytes, step: str = "") -> AskedMessage | None:
+        return self.parent.send_once(call, payload, self.name)
 
     @property
     @override

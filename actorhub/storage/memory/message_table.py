@@ -9,6 +9,8 @@ import msgspec
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import DuplicateKey
+from actorhub.core.idempotency import scope_of_key
+from actorhub.storage.checkpoint_ports import BODY, Scope
 from actorhub.storage.memory.checkpoint_table import CheckpointTable
 from actorhub.storage.memory.message_queues import MessageQueues
 from actorhub.storage.memory.message_rows import CommitMark, KeyName, Row, as_pending, as_row, key_name, matches
@@ -17,6 +19,7 @@ from actorhub.storage.message_ports import (
     CancelResult,
     FailedRun,
     MessageFilter,
+    MessageKey,
     MessageRow,
     NewMessage,
     NotPending,
@@ -34,6 +37,9 @@ from actorhub.storage.ports import Fenced
 
 KEPT_FAILURES: Final = 20
 """The last failed runs that a message's history keeps."""
+
+KEPT_LONGER: Final = 3600.0
+"""Seconds that a message is kept longer at a time, as long as a run that sent it may be repeated."""
 
 Owns = Callable[[str, ShardId, int], bool]
 """Whether an incarnation owns a shard at an epoch."""
@@ -212,10 +218,10 @@ class MessageTable:
             return CancelResult.UNKNOWN
         if row.reply is not None and not row.is_dead:
             if row.reply.outcome is Outcome.CANCELLED:
-                self._free_key(row)
+                self._free_users_key(row)
             return CancelResult.SETTLED
         self._settle(row, StoredReply(Outcome.CANCELLED, b""), retention)
-        self._free_key(row)
+        self._free_users_key(row)
         return CancelResult.CANCELLED
 
     def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
@@ -242,16 +248,40 @@ class MessageTable:
         return len(purged)
 
     def remove_expired(self, limit: int) -> int:
-        """Forget at most `limit` settled messages whose retention is over; return how many."""
+        """Forget the first `limit` settled messages whose retention is over, or keep them longer; return how many."""
         now = self._clock.time()
-        removed = 0
-        while removed < limit and self._expiries and self._expiries[0][0] <= now:
+        expired = 0
+        while expired < limit and self._expiries and self._expiries[0][0] <= now:
             expires_at, message_id = heapq.heappop(self._expiries)
             row = self._rows.get(message_id)
-            if row is not None and row.expires_at == expires_at:
+            if row is None or row.expires_at != expires_at:
+                continue
+            expired += 1
+            if self._may_be_sent_again(row.message):
+                row.expires_at = now + KEPT_LONGER
+                heapq.heappush(self._expiries, (row.expires_at, message_id))
+            else:
                 self._forget(row)
-                removed += 1
-        return removed
+        return expired
+
+    def free_keys(self, keys: Sequence[MessageKey]) -> None:
+        """Let the keys of messages that ended with an error, or cancelled, be used again."""
+        for key in keys:
+            name = (key.entity_type, key.entity_id, key.handler, key.key)
+            row = self._keys.get(name)
+            if row is not None and row.reply is not None and row.reply.outcome is not Outcome.VALUE:
+                self._free_key(row)
+
+    def _may_be_sent_again(self, message: NewMessage) -> bool:
+        """Whether a run sent it that may be repeated."""
+        match scope_of_key(message.key):
+            case [message_id]:
+                return self.is_kept(int(message_id))
+            case [entity_type, entity_id, generation]:
+                saved = self._checkpoints.load(Scope(entity_type, entity_id, BODY))
+                return bool(saved.checkpoints) and saved.generation == int(generation)
+            case _:
+                return False
 
     def _known(self, message: NewMessage) -> Row | None:
         row = self._rows.get(message.message_id)
@@ -340,6 +370,11 @@ class MessageTable:
         name = key_name(row.message)
         if name is not None and self._keys.get(name) is row:
             del self._keys[name]
+
+    def _free_users_key(self, row: Row) -> None:
+        """Free the key of a cancelled message; a run that gave its key must learn of that whenever it is repeated."""
+        if scope_of_key(row.message.key) is None:
+            self._free_key(row)
 
     def _take_key(self, row: Row) -> bool:
         """Have the message's key name it; `False` if it names another one."""

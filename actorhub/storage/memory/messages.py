@@ -13,6 +13,7 @@ from actorhub.storage.memory.message_table import MessageTable
 from actorhub.storage.message_ports import (
     CancelResult,
     MessageFilter,
+    MessageKey,
     MessageRow,
     MessageStore,
     NewMessage,
@@ -131,6 +132,10 @@ class MemoryMessages(MessageStore):
     @override
     async def remove_expired(self, limit: int) -> int:
         return (await self._reached()).remove_expired(limit)
+
+    @override
+    async def free_keys(self, keys: Sequence[MessageKey]) -> None:
+        (await self._reached()).free_keys(keys)
 
     @override
     async def begin(self) -> RunTransaction:

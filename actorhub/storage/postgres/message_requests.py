@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from actorhub.core.errors import DuplicateKey
-from actorhub.storage.message_ports import NewMessage, RunCommit
+from actorhub.storage.message_ports import MessageKey, NewMessage, RunCommit
 
 ROW_BYTES: Final = 200
 """What a row takes besides its payload, roughly."""
@@ -52,7 +52,7 @@ def duplicate_key(run: RunCommit) -> DuplicateKey:
     )
 
 
-def key_hash(message: NewMessage) -> bytes | None:
+def key_hash(message: NewMessage | MessageKey) -> bytes | None:
     """Return what names the message's key in the store; `None` without a key."""
     if message.key is None:
         return None

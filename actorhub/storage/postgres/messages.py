@@ -13,6 +13,7 @@ from actorhub.core.errors import DuplicateKey
 from actorhub.storage.message_ports import (
     CancelResult,
     MessageFilter,
+    MessageKey,
     MessageRow,
     MessageState,
     MessageStore,
@@ -34,6 +35,7 @@ from actorhub.storage.postgres.message_batches import CommitBatches, FailureBatc
 from actorhub.storage.postgres.message_requests import (
     ROW_BYTES,
     deduplicated,
+    key_hash,
     message_key,
     new_bytes,
     run_bytes,
@@ -239,6 +241,10 @@ class PostgresMessages(MessageStore):
     async def remove_expired(self, limit: int) -> int:
         rows = await self._control.fetch("remove expired replies", "remove_expired", limit)
         return int(rows[0][0])
+
+    @override
+    async def free_keys(self, keys: Sequence[MessageKey]) -> None:
+        await self._control.fetch("free keys", "free_keys", [key_hash(key) for key in keys])
 
     @override
     async def begin(self) -> PostgresTransaction:

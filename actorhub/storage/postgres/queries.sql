@@ -250,22 +250,23 @@ update message set deliver_at = null where message_id = any($1::bigint[]) and de
 
 -- name: cancel
 -- Settle a message as cancelled, and free its key; returns what was found. The key of a message that was cancelled before
--- is freed, too: a repeated request may have taken it again.
+-- is freed, too: a repeated request may have taken it again. A key that a run gave stays: the run learns of the
+-- cancellation, and if it is repeated must learn it again.
 with done as materialized (
     select cancel_message($1, $2, $3, $4, $5, $6, $7) as result
 ),
 known as (
-    select m.key_hash, false as is_cancelled from message as m where m.message_id = $3
+    select m.key_hash, m.key, false as is_cancelled from message as m where m.message_id = $3
     union all
-    select d.key_hash, false from dead_letter as d where d.message_id = $3
+    select d.key_hash, d.key, false from dead_letter as d where d.message_id = $3
     union all
-    select q.key_hash, true from reply as q where q.message_id = $3 and q.outcome = 2
+    select q.key_hash, q.key, true from reply as q where q.message_id = $3 and q.outcome = 2
 ),
 freed as (
     delete from message_key as k
     using done, known
     where k.key_hash in (known.key_hash, known.key_hash || int8send($3)) and k.message_id = $3
-        and (done.result = 0 or (done.result = 1 and known.is_cancelled))
+        and (done.result = 0 or (done.result = 1 and known.is_cancelled)) and known.key not like E'\x1f%'
 )
 select done.result from done;
 
@@ -373,23 +374,64 @@ freed as (
 select count(*) as purged, max(gone.message_id) as last_id from gone;
 
 -- name: remove_expired
--- Forget at most $1 settled messages whose retention is over, and their keys; returns how many.
-with gone as (
-    delete from reply
-    where message_id = any(array(
-        select q.message_id
-        from reply as q
-        where q.expires_at <= clock_timestamp()
-        order by q.expires_at
-        limit $1
-        for update skip locked
-    ))
-    returning message_id, key_hash
+-- Forget the first $1 settled messages whose retention is over, and their keys; returns how many there were. Those that
+-- a run sent which may be repeated are kept for another hour: then the run must find them. Such a key has control
+-- characters; between the first two is the message that runs, or there are type, id and generation of a singleton.
+with expired as (
+    select q.message_id, split_part(q.key, E'\x1f', 2) as sender, split_part(q.key, E'\x1f', 3) as its_id,
+        split_part(q.key, E'\x1f', 4) as generation, q.key like E'\x1f%' as is_sent_by_a_run
+    from reply as q
+    where q.expires_at <= clock_timestamp()
+    order by q.expires_at
+    limit $1
+    for update skip locked
+),
+wanted as (
+    select x.message_id
+    from expired as x
+    where x.is_sent_by_a_run and case
+        when x.generation = '' then
+            exists (select from message as m where m.message_id = x.sender::bigint)
+            or exists (select from dead_letter as d where d.message_id = x.sender::bigint)
+        else exists (
+            select from singleton as s
+            join checkpoint as c on c.message_id = 0 and c.entity_type = s.singleton and c.entity_id = s.entity_id
+            where s.singleton = x.sender and s.entity_id = x.its_id and s.generation = x.generation::bigint
+        )
+    end
+),
+kept as (
+    update reply as q
+    set expires_at = clock_timestamp() + interval '1 hour'
+    from wanted
+    where q.message_id = any (array[wanted.message_id])
+),
+gone as (
+    delete from reply as q
+    using expired as x
+    where q.message_id = any (array[x.message_id])
+        and not exists (select from wanted as w where w.message_id = x.message_id)
+    returning q.message_id, q.key_hash
 ),
 freed as (
     delete from message_key as k using gone where k.key_hash = gone.key_hash and k.message_id = gone.message_id
 )
-select count(*) from gone;
+select count(*) from expired;
+
+-- name: free_keys
+-- Let the keys of messages that ended with an error, or cancelled, be used again. Dead letters keep theirs for a retry, as
+-- those of fail_runs do.
+with put_aside as (
+    update message_key as k
+    set key_hash = k.key_hash || int8send(k.message_id)
+    from dead_letter as d
+    where k.key_hash = any ($1::bytea[]) and d.message_id = any (array[k.message_id])
+)
+delete from message_key as k
+where k.key_hash = any ($1::bytea[])
+    and not exists (select from message as m where m.message_id = k.message_id)
+    and not exists (select from reply as q where q.message_id = k.message_id and q.outcome = 0)
+    and not exists (select from dead_letter as d where d.message_id = k.message_id);
 
 -- name: lease_machine_id
 -- Lease or renew a machine id; null when all are taken.
