@@ -14,7 +14,6 @@ from actorhub.core.address import ShardId
 from actorhub.core.cron import Breaker
 from actorhub.core.errors import (
     ActorhubError,
-    AlreadyProcessing,
     CallCycle,
     CallTimeout,
     ConfigurationError,
@@ -47,7 +46,6 @@ from actorhub.singleton import Singleton
 
 __all__ = [
     "ActorhubError",
-    "AlreadyProcessing",
     "Breaker",
     "CallCycle",
     "CallTimeout",
