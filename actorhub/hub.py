@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar, cast, get_type_hints
@@ -12,7 +13,7 @@ from actorhub.core.address import HASH_VERSION, RunnerAddress, RunnerInfo
 from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import Settings, load_settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
-from actorhub.core.errors import ConfigurationError
+from actorhub.core.errors import ConfigurationError, check_errors
 from actorhub.core.option_types import shown
 from actorhub.engine.client_node import ClientNode
 from actorhub.engine.model.limits import Limits
@@ -56,11 +57,12 @@ class Hub:
 
         Raises:
             ConfigurationError: Another class is registered under the same name, or this one is registered already.
-            TypeError: It is not the class of an entity or singleton, or an annotation of it cannot be resolved, or
-                names a type that cannot be sent. Or the class is abstract, or its constructor needs arguments and there
-                is no factory, or the factory does not return an instance.
+            TypeError: It is not the class of an entity or singleton. Or an annotation of it, or of an `EntityError` in
+                its module, cannot be resolved, or names a type that cannot be sent. Or the class is abstract, or its
+                constructor needs arguments and there is no factory, or the factory does not return an instance.
         """
         spec = spec_of(entity)
+        check_errors(list(vars(sys.modules[entity.__module__]).values()))
         known = self._types.get(spec.name)
         if known is not None and known.entity is entity:
             raise ConfigurationError(f"{entity.__name__} is registered twice: remove one of the two hub.register(...)")

@@ -1,6 +1,5 @@
 """Encoding of user data (arguments, results, state, errors) with msgspec, and decoding with validation."""
 
-import typing
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
@@ -8,6 +7,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from actorhub.core import errors
+from actorhub.core.error_fields import fields_of
 from actorhub.core.errors import (
     ActorhubError,
     EntityError,
@@ -277,15 +277,12 @@ def _framework_error(record: _ErrorRecord) -> ActorhubError:
 
 def _domain_error(record: _ErrorRecord, cls: type[EntityError] | None) -> ActorhubError:
     if cls is None:
-        return HandlerFailed(record.kind, record.message, possibly_executed=record.possibly_executed)
-    types = typing.get_type_hints(cls)
-    error = cls(
-        **{
-            name: msgspec.msgpack.decode(record.fields[name], type=types[name])
-            for name in field_names(cls)
-            if name in record.fields
-        }
-    )
+        return HandlerFailed(record.kind.replace(":", "."), record.message, possibly_executed=record.possibly_executed)
+    fields = fields_of(cls)
+    assert fields is not None
+    values = {name: decode(record.fields[name]) for name, decode in fields.decoders().items() if name in record.fields}
+    error = cls(**{name: values[name] for name in fields.parameters if name in values})
+    vars(error).update(values)  # A `__post_init__` may have changed them once more.
     error.possibly_executed = record.possibly_executed
     return error
 

@@ -5,10 +5,14 @@ The most important one is `possibly_executed`: if it is `False`, no handler ran,
 
 import dataclasses
 import inspect
+import sys
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, Final, Literal, dataclass_transform
+from typing import TYPE_CHECKING, Any, Final, Literal, dataclass_transform
 
+from actorhub.core.error_fields import ErrorFields, fields_of
 from actorhub.core.texts import encodable
+from actorhub.core.type_hints import Scope
 
 
 class ActorhubError(Exception):
@@ -36,6 +40,14 @@ class ActorhubError(Exception):
         self.message = message
         if possibly_executed is not None:
             self.possibly_executed = possibly_executed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As for other objects. Exceptions have themselves rebuilt by a call with `args`, but these take keywords.
+        return _new, (type(self),), {**vars(self), "args": self.args}
+
+
+def _new(cls: type[ActorhubError]) -> ActorhubError:
+    return cls.__new__(cls)
 
 
 class ConfigurationError(ActorhubError):
@@ -94,8 +106,8 @@ class RunnerUnavailable(ActorhubError):
     """
 
 
-class CallTimeout(ActorhubError):
-    """The deadline of the call passed before its reply came.
+class CallTimeout(ActorhubError, TimeoutError):
+    """The deadline of the call passed before its reply came. It is a `TimeoutError`, too.
 
     If `possibly_executed` is `False`, no handler ran. If it is `True`, a handler had started or may have started. A
     durable message stays stored and runs regardless: get its reply later with `cluster.reply`, or by calling again with
@@ -267,13 +279,16 @@ class SingletonError(ActorhubError):
 _RESERVED_FIELDS: Final = frozenset(dir(ActorhubError)) - {"message"}
 
 
-@dataclass_transform(kw_only_default=True)
+@dataclass_transform(kw_only_default=True, field_specifiers=(dataclasses.field,))
 class EntityError(ActorhubError):
     """Base class of your own errors: a handler raises one, and the caller catches it with all its fields.
 
     Annotate the fields in the subclass, and raise it with keywords: `raise OutOfStock(sku="tea", left=0)`.
     An `EntityError` is a reply. The changes of the handler are rolled back, and the handler is not run again, unless it
     is durable and its `Retry(on=...)` names the class.
+
+    Raises:
+        TypeError: At class definition, if a field cannot be sent, or the class has an `__init__` of its own.
     """
 
     possibly_executed = True
@@ -283,7 +298,23 @@ class EntityError(ActorhubError):
         for name in inspect.get_annotations(cls):
             if name in _RESERVED_FIELDS or name.startswith("_"):
                 raise TypeError(f"{cls.__name__}.{name}: a field of an EntityError cannot have this name: rename it")
-        dataclasses.dataclass(kw_only=True, eq=False, repr=False)(cls)
+        ErrorFields(cls, Scope(cls, sys._getframe(1)))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+
+    if TYPE_CHECKING:
+
+        def __init__(self) -> None: ...
+
+    else:
+
+        def __new__(cls, *args, **kwargs):  # noqa: ANN002, ANN003, ANN204, ARG004 - checkers know the dataclass's
+            """Check the call: positional arguments would be lost, and types that are not known cannot be decoded."""
+            fields = fields_of(cls)
+            if fields is None:
+                raise TypeError("EntityError is for subclasses: declare `class OutOfStock(EntityError)` and raise that")
+            if args:
+                raise TypeError(_call_hint(cls.__name__, fields.parameters))
+            fields.decoders()
+            return super().__new__(cls)
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in field_names(type(self))) or super().__str__()
@@ -292,7 +323,26 @@ class EntityError(ActorhubError):
         return f"{type(self).__name__}({self})"
 
 
+def _call_hint(name: str, fields: tuple[str, ...]) -> str:
+    if not fields:
+        return f"{name} has no fields: raise {name}(), or annotate one, such as `reason: str`, and give it by keyword"
+    return f"{name} takes keywords: raise {name}({', '.join(f'{field}=...' for field in fields)})"
+
+
 def field_names(cls: type[EntityError]) -> tuple[str, ...]:
     """Return the names of the fields of a domain error class, inherited ones first."""
-    untyped: Any = cls
-    return tuple(field.name for field in dataclasses.fields(untyped)) if dataclasses.is_dataclass(untyped) else ()
+    fields = fields_of(cls)
+    return () if fields is None else fields.names
+
+
+def check_errors(names: Iterable[object]) -> None:
+    """Check that the types of the domain errors among some objects are known.
+
+    Raises:
+        TypeError: One is not, so that the error could not be sent. The text says which.
+    """
+    for cls in names:
+        if isinstance(cls, type) and issubclass(cls, EntityError) and not getattr(cls, "__parameters__", ()):
+            fields = fields_of(cls)
+            if fields is not None:
+                fields.decoders()
