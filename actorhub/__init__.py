@@ -11,6 +11,7 @@ from actorhub.client import Client
 from actorhub.cluster import Cluster
 from actorhub.context import Current, current
 from actorhub.core.address import ShardId
+from actorhub.core.config import SettingKeywords
 from actorhub.core.cron import Breaker
 from actorhub.core.errors import (
     ActorhubError,
@@ -71,6 +72,7 @@ __all__ = [
     "Retry",
     "RunnerNotRegistered",
     "RunnerUnavailable",
+    "SettingKeywords",
     "ShardId",
     "ShuttingDown",
     "Singleton",

@@ -27,8 +27,8 @@ from actorhub._resolution import (
 )
 from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
-from actorhub.core.option_types import shown
 from actorhub.core.retry import DEFAULT_RETRY
+from actorhub.core.texts import shown
 from actorhub.core.type_hints import Scope, UnknownName
 from actorhub.engine.model.spec import DEFAULT_CANCEL_GRACE, EntitySpec, HandlerSpec
 from actorhub.engine.singletons.cron_runs import cron_function

@@ -12,8 +12,8 @@ import msgspec
 
 from actorhub.core.codec import Codec
 from actorhub.core.errors import MalformedMessage
-from actorhub.core.option_types import shown
 from actorhub.core.sendable import check_sendable
+from actorhub.core.texts import shown
 from actorhub.core.type_hints import (
     Bases,
     UnknownName,

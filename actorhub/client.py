@@ -12,6 +12,7 @@ from actorhub._stream_call import StreamCall
 from actorhub.core.arguments import check_headers, seconds_of
 from actorhub.core.codec import Codec
 from actorhub.core.idempotency import check_key
+from actorhub.core.texts import shown
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.entity import Declared
 
@@ -89,7 +90,7 @@ class Client(Generic[E]):
             target = dataclasses.replace(target, timeout=seconds)
         if on_full is not msgspec.UNSET:
             if on_full not in ("fail", "wait"):
-                raise ValueError(f'on_full={on_full!r} must be "fail" or "wait"')
+                raise ValueError(f'on_full={shown(on_full)} must be "fail" or "wait"')
             target = dataclasses.replace(target, waits_for_room=on_full == "wait")
         if headers is not msgspec.UNSET:
             target = dataclasses.replace(target, headers=check_headers(headers))

@@ -5,16 +5,16 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, TypeVar, cast, get_type_hints
+from typing import Any, Final, TypeVar, Unpack, cast, get_type_hints
 
 from actorhub._declaration import spec_of
 from actorhub.cluster import Cluster, cluster_here, leave
 from actorhub.core.address import HASH_VERSION, RunnerAddress, RunnerInfo
 from actorhub.core.clock import Clock, SystemClock
-from actorhub.core.config import Settings, load_settings
+from actorhub.core.config import SettingKeywords, Settings, load_settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.core.errors import ConfigurationError, check_errors
-from actorhub.core.option_types import shown
+from actorhub.core.texts import shown
 from actorhub.engine.client_node import ClientNode
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.model.records import HostedType
@@ -81,7 +81,7 @@ class Hub:
         return {name: hosted.spec for name, hosted in self._types.items()}
 
     @asynccontextmanager
-    async def connect(self, **settings: Any) -> AsyncGenerator[Cluster, None]:
+    async def connect(self, **settings: Unpack[SettingKeywords]) -> AsyncGenerator[Cluster, None]:
         """Join a cluster as a client, which calls entities and hosts none. Use it as an async context manager.
 
         With `gateway`, the addresses of one or more runners, no database is needed. With `database_url` the runners are
@@ -92,11 +92,12 @@ class Hub:
         At the end of the block the links are closed. Calls that are still under way fail.
 
         Args:
-            settings: The settings of `actorhub serve`, as keywords. Those that are not given come from the environment,
-                then from `actorhub.toml`, then from the defaults.
+            settings: The settings of `actorhub serve`, as keywords: typed, or as the text that the command line takes.
+                Those that are not given, or `None`, come from the environment, then from `actorhub.toml`, then from the
+                defaults.
 
         Raises:
-            ConfigurationError: A setting is unknown or not valid.
+            ConfigurationError: A setting is unknown or not valid. The text says what to write, or the near name.
             RunnerUnavailable: No runner answered within 10 seconds.
         """
         loaded = load_settings(settings, os.environ, origin="hub.connect")
@@ -104,7 +105,7 @@ class Hub:
             yield cluster
 
     @asynccontextmanager
-    async def runner(self, **settings: Any) -> AsyncGenerator[Cluster, None]:
+    async def runner(self, **settings: Unpack[SettingKeywords]) -> AsyncGenerator[Cluster, None]:
         """Join a cluster as a runner, which hosts entities in this process. Use it as an async context manager.
 
         When the block is entered, this runner owns a first share of the shards and serves calls. At the end of the

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, cast
 
 from actorhub.core.errors import MalformedMessage
-from actorhub.core.texts import plain
+from actorhub.core.texts import plain, shown
 
 MAX_HEADER_BYTES: Final = 64 << 10
 """Headers of one call in UTF-8, names and values."""
@@ -34,7 +34,7 @@ def seconds_of(duration: object, name: str) -> float:
         ValueError: It is longer than a million days.
     """
     if not isinstance(duration, timedelta):
-        raise TypeError(f"{name}={duration!r:.80} must be a timedelta, such as timedelta(seconds=2)")
+        raise TypeError(f"{name}={shown(duration)} must be a timedelta, such as timedelta(seconds=2)")
     if duration > LONGEST:
         raise ValueError(f"{name}={duration} is longer than {LONGEST.days} days")
     return duration.total_seconds()
@@ -48,7 +48,9 @@ def due_time(deliver_at: object) -> float:
         ValueError: It has no time zone, or is beyond the year 9000.
     """
     if not isinstance(deliver_at, datetime):
-        raise TypeError(f"deliver_at={deliver_at!r:.80} must be a datetime with a time zone, such as datetime.now(UTC)")
+        raise TypeError(
+            f"deliver_at={shown(deliver_at)} must be a datetime with a time zone, such as datetime.now(UTC)"
+        )
     if deliver_at.utcoffset() is None:
         raise ValueError(f"deliver_at={deliver_at} has no time zone: use e.g. datetime.now(UTC)")
     if deliver_at >= LATEST:
@@ -63,7 +65,7 @@ def check_message_id(message_id: object) -> int:
         MalformedMessage: No message can have it.
     """
     if not isinstance(message_id, int) or isinstance(message_id, bool) or not _IDS[0] <= message_id < _IDS[1]:
-        raise MalformedMessage(f"{message_id!r:.80} is not the id of a message: use the number that tell returned")
+        raise MalformedMessage(f"{shown(message_id)} is not the id of a message: use the number that tell returned")
     return int(message_id)
 
 
@@ -74,7 +76,7 @@ def check_text(value: object, what: str) -> str:
         MalformedMessage: It is not text, or UTF-8 cannot hold it.
     """
     if not isinstance(value, str):
-        raise MalformedMessage(f"{what} must be a string, not {type(value).__name__}: {value!r:.80}")
+        raise MalformedMessage(f"{what} must be a string, not {type(value).__name__}: {shown(value)}")
     text = plain(value)
     if not text.isascii() and _SURROGATE.search(text):
         raise MalformedMessage(f"{what} {text[:80]!r} contains half of a surrogate pair, which is not text: remove it")

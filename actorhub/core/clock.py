@@ -3,9 +3,10 @@
 import random
 import secrets
 from time import monotonic, time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Provides wall time, monotonic time and randomness."""
 

@@ -13,12 +13,11 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 
-from actorhub.core.texts import encodable
+from actorhub.core.texts import shown
 
 LONGEST: Final = timedelta(days=36_500)
 """The longest duration of any option: a hundred years. Longer ones lead to times that no clock has."""
 
-_LONGEST_VALUE: Final = 80
 _CALLABLE: Final[object] = typing.get_origin(Callable[..., Any])
 _MAPPING: Final[object] = typing.get_origin(Mapping[str, str])
 _PHRASES: Final[Mapping[object, str]] = {
@@ -89,17 +88,6 @@ def annotations_of(owner: Any) -> Mapping[str, Any]:
     }
 
 
-def shown(value: object) -> str:
-    """Return a value as an error shows it: a class by its name, anything long shortened. Never fails."""
-    if isinstance(value, type):
-        return value.__qualname__
-    try:
-        text = repr(value)
-    except Exception:  # noqa: BLE001 - user code: `__repr__` may raise anything
-        text = f"<{type(value).__qualname__}>"
-    return encodable(text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…")
-
-
 def _fits(value: object, allowed: Any) -> bool:
     kind = typing.get_origin(allowed) or allowed
     if kind in _CHECKS:
@@ -148,8 +136,8 @@ def _phrase(allowed: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, arguments))
     if origin is tuple:
-        (base,) = typing.get_args(arguments[0])
-        return f"a tuple of subclasses of {base.__name__}"
+        bases = typing.get_args(arguments[0])
+        return f"a tuple of subclasses of {bases[0].__name__}" if bases else f"a tuple of {arguments[0].__name__}"
     phrase = _PHRASES.get(allowed) or _PHRASES.get(origin)
     return phrase or f"{'an' if allowed.__name__[0] in 'AEIO' else 'a'} {allowed.__name__}"
 
@@ -160,8 +148,8 @@ def _advice(name: str, value: object, allowed: Any) -> str:
     for option in options:
         if option is timedelta and isinstance(value, int | float):
             return f": write {name}=timedelta(seconds={shown(value)})"
-        if typing.get_origin(option) is tuple:
-            return _advice_for_classes(name, value, typing.get_args(typing.get_args(option)[0])[0])
+        if typing.get_origin(option) is tuple and (bases := typing.get_args(typing.get_args(option)[0])):
+            return _advice_for_classes(name, value, bases[0])
         if isinstance(option, type) and issubclass(option, msgspec.Struct):
             return f": write {name}={option.__name__}(...)"
     return ""

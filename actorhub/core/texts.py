@@ -15,6 +15,7 @@ LONGEST_TRACEBACK: Final = 32 * 1024
 LONGEST_NAME: Final = 500
 """Bytes of the name of a class of exceptions that are kept."""
 
+_LONGEST_VALUE: Final = 80
 _CUT: Final = "… (shortened)"
 
 # Of `type` itself: a metaclass may have attributes of these names, of any kind.
@@ -26,6 +27,17 @@ _module: Final = type.__dict__["__module__"].__get__
 def encodable(text: str) -> str:
     """Return `text` with whatever UTF-8 cannot hold, and NUL, which Postgres cannot, as an escape of its number."""
     return text.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
+
+
+def shown(value: object) -> str:
+    """Return a value as an error shows it: a class by its name, anything long shortened. Never fails."""
+    if isinstance(value, type):
+        return value.__qualname__
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - user code: `__repr__` may raise anything
+        text = f"<{type(value).__qualname__}>"
+    return encodable(text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…")
 
 
 def text_of(error: BaseException) -> str:

@@ -17,6 +17,7 @@ from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import HostPort, Settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
+from actorhub.core.option_types import annotations_of, check_types
 from actorhub.engine.client_node import ClientNode
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.ownership.plan import desired_shards
@@ -77,7 +78,13 @@ class MemoryCluster:
             hub: What runners host and clients call, where no other hub is given.
             settings: Limits, grace and number of shards; default is 16 shards per group and 2 s grace.
             clock: Time and chance; default is the system's.
+
+        Raises:
+            TypeError: An argument is of another type. The text names it.
         """
+        check_types(
+            "MemoryCluster", annotations_of(MemoryCluster.__init__), {"hub": hub, "settings": settings, "clock": clock}
+        )
         self.hub = hub
         self.hubs = [hub]
         """Every hub that was given, to the cluster or to one of its runners or clients."""
@@ -251,6 +258,7 @@ class MemoryCluster:
         self.store.overwrite((entity_type, entity_id), state)
 
     def _known(self, hub: Hub | None) -> Hub:
+        check_types("MemoryCluster", annotations_of(MemoryCluster.start_runner), {"hub": hub})
         if hub is None:
             return self.hub
         if hub not in self.hubs:

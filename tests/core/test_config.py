@@ -1,13 +1,16 @@
 """Settings: where they come from, which source wins, and the errors for values that are not valid."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actorhub.core.config import SETTINGS, HostPort, Origin, Settings, load_settings, mask_secrets
+from actorhub.core.config import SETTINGS, HostPort, Origin, SettingKeywords, Settings, load_settings, mask_secrets
 from actorhub.core.errors import ConfigurationError
 
 TLS = {"tls_cert": "cert.pem", "tls_key": "key.pem", "tls_ca": "ca.pem"}
@@ -157,6 +160,48 @@ def test_the_source_of_a_wrong_value_is_named_for_every_source(tmp_path: Path) -
     assert "(from environment ACTORHUB_WORKERS)" in refusal({}, {"ACTORHUB_WORKERS": "x"})
     (tmp_path / "actorhub.toml").write_text("workers = 0")
     assert "workers = 0 (from actorhub.toml key workers) is not valid" in refusal()
+
+
+def _keyword_of(type_: Any) -> set[Any]:  # noqa: ANN401
+    """Return what the keyword of a setting of this type may be: the type itself, or the text that stands for it."""
+    optional = set(get_args(type_)) if get_origin(type_) is UnionType else {type_}
+    (plain,) = optional - {NoneType}
+    if get_origin(plain) is tuple:
+        item: Any = get_args(plain)[0]
+        return {Sequence[str] if item is str else Sequence[item | str], NoneType}
+    if get_origin(plain) is Literal:
+        return {plain, NoneType}
+    texts: dict[Any, set[type]] = {HostPort: {str}, Path: {str}, timedelta: {str, float}}
+    return {plain, NoneType, *texts.get(plain, ())}
+
+
+def test_the_keywords_for_type_checkers_are_the_settings() -> None:
+    """Each setting has its keyword, in the same order, with its type: what no checker refuses, the table knows."""
+    keywords = get_type_hints(SettingKeywords)
+    types = get_type_hints(Settings)
+    assert list(keywords) == list(SETTINGS)
+    assert {name: set(get_args(keyword)) for name, keyword in keywords.items()} == {
+        name: _keyword_of(types[name]) for name in SETTINGS
+    }
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "text"),
+    [
+        ({"workers": "3"}, TypeError, r"Settings: workers='3' must be a whole number"),
+        ({"grace": 5}, TypeError, r"Settings: grace=5 must be a timedelta: write grace=timedelta\(seconds=5\)"),
+        ({"groups": "a"}, TypeError, r"Settings: groups='a' must be a tuple of str"),
+        ({"listen": "127.0.0.1:7700"}, TypeError, r"Settings: listen='127.0.0.1:7700' must be a HostPort"),
+        ({"weight": 0.0}, ConfigurationError, r"weight = 0.0 \(from Settings\) is not valid: use a number from 0.001"),
+        ({"shards_per_group": 0}, ConfigurationError, r"shards_per_group = 0 \(from Settings\) is not valid"),
+    ],
+)
+def test_settings_that_a_test_makes_itself_are_checked_as_well(
+    wrong: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    """There, text does not stand for other types."""
+    with pytest.raises(error, match=text):
+        Settings(**wrong)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from actorhub import (
 )
 from actorhub.cluster import part_of
 from actorhub.core.clock import SystemClock
+from actorhub.core.config import SettingKeywords
 from actorhub.core.envelope import KEY_VALUE
 from actorhub.core.key_value import MAX_VALUE_BYTES
 from actorhub.engine.anycast.ask import ask_any
@@ -289,7 +290,7 @@ async def test_a_closed_client_is_not_connected(memory: MemoryCluster) -> None:
 
 async def test_real_runners_serve_a_client_without_a_database(postgres_url: str) -> None:
     """Over gRPC and Postgres, with the time that a value has left, from a program that declares nothing."""
-    settings = {"database_url": postgres_url, "listen": "127.0.0.1:0", "shards_per_group": 4}
+    settings: SettingKeywords = {"database_url": postgres_url, "listen": "127.0.0.1:0", "shards_per_group": 4}
     async with hub.runner(**settings) as first, hub.runner(**settings) as second:
         async with hub.connect(gateway=first.runner.address) as client:  # type: ignore[union-attr]
             numbers = client.kv.prefix("n:").typed(int)

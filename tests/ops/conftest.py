@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -38,7 +39,7 @@ class Ports:
         self._hub = hub
         self.stack = AsyncExitStack()
 
-    async def open(self, **settings: object) -> Port:
+    async def open(self, **settings: Any) -> Port:
         made = self._hub.runner(database_url=self._url, listen="127.0.0.1:0", **settings)
         cluster = await self.stack.enter_async_context(made)
         assert cluster.runner is not None

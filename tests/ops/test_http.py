@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import grpc.aio
@@ -202,7 +203,7 @@ async def _grpc_health(address: str) -> int:
 
 
 @asynccontextmanager
-async def _refused(url: str, **settings: object) -> AsyncIterator[pytest.ExceptionInfo[ConfigurationError]]:
+async def _refused(url: str, **settings: Any) -> AsyncIterator[pytest.ExceptionInfo[ConfigurationError]]:
     with pytest.raises(ConfigurationError) as caught:
         async with shop.hub.runner(database_url=url, listen="127.0.0.1:0", **settings):
             pytest.fail("it started")

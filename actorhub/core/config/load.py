@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from actorhub.core.config.settings import SETTINGS, Setting, Settings
+from actorhub.core.config.settings import SETTINGS, Settings
 from actorhub.core.errors import ConfigurationError
 
 Origin = Literal["flag", "hub.connect", "hub.runner"]
@@ -52,7 +52,7 @@ def load_settings(
             (f"{file} key {name}", content.get(name)),
         ):
             if value is not None and value != ():
-                typed[name] = _parse(setting, value, source)
+                typed[name] = setting.checked(value, source)
                 sources[name] = source
                 break
     settings = msgspec.convert(typed, Settings)
@@ -75,16 +75,6 @@ def _read_file(environ: Mapping[str, str], toml_path: Path | None) -> tuple[str,
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"settings file {path}{source} is not valid TOML: {error}") from error
     return str(path), content
-
-
-def _parse(setting: Setting, value: object, source: str) -> object:
-    try:
-        return setting.parse(value)
-    except (ValueError, OverflowError):
-        # Not chained: the parser's own error may quote a secret that the text below masks.
-        raise ConfigurationError(
-            f"{setting.name} = {setting.shown(value)} (from {source}) is not valid: use {setting.allowed}"
-        ) from None
 
 
 def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:

@@ -10,6 +10,9 @@ import msgspec
 
 from actorhub.core.config import values
 from actorhub.core.config.values import HostPort, mask_secrets
+from actorhub.core.errors import ConfigurationError
+from actorhub.core.option_types import check_record
+from actorhub.core.texts import shown
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
@@ -42,12 +45,27 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         """The environment variable that sets it."""
         return f"ACTORHUB_{self.name.upper()}"
 
+    def checked(self, value: object, source: str) -> object:
+        """Return `value` typed.
+
+        Raises:
+            ConfigurationError: It is not valid. The text names the setting, `source`, and what is allowed.
+        """
+        try:
+            return self.parse(value)
+        except (ValueError, OverflowError):
+            # Not chained: the parser's own error may quote a secret that the text masks.
+            raise ConfigurationError(
+                f"{self.name} = {self.shown(value)} (from {source}) is not valid: use {self.allowed}"
+            ) from None
+
     def shown(self, value: object) -> str:
         """Return `value` for messages and logs, with secrets masked and its length bounded."""
         if self.secret:
             return "***"
-        text = value if isinstance(value, str) else str(value)
-        return repr(mask_secrets(text)[:200]) if isinstance(value, str) else mask_secrets(text)[:200]
+        if isinstance(value, str):
+            return repr(mask_secrets(value)[:200])
+        return mask_secrets(str(value) if isinstance(value, HostPort | Path | timedelta) else shown(value))
 
 
 def _whole(minimum: int, maximum: int, text: str) -> Setting:
@@ -204,6 +222,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             metavar="LEVEL",
         ),
     ] = "info"
+
+    def __post_init__(self) -> None:
+        check_record("Settings", self)
+        for name, setting in SETTINGS.items():
+            if (value := getattr(self, name)) != setting.default:
+                setting.checked(value, "Settings")
 
     @property
     def has_mutual_tls(self) -> bool:
