@@ -15,6 +15,7 @@ from actorhub.core.config import SettingKeywords
 from actorhub.core.cron import Breaker
 from actorhub.core.errors import (
     ActorhubError,
+    AlreadyProcessing,
     CallCycle,
     CallTimeout,
     ConfigurationError,
@@ -47,6 +48,7 @@ from actorhub.singleton import Singleton
 
 __all__ = [
     "ActorhubError",
+    "AlreadyProcessing",
     "Breaker",
     "CallCycle",
     "CallTimeout",

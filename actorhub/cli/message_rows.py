@@ -47,6 +47,7 @@ def message_record(message: pb.Message) -> Row:
         **message_row(message),
         "arguments": msgspec.Raw(arguments.encode()) if arguments else None,
         "headers": dict(message.headers),
+        "unreadable": message.unreadable or None,
         "reply": _reply_record(message.reply) if message.HasField("reply") else None,
         "history": [
             {
@@ -71,6 +72,8 @@ def message_text(message: pb.Message) -> str:
         **{_LABELS.get(name, name): value for name, value in row.items() if name != "error"},
         **({"headers": ", ".join(f"{k}={v}" for k, v in message.headers.items())} if message.headers else {}),
     }
+    if message.unreadable:
+        facts["unreadable"] = message.unreadable
     lines = [f"{name:<{_LABEL}}{value}" for name, value in facts.items() if value is not None]
     if message.HasField("arguments"):
         lines.append(f"{'arguments':<{_LABEL}}{_json_text(message.arguments_json, len(message.arguments))}")

@@ -15,7 +15,7 @@ Example:
     import pytest
 
     from actorhub.conformance import checkpoints, key_values, message_care, message_keys, message_runs
-    from actorhub.conformance import messages, singletons, slots, storage
+    from actorhub.conformance import messages, singletons, slots, storage, unreadable_messages
     from my_storage import MyKeyValues, MyStorage, empty_store
 
 
@@ -65,6 +65,9 @@ Example:
 
 
     class TestCare(message_care.InspectionSuite, message_care.CareSuite, message_keys.KeySuite): ...
+
+
+    class TestUnreadable(unreadable_messages.UnreadableSuite): ...
 
 
     class TestCheckpoints(checkpoints.CheckpointWriteSuite, checkpoints.CompletionSuite): ...

@@ -165,14 +165,20 @@ class DuplicateKey(ActorhubError):
     """
 
 
-class MessageCancelled(ActorhubError):
-    """The durable message was cancelled, so it does not run, or not again, and there is no reply.
+class AlreadyProcessing(ActorhubError):
+    """The message is running, or just being stored, so it was neither cancelled nor retried.
 
-    A run of it may have begun. None of it is committed, except the steps and saves before the cancellation. The key of
-    the message is free again: to run it after all, send it once more.
+    Wait for its reply, or try again later.
     """
 
     possibly_executed = True
+
+
+class MessageCancelled(ActorhubError):
+    """The durable message was cancelled, so it does not run, or not again, and there is no reply.
+
+    Its key is free again: to run it after all, send it once more.
+    """
 
 
 class UnknownMessage(ActorhubError):

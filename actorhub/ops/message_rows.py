@@ -88,6 +88,7 @@ def whole_message(row: MessageRow, specs: Mapping[str, EntitySpec]) -> pb.Messag
         message.arguments = row.body
         message.arguments_json = _shortened(_arguments_json(spec, row.body))
     message.headers.update(row.headers or {})
+    message.unreadable = row.unreadable
     if row.reply is not None and row.reply.outcome is not Outcome.CANCELLED:
         message.reply.CopyFrom(_reply(spec, row.reply))
     message.history.extend(_failed_run(run) for run in _latest(row.history))
@@ -103,7 +104,7 @@ def _message(row: MessageRow) -> pb.Message:
         handler=row.handler,
         state=_STATES[row.state],
         key=users_key(row.key),
-        attempts=row.attempts,
+        attempts=max(row.attempts, 0),  # somebody may have written any number
         created_at=row.created_at,
         deliver_at=row.deliver_at or None,
         finished_at=row.finished_at,

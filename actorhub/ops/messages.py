@@ -1,21 +1,23 @@
 """What operators do with durable messages: list, show, retry, purge, cancel. Any runner does it for the cluster."""
 
+import re
 from collections.abc import AsyncIterator, Sequence
 from typing import Final
 
 import msgspec
 
-from actorhub.core.errors import ActorhubError, MalformedMessage, UnknownMessage
+from actorhub.core.errors import ActorhubError, AlreadyProcessing, MalformedMessage, UnknownMessage
 from actorhub.core.logger import get_logger
 from actorhub.ops.local import LocalRunner
 from actorhub.ops.message_rows import filter_of, listed_message, state_number, whole_message
-from actorhub.storage.message_ports import MessageFilter, MessageRow, MessageState
+from actorhub.storage.message_ports import SMALLEST_ID, MessageFilter, MessageRow, MessageState
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 
 LONGEST_PAGE: Final = 1000
 """Keeps a reply well within the smallest frame limit, however long ids and keys are."""
 _STEP: Final = 1000
 """Messages that one statement changes."""
+_TOKEN: Final = re.compile(r"-?[0-9]{1,19}")
 _DEAD: Final = frozenset({MessageState.DEAD})
 
 _log: Final = get_logger("actorhub.ops")
@@ -91,21 +93,21 @@ class MessageAdmin:
         _log.info("%d dead letters were purged", count)
         return count
 
-    async def cancel(self, message_id: int, *, terminate: bool) -> pb.CancelMessageReply:
-        """Cancel a message, and end its run if one is under way.
+    async def cancel(self, message_id: int) -> pb.CancelMessageReply:
+        """End a message that is not running.
 
         Raises:
             UnknownMessage: nothing is known about it.
-            CallTimeout: whether it ends as cancelled was not decided in time.
+            AlreadyProcessing: it is running.
         """
         # The message may end between these steps. So the first only finds out whether it ever existed, and the state
         # that is reported is read after the attempt.
         await self._found(message_id)
-        cancelled = await self._cluster.cancel(message_id, terminate=terminate)
+        cancelled = await self._cluster.cancel(message_id)
         row = await self._store.find(message_id)
         state = row.state if row is not None else MessageState.CANCELLED
         if cancelled:
-            _log.info("message %d was %s", message_id, "terminated" if terminate else "cancelled")
+            _log.info("message %d was cancelled", message_id)
         return pb.CancelMessageReply(cancelled=cancelled, state=state_number(state))
 
     async def _page(self, request: pb.ListMessagesRequest, wanted: MessageFilter) -> pb.ListMessagesReply:
@@ -150,6 +152,8 @@ class MessageAdmin:
         try:
             if await self._cluster.reset(message_id):
                 return ""
+        except AlreadyProcessing:
+            return "it is running"
         except ActorhubError as error:
             return str(error)
         row = await self._store.find(message_id)
@@ -157,7 +161,7 @@ class MessageAdmin:
 
     async def _pages(self, wanted: MessageFilter) -> AsyncIterator[Sequence[MessageRow]]:
         """Yield what matches the filter, by id, so that a message that dies again meanwhile is not met twice."""
-        after = 0
+        after = wanted.after_id
         while True:
             rows = await self._store.messages(msgspec.structs.replace(wanted, after_id=after, limit=_STEP))
             if rows:
@@ -192,7 +196,7 @@ def _dead_letters(wanted: pb.MessageFilter) -> MessageFilter:
 
 def _after(token: str) -> int:
     if not token:
-        return 0
-    if not (token.isascii() and token.isdigit() and len(token) <= 19 and int(token) < 1 << 63):
+        return SMALLEST_ID - 1
+    if not (_TOKEN.fullmatch(token) and SMALLEST_ID <= int(token) < 1 << 63):
         raise MalformedMessage(f"page_token {token[:100]!r} was not made by this service")
     return int(token)

@@ -8,7 +8,7 @@ the store holds no claims, and there is nothing to give back when an owner dies.
 import enum
 from asyncio import Future
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -18,6 +18,10 @@ from actorhub.storage.checkpoint_ports import CheckpointWrite
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
+
+
+SMALLEST_ID: Final = 1 - (1 << 63)
+"""Ids of our own are positive. Others may have stored any, and people must be able to see those, too."""
 
 
 class NotPending(PersistenceError):
@@ -129,6 +133,8 @@ class PendingMessage(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds since the Unix epoch, by the store's clock; 0: at once."""
     attempts: int = 0
     """Runs that were counted; each was counted before it started."""
+    unreadable: str = ""
+    """What of the row cannot be read, and is left out here; such a message must not run. Empty: nothing."""
 
 
 class RunStart(msgspec.Struct, frozen=True):
@@ -245,6 +251,8 @@ class MessageRow(msgspec.Struct, frozen=True, kw_only=True):
     headers: Mapping[str, str] | None = None
     reply: StoredReply | None = None
     history: Sequence[FailedRun] = ()
+    unreadable: str = ""
+    """What of the row cannot be read, and is left out here. Empty: nothing."""
 
 
 class MessageFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -259,7 +267,7 @@ class MessageFilter(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     older_than: float | None = None
     """Seconds since it was created."""
-    after_id: int = 0
+    after_id: int = SMALLEST_ID - 1
     """Only larger ids: where the page before ended."""
     limit: int = 1000
 
@@ -311,7 +319,8 @@ class MessageStore(Protocol):
     """Durable messages. Methods that return a future share round trips, and a lone request waits for nobody.
 
     All raise `PersistenceError` (the futures fail with it) when the store fails. Grouped writes whose outcome is
-    unknown are repeated until it is known: repeating is harmless. One refused row never fails its neighbours.
+    unknown are repeated until it is known: repeating is harmless. One refused row never fails its neighbours. Nor does
+    one that cannot be read: it comes without what is unreadable, and says so.
     """
 
     def store(self, message: NewMessage, incarnation: str) -> "Future[Stored]":

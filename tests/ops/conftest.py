@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
+import asyncpg
 import grpc.aio
 import pytest
 
@@ -45,6 +46,14 @@ class Ports:
         assert cluster.runner is not None
         channel = await self.stack.enter_async_context(grpc.aio.insecure_channel(cluster.runner.address))
         return Port(cluster, channel)
+
+    async def execute(self, sql: str) -> None:
+        """Change the database behind the runners' backs."""
+        connection = await asyncpg.connect(self._url)
+        try:
+            await connection.execute(sql)
+        finally:
+            await connection.close()
 
     async def open_two(self) -> tuple[Port, Port]:
         """Open two runners that share the shards evenly."""

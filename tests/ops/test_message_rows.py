@@ -2,6 +2,7 @@
 
 import msgspec
 
+from actorhub.cli.message_rows import message_record, message_text
 from actorhub.core.address import ShardId
 from actorhub.ops.message_rows import listed_message, whole_message
 from actorhub.storage.message_ports import FailedRun, MessageRow, MessageState, Outcome, StoredReply
@@ -40,6 +41,18 @@ def test_arguments_of_unknown_form_are_shown_as_they_are() -> None:
     assert _arguments(_row("book", [1], entity_type="gone")) == "[1]"
     assert _arguments(_row("gone", [b"\x00\xff", {1: "a"}])) == '["AP8=",{"1":"a"}]'
     assert _arguments(_row("gone", [], body=b"\xc1")) == ""
+
+
+def test_what_cannot_be_read_is_named() -> None:
+    """The text and the JSON object for people say what is missing, beside what is there; a count is never negative."""
+    shown = whole_message(_row("book", [Booking(5)], unreadable="headers: gone\x1b", attempts=-3), hub.specs)
+    assert (shown.arguments_json, shown.unreadable, shown.attempts) == (
+        '{"amount":5,"text":""}',
+        "headers: gone\x1b",
+        0,
+    )
+    assert "unreadable  headers: gone\\x1b" in message_text(shown)
+    assert message_record(shown)["unreadable"] == "headers: gone\x1b"
 
 
 def test_a_reply_of_unknown_type_is_shown_as_it_is() -> None:

@@ -9,6 +9,7 @@ from actorhub.conformance.message_keys import KeySuite
 from actorhub.conformance.message_runs import CommitSuite, FailureSuite, StartSuite
 from actorhub.conformance.messages import LoadSuite, StoreSuite, message
 from actorhub.conformance.storage import SHARDS, runner
+from actorhub.conformance.unreadable_messages import UnreadableSuite
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from tests.storage.test_memory import MemoryWorld
 
@@ -43,6 +44,10 @@ class TestMemoryFailure(FailureSuite):
 
 class TestMemoryInspection(InspectionSuite):
     """Inspecting messages in memory."""
+
+
+class TestMemoryUnreadable(UnreadableSuite):
+    """Rows in memory that cannot be read."""
 
 
 class TestMemoryCare(CareSuite):

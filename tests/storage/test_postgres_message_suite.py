@@ -6,6 +6,7 @@ from actorhub.conformance.message_care import CareSuite, InspectionSuite
 from actorhub.conformance.message_keys import KeySuite
 from actorhub.conformance.message_runs import CommitSuite, FailureSuite, StartSuite
 from actorhub.conformance.messages import LoadSuite, StoreSuite
+from actorhub.conformance.unreadable_messages import UnreadableSuite
 from tests.storage.conftest import PostgresWorld
 
 
@@ -37,6 +38,10 @@ class TestPostgresFailure(FailureSuite):
 
 class TestPostgresInspection(InspectionSuite):
     """Inspecting messages in Postgres."""
+
+
+class TestPostgresUnreadable(UnreadableSuite):
+    """Rows in Postgres that cannot be read."""
 
 
 class TestPostgresCare(CareSuite):

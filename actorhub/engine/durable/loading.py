@@ -1,6 +1,9 @@
 """Makes durable messages from their rows."""
 
+from typing import Final
+
 from actorhub.core.cron import parse_fire_time_key
+from actorhub.core.errors import MalformedMessage
 from actorhub.engine.durable.handlers import StoredHandlers
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
@@ -11,11 +14,16 @@ from actorhub.engine.model.records import HostedShard
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import PendingMessage
 
+_LONGEST_ID_BYTES: Final = 1 << 20
+"""Not the present limit: what was within an earlier one is run."""
+
 
 class Loading:
     """Makes messages from rows, and enters them into the tables of their shards."""
 
     def __init__(self, owner: Owner, *, handlers: StoredHandlers, memory: InMemory, settlement: Settlement) -> None:
+        self._types = owner.types
+        self._shards = owner.shards
         self._handlers = handlers
         self._memory = memory
         self._settlement = settlement
@@ -42,13 +50,31 @@ class Loading:
     def handler_of(self, row: PendingMessage) -> HandlerSpec | None:
         """Return the handler that a message is for; `None` if this release does not have it, so that the message waits.
 
-        A fire time's message needs a schedule.
+        A fire time's message needs a schedule. A row that cannot be read becomes a dead letter, whatever it is for.
         """
+        if problem := self._problem_of(row):
+            if (shard := self._shards.get(row.shard)) is not None:
+                self._settlement.bury_stray(row, shard, MalformedMessage(problem))
+            return None
         spec = self._handlers.find(row.entity_type, row.handler)
         if spec is not None and not _is_unscheduled(spec, row):
             return spec
         self._strays.on_found(row)
         return None
+
+    def _problem_of(self, row: PendingMessage) -> str:
+        """Return why a row is not that of a message; empty: it is. Another language, or a hand, may write anything."""
+        if row.unreadable:
+            return f"the stored message cannot be read: {row.unreadable}"
+        if row.message_id == 0:
+            return "the stored message has the id 0, which stands for no message"
+        hosted = self._types.get(row.entity_type)
+        if hosted is not None:
+            try:
+                hosted.spec.check_id(row.entity_id, _LONGEST_ID_BYTES)
+            except MalformedMessage as error:
+                return f"the stored message is for nobody: {error}"
+        return ""
 
 
 def _is_unscheduled(spec: HandlerSpec, row: PendingMessage) -> bool:

@@ -26,18 +26,9 @@ from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.model.durable_message import DurableMessage, Place
 from actorhub.engine.model.records import DEAD, HostedShard, Message
-from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.runs.scheduler import RunMoved
 from actorhub.engine.runs.store_answers import store_error
-from actorhub.storage.message_ports import (
-    CancelResult,
-    NotPending,
-    Outcome,
-    PendingMessage,
-    RunCommit,
-    RunFailure,
-    StoredReply,
-)
+from actorhub.storage.message_ports import NotPending, Outcome, PendingMessage, RunCommit, RunFailure, StoredReply
 from actorhub.storage.ports import Fenced
 
 _log: Final = get_logger("actorhub.settlement")
@@ -97,8 +88,6 @@ class Settlement:
             self._mistrust(message.shard.id)  # and no more: if the shard was lost, `on_revoked` follows
         elif isinstance(error, NotPending):
             self.on_settled_elsewhere(message)
-        elif message.is_cancelled:
-            _ = self._supervisor.spawn(self._settle_cancelled(message), "cancel a message")
         elif isinstance(error, MalformedMessage) and not error.possibly_executed:
             # An earlier run may have come further, under a release that the arguments did fit.
             self._bury(message, error, possibly_executed=message.attempts > 1)
@@ -169,36 +158,6 @@ class Settlement:
             text = f"{caller.what}: message {message_id}: {reason}"
             caller.fail_waiting(RunnerUnavailable(text, possibly_executed=True))
 
-    async def cancel(self, message_id: int, shard: HostedShard, spec: HandlerSpec) -> CancelResult:
-        """Settle a message as cancelled in the store, which decides: it may have been settled, or the shard lost.
-
-        Raises:
-            PersistenceError: the store failed. The message may or may not be cancelled.
-        """
-        retention = spec.retention or self.retention
-        return await self._store.cancel(
-            message_id, shard.id, shard.epoch, incarnation=self._incarnation, retention=retention
-        )
-
-    async def _settle_cancelled(self, message: DurableMessage) -> None:
-        """Settle a message whose run was ended because it was cancelled."""
-        try:
-            result = await self.cancel(message.message_id, message.shard, message.spec)
-        except PersistenceError as error:
-            if message.place is not Place.GONE:
-                self._on_unsure(message, error)
-            return
-        if message.place is Place.GONE:
-            return
-        match result:
-            case CancelResult.CANCELLED:
-                self.settled += 1
-                self._end(message, StoredReply(Outcome.CANCELLED, b""))
-            case CancelResult.FENCED:
-                self._mistrust(message.shard.id)
-            case CancelResult.SETTLED | CancelResult.UNKNOWN:
-                self.on_settled_elsewhere(message)
-
     def _settle_error(self, message: DurableMessage, error: ActorhubError) -> None:
         # The run's state was rolled back, so this commit has the reply alone.
         reply = StoredReply(Outcome.ERROR, encode_error(error, self._longest))
@@ -260,7 +219,7 @@ class Settlement:
         self._store.fail_run(failure, self._incarnation).add_done_callback(written, context=self._context)
 
     def bury_stray(self, row: PendingMessage, shard: HostedShard, error: ActorhubError) -> None:
-        """Make a dead letter of a message that is in the store only, and for which there is no handler."""
+        """Make a dead letter of a message that is in the store only: nobody can run it, or not even read it."""
         if row.message_id in self._strays:
             return
         self._strays.add(row.message_id)
@@ -273,7 +232,7 @@ class Settlement:
                 # The next scan finds it again, if it is still pending and the shard still this runner's.
                 _log.info("message %d is not a dead letter yet: %s", row.message_id, refusal)
                 return
-            what = f"{row.entity_type}.{row.handler}({row.entity_id})"
+            what = f"{row.entity_type}.{row.handler}({row.entity_id!r})"
             self._count_undeliverable(what, row.message_id, error)
             waiting = self._memory.table(shard).waiting.pop(row.message_id, ())
             self.answer(waiting, row.message_id, StoredReply(Outcome.DEAD, failure.error))
@@ -322,20 +281,14 @@ class Settlement:
         elif isinstance(error, NotPending):
             self.on_settled_elsewhere(message)
         else:
-            self._on_unsure(message, error)
+            # Perhaps it is written. If not, the loader finds the message, which is still pending. If it is, no later
+            # run will tell its callers, so the store is asked.
+            _log.warning("message %d: its outcome could not be stored: %s", message.message_id, error)
+            self._memory.spill_unsure(message)
+            if message.message_id in self._memory.table(message.shard).waiting:
+                work = self.answer_or_scan(message.shard, message.message_id)
+                _ = self._supervisor.spawn(work, "look up a pending message")
         return False
-
-    def _on_unsure(self, message: DurableMessage, error: ActorhubError) -> None:
-        """The store failed, and how a run of the message ended is perhaps written.
-
-        If not, the loader finds the message, which is still pending. If it is, no later run will tell its callers, so
-        the store is asked.
-        """
-        _log.warning("message %d: its outcome could not be stored: %s", message.message_id, error)
-        self._memory.spill_unsure(message)
-        if message.message_id in self._memory.table(message.shard).waiting:
-            work = self.answer_or_scan(message.shard, message.message_id)
-            _ = self._supervisor.spawn(work, "look up a pending message")
 
     def _end(self, message: DurableMessage, reply: StoredReply) -> None:
         if message.place is not Place.GONE:

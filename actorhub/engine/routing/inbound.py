@@ -6,7 +6,8 @@ from typing import Final
 
 import msgspec
 
-from actorhub.core.address import ShardId, check_entity_id
+from actorhub.core.address import ShardId
+from actorhub.core.arguments import check_message_id
 from actorhub.core.clock import Clock
 from actorhub.core.codec import encode_error
 from actorhub.core.envelope import (
@@ -49,6 +50,8 @@ from actorhub.engine.routing.router import Router
 
 _log: Final = get_logger("actorhub.inbound")
 
+_LATEST_DUE: Final = 1e12
+"""Seconds; beyond every time that callers of any release can give, and within those of a database."""
 _SERVED: Final = operation_spec("runner", "request")
 
 
@@ -174,14 +177,18 @@ class Inbound:
             peer.serving[request.id] = message
             self._host.scheduler.enqueue(cell, message)
             return
-        self._take(peer, message)
+        try:
+            self._host.types[spec.entity_type].spec.check_id(request.entity_id, self._limits.max_entity_id_bytes)
+            if message.delivery is not None:
+                _check_storable(message, message.delivery)
+        except MalformedMessage as error:
+            self.fail(peer, request.id, 0, error)
+        else:
+            self._take(peer, message)
 
     def _take(self, peer: Peer, message: RemoteMessage) -> None:
         """Take a message for an entity that is not resident, or one that is or will be stored."""
         try:
-            hosted = self._host.types.get(message.spec.entity_type)
-            check_id = check_entity_id if hosted is None else hosted.spec.check_id
-            check_id(message.entity_id, self._limits.max_entity_id_bytes)
             shard_id = self._router.sharding.shard_of_target(message)
         except ActorhubError as error:
             self.fail(peer, message.caller_id, 0, error)
@@ -332,6 +339,7 @@ class Inbound:
         if request.timeout_ms:
             message.deadline = self._monotonic() + request.timeout_ms / 1000
         try:
+            check_message_id(request.message_id)
             message.shard_id = shard_in(request.body)
             if message.shard_id is None and request.entity_type not in self._host.types:
                 raise self._unknown_type(request.entity_type)
@@ -398,6 +406,22 @@ def shard_in(body: bytes) -> ShardId | None:
         ActorhubError: it names something else.
     """
     return ShardId.parse(body.decode(errors="replace")) if body else None
+
+
+def _check_storable(message: Message, delivery: Durable) -> None:
+    """Check what a peer wants to have stored, which nothing in its encoding limits.
+
+    Raises:
+        MalformedMessage: no message can have this.
+    """
+    if check_message_id(message.message_id) == 0:
+        raise MalformedMessage(f"{message.what}: a durable message needs an id other than 0")
+    if not (0 <= delivery.deliver_at < _LATEST_DUE and 0 <= delivery.delay < _LATEST_DUE):
+        raise MalformedMessage(
+            f"{message.what}: deliver_at={delivery.deliver_at} or delay={delivery.delay} is not a time in seconds"
+        )
+    if delivery.key is not None and "\0" in delivery.key:
+        raise MalformedMessage(f"{message.what}: its key contains a NUL, which cannot be stored: remove it")
 
 
 def _durable(spec: HandlerSpec, body: bytes) -> Durable:

@@ -1,5 +1,6 @@
 """One durable message in a memory store, and what others see of it."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -91,6 +92,7 @@ def key_name(message: NewMessage) -> KeyName | None:
 def as_pending(row: Row) -> PendingMessage:
     """Return `row` as its owner loads it."""
     message = row.message
+    headers, unreadable = _headers(message)
     return PendingMessage(
         message_id=message.message_id,
         shard=message.shard,
@@ -98,16 +100,18 @@ def as_pending(row: Row) -> PendingMessage:
         entity_id=message.entity_id,
         handler=message.handler,
         body=message.body,
-        headers=message.headers,
+        headers=headers,
         key=message.key,
         deliver_at=row.due,
         attempts=row.attempts,
+        unreadable=unreadable,
     )
 
 
 def as_row(row: Row, now: float, *, is_listed: bool = False) -> MessageRow:
     """Return all that is known of `row`; one of many is without body, headers, reply and history."""
     message = row.message
+    headers, unreadable = _headers(message)
     has_body = not is_listed and (row.reply is None or row.is_dead)
     return MessageRow(
         message_id=message.message_id,
@@ -123,10 +127,19 @@ def as_row(row: Row, now: float, *, is_listed: bool = False) -> MessageRow:
         finished_at=row.finished_at,
         expires_at=row.expires_at,
         body=message.body if has_body else None,
-        headers=None if is_listed else message.headers,
+        headers=None if is_listed else headers,
         reply=None if is_listed else row.reply,
         history=() if is_listed else row.history,
+        unreadable="" if is_listed else unreadable,
     )
+
+
+def _headers(message: NewMessage) -> tuple[Mapping[str, str] | None, str]:
+    """Return the headers, and what is wrong with them: whoever stored them may have had others than text."""
+    try:
+        return msgspec.convert(message.headers, dict[str, str] | None), ""
+    except msgspec.ValidationError as exc:
+        return None, f"headers: {exc}: {message.headers!r:.200}"
 
 
 def matches(row: Row, wanted: MessageFilter, now: float) -> bool:

@@ -1,5 +1,6 @@
 """Rows of durable messages as values."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import asyncpg
@@ -18,7 +19,11 @@ from actorhub.storage.message_ports import (
 )
 
 _decode_headers: Final = msgspec.json.Decoder(dict[str, str]).decode
-_decode_history: Final = msgspec.json.Decoder(list[FailedRun]).decode
+_decode_history: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_run: Final = msgspec.json.Decoder(FailedRun).decode
+_ATTEMPTS: Final = range(1 << 31)
+_SHOWN: Final = 200
+"""Characters of what cannot be read."""
 
 
 def stored(row: asyncpg.Record) -> Stored:
@@ -34,7 +39,7 @@ def stored(row: asyncpg.Record) -> Stored:
 
 def pending_message(row: asyncpg.Record, shard: ShardId) -> PendingMessage:
     """Return the message of a loaded row."""
-    headers = row["headers"]
+    headers, unreadable = _headers(row["headers"])
     return PendingMessage(
         message_id=row["message_id"],
         shard=shard,
@@ -42,10 +47,11 @@ def pending_message(row: asyncpg.Record, shard: ShardId) -> PendingMessage:
         entity_id=row["entity_id"],
         handler=row["handler"],
         body=row["body"],
-        headers=None if headers is None else _decode_headers(headers),
+        headers=headers,
         key=row["key"],
         deliver_at=row["due"] or 0.0,
         attempts=row["attempts"],
+        unreadable=unreadable,
     )
 
 
@@ -56,13 +62,15 @@ def shard_of(row: asyncpg.Record) -> ShardId:
 
 def message_row(row: asyncpg.Record) -> MessageRow:
     """Return all that a row of query `find` says."""
-    outcome, headers, history = row["outcome"], row["headers"], row["history"]
+    outcome, history = row["outcome"], row["history"]
+    headers, unreadable = _headers(row["headers"])
     return msgspec.structs.replace(
         listed_row(row),
         body=row["body"],
-        headers=None if headers is None else _decode_headers(headers),
+        headers=headers,
         reply=None if outcome is None else StoredReply(Outcome(outcome), row["answer"]),
-        history=() if history is None else tuple(_decode_history(history)),
+        history=() if history is None else _history(history),
+        unreadable=unreadable,
     )
 
 
@@ -70,7 +78,7 @@ def listed_row(row: asyncpg.Record) -> MessageRow:
     """Return what a row of query `list_messages` says."""
     return MessageRow(
         message_id=row["message_id"],
-        shard=ShardId.parse(row["shard"]),
+        shard=_shard(row["shard"]),
         entity_type=row["entity_type"],
         entity_id=row["entity_id"],
         handler=row["handler"],
@@ -82,3 +90,38 @@ def listed_row(row: asyncpg.Record) -> MessageRow:
         finished_at=row["finished_at"],
         expires_at=row["expires_at"],
     )
+
+
+def _headers(text: str | None) -> tuple[Mapping[str, str] | None, str]:
+    """Return headers, and what is wrong with them: another language, or a hand, may have written any text."""
+    if text is None:
+        return None, ""
+    try:
+        return _decode_headers(text), ""
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        return None, f"headers: {exc}: {text[:_SHOWN]!r}"
+
+
+def _history(text: str) -> tuple[FailedRun, ...]:
+    try:
+        return tuple(map(_failed_run, _decode_history(text)))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return (_failed_run(msgspec.Raw(text.encode())),)
+
+
+def _failed_run(line: msgspec.Raw) -> FailedRun:
+    try:
+        run = _decode_run(line)
+        if run.attempt in _ATTEMPTS:
+            return run
+        problem = f"attempt {run.attempt}"
+    except (msgspec.MsgspecError, ValueError, RecursionError) as exc:
+        problem = str(exc)
+    text = f"this line of the history cannot be read: {problem}: {bytes(line)[:_SHOWN].decode(errors='replace')!r}"
+    return FailedRun(attempt=0, at=0.0, error_type="unreadable", error_text=text)
+
+
+def _shard(text: str) -> ShardId:
+    # Not `parse`: a group that no runner of ours would have written must not hide the messages beside it.
+    group, _, number = text.rpartition(":")
+    return ShardId(group, int(number))

@@ -5,6 +5,7 @@ from asyncio import Future
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import asyncpg
 from typing_extensions import override
 
 from actorhub.core.address import ShardId, fence_lock_key
@@ -149,6 +150,7 @@ class PostgresMessages(MessageStore):
             per_entity,
             MAX_BATCH_BYTES,
         )
+        await self._mend(rows)
         found: list[PendingMessage] = []
         # An entity without bodies was left out for its size, or is the one too many that shows that there are more.
         more: set[ShardId] = set()
@@ -175,6 +177,7 @@ class PostgresMessages(MessageStore):
             [entity_id for _, _, entity_id in entities],
             per_entity,
         )
+        await self._mend(rows)
         places: list[int] = [row["place"] for row in rows]
         return [pending_message(row, entities[place - 1][0]) for place, row in zip(places, rows, strict=True)]
 
@@ -185,6 +188,7 @@ class PostgresMessages(MessageStore):
         rows = await self._loads.fetch(
             "load scheduled messages", "load_scheduled", *_shard_columns(shards), until, limit
         )
+        await self._mend(rows)
         return [pending_message(row, shard_of(row)) for row in rows if row["message_id"] is not None], rows[0]["clock"]
 
     @override
@@ -249,6 +253,11 @@ class PostgresMessages(MessageStore):
     @override
     async def begin(self) -> PostgresTransaction:
         return await self._transactions.begin()
+
+    async def _mend(self, rows: Sequence[asyncpg.Record]) -> None:
+        """Drop what a hand may have left of a history: a failed run, or a dead letter, could not be added to it."""
+        if odd := [row["message_id"] for row in rows if row["odd"]]:
+            await self._loads.fetch("drop histories", "drop_histories", odd)
 
     def _fence_key(self, incarnation: str) -> int | None:
         return fence_lock_key(self._database.namespace, incarnation) if self._fence else None

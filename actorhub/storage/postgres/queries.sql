@@ -150,10 +150,11 @@ select recorded.dues from recorded;
 -- name: load_backlog
 -- Of each shard ($1, $2) the next $5 entities after type and id ($3, $4) that have messages due at once, and of each of
 -- those the first $6 messages. The step counts a shard's entities; one more than asked for comes without a message if
--- there is one. Once the bodies exceed $7 bytes, further entities come without bodies, to be asked for again.
+-- there is one. Once the bodies exceed $7 bytes, further entities come without bodies, to be asked for again. A message
+-- is odd if its history is not one that a failed run can be added to.
 select
     found.place, found.step, found.message_id, found.entity_type, found.entity_id, found.handler, found.headers,
-    found.key, null::double precision as due, found.attempts,
+    found.key, null::double precision as due, found.attempts, found.odd,
     case
         when coalesce(
             found.bytes_so_far - sum(octet_length(found.body)) over (partition by found.place, found.step), 0
@@ -162,6 +163,7 @@ select
 from (
     select
         r.place, e.step, m.message_id, m.entity_type, m.entity_id, m.handler, m.headers, m.key, m.attempts, m.body,
+        m.history is not null and coalesce(m.history -> -1 ->> 'attempt', '') !~ '^[0-9]{1,9}$' as odd,
         sum(octet_length(m.body)) over (order by r.place, e.step) as bytes_so_far
     from unnest($1::text[], $2::integer[], $3::text[], $4::text[]) with ordinality as r (g, n, t, i, place)
     cross join lateral (
@@ -204,7 +206,7 @@ order by found.place, found.step, found.message_id;
 -- Of each shard, type and id ($1 to $4) the first $5 messages that are due at once.
 select
     r.place, m.message_id, m.entity_type, m.entity_id, m.handler, m.headers, m.key, null::double precision as due,
-    m.attempts, m.body
+    m.attempts, m.body, m.history is not null and coalesce(m.history -> -1 ->> 'attempt', '') !~ '^[0-9]{1,9}$' as odd
 from unnest($1::text[], $2::integer[], $3::text[], $4::text[]) with ordinality as r (g, n, t, i, place)
 cross join lateral (
     select x.*
@@ -222,7 +224,8 @@ order by r.place, m.message_id;
 select
     extract(epoch from clock_timestamp())::double precision as clock,
     m.message_id, m.shard_group, m.shard_number, m.entity_type, m.entity_id, m.handler, m.headers, m.key,
-    extract(epoch from m.deliver_at)::double precision as due, m.attempts, m.body
+    extract(epoch from m.deliver_at)::double precision as due, m.attempts, m.body,
+    m.history is not null and coalesce(m.history -> -1 ->> 'attempt', '') !~ '^[0-9]{1,9}$' as odd
 from (select) as once
 left join lateral (
     select y.*
@@ -243,6 +246,10 @@ left join lateral (
     join message as y on y.message_id = first.message_id
 ) as m on true
 order by m.deliver_at, m.message_id;
+
+-- name: drop_histories
+-- Drop histories that no failed run could be added to.
+update message set history = null where message_id = any($1::bigint[]);
 
 -- name: promote_due
 -- Make due messages wait in line with those that are due at once.

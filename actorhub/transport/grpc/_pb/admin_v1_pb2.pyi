@@ -832,6 +832,7 @@ class Message(_message.Message):
     HEADERS_FIELD_NUMBER: _builtins.int
     REPLY_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    UNREADABLE_FIELD_NUMBER: _builtins.int
     message_id: _builtins.int
     shard: _builtins.str
     """group:number"""
@@ -854,6 +855,8 @@ class Message(_message.Message):
     """The same in the form that the gateway takes; an array if the asked runner does not know the handler, or if they no
     longer fit it.
     """
+    unreadable: _builtins.str
+    """What of it cannot be read, and is missing here; only if somebody other than actorhub wrote it."""
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -884,10 +887,11 @@ class Message(_message.Message):
         headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         reply: Global___MessageReply | None = ...,
         history: _abc.Iterable[Global___FailedRun] | None = ...,
+        unreadable: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "_deliver_at", b"_deliver_at", "_expires_at", b"_expires_at", "_finished_at", b"_finished_at", "_key", b"_key", "_reply", b"_reply", "arguments", b"arguments", "deliver_at", b"deliver_at", "expires_at", b"expires_at", "finished_at", b"finished_at", "key", b"key", "reply", b"reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "_deliver_at", b"_deliver_at", "_expires_at", b"_expires_at", "_finished_at", b"_finished_at", "_key", b"_key", "_reply", b"_reply", "arguments", b"arguments", "arguments_json", b"arguments_json", "attempts", b"attempts", "created_at", b"created_at", "deliver_at", b"deliver_at", "entity_id", b"entity_id", "entity_type", b"entity_type", "expires_at", b"expires_at", "finished_at", b"finished_at", "handler", b"handler", "headers", b"headers", "history", b"history", "key", b"key", "message_id", b"message_id", "reply", b"reply", "shard", b"shard", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "_deliver_at", b"_deliver_at", "_expires_at", b"_expires_at", "_finished_at", b"_finished_at", "_key", b"_key", "_reply", b"_reply", "arguments", b"arguments", "arguments_json", b"arguments_json", "attempts", b"attempts", "created_at", b"created_at", "deliver_at", b"deliver_at", "entity_id", b"entity_id", "entity_type", b"entity_type", "expires_at", b"expires_at", "finished_at", b"finished_at", "handler", b"handler", "headers", b"headers", "history", b"history", "key", b"key", "message_id", b"message_id", "reply", b"reply", "shard", b"shard", "state", b"state", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__arguments: _TypeAlias = _typing.Literal["arguments"]  # noqa: Y015
     _WhichOneofArgType__arguments: _TypeAlias = _typing.Literal["_arguments", b"_arguments"]  # noqa: Y015
@@ -1132,19 +1136,15 @@ class CancelMessageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
-    TERMINATE_FIELD_NUMBER: _builtins.int
     message_id: _builtins.int
-    terminate: _builtins.bool
-    """End a run of it without telling its handler, which otherwise has its cancel_grace to clean up."""
     def __init__(
         self,
         *,
         message_id: _builtins.int = ...,
-        terminate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "terminate", b"terminate"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1157,7 +1157,7 @@ class CancelMessageReply(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     cancelled: _builtins.bool
-    """False: it had already ended, or ended by itself before it was cancelled."""
+    """False: it had already ended."""
     state: Global___MessageState.ValueType
     """Its state now."""
     def __init__(
