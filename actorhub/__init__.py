@@ -15,7 +15,6 @@ from actorhub.core.config import SettingKeywords
 from actorhub.core.cron import Breaker
 from actorhub.core.errors import (
     ActorhubError,
-    AlreadyProcessing,
     CallCycle,
     CallTimeout,
     ConfigurationError,
@@ -48,7 +47,6 @@ from actorhub.singleton import Singleton
 
 __all__ = [
     "ActorhubError",
-    "AlreadyProcessing",
     "Breaker",
     "CallCycle",
     "CallTimeout",

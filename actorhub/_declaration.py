@@ -30,7 +30,7 @@ from actorhub.core.cron import CronOptions
 from actorhub.core.retry import DEFAULT_RETRY
 from actorhub.core.texts import shown
 from actorhub.core.type_hints import Scope, UnknownName
-from actorhub.engine.model.spec import EntitySpec, HandlerSpec
+from actorhub.engine.model.spec import DEFAULT_CANCEL_GRACE, EntitySpec, HandlerSpec
 from actorhub.engine.singletons.cron_runs import cron_function
 
 _KEY_MARGIN: Final = timedelta(hours=1)
@@ -168,6 +168,9 @@ class Declaration:
             durable=options.durable or bool(crons),
             retry=crons[0].retry if crons else options.retry or DEFAULT_RETRY,
             retention=_seconds(_retention(options, crons)),
+            cancel_grace=(
+                DEFAULT_CANCEL_GRACE if options.cancel_grace is None else options.cancel_grace
+            ).total_seconds(),
             interleaved=bool(crons) and crons[0].overlap == "allow",
             singleton=isinstance(self.options, SingletonOptions),
             crons=crons,

@@ -21,6 +21,7 @@ _CRONS: Final = "__actorhub_crons__"
 _ENTITY_HOOKS: Final = ("on_activate", "on_deactivate")
 _SINGLETON_HOOKS: Final = (*_ENTITY_HOOKS, "on_become_leader", "on_lose_leadership", "run")
 _ENTITY_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
+_LONGEST_GRACE: Final = timedelta(hours=1)
 _MOST_MESSAGES: Final = 1_000_000_000
 _PLACEMENT: Final = ("shard_group", "shard_key")
 """Where the entities of a class live. A change of these moves all of them, so nothing changes them in silence."""
@@ -35,6 +36,7 @@ class HandlerOptions:
     durable: bool = False
     retry: Retry | None = None
     retention: timedelta | None = None
+    cancel_grace: timedelta | None = None
     readonly: bool = False
     reentrant: bool = False
     timeout: timedelta | None = None
@@ -205,7 +207,7 @@ def _check_in(where: str, name: str, value: timedelta | None) -> None:
 
 def _check_durable(where: str, options: HandlerOptions) -> None:
     if not options.durable:
-        for name in ("retry", "retention"):
+        for name in ("retry", "retention", "cancel_grace"):
             if getattr(options, name) is not None:
                 raise TypeError(f"{where}: {name}=... is for durable handlers: add durable=True, or remove {name}")
         return
@@ -218,6 +220,9 @@ def _check_durable(where: str, options: HandlerOptions) -> None:
             f"{where}: a durable handler has a commit of its own, so it cannot run within another handler: "
             "remove durable or reentrant"
         )
+    grace = options.cancel_grace
+    if grace is not None and not timedelta(0) < grace <= _LONGEST_GRACE:
+        raise TypeError(f"{where}: cancel_grace={grace} must be more than zero, and at most {_LONGEST_GRACE}")
     retention = options.retention
     if retention is not None and not timedelta(0) < retention <= LONGEST:
         raise TypeError(f"{where}: retention={retention} must be more than zero, and at most {LONGEST.days} days")

@@ -1,5 +1,6 @@
 """What a connected program can ask about durable messages by their ids."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -8,10 +9,11 @@ import msgspec
 from actorhub._call import decode_result
 from actorhub.core.address import ShardId
 from actorhub.core.codec import decode_error
-from actorhub.core.envelope import ASK, CANCEL_MESSAGE, FIND_MESSAGE, POLL_STORAGE, RETRY_MESSAGE, Durable
+from actorhub.core.envelope import ASK, CANCEL_MESSAGE, FIND_MESSAGE, POLL_STORAGE, RETRY_MESSAGE, TERMINATE, Durable
 from actorhub.core.errors import (
     CallTimeout,
     EntityNotAssigned,
+    HandlerFailed,
     MessageCancelled,
     RunnerUnavailable,
     UnknownEntityType,
@@ -22,12 +24,14 @@ from actorhub.engine.durable.requests import Whereabouts, whereabouts
 from actorhub.engine.model.records import FOREVER, AwaitedMessage
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec, operation_spec
 from actorhub.engine.part import Part
-from actorhub.storage.message_ports import CancelResult, Outcome
+from actorhub.storage.message_ports import CancelResult, MessageStore, Outcome
 
 _PATIENCE: Final = 30.0
 """Seconds that a request about a message may take."""
 _OWNER_PATIENCE: Final = 5.0
 """Seconds to wait for an owner before the store is asked directly."""
+_BUSY_PAUSE: Final = 0.2
+"""Seconds until a runner that refuses to end a run is asked again."""
 _FIND: Final = operation_spec("durable message", "find")
 _POLL: Final = operation_spec("store", "poll")
 
@@ -67,30 +71,45 @@ class StoredMessages:
             case _:
                 raise decode_error(body)
 
-    async def cancel(self, message_id: int) -> bool:
+    async def cancel(self, message_id: int, *, terminate: bool) -> bool:
         """Return whether the message was cancelled; see `Cluster.cancel`."""
         found = await self._find(message_id, self._from_now(_PATIENCE))
         if found is None or found.outcome not in (None, Outcome.DEAD):
             return False
-        request = self._request(found, CANCEL_MESSAGE, message_id)
-        try:
-            body = await self._ask(request, self._from_now(self._patience))
-        except EntityNotAssigned:
-            if self._node.store is None or request.shard_id is None:
-                raise
-            result = await self._node.store.cancel(
-                message_id,
-                request.shard_id,
-                0,
-                incarnation=None,
-                retention=request.spec.retention or self._node.limits.retention,
-            )
-            return result == CancelResult.CANCELLED
-        if msgspec.msgpack.decode(body, type=bool):
+        if await self._cancelled_by_owner(found, message_id, terminate=terminate):
             return True
         # If the first answer was lost with its runner, the request was sent again, and found nothing left to cancel.
         found = await self._find(message_id, self._from_now(_PATIENCE))
         return found is not None and found.outcome == Outcome.CANCELLED
+
+    async def _cancelled_by_owner(self, found: Whereabouts, message_id: int, *, terminate: bool) -> bool:
+        """Have the owner of the message cancel it; return whether it did. Asking again does no harm."""
+        until: float | None = None
+        while True:
+            request = self._request(found, CANCEL_MESSAGE, message_id)
+            request.headers = {TERMINATE: "1"} if terminate else None
+            until = until or self._from_now(_PATIENCE + request.spec.cancel_grace)
+            try:
+                answer = await self._ask(request, min(until, self._from_now(self._patience)))
+                return msgspec.msgpack.decode(answer, type=bool)
+            except EntityNotAssigned:
+                if self._node.store is None or request.shard_id is None:
+                    raise
+                return await self._cancel_without_owner(self._node.store, request, request.shard_id)
+            except CallTimeout:
+                # The owner is there, and waits for the end of the run.
+                if self._node.clock.monotonic() >= until:
+                    raise
+            except HandlerFailed as error:
+                # A runner of an earlier release does not end runs: ask until this one is over, or is another runner's.
+                if error.type != "AlreadyProcessing" or self._node.clock.monotonic() >= until:
+                    raise
+                await asyncio.sleep(_BUSY_PAUSE)
+
+    async def _cancel_without_owner(self, store: MessageStore, request: "_Request", shard: ShardId) -> bool:
+        retention = request.spec.retention or self._node.limits.retention
+        result = await store.cancel(request.message_id, shard, 0, incarnation=None, retention=retention)
+        return result == CancelResult.CANCELLED
 
     async def retry(self, message_id: int) -> bool:
         """Return whether the message will run again; see `Cluster.retry`."""

@@ -199,29 +199,40 @@ class Cluster:
         seconds = None if timeout is None else seconds_of(timeout, "timeout")
         return await self._stored.reply(check_message_id(message_id), seconds)
 
-    async def cancel(self, message_id: int) -> bool:
-        """Cancel a durable message that is waiting, is not due yet, or is a dead letter.
+    async def cancel(self, message_id: int, *, terminate: bool = False) -> bool:
+        """Cancel a durable message, whatever its state: it waits, is not due yet, runs, or is a dead letter.
 
-        A message that was cancelled does not run. Whoever waits for its reply gets `MessageCancelled`.
+        A message that does not run will not run. The handler of one that runs gets `CancelledError` once, also in a
+        wait for a deferred value or a sleep. It has the `cancel_grace` of its `@handler` to clean up, and may await
+        other calls and steps for that; what it returns or raises does not count. Either way the message ends as
+        cancelled: the state is what it was, nothing that the run told is sent, and whoever waits for its reply gets
+        `MessageCancelled`. Its key is free again. If the run is just being committed, its reply counts instead.
+
+        This returns when the end is decided. If its runner is lost before that, the next one is asked. A handler can
+        cancel any message, its own too.
 
         Args:
             message_id: The id that `tell` returned.
+            terminate: End a run at once, without a further step of its handler: neither its `except` nor its `finally`
+                blocks run. What it holds in memory, such as locks, stays held, and its entity is activated again.
 
         Returns:
-            Whether the message was cancelled. If not, it has a reply already, or is unknown.
+            Whether this cancelled the message. If not, it had ended before, cancelled or with a reply, or ended with
+            its reply meanwhile, or is unknown.
 
         Raises:
-            AlreadyProcessing: The handler is running.
+            CallTimeout: It was not decided in time. The message may yet end as cancelled; asking again is harmless.
             MalformedMessage: `message_id` is not the id of a message.
+            PersistenceError: The store failed. The message may or may not be cancelled.
         """
         self._check_loop("cancel")
-        return await self._stored.cancel(check_message_id(message_id))
+        return await self._stored.cancel(check_message_id(message_id), terminate=terminate)
 
     async def retry(self, message_id: int) -> bool:
         """Run a durable message now, starting again from attempt 1.
 
-        This is for dead letters, and for messages that wait for their next attempt or for their due time. `reset` is an
-        alias of this method.
+        This is for dead letters, and for messages that wait for their next attempt or for their due time. One that is
+        running goes on, and its attempts count from this run on. `reset` is an alias of this method.
 
         Args:
             message_id: The id that `tell` returned.
@@ -230,7 +241,6 @@ class Cluster:
             Whether there was such a message. A message that has a reply keeps it and does not run.
 
         Raises:
-            AlreadyProcessing: The message is running, or is just being stored.
             MalformedMessage: `message_id` is not the id of a message.
         """
         self._check_loop("retry")

@@ -106,6 +106,16 @@ class Current:
         return message.attempts if isinstance(message, DurableMessage) else 1
 
     @property
+    def is_cancelled(self) -> bool:
+        """Whether this run is being ended because somebody cancelled its message, by `cluster.cancel`.
+
+        A `CancelledError` tells no more than that the run ends. If this is `False`, it ended for another reason, such
+        as its timeout or a hand-over, and a durable message may run again: do not undo then what it did for good.
+        """
+        message = self._run.message
+        return isinstance(message, DurableMessage) and message.is_cancelled
+
+    @property
     def deadline(self) -> datetime | None:
         """When the caller stops waiting; `None` if it has no limit. A time by this runner's clock, in UTC."""
         deadline = self._run.message.deadline

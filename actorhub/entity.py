@@ -111,6 +111,7 @@ def handler(
     durable: bool = False,
     retry: Retry | None = None,
     retention: timedelta | None = None,
+    cancel_grace: timedelta | None = None,
     readonly: bool = False,
     reentrant: bool = False,
     timeout: timedelta | None = None,
@@ -133,6 +134,9 @@ def handler(
         retry: How often a message is run, and the pauses in between. By default `Retry()`. Only with `durable`.
         retention: How long the reply and the key are kept. Until then, a message with the same key gets the same reply,
             or `DuplicateKey` if its arguments differ. By default the cluster's setting. Only with `durable`.
+        cancel_grace: How long a run can take to end once its message is cancelled by `cluster.cancel`: to clean up, or
+            to undo by calls what it did by calls. After that it is abandoned. By default 10 seconds. Only with
+            `durable`.
         readonly: The handler never commits, and can run beside other readonly handlers. Changing `state` in it is an
             error. Not with `durable`.
         reentrant: Calls that come back to the entity, from whom its running handler waits for, run at once, within that
@@ -151,7 +155,13 @@ def handler(
             "@handler takes options by keyword only: write @handler(durable=True), or @handler() without any"
         )
     options = HandlerOptions(
-        durable=durable, retry=retry, retention=retention, readonly=readonly, reentrant=reentrant, timeout=timeout
+        durable=durable,
+        retry=retry,
+        retention=retention,
+        cancel_grace=cancel_grace,
+        readonly=readonly,
+        reentrant=reentrant,
+        timeout=timeout,
     )
 
     def mark(function: Callable[P, R]) -> Callable[P, R]:

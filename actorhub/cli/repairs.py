@@ -10,7 +10,7 @@ import msgspec
 from actorhub.cli.commands import CommandFailed
 from actorhub.cli.filters import MessageId, filter_of, filter_options, is_empty
 from actorhub.cli.options import load, setting_options
-from actorhub.cli.remote import ANSWER_SECONDS, CONNECTION_SETTINGS, ask
+from actorhub.cli.remote import CONNECTION_SETTINGS, ask
 from actorhub.core.config import Settings
 from actorhub.ops.channels import Metadata
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
@@ -85,17 +85,19 @@ def purge(yes: bool, as_json: bool, **given: Any) -> None:
 
 @click.command
 @click.argument("message_id", metavar="ID", type=MessageId())
+@click.option("--terminate", is_flag=True, help="End its run at once, without letting the handler clean up.")
 @setting_options(*CONNECTION_SETTINGS)
 @_json_option
-def cancel(message_id: int, as_json: bool, **flags: object) -> None:
-    """Cancel a message that is not running: one that is pending, scheduled, or a dead letter.
+def cancel(message_id: int, terminate: bool, as_json: bool, **flags: object) -> None:
+    """Cancel a message: one that waits, that runs, or that is a dead letter.
 
-    It will not run, and whoever is waiting for its reply learns that it was cancelled.
+    It will not run, or not to its end, and whoever is waiting for its reply learns that it was cancelled. A handler
+    that runs can clean up first, for as long as its cancel_grace says.
     """
 
     async def question(channel: grpc.aio.Channel, metadata: Metadata) -> pb.CancelMessageReply:
-        request = pb.CancelMessageRequest(message_id=message_id)
-        return await pb_grpc.AdminStub(channel).CancelMessage(request, timeout=ANSWER_SECONDS, metadata=metadata)
+        request = pb.CancelMessageRequest(message_id=message_id, terminate=terminate)
+        return await pb_grpc.AdminStub(channel).CancelMessage(request, timeout=_ALL_SECONDS, metadata=metadata)
 
     reply = ask(load(flags), question)
     if not reply.cancelled:

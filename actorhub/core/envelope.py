@@ -22,7 +22,9 @@ STREAM: Final = 2
 BROADCAST: Final = 3
 """A tell to every resident entity of the type. The reply is their number."""
 CANCEL_MESSAGE: Final = 4
-"""Cancel the durable message `message_id`. The reply is whether it was pending."""
+"""Cancel the durable message `message_id`. The reply, once its end is decided, is whether this cancelled it. With the
+header `TERMINATE`, which earlier releases do not look at, a run of it ends without its handler being told."""
+TERMINATE: Final = "actorhub-terminate"
 RETRY_MESSAGE: Final = 5
 """Make the durable message `message_id` due now, with no attempt counted. The reply is whether it will run."""
 FIND_MESSAGE: Final = 6

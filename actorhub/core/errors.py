@@ -165,20 +165,14 @@ class DuplicateKey(ActorhubError):
     """
 
 
-class AlreadyProcessing(ActorhubError):
-    """The message is running, or just being stored, so it was neither cancelled nor retried.
-
-    Wait for its reply, or try again later.
-    """
-
-    possibly_executed = True
-
-
 class MessageCancelled(ActorhubError):
     """The durable message was cancelled, so it does not run, or not again, and there is no reply.
 
-    Its key is free again: to run it after all, send it once more.
+    A run of it may have begun. None of it is committed, except the steps and saves before the cancellation. The key of
+    the message is free again: to run it after all, send it once more.
     """
+
+    possibly_executed = True
 
 
 class UnknownMessage(ActorhubError):

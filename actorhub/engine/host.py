@@ -161,6 +161,7 @@ class Host:
             draining=self.draining,
             carry=self._carry,
             expect_end=self._expect_end,
+            freeze=self._freeze,
             passivate_if_idle=self._passivate_if_idle,
             route=around.route,
             newcomers=self.newcomers,
@@ -382,6 +383,9 @@ class Host:
 
     def _expect_end(self, message: Message) -> None:
         self.carriers.expect_end(message)
+
+    def _freeze(self, message: Message) -> None:
+        self.carriers.freeze(message)
 
     def _count_first(self, cell: Cell) -> "asyncio.Future[None] | None":
         return self.delivery.attempts.count_first(cell)

@@ -122,8 +122,8 @@ class Admin:
 
     @rpc
     async def CancelMessage(self, request: pb.CancelMessageRequest) -> pb.CancelMessageReply:
-        """End a message that is not running."""
-        return await self._messages().cancel(request.message_id)
+        """Cancel a message, and end its run if one is under way."""
+        return await self._messages().cancel(request.message_id, terminate=request.terminate)
 
     @rpc
     async def ListSingletons(self, request: pb.ListSingletonsRequest) -> pb.ListSingletonsReply:

@@ -77,8 +77,9 @@ class Gateway:
 
     @failing_rpc(pb.CancelReply)
     async def Cancel(self, request: pb.CancelRequest) -> pb.CancelReply:
-        """End a durable message that is not running."""
-        return pb.CancelReply(cancelled=await self._runner().cluster.cancel(request.message_id))
+        """Cancel a durable message, and end its run if one is under way."""
+        cluster = self._runner().cluster
+        return pb.CancelReply(cancelled=await cluster.cancel(request.message_id, terminate=request.terminate))
 
     @failing_rpc(pb.CompleteReply)
     async def Complete(self, request: pb.CompleteRequest) -> pb.CompleteReply:

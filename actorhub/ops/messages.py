@@ -6,7 +6,7 @@ from typing import Final
 
 import msgspec
 
-from actorhub.core.errors import ActorhubError, AlreadyProcessing, MalformedMessage, UnknownMessage
+from actorhub.core.errors import ActorhubError, MalformedMessage, UnknownMessage
 from actorhub.core.logger import get_logger
 from actorhub.ops.local import LocalRunner
 from actorhub.ops.message_rows import filter_of, listed_message, state_number, whole_message
@@ -93,21 +93,21 @@ class MessageAdmin:
         _log.info("%d dead letters were purged", count)
         return count
 
-    async def cancel(self, message_id: int) -> pb.CancelMessageReply:
-        """End a message that is not running.
+    async def cancel(self, message_id: int, *, terminate: bool) -> pb.CancelMessageReply:
+        """Cancel a message, and end its run if one is under way.
 
         Raises:
             UnknownMessage: nothing is known about it.
-            AlreadyProcessing: it is running.
+            CallTimeout: whether it ends as cancelled was not decided in time.
         """
         # The message may end between these steps. So the first only finds out whether it ever existed, and the state
         # that is reported is read after the attempt.
         await self._found(message_id)
-        cancelled = await self._cluster.cancel(message_id)
+        cancelled = await self._cluster.cancel(message_id, terminate=terminate)
         row = await self._store.find(message_id)
         state = row.state if row is not None else MessageState.CANCELLED
         if cancelled:
-            _log.info("message %d was cancelled", message_id)
+            _log.info("message %d was %s", message_id, "terminated" if terminate else "cancelled")
         return pb.CancelMessageReply(cancelled=cancelled, state=state_number(state))
 
     async def _page(self, request: pb.ListMessagesRequest, wanted: MessageFilter) -> pb.ListMessagesReply:
@@ -152,8 +152,6 @@ class MessageAdmin:
         try:
             if await self._cluster.reset(message_id):
                 return ""
-        except AlreadyProcessing:
-            return "it is running"
         except ActorhubError as error:
             return str(error)
         row = await self._store.find(message_id)

@@ -13,7 +13,6 @@ import grpc
 
 from actorhub.core.errors import (
     ActorhubError,
-    AlreadyProcessing,
     CallTimeout,
     ConfigurationError,
     EntityNotAssigned,
@@ -46,7 +45,6 @@ _STATUS: Final[tuple[tuple[type[ActorhubError], grpc.StatusCode], ...]] = (
     (UnknownHandler, grpc.StatusCode.NOT_FOUND),
     (EntityNotAssigned, grpc.StatusCode.NOT_FOUND),
     (UnknownMessage, grpc.StatusCode.NOT_FOUND),
-    (AlreadyProcessing, grpc.StatusCode.FAILED_PRECONDITION),
     (MailboxFull, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (CallTimeout, grpc.StatusCode.DEADLINE_EXCEEDED),
 )

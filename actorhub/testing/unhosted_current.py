@@ -107,6 +107,11 @@ class UnhostedCurrent(Current):
 
     @property
     @override
+    def is_cancelled(self) -> bool:
+        return False
+
+    @property
+    @override
     def deadline(self) -> datetime | None:
         return None
 

@@ -138,6 +138,8 @@ async def test_a_reply_is_waited_for_and_failures_end_with_code_1(processes: Pro
     assert await prompt.out("cancel", later) == f"message {later} is cancelled"
     await prompt.refused("reply", later, code=1, text="MessageCancelled")
     await prompt.refused("cancel", later, code=1, text=f"message {later} cannot be cancelled: its state is cancelled")
+    held = await prompt.out("tell", "accounts", "eve", "hold")
+    assert await prompt.out("cancel", held, "--terminate") == f"message {held} is cancelled"
 
 
 async def test_dead_letters_are_shown_retried_and_purged(processes: Processes) -> None:

@@ -7,9 +7,21 @@ from datetime import timedelta
 import asyncpg
 import pytest
 
-from actorhub import Cluster, Entity, EntityError, EntityNotAssigned, HandlerFailed, Hub, Retry, current, handler
+from actorhub import (
+    Cluster,
+    Entity,
+    EntityError,
+    EntityNotAssigned,
+    HandlerFailed,
+    Hub,
+    MessageCancelled,
+    Retry,
+    current,
+    handler,
+)
 from actorhub.cluster import part_of
 from actorhub.engine.routing import router
+from actorhub.storage.postgres.transaction import MOST
 from tests.support.gates import failure, gates, outcomes, soon
 from tests.support.postgres_server import PostgresServer
 
@@ -40,6 +52,18 @@ class Shop(Entity[int]):
         if fail:
             raise RuntimeError("after the insert")
         return self.state
+
+    @handler(durable=True)
+    async def book_and_hold(self, number: int, in_step: bool) -> None:
+        if in_step:
+            await current().step("book", self._book_and_hold, number)
+        else:
+            await self._book_and_hold(number)
+
+    async def _book_and_hold(self, number: int) -> None:
+        async with current().transaction() as sql:
+            await sql.execute("insert into invoice values ($1)", number)
+            await gates[current().entity_id].pass_through()
 
     @handler(durable=True)
     async def book_twice(self, number: int) -> int:
@@ -259,3 +283,18 @@ async def test_a_commit_that_the_database_refuses_is_a_failed_run(shop: Cluster,
     assert "RolledBack" in error.traceback
     assert await books("a").read() == 1
     assert await books("a").book_late(2) == 2
+
+
+@pytest.mark.parametrize("terminate", [False, True], ids=["cancel", "terminate"])
+@pytest.mark.parametrize("in_step", [False, True], ids=["handler", "step"])
+async def test_the_sql_of_a_cancelled_run_is_undone(url: str, shop: Cluster, in_step: bool, terminate: bool) -> None:
+    """Its connection is free again, however often that happens."""
+    for number in range(MOST + 2):
+        told = await shop.tell(shop.client(Shop)("a").book_and_hold(number, in_step))
+        await gates["a"].came(number + 1)
+        async with asyncio.timeout(5):
+            assert await shop.cancel(told, terminate=terminate)
+            assert isinstance(await failure(shop.reply(told)), MessageCancelled)
+    assert await invoices(url) == []
+    assert await shop.client(Shop)("a").book(1) == 1
+    assert await invoices(url) == [1]

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from actorhub import AlreadyProcessing, CallTimeout, Cluster, MessageCancelled, UnknownMessage
+from actorhub import CallTimeout, Cluster, MessageCancelled, UnknownMessage
 from actorhub.testing import MemoryCluster
 from tests.durable.entities import Log, Narrow, hub, owner
 from tests.support.gates import failure, gates, outcomes, soon
@@ -127,16 +127,6 @@ async def test_a_queued_message_can_be_cancelled(anywhere: Cluster) -> None:
     assert await held == 1
     assert await anywhere.reply(told[3]) == 4
     assert await log.read() == ["held", "0", "2", "3"]
-
-
-async def test_a_running_message_cannot_be_cancelled(anywhere: Cluster) -> None:
-    """AlreadyProcessing is raised, and it ends as if nothing had been asked."""
-    told = await anywhere.tell(anywhere.client(Log)("a").hold())
-    await gates["a"].came()
-    assert isinstance(await failure(anywhere.cancel(told)), AlreadyProcessing)
-    gates["a"].open()
-    assert await anywhere.reply(told) == 1
-    assert not await anywhere.cancel(told)
 
 
 async def test_a_message_that_waits_in_the_store_can_be_cancelled(memory: MemoryCluster, cluster: Cluster) -> None:

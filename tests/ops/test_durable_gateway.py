@@ -4,6 +4,7 @@ import asyncio
 from datetime import UTC, datetime
 
 import msgspec
+import pytest
 
 from actorhub.cluster import part_of
 from actorhub.transport.grpc._pb import admin_v1_pb2 as admin_pb
@@ -91,6 +92,19 @@ async def test_a_message_that_is_not_due_is_cancelled_for_good(durable_ports: Po
     failure = (await _reply(second, message_id)).failure
     assert failure.kind == "MessageCancelled"
     assert (await first.cluster.client(Accounts)("ada").balance()).bookings == 0
+
+
+@pytest.mark.parametrize("terminate", [False, True])
+async def test_a_message_that_runs_is_cancelled(durable_ports: Ports, terminate: bool) -> None:
+    """Through any port; its reply says so."""
+    first, second = await durable_ports.open_two()
+    message_id = await _tell(first, _request("hold"))
+    async with asyncio.timeout(20):
+        while not (await first.admin.GetMessage(admin_pb.GetMessageRequest(message_id=message_id))).attempts:
+            await asyncio.sleep(0.02)
+    assert (await second.gateway.Cancel(pb.CancelRequest(message_id=message_id, terminate=terminate))).cancelled
+    failure = (await _reply(second, message_id)).failure
+    assert (failure.kind, failure.possibly_executed) == ("MessageCancelled", True)
 
 
 async def test_what_only_durable_messages_have_is_refused_elsewhere(durable_ports: Ports) -> None:

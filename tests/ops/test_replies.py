@@ -10,7 +10,6 @@ import pytest
 
 from actorhub.core.errors import (
     ActorhubError,
-    AlreadyProcessing,
     CallTimeout,
     MailboxFull,
     MalformedMessage,
@@ -109,7 +108,6 @@ async def served() -> AsyncIterator[Served]:
         (MalformedMessage("a"), grpc.StatusCode.INVALID_ARGUMENT),
         (UnknownEntityType("a"), grpc.StatusCode.NOT_FOUND),
         (UnknownMessage("a"), grpc.StatusCode.NOT_FOUND),
-        (AlreadyProcessing("a"), grpc.StatusCode.FAILED_PRECONDITION),
         (MailboxFull("a"), grpc.StatusCode.RESOURCE_EXHAUSTED),
         (CallTimeout("a"), grpc.StatusCode.DEADLINE_EXCEEDED),
         (PersistenceError("a"), grpc.StatusCode.UNAVAILABLE),

@@ -7,7 +7,6 @@ costs nothing the count comes with another statement: the first run's with the i
 message's with the commit of the run before it (`runs.commits.next_to_count`).
 """
 
-import asyncio
 from asyncio import Future
 from functools import partial
 from typing import Final
@@ -74,9 +73,7 @@ class Attempts:
                 if first.is_stored:
                     self.start(first)
             if first.phase == QUEUED:
-                if first.counted is None or first.counted.done():
-                    first.counted = asyncio.get_running_loop().create_future()
-                return first.counted
+                return first.next_change()
         return None
 
     def start(self, message: DurableMessage) -> None:
@@ -134,7 +131,7 @@ class Attempts:
         message.place = Place.MAILBOX  # Through a carrier again, and so through its checks: time has passed.
         message.is_counted = True
         if message.phase == QUEUED:
-            message.wake_activation()
+            message.on_changed()
         else:
             self._scheduler.start(message)
 
@@ -143,7 +140,7 @@ class Attempts:
         if message.phase == QUEUED:
             self._scheduler.dequeue(message)
             message.phase = DONE
-            message.wake_activation()
+            message.on_changed()
         else:
             message.phase = DONE
             self._scheduler.end_turn(message)

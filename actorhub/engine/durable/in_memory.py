@@ -216,7 +216,7 @@ class InMemory:
         if message.phase == QUEUED:
             self._scheduler.dequeue(message)
             message.phase = DONE
-            message.wake_activation()
+        message.on_changed()
         if message.place not in _AT_ENTITY:
             return
         cell = message.cell
@@ -244,5 +244,5 @@ class InMemory:
 
     def _drop(self, message: DurableMessage) -> None:
         message.place = Place.GONE
-        message.wake_activation()
+        message.on_changed()
         self._backlog.on_unloaded(message)

@@ -221,11 +221,8 @@ class Intake:
         A cancellation frees the key itself. It is taken again by a request that is repeated after it, and stays taken
         where a runner of an earlier release cancelled the message.
         """
-        shard, retention = message.shard, self._settlement.retention
         try:
-            await self._store.cancel(
-                stored.message_id, shard.id, shard.epoch, incarnation=self._incarnation, retention=retention
-            )
+            await self._settlement.cancel(stored.message_id, message.shard, message.spec)
         except PersistenceError as error:
             if message.place is not Place.GONE:
                 self._on_not_stored(message, error)
@@ -257,6 +254,7 @@ class Intake:
             else:
                 self._settlement.answer_sender(caller)
         message.is_stored = True
+        message.on_changed()
         if message.place is Place.SPILLING:
             self._memory.spilled(message)
         elif stored.deliver_at:

@@ -1,16 +1,20 @@
 """Requests about stored messages, rather than to entities: cancel, retry, find."""
 
-from collections.abc import Coroutine
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
-from actorhub.core.errors import ActorhubError, AlreadyProcessing, PersistenceError
+from actorhub.core.envelope import TERMINATE
+from actorhub.core.errors import ActorhubError, MessageCancelled, PersistenceError
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.intake import Intake
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.settlement import Settlement
-from actorhub.engine.model.records import COMMITTING, NEW, RUNNING, SENT, HostedShard, Message
+from actorhub.engine.model.durable_message import DurableMessage, Place
+from actorhub.engine.model.records import NEW, RUNNING, SENT, HostedShard, Message
 from actorhub.storage.message_ports import CancelResult, MessageRow, Outcome, StoredReply
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -51,12 +55,12 @@ class MessageRequests:
         self._settlement = settlement
         self._shards = owner.shards
         self._store = owner.store
+        self._scheduler = owner.scheduler
         self._supervisor = owner.supervisor
-        self._incarnation = owner.incarnation
         self._mistrust = owner.mistrust
 
     def cancel(self, caller: Message, shard: HostedShard) -> None:
-        """Cancel the message unless it is running; the reply is whether it was cancelled."""
+        """Cancel the message, and end its run if one is under way; the reply is whether it ended as cancelled."""
         self._serve(caller, self._cancel(caller, shard))
 
     def retry(self, caller: Message, shard: HostedShard) -> None:
@@ -82,28 +86,51 @@ class MessageRequests:
             caller.complete_waiting(body)
 
     async def _cancel(self, caller: Message, shard: HostedShard) -> bool:
+        terminate = caller.headers is not None and TERMINATE in caller.headers
+        await self._until_not_running(caller, shard, partial(self._end_run, terminate=terminate))
         # Out of memory before the store is asked, so that it cannot start while it is cancelled.
         intake, message_id = self._intake, caller.message_id
         waiting = self._take_out(message_id, shard)
         try:
-            # The store decides, under the fence: the message may have been settled, or the shard lost.
-            result = await self._store.cancel(
-                message_id,
-                shard.id,
-                shard.epoch,
-                incarnation=self._incarnation,
-                retention=caller.spec.retention or self._settlement.retention,
-            )
+            result = await self._settlement.cancel(message_id, shard, caller.spec)
         except PersistenceError:
             intake.put_back(message_id, shard, waiting)
             raise
         if result == CancelResult.CANCELLED:
             self._settlement.answer(waiting, message_id, StoredReply(Outcome.CANCELLED, b""))
+            # It was not in memory, and the loader may have brought it in and started it meanwhile.
+            if (loaded := self._memory.table(shard).messages.get(message_id)) is not None:
+                self._end_run(loaded, terminate=terminate)
             return True
         intake.put_back(message_id, shard, waiting)
         if result == CancelResult.FENCED:
             self._leave_to_next_owner(caller, shard)
         return False
+
+    async def _until_not_running(
+        self, caller: Message, shard: HostedShard, on_running: Callable[[DurableMessage], None]
+    ) -> None:
+        """Wait until the message is stored, and no run of it is under way.
+
+        Whatever ends its run settles it, has it wait for the next one, or leaves it to the next owner of the shard,
+        whom the request then goes on to.
+        """
+        while True:
+            message = self._memory.table(shard).messages.get(caller.message_id)
+            if message is None or (message.is_stored and message.place is not Place.RUNNING):
+                return
+            on_running(message)
+            await asyncio.wait((message.next_change(),))
+            if self._shards.get(shard.id) is not shard:
+                self._intake.send_on(caller)
+                raise _SentOnError
+
+    def _end_run(self, message: DurableMessage, *, terminate: bool) -> None:
+        """End the run of a message, if one is under way; one that is being committed decides itself how it ends."""
+        if message.place is Place.RUNNING:
+            text = f"{message.what}({message.entity_id}): message {message.message_id} was cancelled while it ran"
+            end = self._scheduler.terminate if terminate else self._scheduler.abandon
+            end(message, MessageCancelled(text))
 
     def _leave_to_next_owner(self, caller: Message, shard: HostedShard) -> None:
         self._mistrust(shard.id)
@@ -119,6 +146,16 @@ class MessageRequests:
 
     async def _retry(self, caller: Message, shard: HostedShard) -> bool:
         intake, message_id = self._intake, caller.message_id
+        message = self._memory.table(shard).messages.get(message_id)
+        if message is not None and message.place is Place.RUNNING and message.phase == RUNNING:
+            # It runs, as it should; its attempts count from this run on.
+            if found := bool(await self._store.retry([message_id])):
+                message.attempts = 1
+            intake.put_back(
+                message_id, shard, [] if message.place is Place.RUNNING else self._take_out(message_id, shard)
+            )
+            return found
+        await self._until_not_running(caller, shard, lambda _: None)
         waiting = self._take_out(message_id, shard)
         try:
             return bool(await self._store.retry([message_id]))
@@ -130,15 +167,9 @@ class MessageRequests:
         return None if row is None else whereabouts(row)
 
     def _take_out(self, message_id: int, shard: HostedShard) -> list[Message]:
-        """Take the message out of memory; return the callers that wait for it.
-
-        Raises:
-            AlreadyProcessing: it is running or starting, or is just being stored.
-        """
+        """Take the message, which does not run, out of memory; return the callers that wait for it."""
         table = self._memory.table(shard)
         message = table.messages.get(message_id)
-        if message is not None and (message.phase in (RUNNING, COMMITTING) or not message.is_stored):
-            raise AlreadyProcessing(f"message {message_id} is being processed by {message.address}: try again later")
         waiting = table.waiting.pop(message_id, [])
         return waiting if message is None else waiting + self._memory.forget(message)
 

@@ -26,9 +26,18 @@ from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.model.durable_message import DurableMessage, Place
 from actorhub.engine.model.records import DEAD, HostedShard, Message
+from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.runs.scheduler import RunMoved
 from actorhub.engine.runs.store_answers import store_error
-from actorhub.storage.message_ports import NotPending, Outcome, PendingMessage, RunCommit, RunFailure, StoredReply
+from actorhub.storage.message_ports import (
+    CancelResult,
+    NotPending,
+    Outcome,
+    PendingMessage,
+    RunCommit,
+    RunFailure,
+    StoredReply,
+)
 from actorhub.storage.ports import Fenced
 
 _log: Final = get_logger("actorhub.settlement")
@@ -88,6 +97,8 @@ class Settlement:
             self._mistrust(message.shard.id)  # and no more: if the shard was lost, `on_revoked` follows
         elif isinstance(error, NotPending):
             self.on_settled_elsewhere(message)
+        elif message.is_cancelled:
+            _ = self._supervisor.spawn(self._settle_cancelled(message), "cancel a message")
         elif isinstance(error, MalformedMessage) and not error.possibly_executed:
             # An earlier run may have come further, under a release that the arguments did fit.
             self._bury(message, error, possibly_executed=message.attempts > 1)
@@ -157,6 +168,36 @@ class Settlement:
         for caller in callers:
             text = f"{caller.what}: message {message_id}: {reason}"
             caller.fail_waiting(RunnerUnavailable(text, possibly_executed=True))
+
+    async def cancel(self, message_id: int, shard: HostedShard, spec: HandlerSpec) -> CancelResult:
+        """Settle a message as cancelled in the store, which decides: it may have been settled, or the shard lost.
+
+        Raises:
+            PersistenceError: the store failed. The message may or may not be cancelled.
+        """
+        retention = spec.retention or self.retention
+        return await self._store.cancel(
+            message_id, shard.id, shard.epoch, incarnation=self._incarnation, retention=retention
+        )
+
+    async def _settle_cancelled(self, message: DurableMessage) -> None:
+        """Settle a message whose run was ended because it was cancelled."""
+        try:
+            result = await self.cancel(message.message_id, message.shard, message.spec)
+        except PersistenceError as error:
+            if message.place is not Place.GONE:
+                self._on_unsure(message, error)
+            return
+        if message.place is Place.GONE:
+            return
+        match result:
+            case CancelResult.CANCELLED:
+                self.settled += 1
+                self._end(message, StoredReply(Outcome.CANCELLED, b""))
+            case CancelResult.FENCED:
+                self._mistrust(message.shard.id)
+            case CancelResult.SETTLED | CancelResult.UNKNOWN:
+                self.on_settled_elsewhere(message)
 
     def _settle_error(self, message: DurableMessage, error: ActorhubError) -> None:
         # The run's state was rolled back, so this commit has the reply alone.
@@ -281,14 +322,20 @@ class Settlement:
         elif isinstance(error, NotPending):
             self.on_settled_elsewhere(message)
         else:
-            # Perhaps it is written. If not, the loader finds the message, which is still pending. If it is, no later
-            # run will tell its callers, so the store is asked.
-            _log.warning("message %d: its outcome could not be stored: %s", message.message_id, error)
-            self._memory.spill_unsure(message)
-            if message.message_id in self._memory.table(message.shard).waiting:
-                work = self.answer_or_scan(message.shard, message.message_id)
-                _ = self._supervisor.spawn(work, "look up a pending message")
+            self._on_unsure(message, error)
         return False
+
+    def _on_unsure(self, message: DurableMessage, error: ActorhubError) -> None:
+        """The store failed, and how a run of the message ended is perhaps written.
+
+        If not, the loader finds the message, which is still pending. If it is, no later run will tell its callers, so
+        the store is asked.
+        """
+        _log.warning("message %d: its outcome could not be stored: %s", message.message_id, error)
+        self._memory.spill_unsure(message)
+        if message.message_id in self._memory.table(message.shard).waiting:
+            work = self.answer_or_scan(message.shard, message.message_id)
+            _ = self._supervisor.spawn(work, "look up a pending message")
 
     def _end(self, message: DurableMessage, reply: StoredReply) -> None:
         if message.place is not Place.GONE:

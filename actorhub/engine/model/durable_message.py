@@ -7,7 +7,7 @@ from typing import Protocol
 
 from actorhub.core.address import ShardId
 from actorhub.core.envelope import ASK, Durable
-from actorhub.core.errors import ActorhubError
+from actorhub.core.errors import ActorhubError, MessageCancelled
 from actorhub.engine.model.records import SENT, HostedShard, Message
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import NewMessage
@@ -82,7 +82,7 @@ class DurableMessage(Message):
     It has no deadline. Its callers have theirs, and it runs whether or not somebody still waits.
     """
 
-    __slots__ = ("attempts", "counted", "due", "early", "events", "failure", "is_counted", "is_stored", "key", "place",
+    __slots__ = ("attempts", "changed", "due", "early", "events", "failure", "is_counted", "is_stored", "key", "place",
                  "shard", "waiters")  # fmt: skip
 
     def __init__(
@@ -99,8 +99,6 @@ class DurableMessage(Message):
         """Runs that the store has counted, including the present one once `is_counted` is set."""
         self.is_counted = False
         """The store has counted the run that is about to start, or is under way."""
-        self.counted: asyncio.Future[None] | None = None
-        """Done once that is so or the message has left its mailbox: the activation of its entity waits for it."""
         self.is_stored = False
         """The store has confirmed that it holds the message; until then its insert is under way."""
         self.due = 0.0
@@ -111,16 +109,29 @@ class DurableMessage(Message):
         """The error with which it failed before it was stored."""
         self.waiters: list[Message] = []
         """Callers that wait for the reply, and senders that wait until the message is stored."""
+        self.changed: asyncio.Future[None] | None = None
+        """Done once the message is stored, counted, or at another place; exists while somebody waits for that."""
 
     @property
     def chains(self) -> Iterable[Sequence[str]]:
         """The chains of the calls that wait for its reply."""
         return (caller.chain for caller in self.waiters if caller.phase == SENT)
 
-    def wake_activation(self) -> None:
-        """Have the activation that waits until the run is counted look again."""
-        if self.counted is not None and not self.counted.done():
-            self.counted.set_result(None)
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether its run is being ended because the message was cancelled."""
+        return isinstance(self.abandoned_for, MessageCancelled)
+
+    def next_change(self) -> "asyncio.Future[None]":
+        """Return what is done when whoever waits for the message to be stored, counted or moved is to look again."""
+        if self.changed is None or self.changed.done():
+            self.changed = asyncio.get_running_loop().create_future()
+        return self.changed
+
+    def on_changed(self) -> None:
+        """Have whoever waits for the message look again: the activation of its entity, and requests about it."""
+        if self.changed is not None and not self.changed.done():
+            self.changed.set_result(None)
 
     def on_not_started(self) -> bool:
         """Stay in the store: the loader, here or at the next owner, will bring it in again."""

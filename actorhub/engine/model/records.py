@@ -104,7 +104,13 @@ class InterleavedTurn(Protocol):
 
     coroutine: Coroutine[Any, Any, Any] | None
 
-    def drive(self, context: Context, coroutine: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, Any]:
+    def drive(
+        self,
+        context: Context,
+        coroutine: Coroutine[Any, Any, Any],
+        step: Any,
+        take_step: Callable[[Context, Callable[[], Any]], Any],
+    ) -> Generator[Any, Any, Any]:
         """Run the rest of `coroutine`, each step in `context` and with the turn."""
         ...
 

@@ -64,10 +64,14 @@ class Run(msgspec.Struct, eq=False):
     cell: Cell
     is_over: bool = False
     """Its outcome is known. The message may have a later run by then."""
+    is_frozen: bool = False
+    """It was terminated: its handler takes no further step."""
     outbox: list[Message] | None = None
     """What the handler told, to be sent once that is committed."""
     transaction: RunTransaction | None = None
     """The transaction that the handler opened for its own SQL."""
+    step_transactions: Sequence[RunTransaction] = ()
+    """Those that its steps have opened and not handed over to their commits."""
     interleaving: InterleavedTurn | None = None
     """The turn of an interleaved run."""
     progress: Progress | None = None

@@ -5,13 +5,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 
 from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
 from actorhub.core.errors import MalformedMessage, UnknownHandler
 from actorhub.core.retry import DEFAULT_RETRY, Retry
+
+DEFAULT_CANCEL_GRACE: Final = timedelta(seconds=10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,8 @@ class HandlerSpec:
     """Its messages are stored before they are acknowledged."""
     retry: Retry = DEFAULT_RETRY
     """How often a durable message is run, and the pauses between the runs."""
+    cancel_grace: float = DEFAULT_CANCEL_GRACE.total_seconds()
+    """Seconds that a run has to clean up once its durable message is cancelled."""
     retention: float | None = None
     """Seconds for which a durable message's reply and key are kept; `None`: the cluster's setting."""
     interleaved: bool = False

@@ -12,10 +12,11 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any, Final, Protocol
 
 from actorhub.core.clock import Clock
-from actorhub.core.errors import CallTimeout, MalformedMessage
+from actorhub.core.errors import CallTimeout, MalformedMessage, MessageCancelled
 from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of
 from actorhub.engine.model.durable_message import DurableMessage
@@ -23,12 +24,12 @@ from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.records import DEAD, EXCLUSIVE, NEW, Message
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.completion import Completion
-from actorhub.engine.runs.driving import drive
+from actorhub.engine.runs.driving import drive, resumed
 from actorhub.engine.runs.interleaving import Interleaving
 from actorhub.engine.runs.nesting import Nesting
 from actorhub.engine.runs.scheduler import RunMoved, Scheduler
 from actorhub.engine.runs.streams import Streams
-from actorhub.engine.runs.stuck import STUCK_AFTER, log_stuck
+from actorhub.engine.runs.stuck import STUCK_AFTER, keep_forever, log_stuck
 
 _log: Final = get_logger("actorhub.turns")
 
@@ -262,13 +263,15 @@ class Carriers:
         # From here on this carrier sees to nothing else.
         self._go_on_elsewhere()
         if run.interleaving is not None:
-            steps = run.interleaving.drive(context, coroutine, step)
+            steps = run.interleaving.drive(context, coroutine, step, partial(_resumed, run))
         elif run.nesting is not None:
             run.nesting.on_step_ended()
             steps = drive(context, coroutine, step, run.nesting.resume)
         else:
             self._scheduler.hold(run)
-            steps = drive(context, coroutine, step)
+            # Nobody terminates the run of a volatile message, so it is spared the question before each step.
+            is_durable = isinstance(message, DurableMessage)
+            steps = drive(context, coroutine, step, partial(_resumed, run) if is_durable else resumed)
         try:
             value = yield from steps
         except GeneratorExit:
@@ -304,16 +307,36 @@ class Carriers:
             run, _ = suspended
             if (timer := self._timers.pop(run, None)) is not None:
                 timer.cancel()
-            self._timers[run] = self._loop.call_later(STUCK_AFTER, self._give_up, *suspended)
+            grace = message.spec.cancel_grace if isinstance(error, MessageCancelled) else STUCK_AFTER
+            self._timers[run] = self._loop.call_later(grace, self._give_up, *suspended, grace)
+
+    def freeze(self, message: Message) -> None:
+        """End a suspended run without a further step of its handler: neither `except` nor `finally` blocks run."""
+        run, coroutine = self._suspended[message]
+        run.is_frozen = True
+        keep_forever(coroutine)
+        self._forget_suspended(run)
+        self._completion.give_up(run)
 
     def _on_timeout(self, run: Run) -> None:
         message = run.message
         text = f"{message.what}: the handler ran longer than its timeout of {message.spec.timeout} s"
         self._scheduler.abandon(message, CallTimeout(text, possibly_executed=True))
 
-    def _give_up(self, run: Run, coroutine: "Coroutine[Any, Any, Any]") -> None:
+    def _give_up(self, run: Run, coroutine: "Coroutine[Any, Any, Any]", grace: float) -> None:
         """End a run whose handler goes on although it was cancelled; whatever it still does does not count."""
         message = run.message
-        log_stuck(_log, message.what, message.entity_id, coroutine)
+        log_stuck(_log, message.what, message.entity_id, coroutine, after=grace)
         self._forget_suspended(run)
         self._completion.give_up(run)
+
+
+class _FrozenError(BaseException):
+    """Ends the carrier of a run that was terminated; its coroutine stays where it is."""
+
+
+def _resumed(run: Run, context: contextvars.Context, resume: Callable[[], Any]) -> Any:
+    """Take the next step of a run that may have been terminated while it waited."""
+    if run.is_frozen:
+        raise _FrozenError
+    return resumed(context, resume)

@@ -140,6 +140,11 @@ class Commits:
         """Undo the transaction of a run that failed, and call `then` once its locks are free."""
         _ = self._supervisor.spawn(_roll_back(run, then), "roll back transaction")
 
+    def roll_back_steps(self, run: Run) -> None:
+        """Undo the transactions of the steps of a run that was given up: it may not come to do so itself."""
+        for transaction in run.step_transactions:
+            _ = self._supervisor.spawn(transaction.roll_back(), "roll back transaction")
+
     def _outbox(self, run: Run) -> tuple[NewMessage, ...]:
         if not run.outbox:
             return ()

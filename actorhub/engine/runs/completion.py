@@ -171,6 +171,8 @@ class Completion:
         error.possibly_executed = True
         if run.transaction is not None:
             self._store.roll_back(run, lambda _: None)
+        if run.step_transactions:
+            self._store.roll_back_steps(run)
         if message.is_nested or cell.load == EXCLUSIVE:
             self._answer_failed(run, error)
             self._rebuilder.discard(cell)

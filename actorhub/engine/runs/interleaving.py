@@ -10,14 +10,13 @@ lose its own when that handler is rolled back. One that kept the turn for good w
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, cast
 
 from actorhub.engine.model.records import ACTIVE, DEAD, RUNNING, Cell, Message, Returning
 from actorhub.engine.model.spec import HandlerSpec
-from actorhub.engine.runs.driving import resumed
 
 
 class Lender(Protocol):
@@ -50,7 +49,11 @@ class Interleaving:
         """Of the cell's `returning`, those of this run: its coroutine's, and that of a task which is about to hold."""
 
     def drive(
-        self, context: contextvars.Context, coroutine: "Coroutine[Any, Any, Any]", step: Any
+        self,
+        context: contextvars.Context,
+        coroutine: "Coroutine[Any, Any, Any]",
+        step: Any,
+        take_step: Callable[[contextvars.Context, Callable[[], Any]], Any],
     ) -> Generator[Any, Any, Any]:
         """Run the rest of `coroutine`, whose first step yielded `step`, each step in `context` and with the turn."""
         self.coroutine = coroutine
@@ -72,7 +75,7 @@ class Interleaving:
             self._is_waiting = False
             resume = partial(coroutine.send, value) if error is None else partial(coroutine.throw, error)
             try:
-                step = resumed(context, resume)
+                step = take_step(context, resume)
             except StopIteration as stop:
                 return stop.value
 

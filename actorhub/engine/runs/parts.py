@@ -45,7 +45,11 @@ class RunParts:
         size = limits.max_message_bytes
         self.completion = Completion(scheduler=scheduler, commits=commits, max_message_bytes=size, rebuilder=rebuilder)
         self.saving = Saving(
-            scheduler=scheduler, commits=commits, completion=self.completion, checkpoints=storage.checkpoints
+            scheduler=scheduler,
+            commits=commits,
+            completion=self.completion,
+            checkpoints=storage.checkpoints,
+            supervisor=supervisor,
         )
         self.streams = Streams(
             scheduler=scheduler,

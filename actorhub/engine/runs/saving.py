@@ -16,11 +16,14 @@ from actorhub.engine.runs.commits import Commits, tells_durably
 from actorhub.engine.runs.completion import RUN_ONLY, Completion
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.store_answers import store_error, until_answered
+from actorhub.engine.supervision import Supervisor
 from actorhub.storage.checkpoint_ports import CheckpointStore, CheckpointWrite
 from actorhub.storage.message_ports import RunTransaction
 from actorhub.storage.ports import Fenced, VersionConflict
 
 _REFUSED: Final = (Fenced, VersionConflict)
+_BEGIN_LIMIT: Final = 30.0
+"""Seconds that it may take to begin a transaction; stores give up before."""
 
 
 class StepRun(Run, eq=False, kw_only=True):
@@ -91,12 +94,19 @@ class Saving:
     """
 
     def __init__(
-        self, *, scheduler: Scheduler, commits: Commits, completion: Completion, checkpoints: CheckpointStore
+        self,
+        *,
+        scheduler: Scheduler,
+        commits: Commits,
+        completion: Completion,
+        checkpoints: CheckpointStore,
+        supervisor: Supervisor,
     ) -> None:
         self._scheduler = scheduler
         self._commits = commits
         self._completion = completion
         self._checkpoints = checkpoints
+        self._supervisor = supervisor
 
     async def save_state(self, run: Run, state: Any) -> None:
         """Commit the state of the entity whose handler runs, as it is now; or `state`, unless that is `UNSET`.
@@ -158,6 +168,8 @@ class Saving:
         # From here on the transaction ends with the commit, whatever becomes of it; the step must not roll it back as
         # well.
         transaction, step.transaction = step.transaction, None
+        parent = step.parent
+        parent.step_transactions = [each for each in parent.step_transactions if each is not transaction]
         outcome = self._commits.run_alone(step.cell, self._commits.step_of(step, write), transaction)
         cancelled = await until_answered(outcome)
         if (error := store_error(outcome)) is not None:
@@ -212,16 +224,22 @@ class Saving:
         """
         check_transaction(run)
         if run.transaction is None:
-            begun = await self._commits.begin()
-            # Meanwhile the run may have ended, or another of its tasks may have begun the transaction.
-            if not run.is_running or run.transaction is not None:
-                await begun.roll_back()
-                if run.transaction is None:
-                    raise NotConnected(f"{run.what}: its run is over")
-            else:
-                run.transaction = begun
-        assert run.transaction is not None
+            # In a task of its own: a handler that is terminated while it waits here takes no further step.
+            await self._supervisor.bounded(self._begin(run), "begin transaction", _BEGIN_LIMIT)
+            if run.transaction is None:
+                raise NotConnected(f"{run.what}: its run is over")
         return run.transaction
+
+    async def _begin(self, run: Run) -> None:
+        begun = await self._commits.begin()
+        # Meanwhile the run may have ended, or another of its tasks may have begun the transaction.
+        is_alive = run.is_running and (not isinstance(run, StepRun) or not run.parent.is_over)
+        if not is_alive or run.transaction is not None:
+            await begun.roll_back()
+            return
+        run.transaction = begun
+        if isinstance(run, StepRun):
+            run.parent.step_transactions = [*run.parent.step_transactions, begun]
 
     async def _commit_state(self, cell: Cell, epoch: int, data: bytes) -> None:
         future = self._commits.state(cell, epoch, data)

@@ -49,6 +49,7 @@ class Scheduler:
         draining: Draining,
         carry: Callable[[], None],
         expect_end: Callable[[Message], None],
+        freeze: Callable[[Message], None],
         passivate_if_idle: Callable[[Cell], None],
         route: Callable[[Message], None],
         newcomers: Newcomers,
@@ -60,6 +61,7 @@ class Scheduler:
             draining: Says what starts although its entity closes.
             carry: Starts a carrier; called when something is ready that no carrier would find.
             expect_end: Told of a message whose handler was cancelled: it is given up if it goes on.
+            freeze: Ends the run of a message at once: its handler takes no further step.
             passivate_if_idle: Ends a closing cell in which nothing is left; called when a run of it ended.
             route: Sends a message that a handler told, once the handler's run is committed.
             newcomers: Messages that wait for a place in memory.
@@ -68,6 +70,7 @@ class Scheduler:
         self.draining = draining
         self._carry = carry
         self._expect_end = expect_end
+        self._freeze = freeze
         self.passivate_if_idle = passivate_if_idle
         self._route = route
         self._newcomers = newcomers
@@ -240,6 +243,13 @@ class Scheduler:
                     self._expect_end(message)
         elif message.phase != COMMITTING:
             message.phase = DONE
+
+    def terminate(self, message: Message, error: ActorhubError) -> None:
+        """End a run without telling its handler, unless it is being committed. The error becomes its reply."""
+        if message.phase == RUNNING:
+            message.abandoned_for = error
+            if message.task is not None:
+                self._freeze(message)
 
     def cancel_dead(self, reason: str) -> None:
         """Cancel every suspended run whose cell is dead; its caller learns that the outcome is unknown."""

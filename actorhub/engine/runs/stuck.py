@@ -1,6 +1,7 @@
-"""Says where user code is stuck that did not end when it was cancelled."""
+"""What becomes of user code that is not let go on, or does not end when it was cancelled."""
 
 import asyncio
+import ctypes
 import logging
 import traceback
 from collections.abc import Iterator
@@ -13,15 +14,26 @@ _DEEPEST: Final = 50
 """Frames that are logged."""
 
 
-def log_stuck(log: logging.Logger, what: str, entity_id: str, task_or_coroutine: Any) -> None:
+def log_stuck(
+    log: logging.Logger, what: str, entity_id: str, task_or_coroutine: Any, *, after: float = STUCK_AFTER
+) -> None:
     """Log that `what` of an entity was abandoned, with the stack of its task, coroutine or generator."""
     frames = [(frame, frame.f_lineno) for frame in _frames(task_or_coroutine)]
     stack = "".join(traceback.StackSummary.extract(iter(frames)).format())
     log.error(
         "%s(%s) went on %g s after it was cancelled, so it was abandoned, and its entity is activated again; it is "
         "stuck here (most recent call last):\n%s",
-        *(what, entity_id, STUCK_AFTER, stack or "  (unknown)"),
+        *(what, entity_id, after, stack or "  (unknown)"),
     )
+
+
+def keep_forever(coroutine: Any) -> None:
+    """Keep a suspended coroutine until the process is over.
+
+    Python throws `GeneratorExit` into one that is dropped, be it when the interpreter ends, and so runs its `finally`
+    blocks. A reference that nobody has is never dropped.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(coroutine))
 
 
 def _frames(awaited: Any) -> Iterator[FrameType]:

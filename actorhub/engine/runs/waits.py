@@ -53,8 +53,11 @@ class DurableWaits:
             progress.is_uncounted = True
             if cancelled:
                 raise asyncio.CancelledError
-        if run.message.abandoned_for is not None:
-            raise asyncio.CancelledError  # The handler swallowed the first one, and a second one will not come.
+        message = run.message
+        if message.abandoned_for is not None and not (isinstance(message, DurableMessage) and message.is_cancelled):
+            # The handler swallowed the first one, and a second one will not come. One whose message was cancelled may
+            # wait in its clean-up.
+            raise asyncio.CancelledError
         progress.waits += 1
         try:
             # A hand-over cuts short the runs that are in a wait when it begins. This one got here later.

@@ -44,13 +44,28 @@ class ControlConnection:
         Raises:
             PersistenceError: it failed; its cause is asyncpg's exception.
         """
+        # In a task of its own: a handler that is terminated while it waits here takes no further step, and must not
+        # keep the connection for itself.
+        async with asyncio.TaskGroup() as tasks:
+            outcome = tasks.create_task(self._outcome(query, arguments))
+        found = outcome.result()
+        if not isinstance(found, BaseException):
+            return found
+        if isinstance(found, FOREIGN_ERRORS):
+            raise translate(found, doing) from found
+        raise found
+
+    async def _outcome(
+        self, query: str, arguments: Sequence[object]
+    ) -> Sequence[asyncpg.Record] | BaseException:  # what `FOREIGN_ERRORS` holds
+        """Return the rows, or what the statement failed with: raised here, it would come out as an `ExceptionGroup`."""
         try:
             async with self._turn:
                 connection = await self._ready()
                 async with deadline(connection, STATEMENT_LIMIT):
                     return await connection.fetch(queries()[query], *arguments)
-        except FOREIGN_ERRORS as exc:
-            raise translate(exc, doing) from exc
+        except (*FOREIGN_ERRORS, PersistenceError) as exc:
+            return exc
 
     async def aclose(self) -> None:
         """End the connection; a statement under way fails."""

@@ -12,7 +12,6 @@ from typing import Any, Final, TypeAlias
 from actorhub.cluster import Cluster
 from actorhub.core.errors import (
     ActorhubError,
-    AlreadyProcessing,
     DuplicateKey,
     HandlerFailed,
     MessageCancelled,
@@ -97,8 +96,6 @@ class DurableClients:
         try:
             if await self.cluster.cancel(sent.message_id):
                 sent.cancelled = time.monotonic()
-        except AlreadyProcessing:
-            return
         except ActorhubError as error:
             # Whether it was cancelled shows in its terminal reply.
             sent.error = f"cancel: {type(error).__name__}: {error}"
@@ -210,8 +207,10 @@ async def _schedule(sender: DurableSender, entity: str) -> None:
 
 
 async def _cancel(sender: DurableSender, entity: str) -> None:
-    await sender.clients.tell(entity, sender.order(entity, holds_ms=(30,)))
+    first = await sender.clients.tell(entity, sender.order(entity, holds_ms=(30,)))
     sent = await sender.clients.tell(entity, sender.order(entity))
+    if first.outcome == "ok" and sender.clients.chance.random() < 0.5:
+        await sender.clients.cancel(first)
     if sent.outcome == "ok":
         await sender.clients.cancel(sent)
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+actorhub/transport/grpc/_pb/client_v1.proto\x12\x12\x61\x63torhub.client.v1\"\xd9\x02\n\x0b\x43\x61llRequest\x12\x13\n\x0b\x65ntity_type\x18\x01 \x01(\t\x12\x11\n\tentity_id\x18\x02 \x01(\t\x12\x0f\n\x07handler\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\x0c\x12.\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x1c.actorhub.client.v1.Encoding\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12=\n\x07headers\x18\x07 \x03(\x0b\x32,.actorhub.client.v1.CallRequest.HeadersEntry\x12\x15\n\rwait_for_room\x18\x08 \x01(\x08\x12\x0b\n\x03key\x18\t \x01(\t\x12\x15\n\rdeliver_at_ms\x18\n \x01(\x03\x12\x10\n\x08\x64\x65lay_ms\x18\x0b \x01(\x03\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"f\n\x0cReplyRequest\x12\x12\n\nmessage_id\x18\x01 \x01(\x03\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\x12.\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x1c.actorhub.client.v1.Encoding\"#\n\rCancelRequest\x12\x12\n\nmessage_id\x18\x01 \x01(\x03\"]\n\x0b\x43\x61ncelReply\x12\x13\n\tcancelled\x18\x01 \x01(\x08H\x00\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.actorhub.client.v1.FailureH\x00\x42\t\n\x07outcome\"\x7f\n\x0f\x43ompleteRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x05value\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07\x66\x61ilure\x18\x03 \x01(\tH\x00\x12.\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x1c.actorhub.client.v1.EncodingB\t\n\x07outcome\"_\n\rCompleteReply\x12\x13\n\tcompleted\x18\x01 \x01(\x08H\x00\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.actorhub.client.v1.FailureH\x00\x42\t\n\x07outcome\"X\n\tCallReply\x12\x10\n\x06result\x18\x01 \x01(\x0cH\x00\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.actorhub.client.v1.FailureH\x00\x42\t\n\x07outcome\"\\\n\tTellReply\x12\x14\n\nmessage_id\x18\x01 \x01(\x03H\x00\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.actorhub.client.v1.FailureH\x00\x42\t\n\x07outcome\"\x84\x01\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x19\n\x11possibly_executed\x18\x03 \x01(\x08\x12\x17\n\x0fis_domain_error\x18\x04 \x01(\x08\x12\x13\n\x0b\x66ields_json\x18\x05 \x01(\t\x12\x11\n\ttraceback\x18\x06 \x01(\t*3\n\x08\x45ncoding\x12\x14\n\x10\x45NCODING_MSGPACK\x10\x00\x12\x11\n\rENCODING_JSON\x10\x01\x32\xd1\x03\n\x07Gateway\x12\x46\n\x04\x43\x61ll\x12\x1f.actorhub.client.v1.CallRequest\x1a\x1d.actorhub.client.v1.CallReply\x12\x46\n\x04Tell\x12\x1f.actorhub.client.v1.CallRequest\x1a\x1d.actorhub.client.v1.TellReply\x12J\n\x06Stream\x12\x1f.actorhub.client.v1.CallRequest\x1a\x1d.actorhub.client.v1.CallReply0\x01\x12H\n\x05Reply\x12 .actorhub.client.v1.ReplyRequest\x1a\x1d.actorhub.client.v1.CallReply\x12L\n\x06\x43\x61ncel\x12!.actorhub.client.v1.CancelRequest\x1a\x1f.actorhub.client.v1.CancelReply\x12R\n\x08\x43omplete\x12#.actorhub.client.v1.CompleteRequest\x1a!.actorhub.client.v1.CompleteReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+actorhub/transport/grpc/_pb/client_v1.proto\x12\x12\x61\x63torhub.client.v1\"\xd9\x02\n\x0b\x43\x61llRequest\x12\x13\n\x0b\x65ntity_type\x18\x01 \x01(\t\x12\x11\n\tentity_id\x18\x02 \x01(\t\x12\x0f\n\x07handler\x18\x03 \x01(\t\x12\x11\n\targuments\x18\x04 \x01(\x0c\x12.\n\x08\x65ncoding\x18\x05 \x01(\x0e\x32\x1c.actorhub.client.v1.Encoding\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12=\n\x07headers\x18\x07 \x03(\x0b\x32,.actorhub.client.v1.CallRequest.HeadersEntry\x12\x15\n\rwait_for_room\x18\x08 \x01(\x08\x12\x0b\n\x03key\x18\t \x01(\t\x12\x15\n\rdeliver_at_ms\x18\n \x01(\x03\x12\x10\n\x08\x64\x65lay_ms\x18\x0b \x01(\x03\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"f\n\x0cReplyRequest\x12\x12\n\nmessage_id\x18\x01 \x01(\x03\x12\x12\n\ntimeout_ms\x18\x02 \x01(\r\x12.\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x1c.actorhub.client.v1.Encoding\"6\n\rCancelRequest\x12\x12\n\nmessage_id\x18\x01 \x01(\x03\x12\x11\n\tterminate\x18\x02 \x01(\x08\"]\n\x0b\x43\x61ncelReply\x12\x13\n\tcancelled\x18\x01 \x01(\x08H\x00\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.actorhub.client.v1.FailureH\x00\x42\t\n\x07outcome\"\x7f\n\x0f\x43ompleteRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x05value\x18\x02 \x01(\x0cH\x00\x12\x11\n\x07\x66\x61ilure\x18\x03 \x01(\tH\x00\x12.\n\x08\x65ncoding\x18\x04 \x01(\x0e\x32\x1c.actorhub.client.v1.EncodingB\t\n\x07outcome\"_\n\rCompleteReply\x12\x13\n\tcompleted\x18\x01 \x01(\x08H\x00\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.actorhub.client.v1.FailureH\x00\x42\t\n\x07outcome\"X\n\tCallReply\x12\x10\n\x06result\x18\x01 \x01(\x0cH\x00\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.actorhub.client.v1.FailureH\x00\x42\t\n\x07outcome\"\\\n\tTellReply\x12\x14\n\nmessage_id\x18\x01 \x01(\x03H\x00\x12.\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.actorhub.client.v1.FailureH\x00\x42\t\n\x07outcome\"\x84\x01\n\x07\x46\x61ilure\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x19\n\x11possibly_executed\x18\x03 \x01(\x08\x12\x17\n\x0fis_domain_error\x18\x04 \x01(\x08\x12\x13\n\x0b\x66ields_json\x18\x05 \x01(\t\x12\x11\n\ttraceback\x18\x06 \x01(\t*3\n\x08\x45ncoding\x12\x14\n\x10\x45NCODING_MSGPACK\x10\x00\x12\x11\n\rENCODING_JSON\x10\x01\x32\xd1\x03\n\x07Gateway\x12\x46\n\x04\x43\x61ll\x12\x1f.actorhub.client.v1.CallRequest\x1a\x1d.actorhub.client.v1.CallReply\x12\x46\n\x04Tell\x12\x1f.actorhub.client.v1.CallRequest\x1a\x1d.actorhub.client.v1.TellReply\x12J\n\x06Stream\x12\x1f.actorhub.client.v1.CallRequest\x1a\x1d.actorhub.client.v1.CallReply0\x01\x12H\n\x05Reply\x12 .actorhub.client.v1.ReplyRequest\x1a\x1d.actorhub.client.v1.CallReply\x12L\n\x06\x43\x61ncel\x12!.actorhub.client.v1.CancelRequest\x1a\x1f.actorhub.client.v1.CancelReply\x12R\n\x08\x43omplete\x12#.actorhub.client.v1.CompleteRequest\x1a!.actorhub.client.v1.CompleteReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CALLREQUEST_HEADERSENTRY']._loaded_options = None
   _globals['_CALLREQUEST_HEADERSENTRY']._serialized_options = b'8\001'
-  _globals['_ENCODING']._serialized_start=1196
-  _globals['_ENCODING']._serialized_end=1247
+  _globals['_ENCODING']._serialized_start=1215
+  _globals['_ENCODING']._serialized_end=1266
   _globals['_CALLREQUEST']._serialized_start=68
   _globals['_CALLREQUEST']._serialized_end=413
   _globals['_CALLREQUEST_HEADERSENTRY']._serialized_start=367
@@ -42,19 +42,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPLYREQUEST']._serialized_start=415
   _globals['_REPLYREQUEST']._serialized_end=517
   _globals['_CANCELREQUEST']._serialized_start=519
-  _globals['_CANCELREQUEST']._serialized_end=554
-  _globals['_CANCELREPLY']._serialized_start=556
-  _globals['_CANCELREPLY']._serialized_end=649
-  _globals['_COMPLETEREQUEST']._serialized_start=651
-  _globals['_COMPLETEREQUEST']._serialized_end=778
-  _globals['_COMPLETEREPLY']._serialized_start=780
-  _globals['_COMPLETEREPLY']._serialized_end=875
-  _globals['_CALLREPLY']._serialized_start=877
-  _globals['_CALLREPLY']._serialized_end=965
-  _globals['_TELLREPLY']._serialized_start=967
-  _globals['_TELLREPLY']._serialized_end=1059
-  _globals['_FAILURE']._serialized_start=1062
-  _globals['_FAILURE']._serialized_end=1194
-  _globals['_GATEWAY']._serialized_start=1250
-  _globals['_GATEWAY']._serialized_end=1715
+  _globals['_CANCELREQUEST']._serialized_end=573
+  _globals['_CANCELREPLY']._serialized_start=575
+  _globals['_CANCELREPLY']._serialized_end=668
+  _globals['_COMPLETEREQUEST']._serialized_start=670
+  _globals['_COMPLETEREQUEST']._serialized_end=797
+  _globals['_COMPLETEREPLY']._serialized_start=799
+  _globals['_COMPLETEREPLY']._serialized_end=894
+  _globals['_CALLREPLY']._serialized_start=896
+  _globals['_CALLREPLY']._serialized_end=984
+  _globals['_TELLREPLY']._serialized_start=986
+  _globals['_TELLREPLY']._serialized_end=1078
+  _globals['_FAILURE']._serialized_start=1081
+  _globals['_FAILURE']._serialized_end=1213
+  _globals['_GATEWAY']._serialized_start=1269
+  _globals['_GATEWAY']._serialized_end=1734
 # @@protoc_insertion_point(module_scope)

@@ -152,15 +152,19 @@ class CancelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    TERMINATE_FIELD_NUMBER: _builtins.int
     message_id: _builtins.int
+    terminate: _builtins.bool
+    """End a run of it without telling its handler, which otherwise has its cancel_grace to clean up."""
     def __init__(
         self,
         *,
         message_id: _builtins.int = ...,
+        terminate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_id", b"message_id", "terminate", b"terminate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -173,7 +177,7 @@ class CancelReply(_message.Message):
     CANCELLED_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
     cancelled: _builtins.bool
-    """False: it had already ended."""
+    """False: it had already ended, or ended by itself before it was cancelled."""
     @_builtins.property
     def failure(self) -> Global___Failure: ...
     def __init__(
