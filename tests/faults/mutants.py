@@ -3,6 +3,7 @@
 `apply` is called by the hub module of the tests alone, with what the environment says. The product does not know it.
 """
 
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -13,17 +14,21 @@ from actorhub.cluster import cluster_of_handler
 from actorhub.context import Current
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
+from actorhub.core.idempotency import run_key
 from actorhub.engine.durable import settlement
 from actorhub.engine.durable.attempts import Attempts
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.intake import Intake
 from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.host import Host
+from actorhub.engine.model import asked
+from actorhub.engine.model.asked import AskedMessage
 from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.records import Cell, HostedShard
+from actorhub.engine.model.records import Cell, HostedShard, Message
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs import completion
 from actorhub.engine.runs.completion import Completion
+from actorhub.engine.runs.saving import StepRun
 from actorhub.storage.memory.message_table import MessageTable
 from actorhub.storage.message_ports import CancelResult, Outcome, PendingMessage, Readiness, RunStart, StoredReply
 from actorhub.storage.postgres import PostgresStorage, schema
@@ -65,6 +70,22 @@ def _(patch: Patch) -> None:
         store(self, message, attempts)
 
     patch(Intake, "_store_message", broken)
+
+
+@mutant("what a step asks has no key")
+def _(patch: Patch) -> None:
+    def broken(self: StepRun, call: Message, payload: bytes, step: str = "") -> AskedMessage | None:
+        return None
+
+    patch(StepRun, "send_once", broken)
+
+
+@mutant("a run that is repeated asks with other keys")
+def _(patch: Patch) -> None:
+    def broken(scope: Sequence[str], step: str, payload: bytes, number: int) -> str:
+        return run_key(scope, f"{step}{secrets.token_hex(8)}", payload, number)
+
+    patch(asked, "run_key", broken)
 
 
 @mutant("a repeated call is taken for a new one")
