@@ -5,10 +5,9 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from actorhub._options import mark_on
+from actorhub._options import HOOKS, mark_on
 from actorhub._resolution import OURS
 
-_ALL_HOOKS: Final = ("on_activate", "on_deactivate", "on_become_leader", "on_lose_leadership")
 _ALIKE: Final = 0.8
 """How similar the name of a method must be to that of a hook to be taken for a misspelt one."""
 _LONGEST_NAME: Final = 255
@@ -73,7 +72,9 @@ def _check_not_misspelt(cls: type, name: str, function: Callable[..., Any], hook
     plain = name.replace("_", "").lower()
     if not plain.startswith("on") or not _takes_self_alone(function) or inspect.isasyncgenfunction(function):
         return
-    similar = {hook: difflib.SequenceMatcher(None, plain, hook.replace("_", "")).ratio() for hook in _ALL_HOOKS}
+    similar = {
+        hook: difflib.SequenceMatcher(None, plain, hook.replace("_", "")).ratio() for hook in HOOKS if hook != "run"
+    }
     nearest = max(similar, key=similar.__getitem__)
     if similar[nearest] < _ALIKE:
         return

@@ -19,7 +19,8 @@ from actorhub.core.retry import Retry
 _OPTIONS: Final = "__actorhub_handler__"
 _CRONS: Final = "__actorhub_crons__"
 _ENTITY_HOOKS: Final = ("on_activate", "on_deactivate")
-_SINGLETON_HOOKS: Final = (*_ENTITY_HOOKS, "on_become_leader", "on_lose_leadership", "run")
+HOOKS: Final = (*_ENTITY_HOOKS, "on_become_leader", "on_lose_leadership", "run")
+"""Methods of a singleton that actorhub calls; those of an entity are the first two."""
 _ENTITY_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 _LONGEST_GRACE: Final = timedelta(hours=1)
 _MOST_MESSAGES: Final = 1_000_000_000
@@ -71,7 +72,7 @@ class SingletonOptions:
     @property
     def hooks(self) -> tuple[str, ...]:
         """Methods that are not handlers."""
-        return _SINGLETON_HOOKS
+        return HOOKS
 
 
 def class_options(cls: type, kind: type[OptionsT], given: Mapping[str, object]) -> OptionsT:

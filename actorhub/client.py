@@ -1,13 +1,15 @@
 """Typed clients: `client("ada")` has the type of the entity class, so type checkers and editors see its methods."""
 
 import dataclasses
+import difflib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, NoReturn, TypeVar, cast
 
 import msgspec
 
 from actorhub._call import Call, CallTarget
+from actorhub._options import HOOKS
 from actorhub._stream_call import StreamCall
 from actorhub.core.arguments import check_headers, seconds_of
 from actorhub.core.codec import Codec
@@ -102,6 +104,14 @@ class Client(Generic[E]):
         """Return a proxy for all resident entities of the type. Its calls can only be told; `tell` returns how many."""
         return self._make(dataclasses.replace(self._target, broadcast=True), "")
 
+    if not TYPE_CHECKING:  # a checker would take every name for an attribute of a client
+
+        def __getattr__(self, name: str) -> NoReturn:
+            if name.startswith("_") or name not in self._spec.handlers:
+                raise AttributeError(f"a client has no {name!r}", name=name)
+            text = f"{name} is a handler of one {self._spec.name}, not of the client: write client(id).{name}(...)"
+            raise AttributeError(text, name=name)
+
     def __repr__(self) -> str:
         return f"<client of {self._spec.name}>"
 
@@ -111,6 +121,7 @@ class _Proxy:
 
     __slots__ = ("_id", "_target")
 
+    _entity_type: ClassVar[str] = ""
     _handlers: ClassVar[Mapping[str, HandlerSpec]] = {}
 
     def __init__(self, target: CallTarget, entity_id: str) -> None:
@@ -121,8 +132,37 @@ class _Proxy:
     def _result_of(cls, handler: str) -> Codec[Any]:
         return cls._handlers[handler].result
 
+    @property
+    def state(self) -> NoReturn:
+        raise no_attribute(self._entity_type, self._handlers, "state")
+
+    @state.setter
+    def state(self, _value: object) -> NoReturn:
+        raise no_attribute(self._entity_type, self._handlers, "state")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise no_attribute(self._entity_type, self._handlers, name)
+
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._id!r}>"
+
+
+def no_attribute(entity_type: str, handlers: Mapping[str, HandlerSpec], name: str) -> AttributeError:
+    """Return the error for what a proxy does not have: it is typed as the entity, but reaches its handlers only."""
+    where = f"{entity_type}.{name}"
+    if name == "state":
+        text = f"{where}: only the entity sees its state: write a handler that returns or changes what you need of it"
+    elif name == "save":
+        text = f"{where}: only the entity saves its state: call save() in its handlers"
+    elif name in HOOKS:
+        text = f"{where}: hooks are called by actorhub alone: put what callers need into a handler"
+    elif name.startswith("_"):
+        text = f"{where} is private: callers reach the handlers only"
+    else:
+        near = difflib.get_close_matches(name, handlers, n=1)
+        known = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(handlers)) or 'none'}"
+        text = f"{entity_type} has no handler {name!r}: {known}"
+    return AttributeError(text, name=name)
 
 
 def result_of_call(function: Callable[..., Any]) -> Codec[Any] | None:
@@ -139,7 +179,11 @@ def make_client(entity: type[E], target: CallTarget) -> Client[E]:
 
 def _proxy_class(spec: EntitySpec) -> type[_Proxy]:
     methods = {name: _proxy_method(handler) for name, handler in spec.handlers.items()}
-    return type(f"proxy of {spec.name}", (_Proxy,), {"__slots__": (), "_handlers": spec.handlers, **methods})
+    return type(
+        f"proxy of {spec.name}",
+        (_Proxy,),
+        {"__slots__": (), "_entity_type": spec.name, "_handlers": spec.handlers, **methods},
+    )
 
 
 def _proxy_method(spec: HandlerSpec) -> Callable[..., Call | StreamCall]:
@@ -147,7 +191,7 @@ def _proxy_method(spec: HandlerSpec) -> Callable[..., Call | StreamCall]:
     count = len(spec.parameters) if spec.by_position == len(spec.parameters) else -1
     bind = spec.bind
 
-    def method(self: Any, *args: Any, **kwargs: Any) -> Call | StreamCall:
+    def method(self: Any, /, *args: Any, **kwargs: Any) -> Call | StreamCall:
         if kwargs or len(args) != count:
             args = bind(*args, **kwargs)
         return make(self._target, spec, self._id, args)

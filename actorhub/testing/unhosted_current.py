@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, NoReturn, TypeVar, cast
 import msgspec
 from typing_extensions import override
 
-from actorhub.client import Client
+from actorhub.client import Client, no_attribute
 from actorhub.cluster import SingletonT
 from actorhub.context import Current, E
 from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
@@ -188,6 +188,7 @@ class RecordingClient(Client[D]):
 
     def __init__(self, declared: type[D], key: str | None = None) -> None:
         # What `Client` keeps says where calls go. These go nowhere: each of its members is overridden here.
+        self._spec = declared.__declaration__.spec
         self._declared = declared
         self._key = key
 
@@ -227,7 +228,7 @@ class _Proxy:
     def __getattr__(self, name: str) -> "Callable[..., RecordedCall]":
         handler = self._spec.handlers.get(name)
         if handler is None:
-            raise AttributeError(f"{self._spec.name} has no handler {name!r}")
+            raise no_attribute(self._spec.name, self._spec.handlers, name)
 
         def call(*args: Any, **kwargs: Any) -> RecordedCall:
             return RecordedCall(handler, self._entity_id, handler.bind(*args, **kwargs), self._key)

@@ -1,6 +1,7 @@
 """Asking and telling: arguments, results and errors, in the entities' own process and over real links."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -431,3 +432,27 @@ async def test_a_runner_keeps_nothing_of_calls_that_are_over(
         await until(partial(_nothing_in_flight, peers))
         assert node.deadlines.size == 0
         assert node.router.statistics().parked == 0
+
+
+async def test_what_only_the_entity_has_is_refused_on_a_proxy_with_what_to_do(cluster: Cluster) -> None:
+    """The state, `save`, hooks and private names: a proxy is typed as the entity, but reaches its handlers only."""
+    client = cluster.client(Orders)
+    proxy: Any = client("a")
+    texts = {
+        "state": "orders.state: only the entity sees its state: write a handler that returns or changes what",
+        "save": "orders.save: only the entity saves its state",
+        "on_activate": "orders.on_activate: hooks are called by actorhub alone",
+        "_private": "orders._private is private",
+        "raed": "orders has no handler 'raed': did you mean read?",
+        "zzz": "orders has no handler 'zzz': it has ",
+    }
+    for name, text in texts.items():
+        with pytest.raises(AttributeError, match=re.escape(text)):
+            getattr(proxy, name)
+        assert not hasattr(proxy, name)
+    with pytest.raises(AttributeError, match=r"orders\.state: only the entity sees its state"):
+        proxy.state = 3
+    with pytest.raises(AttributeError, match=r"read is a handler of one orders, .* write client\(id\)\.read\(\.\.\.\)"):
+        _ = client.read  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match=r"a client has no 'actve'"):
+        _ = client.actve  # type: ignore[attr-defined]

@@ -343,7 +343,7 @@ async def test_mistakes_with_unhosted_instances_are_named() -> None:
     wrong = unhosted(Wrong())
     with pytest.raises(TypeError, match="tell takes a call"):
         await wrong.tell()
-    with pytest.raises(AttributeError, match="audit has no handler 'nte'"):
+    with pytest.raises(AttributeError, match="audit has no handler 'nte': did you mean note"):
         await wrong.misspell()
     with pytest.raises(TypeError, match="missing a required argument: 'text'"):
         await wrong.forget()
