@@ -123,7 +123,9 @@ async def test_a_state_changes_its_type_as_the_guide_says(tmp_path: Path) -> Non
             assert await newer.client(later.Product)("tea").left() == {"main": 7}
             stored = memory.stored("product", "tea")
     assert stored is not None
-    assert msgspec.msgpack.decode(stored.data) == {"left": 0, "left_by_store": {"main": 7}}
+    found = msgspec.msgpack.decode(stored.data)
+    assert (found["left"], found["left_by_store"]) == (0, {"main": 7})
+    assert found["sales"]  # The newer program does not know it, and keeps it for the older one.
 
 
 async def test_sql_in_a_transaction_is_committed_as_the_guide_says(postgres_url: str, tmp_path: Path) -> None:

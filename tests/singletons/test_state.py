@@ -114,14 +114,15 @@ async def test_the_state_survives_hand_overs_and_kills(memory: MemoryCluster) ->
 
 
 async def test_a_state_of_another_release_is_read_as_far_as_possible(memory: MemoryCluster) -> None:
-    """Fields that are unknown are dropped, new ones have their default."""
-    memory.overwrite("diary", "diary", StoredState(7, encoded(lines=["old"], dropped=[1, 2])))
+    """Fields that are unknown are carried along, new ones have their default."""
+    memory.overwrite("diary", "diary", StoredState(7, encoded(lines=["old"], unseen=[1, 2])))
     runner = await memory.start_runner()
     assert await runner.singleton(Diary).read() == Notes(["old"], 0)
     assert await runner.singleton(Diary).add("new") == 2
     stored = memory.stored("diary", "diary")
     assert stored is not None
-    assert (stored.version, msgspec.msgpack.decode(stored.data)) == (8, {"lines": ["old", "new"], "count": 0})
+    expected = {"lines": ["old", "new"], "count": 0, "unseen": [1, 2]}
+    assert (stored.version, msgspec.msgpack.decode(stored.data)) == (8, expected)
 
 
 @pytest.mark.parametrize("data", [b"\xc1", b"", encoded(lines="no list"), b"\x93\x01"])

@@ -14,6 +14,7 @@ from contextvars import Context
 from typing import Any, ClassVar, Final, Protocol
 
 from actorhub.core.address import ShardId
+from actorhub.core.carried import Carried
 from actorhub.core.envelope import ASK, Durable
 from actorhub.core.errors import ActorhubError
 from actorhub.engine.model.lease import Lease
@@ -316,11 +317,17 @@ _UNLIMITED: Final = 1 << 30
 class StateRecord:
     """The committed state of an entity."""
 
-    __slots__ = ("data", "version")
+    __slots__ = ("carried", "data", "version")
 
     def __init__(self, version: int, data: bytes) -> None:
         self.version = version
         self.data = data
+        self.carried: Carried | None = None
+        """What is stored besides, and unknown to the class of this release."""
+
+    def stored_form(self, data: bytes) -> bytes:
+        """Return what a commit writes of a changed state that encodes to `data`."""
+        return data if self.carried is None else self.carried.prepared(data)
 
 
 class Returning:

@@ -10,6 +10,7 @@ from contextvars import Context
 from typing import Any, Final, Protocol
 
 from actorhub.core.backoff import Backoff
+from actorhub.core.carried import Carried
 from actorhub.core.clock import Clock
 from actorhub.core.codec import Codec
 from actorhub.core.errors import (
@@ -45,6 +46,7 @@ _log: Final = get_logger("actorhub.activation")
 
 _ATTEMPTS: Final = 4
 _BACKOFF: Final = Backoff(initial=0.05)
+_MOST_NAMED: Final = 10
 _HOOK_LIMIT: Final = 10.0
 """Seconds that `on_deactivate` may take."""
 
@@ -128,6 +130,7 @@ class Activations:
         self._clock = clock
         self._count_first = count_first
         self._on_gone = on_gone
+        self._carrying: set[str] = set()
         self.activated = 0
         self.passivated = 0
         self.failed = 0
@@ -266,11 +269,13 @@ class Activations:
         """Return the state to start from; a singleton starts without one that is too old or does not fit."""
         spec = cell.hosted_type.spec
         cell.record = StateRecord(0 if stored is None else stored.version, b"")
+        decoded: bytes | None = None
         if stored is None or (spec.state_ttl is not None and stored.age > spec.state_ttl):
             state = outside_tasks(spec.initial_state)
         else:
             try:
                 state = codec.decode(stored.data)
+                decoded = stored.data
             except MalformedMessage as exc:
                 if not cell.is_singleton:
                     raise _Undecodable(f"{cell.address}: its stored state does not fit: {exc}") from exc
@@ -279,7 +284,18 @@ class Activations:
         # What the state encodes to, not what is stored: a fresh or migrated state must not look changed by the first
         # run.
         cell.record.data = codec.encode(state)
+        if decoded is not None and cell.record.data != decoded:
+            cell.record.carried = Carried.find(state, decoded)
+            self._log_carried(cell)
         return state
+
+    def _log_carried(self, cell: Cell) -> None:
+        """Say once for each type that another release has fields which this one keeps and does not see."""
+        carried, name = cell.record.carried if cell.record is not None else None, cell.hosted_type.spec.name
+        if carried is not None and name not in self._carrying:
+            self._carrying.add(name)
+            text = "%s: its stored state has fields that this release does not know, and keeps: %s"
+            _log.info(text, cell.address, ", ".join(carried.names[:_MOST_NAMED]))
 
     def _become_active(self, cell: Cell) -> None:
         self.activated += 1

@@ -52,7 +52,9 @@ class Commits:
         if not cell.can_commit:
             return _refusal(cell)
         entity_type = cell.hosted_type.spec.name
-        commit = StateCommit(cell.shard.id, epoch, entity_type, cell.entity_id, cell.record.version + 1, data)
+        record = cell.record
+        written = record.stored_form(data)
+        commit = StateCommit(cell.shard.id, epoch, entity_type, cell.entity_id, record.version + 1, written)
         return self._storage.commit_state(commit, self._incarnation)
 
     def run(self, cell: Cell, run: RunCommit) -> "Future[bool]":
@@ -93,7 +95,7 @@ class Commits:
             entity_type=entity_type,
             entity_id=entity_id,
             version=0 if data is None or cell.record is None else cell.record.version + 1,
-            data=b"" if data is None else data,
+            data=b"" if data is None or cell.record is None else cell.record.stored_form(data),
             message_id=message.message_id if is_durable else 0,
             reply=StoredReply(Outcome.VALUE, body) if is_durable else None,
             retention=message.spec.retention or self._retention,

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from actorhub.core.carried import Carried
 from actorhub.core.codec import check_size, copy_of
 from actorhub.core.errors import (
     ActorhubError,
@@ -232,6 +233,8 @@ class Completion:
         if data == record.data:
             return None
         codec.check_faithful(cell.instance.state, data)
+        if record.carried is not None:
+            record.carried.prepare(cell.instance.state, data)
         return check_size(data, self._limit, f"{cell.address}: state")
 
     def count_commit(self, cell: Cell, data: bytes | None) -> None:
@@ -241,6 +244,8 @@ class Completion:
             assert cell.record is not None
             cell.record.version += 1
             cell.record.data = data
+            if cell.record.carried is not None:
+                cell.record.carried = cell.record.carried.committed()
 
     def on_refused(self, cell: Cell, error: BaseException) -> ActorhubError:
         """Count a commit that failed, and have its cell rebuilt: the store may know better what is committed."""
@@ -469,7 +474,10 @@ def _roll_back(cell: Cell, *, shared: bool) -> None:
                 return
         except Exception:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
             _log.warning("%s: a readonly handler left a state that cannot be encoded; it was rolled back", cell.address)
-    cell.instance.state = codec.decode(record.data)
+    stored = record.data if record.carried is None else record.carried.full
+    cell.instance.state = codec.decode(stored)
+    if record.carried is not None:
+        record.carried = Carried.find(cell.instance.state, stored)
     # A decoded copy may encode to other bytes, such as a set in another order, and would look changed.
     record.data = codec.encode(cell.instance.state)
 

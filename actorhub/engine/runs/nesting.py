@@ -32,6 +32,11 @@ class Nesting:
         self.depth = message.chain.count(cell.address)
         self._before = self._left = self._encoded()
         self._is_mixed = cell.record is not None and self._before is None
+        carried = None if cell.record is None else cell.record.carried
+        self._stored = self._before
+        """The state before it, with the fields of other releases."""
+        if carried is not None and self._before is not None:
+            self._stored = carried.merged(cell.instance.state, self._before)
         if outer is not None:
             outer.parts += 1
             outer.inner = [*outer.inner, self]
@@ -65,10 +70,13 @@ class Nesting:
 
     def undo(self) -> bool:
         """Take back what the run changed; return `False` if that cannot be told from what others changed."""
-        if self.has_changes and self._before is not None:
-            codec = self._cell.hosted_type.spec.state
+        if self.has_changes and self._stored is not None:
+            codec, record = self._cell.hosted_type.spec.state, self._cell.record
             assert codec is not None
-            self._cell.instance.state = codec.decode(self._before)
+            assert record is not None
+            state = self._cell.instance.state = codec.decode(self._stored)
+            if record.carried is not None:
+                record.carried = record.carried.moved(state, self._stored)
         return not self._is_mixed
 
     def join(self, run: Run) -> None:
