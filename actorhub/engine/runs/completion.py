@@ -14,7 +14,6 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from actorhub.core.carried import Carried
 from actorhub.core.codec import check_size, copy_of
 from actorhub.core.errors import (
     ActorhubError,
@@ -32,6 +31,7 @@ from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUN
 from actorhub.engine.model.run import NestedChanges, Run
 from actorhub.engine.runs.commits import Commits, next_to_count, tells_durably
 from actorhub.engine.runs.nesting import end_nesting
+from actorhub.engine.runs.rolling_back import roll_back
 from actorhub.engine.runs.scheduler import Scheduler, lost_owner
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import NotPending, RolledBack
@@ -214,7 +214,7 @@ class Completion:
     def undo(self, cell: Cell) -> None:
         """Set the state back to what is committed. Where user code does not let it, the activation is rebuilt."""
         try:
-            _roll_back(cell, shared=cell.load != EXCLUSIVE)
+            roll_back(cell, shared=cell.load != EXCLUSIVE)
         except Exception:  # noqa: BLE001 - user code: `__post_init__` of a type in the state may raise anything
             _log.exception("%s: its state cannot be set back, so it is loaded again", cell.address)
             self._rebuilder.discard(cell)
@@ -461,25 +461,6 @@ def take_over_turn(message: Message, cell: Cell) -> None:
         cell.nested -= 1
         cell.load = EXCLUSIVE
         message.is_nested = False
-
-
-def _roll_back(cell: Cell, *, shared: bool) -> None:
-    """Set the instance's state to what is committed; beside other (shared) runs only if it differs."""
-    record, codec = cell.record, cell.hosted_type.spec.state
-    assert record is not None
-    assert codec is not None
-    if shared:
-        try:
-            if codec.encode(cell.instance.state) == record.data:
-                return
-        except Exception:  # noqa: BLE001 - user code: an object may fail in any way while it is encoded
-            _log.warning("%s: a readonly handler left a state that cannot be encoded; it was rolled back", cell.address)
-    stored = record.data if record.carried is None else record.carried.full
-    cell.instance.state = codec.decode(stored)
-    if record.carried is not None:
-        record.carried = Carried.find(cell.instance.state, stored)
-    # A decoded copy may encode to other bytes, such as a set in another order, and would look changed.
-    record.data = codec.encode(cell.instance.state)
 
 
 def takes_outcome(error: ActorhubError, *, ran: bool) -> bool:
