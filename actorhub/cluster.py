@@ -157,8 +157,7 @@ class Cluster:
             MalformedMessage: The key, or an argument, is not valid.
             TypeError: `deliver_at`, `delay` or `key` is given for a handler that is not durable, a broadcast is of a
                 durable handler, or a value is of another type than it should be.
-            ValueError: `deliver_at` has no time zone or is beyond the year 9000, `delay` is longer than a million days,
-                or both are given.
+            ValueError: `deliver_at` has no time zone, `delay` is longer than a million days, or both are given.
         """
         told = as_call(call)
         told.check_loop()

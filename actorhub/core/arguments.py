@@ -7,7 +7,7 @@ another type, `ValueError` for one that makes no sense.
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, cast
 
 from actorhub.core.errors import MalformedMessage
@@ -15,8 +15,6 @@ from actorhub.core.texts import plain, shown
 
 MAX_HEADER_BYTES: Final = 64 << 10
 """Headers of one call in UTF-8, names and values."""
-LATEST: Final = datetime(9001, 1, 1, tzinfo=UTC)
-"""Long before the last date that Python can show, so that it can in every time zone, and after every pause."""
 LONGEST: Final = timedelta(days=1_000_000)
 """Nothing may take longer."""
 
@@ -45,7 +43,7 @@ def due_time(deliver_at: object) -> float:
 
     Raises:
         TypeError: It is not a `datetime`.
-        ValueError: It has no time zone, or is beyond the year 9000.
+        ValueError: It has no time zone.
     """
     if not isinstance(deliver_at, datetime):
         raise TypeError(
@@ -53,8 +51,6 @@ def due_time(deliver_at: object) -> float:
         )
     if deliver_at.utcoffset() is None:
         raise ValueError(f"deliver_at={deliver_at} has no time zone: use e.g. datetime.now(UTC)")
-    if deliver_at >= LATEST:
-        raise ValueError(f"deliver_at={deliver_at} is beyond the year {LATEST.year - 1}")
     return max(deliver_at.timestamp(), 1.0)
 
 

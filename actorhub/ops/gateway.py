@@ -9,7 +9,7 @@ import grpc.aio
 
 from actorhub import _call as calls
 from actorhub._stream_call import StreamCall
-from actorhub.core.arguments import LATEST, LONGEST, check_headers
+from actorhub.core.arguments import LONGEST, check_headers
 from actorhub.core.codec import Codec
 from actorhub.core.errors import HandlerFailed, MalformedMessage
 from actorhub.core.idempotency import check_key
@@ -22,7 +22,8 @@ from actorhub.transport.grpc._pb import client_v1_pb2_grpc as pb_grpc
 
 _DEFAULT_TIMEOUT_MS: Final = 30_000
 _REMEDY: Final = "declare the handler with @handler(durable=True), or leave this out"
-_LATEST_MS: Final = int(LATEST.timestamp() * 1000)
+_LATEST_MS: Final = 221_845_392_000_000
+"""The year 9000."""
 _LONGEST_MS: Final = int(LONGEST.total_seconds() * 1000)
 _ANY: Final = Codec[object](object, "reply")
 _VALUE: Final = Codec[object](object, "value")
@@ -143,8 +144,7 @@ def _due(request: pb.CallRequest, spec: HandlerSpec) -> _Due:
         raise MalformedMessage("give deliver_at_ms or delay_ms, not both")
     if not 0 <= deliver_at_ms < _LATEST_MS or not 0 <= delay_ms < _LONGEST_MS:
         raise MalformedMessage(
-            f"deliver_at_ms and delay_ms must not be negative, nor beyond the year {LATEST.year - 1} "
-            f"or {LONGEST.days} days"
+            f"deliver_at_ms and delay_ms must not be negative, nor beyond the year 9000 or {LONGEST.days} days"
         )
     if deliver_at_ms:
         return {"deliver_at": datetime.fromtimestamp(0, UTC) + timedelta(milliseconds=deliver_at_ms)}

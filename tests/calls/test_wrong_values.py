@@ -116,11 +116,6 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         ValueError,
         "time zone",
     ),
-    "due at the end": (
-        lambda c: c.tell(_till(c).book(1), deliver_at=datetime.max.replace(tzinfo=WEST)),
-        ValueError,
-        "year 9000",
-    ),
     "delay of seconds": (lambda c: c.tell(_till(c).book(1), delay=5), TypeError, "delay=5 must be a timedelta"),
     "told key": (lambda c: c.tell(_till(c).book(1), key=b"k"), MalformedMessage, "key must be a string"),
     "cancel of text": (lambda c: c.cancel("7"), MalformedMessage, "'7' is not the id of a message"),
@@ -182,7 +177,7 @@ async def test_right_values_at_the_limits_pass(cluster: Cluster) -> None:
     for due in (datetime.min.replace(tzinfo=WEST), datetime(2, 1, 1, tzinfo=timezone(timedelta(hours=5)))):
         told = await cluster.tell(tills("a").book(1), deliver_at=due)
         assert await cluster.reply(told, timeout=timedelta(days=1_000_000)) > 0
-    late = await cluster.tell(tills("a").book(1), deliver_at=datetime(9000, 12, 31, 18, tzinfo=WEST))
+    late = await cluster.tell(tills("a").book(1), deliver_at=datetime.max.replace(tzinfo=WEST))
     later = await cluster.tell(tills("a").book(1), delay=timedelta(days=1_000_000))
     assert await cluster.cancel(late)
     assert await cluster.cancel(later)
