@@ -52,6 +52,19 @@ class StartSuite:
                 pending(message(1), attempts=attempts)
             ]
 
+    async def test_a_run_that_was_cut_short_is_uncounted(self, world: StorageWorld) -> None:
+        """Only by the owner, and only where it is the last count; asking twice takes one back."""
+        messages = await opened(world)
+        await stored(messages, [message(number) for number in range(1, 5)])
+        await results([messages.start_run(start(number, 2), "a") for number in range(1, 5)])
+        await messages.commit_run(run(message(4)), "a")
+        await messages.uncount_runs([start(2, 2)], "b")
+        await messages.uncount_runs([start(2, 2, epoch=2)], "a")
+        for _ in range(2):
+            await messages.uncount_runs([start(1, 2), start(3, 1), start(4, 2), start(99, 1)], "a")
+        found = await messages.load_entities([(SHARDS[0], "orders", "ada")], 9)
+        assert [(each.message_id, each.attempts) for each in found] == [(1, 1), (2, 2), (3, 2)]
+
     async def test_a_message_that_ended_does_not_run(self, world: StorageWorld) -> None:
         """Settled, failed, cancelled, dead and unknown ones are gone."""
         messages = await opened(world)

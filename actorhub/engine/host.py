@@ -312,14 +312,15 @@ class Host:
         if shard is None:
             return
         self._drains.begin(shard)
-        until = self._clock.monotonic() + grace
+        self.hasten(shard_id, grace)
         is_first = True
         # What runs after the entities, such as `on_lose_leadership`, may call some of them.
-        while is_first or (shard.cells and self._clock.monotonic() < until):
+        while is_first or (shard.cells and self._clock.monotonic() < shard.drain_until):
             is_first = False
-            await self._drains.until_empty(shard, until, grace)
-            await self._until_told(shard, until)
-            await self.singletons.handed_over(shard, until - self._clock.monotonic())
+            await self._drains.until_empty(shard)
+            await self._until_told(shard)
+            await self.singletons.handed_over(shard, shard.drain_until - self._clock.monotonic())
+        await self.delivery.attempts.give_back(shard)
         # In the meantime the shard may have been revoked, and even granted again as another `HostedShard`.
         if self.shards.get(shard_id) is shard:
             if shard.cells:
@@ -331,6 +332,11 @@ class Host:
             del self.shards[shard_id]
             self._kill(shard)
             self.scheduler.cancel_dead("the shard moved and the handler did not finish within the grace time")
+
+    def hasten(self, shard_id: ShardId, grace: float) -> None:
+        """Have a drain that is under way end within `grace` seconds, if it would take longer."""
+        if (shard := self.shards.get(shard_id)) is not None:
+            shard.drain_until = min(shard.drain_until, self._clock.monotonic() + grace)
 
     async def finish(self, grace: float) -> None:
         """Let everything finish that runs here, for at most `grace` seconds: there is no next owner of any shard."""
@@ -352,12 +358,12 @@ class Host:
         self.singletons.abandon(cell)
         self.discard(cell)
 
-    async def _until_told(self, shard: HostedShard, until: float) -> None:
+    async def _until_told(self, shard: HostedShard) -> None:
         """Wait until the receivers of the shard's durable tells know of them.
 
         Tells whose receiver has no owner are not waited for: the next owner finds them in the store.
         """
-        while any(told.phase == SENT for told in shard.told) and self._clock.monotonic() < until:  # noqa: ASYNC110 - once per move
+        while any(told.phase == SENT for told in shard.told) and self._clock.monotonic() < shard.drain_until:  # noqa: ASYNC110 - once per move
             await asyncio.sleep(_TOLD_POLL)
 
     def cells(self) -> Iterator[Cell]:

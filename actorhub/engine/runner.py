@@ -324,6 +324,10 @@ class Runner:
         """Let the shard's runs finish, and passivate its entities."""
         await self.host.drain(shard, grace)
 
+    def hasten(self, shard: ShardId, grace: float) -> None:
+        """Have a drain that is under way end within `grace` seconds."""
+        self.host.hasten(shard, grace)
+
     def on_released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
         """Announce to all peers, the next owners among them, that these shards are free."""
         for shard in shards:

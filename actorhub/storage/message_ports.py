@@ -339,6 +339,14 @@ class MessageStore(Protocol):
         """Count a run before it starts, if the message is pending and due. Repeating the same start counts once."""
         ...
 
+    async def uncount_runs(self, starts: Sequence[RunStart], incarnation: str) -> None:
+        """Take back the counts of runs that a hand-over cut short, so that they cost their messages no attempt.
+
+        One that is not the message's last count, because the message made progress or failed, stays as it is; so does
+        that of a shard which the runner no longer owns.
+        """
+        ...
+
     def commit_run(self, run: RunCommit, incarnation: str) -> "Future[bool]":
         """Write what a run leaves behind, all or nothing; return whether `next_start` was counted with it.
 

@@ -15,7 +15,7 @@ from actorhub.context import Current
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.idempotency import run_key
-from actorhub.engine.durable import settlement
+from actorhub.core.retry import Retry
 from actorhub.engine.durable.attempts import Attempts
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.intake import Intake
@@ -145,7 +145,7 @@ def _(patch: Patch) -> None:
 
 @mutant("domain errors are run again")
 def _(patch: Patch) -> None:
-    patch(settlement, "_is_reply", lambda *_: False)
+    patch(Retry, "is_final", lambda *_: False)
 
 
 @mutant("the state is not rolled back")

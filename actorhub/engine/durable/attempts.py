@@ -7,21 +7,30 @@ costs nothing the count comes with another statement: the first run's with the i
 message's with the commit of the run before it (`runs.commits.next_to_count`).
 """
 
+import asyncio
 from asyncio import Future
 from functools import partial
 from typing import Final
 
 from actorhub.core.backoff import Backoff
-from actorhub.core.errors import HandlerFailed
+from actorhub.core.errors import HandlerFailed, PersistenceError
+from actorhub.core.logger import get_logger
+from actorhub.core.texts import summary_of
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.schedule import Schedule
 from actorhub.engine.durable.settlement import Settlement
-from actorhub.engine.model.durable_message import DurableMessage, Place
-from actorhub.engine.model.records import DONE, QUEUED, Cell
+from actorhub.engine.model.durable_message import DurableMessage, Place, start_of
+from actorhub.engine.model.records import COMMITTING, DONE, QUEUED, RUNNING, Cell, HostedShard
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import Readiness, RunStart
 
+_log: Final = get_logger("actorhub.attempts")
+
+_CUT: Final = (QUEUED, RUNNING, COMMITTING)
+"""Phases of messages whose run is counted, and has not ended."""
+_GIVE_BACK_LIMIT: Final = 0.5
+"""Seconds; beyond the grace time, so that it must be short."""
 _EARLY: Final = Backoff(initial=0.002, maximum=1.024)
 """How much longer to wait when the store says that a message is not due yet."""
 
@@ -75,6 +84,27 @@ class Attempts:
             if first.phase == QUEUED:
                 return first.next_change()
         return None
+
+    async def give_back(self, shard: HostedShard) -> None:
+        """Take back the counts of the runs that a hand-over is about to cut short, while the shard is still owned.
+
+        Else each deploy would cost a message an attempt whose run takes longer than the grace time. What kills its
+        process does not come here, so it still runs out of attempts.
+        """
+        table = self._memory.table(shard)
+        cut = [
+            start_of(message)
+            for message in table.messages.values()
+            if message.is_counted and message.phase in _CUT and message.place in (Place.MAILBOX, Place.RUNNING)
+        ]
+        if not (cut or table.unstarted):
+            return
+        try:
+            async with asyncio.timeout(_GIVE_BACK_LIMIT):
+                await self._store.uncount_runs([*table.unstarted, *cut], self._incarnation)
+        except (PersistenceError, TimeoutError) as error:
+            text = "shard %s: %d runs that its hand-over cuts short cost an attempt each, since the store failed: %s"
+            _log.warning(text, shard.id, len(cut), summary_of(error))
 
     def start(self, message: DurableMessage) -> None:
         """Count the run of a stored message; make a dead letter of one that has no attempts left."""

@@ -16,9 +16,10 @@ from actorhub.core.envelope import TELL
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.schedule import Schedule
-from actorhub.engine.model.durable_message import DurableMessage, Place
+from actorhub.engine.model.durable_message import DurableMessage, Place, start_of
 from actorhub.engine.model.records import DONE, QUEUED, SENT, HostedShard, HostedType, Message
 from actorhub.engine.runs.residency import Residents
+from actorhub.storage.message_ports import RunStart
 
 _DURABLE_SHARE: Final = 75
 """Per cent of the places for residents that durable messages may take, so that a backlog leaves room for others."""
@@ -28,13 +29,15 @@ _AT_ENTITY: Final = frozenset({Place.MAILBOX, Place.STARTING, Place.RUNNING})
 class ShardTable:
     """The durable messages of one owned shard that are in memory, and who waits for others of it."""
 
-    __slots__ = ("messages", "waiting")
+    __slots__ = ("messages", "unstarted", "waiting")
 
     def __init__(self) -> None:
         self.messages: dict[int, DurableMessage] = {}
         """Those in memory, by id."""
         self.waiting: dict[int, list[Message]] = {}
         """The callers that wait for messages that are in the store only, by the message's id."""
+        self.unstarted: list[RunStart] = []
+        """Runs that were counted and cannot start any longer, because the shard drains."""
 
 
 class InMemory:
@@ -223,6 +226,8 @@ class InMemory:
         assert cell is not None
         # In the mailbox it may have a turn, too, and a carrier that has not got to it: `Attempts.begin` ends that turn.
         # After a run `Completion` ends it.
+        if message.is_counted and message.place is Place.MAILBOX and message.shard.draining:
+            self.table(message.shard).unstarted.append(start_of(message))
         message.place = Place.ARRIVED
         message.is_counted = False
         if has_turn:

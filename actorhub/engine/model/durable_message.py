@@ -10,7 +10,7 @@ from actorhub.core.envelope import ASK, Durable
 from actorhub.core.errors import ActorhubError, MessageCancelled
 from actorhub.engine.model.records import SENT, HostedShard, Message
 from actorhub.engine.model.spec import HandlerSpec
-from actorhub.storage.message_ports import NewMessage
+from actorhub.storage.message_ports import NewMessage, RunStart
 
 
 class Place(enum.Enum):
@@ -145,3 +145,8 @@ class DurableMessage(Message):
     def on_failed(self, error: ActorhubError) -> None:
         """Have it settled with the error, or run again."""
         self.events.on_run_failed(self, error)
+
+
+def start_of(message: DurableMessage) -> RunStart:
+    """Return the run of a message that the store counted last."""
+    return RunStart(message.message_id, message.shard.id, message.shard.epoch, message.attempts)

@@ -461,8 +461,8 @@ class HostedType:
 class HostedShard:
     """A shard that this process owns."""
 
-    __slots__ = ("admits_all", "cells", "draining", "draining_since", "emptied", "epoch", "has_backlog", "held", "id",
-                 "is_late", "lease", "told")  # fmt: skip
+    __slots__ = ("admits_all", "cells", "drain_until", "draining", "draining_since", "emptied", "epoch", "has_backlog",
+                 "held", "id", "is_late", "lease", "told")  # fmt: skip
 
     def __init__(self, shard: ShardId, epoch: int, lease: Lease) -> None:
         self.id = shard
@@ -473,6 +473,8 @@ class HostedShard:
         self.draining = False
         self.draining_since = 0.0
         """Monotonic seconds."""
+        self.drain_until = FOREVER
+        """Monotonic seconds at which its drain cuts off what still runs."""
         self.is_late = False
         """Half of the grace time of its drain is over."""
         self.admits_all = False

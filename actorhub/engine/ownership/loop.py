@@ -270,6 +270,7 @@ class Ownership:
         # a little earlier, so that what they cut off is named, and their shards are released like all others.
         reserve = min(0.5, grace / 4)
         self._drain_deadline = self._clock.monotonic() + grace - 2 * reserve
+        self._handovers.hasten(max(0.0, grace - 2 * reserve))
         self._info = msgspec.structs.replace(self._info, draining=True)
         try:
             async with asyncio.timeout(max(0.0, grace - reserve)):

@@ -56,6 +56,10 @@ class ShardHost(Protocol):
         """
         ...
 
+    def hasten(self, shard: ShardId, grace: float) -> None:
+        """Have a drain that is under way end within `grace` seconds."""
+        ...
+
     def on_members_changed(self, runners: Sequence[LiveRunner]) -> None:
         """Take note of the runners that are alive, this one included."""
         ...
@@ -183,6 +187,11 @@ class HandOvers:
             # This process is ending, so no task can be started. The locks are freed when the session ends.
             for shard in shards:
                 self._holdings.releasing.pop(shard, None)
+
+    def hasten(self, grace: float) -> None:
+        """Have the drains that are under way end within `grace` seconds."""
+        for shard in self._drains:
+            self._host.hasten(shard, grace)
 
     def cancel(self) -> None:
         """Stop waiting for drains; the shards have been revoked."""

@@ -71,10 +71,10 @@ class Drains:
             self._activations.close(cell)
         self._scheduler.cut_short(shard)
 
-    async def until_empty(self, shard: HostedShard, until: float, grace: float) -> None:
-        """Return once the shard has no entities; at `until`, in monotonic seconds, in any case."""
-        while await self._has_entities(shard, until):
-            self._see_to(shard, grace)
+    async def until_empty(self, shard: HostedShard) -> None:
+        """Return once the shard has no entities; at its `drain_until` in any case."""
+        while await self._has_entities(shard, shard.drain_until):
+            self._see_to(shard, shard.drain_until - shard.draining_since)
 
     async def finish(self, grace: float) -> None:
         """Let everything finish that runs here, for at most `grace` seconds, while all shards are still owned.

@@ -80,6 +80,14 @@ class MessageTable:
         row.attempts = start.attempts
         return Readiness.RUN
 
+    def uncount_runs(self, starts: Sequence[RunStart], incarnation: str) -> None:
+        """Take back the counts of runs that were cut short, where they are the last ones."""
+        for start in starts:
+            row = self._rows.get(start.message_id)
+            is_owned = self._owns(incarnation, start.shard, start.epoch)
+            if is_owned and row is not None and row.reply is None and row.attempts == start.attempts:
+                row.attempts -= 1
+
     def commit_run(self, run: RunCommit, incarnation: str) -> bool:
         """Write what a run leaves behind, or see that this very run was written before.
 

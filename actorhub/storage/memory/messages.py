@@ -66,6 +66,10 @@ class MemoryMessages(MessageStore):
         return self._queue(lambda: self._start(start, incarnation), writes=False)
 
     @override
+    async def uncount_runs(self, starts: Sequence[RunStart], incarnation: str) -> None:
+        (await self._reached()).uncount_runs(starts, incarnation)
+
+    @override
     def commit_run(self, run: RunCommit, incarnation: str) -> Future[bool]:
         return self._queue(lambda: self._commit(run, incarnation))
 

@@ -104,6 +104,14 @@ class PostgresMessages(MessageStore):
         return self._starts.submit_nowait(start, ("", str(start.message_id)), incarnation, ROW_BYTES)
 
     @override
+    async def uncount_runs(self, starts: Sequence[RunStart], incarnation: str) -> None:
+        fence = self._fence_key(incarnation)
+        # One at a time: commit_runs counts next runs in no order, so whoever else locks several rows could deadlock.
+        for start in starts:
+            owner = (fence, incarnation, start.shard.group, start.shard.number, start.epoch)
+            await self._control.fetch("uncount a run", "uncount_run", *owner, start.message_id, start.attempts)
+
+    @override
     def commit_run(self, run: RunCommit, incarnation: str) -> Future[bool]:
         if run.outbox:
             try:

@@ -128,6 +128,16 @@ from store_messages($1, $2, $3, $4);
 -- Count runs before they start: null when all may, else a verdict for each.
 select start_runs($1, $2, $3, $4);
 
+-- name: uncount_run
+-- Take back the count $7 of a run of message $6 that a hand-over cut short, as long as the shard is the caller's.
+with held as materialized (
+    select hold_ownership($1, $2, $3, $4, $5) as owned
+)
+update message as m
+set attempts = m.attempts - 1
+from held
+where held.owned and m.message_id = $6 and m.attempts = $7;
+
 -- name: commit_runs
 -- Write what runs leave behind: null when all was written and every next run counted, else a verdict for each.
 select commit_runs($1, $2, $3, $4, $5, $6);
