@@ -27,7 +27,13 @@ async def postgres_storage(settings: Settings, clock: Clock, stack: AsyncExitSta
         server = EmbeddedPostgres()
         url = await server.start()
         stack.push_async_callback(server.stop)
-    return PostgresStorage(url, namespace=settings.namespace, clock=clock)
+    return PostgresStorage(
+        url,
+        namespace=settings.namespace,
+        clock=clock,
+        max_connections=settings.max_connections,
+        lock_url=settings.lock_database_url,
+    )
 
 
 async def runner_finder(
@@ -44,7 +50,13 @@ async def runner_finder(
             return gateways
 
         return given, None
-    storage = PostgresStorage(settings.database_url, namespace=settings.namespace, clock=clock)
+    storage = PostgresStorage(
+        settings.database_url,
+        namespace=settings.namespace,
+        clock=clock,
+        max_connections=settings.max_connections,
+        client=True,
+    )
     stack.push_async_callback(storage.aclose)
     await storage.open()
 

@@ -1,4 +1,4 @@
-"""A pooler in transaction mode, as small as it can be: the client changes server sessions with every statement."""
+"""A pooler in transaction mode, as small as it can be: the client changes server sessions with every transaction."""
 
 import asyncio
 import struct
@@ -8,6 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 
 _SSL_REQUEST = 80877103
 _READY = b"Z"
+_IDLE = b"I"
 
 
 @asynccontextmanager
@@ -48,11 +49,13 @@ async def _converse(path: str, reader: asyncio.StreamReader, writer: asyncio.Str
         await _until_ready(servers[0][0])
         writer.write(await _until_ready(servers[1][0]))
         async with asyncio.TaskGroup() as tasks:
+            ready: asyncio.Queue[bytes] = asyncio.Queue()
             for server_reader, _ in servers:
-                tasks.create_task(_relay(server_reader, writer))
+                tasks.create_task(_relay(server_reader, writer, ready))
             while True:
-                servers.reverse()
                 await _until_sync(reader, servers[0][1])
+                if await ready.get() == _IDLE:
+                    servers.reverse()
     except* (OSError, asyncio.IncompleteReadError):
         writer.close()  # the client has left
     finally:
@@ -60,10 +63,12 @@ async def _converse(path: str, reader: asyncio.StreamReader, writer: asyncio.Str
             server_writer.close()
 
 
-async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ready: asyncio.Queue[bytes]) -> None:
     while True:
-        _, message = await _message(reader)
+        kind, message = await _message(reader)
         writer.write(message)
+        if kind == _READY:
+            ready.put_nowait(message[-1:])
 
 
 async def _startup(reader: asyncio.StreamReader) -> bytes:

@@ -145,10 +145,10 @@ async def test_a_connection_that_is_ended_during_a_commit_is_replaced(postgres_w
     async with held(postgres_world, "select from message where message_id = 1 for update") as observer:
         commit = storage.messages.commit_run(run(message(1), 1), "a")
         await until_blocked(observer)
-        ended = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'actorhub commit runs'"
+        ended = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'actorhub work'"
         await sql.execute(f"{ended} and datname = current_database()")
     await results([commit])
-    assert storage.statistics().reconnects == 1
+    assert storage.statistics().reconnects >= 1
     row = await storage.messages.find(1)
     assert row is not None
     assert row.state is MessageState.DONE
@@ -174,7 +174,7 @@ async def test_every_cycle_counts_once_while_connections_are_ended(postgres_worl
         while storage.statistics().reconnects < 8 and not all(worker.done() for worker in workers):
             await sql.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
-                "and application_name ~ 'actorhub (store messages|start runs|commit runs)'"
+                "and application_name = 'actorhub work'"
             )
             await asyncio.sleep(0.02)
     assert storage.statistics().reconnects >= 1

@@ -12,9 +12,11 @@ from actorhub.core.errors import DuplicateKey, PersistenceError
 from actorhub.storage.message_ports import MessageState, NotPending, RolledBack, RunStart
 from actorhub.storage.ports import Fenced, StoredState, VersionConflict
 from actorhub.storage.postgres import PostgresStorage
-from actorhub.storage.postgres.transaction import MOST
 from tests.storage.conftest import PostgresWorld
 from tests.storage.waits import held, until_blocked
+
+MOST = 6
+"""Transactions of handlers at a time, with the default number of connections."""
 
 
 class Shop:

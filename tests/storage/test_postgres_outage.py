@@ -28,7 +28,7 @@ async def test_commits_go_on_while_their_connections_are_ended(postgres_world: P
         while storage.statistics().reconnects < 5 and not all(writer.done() for writer in writers):
             await sql.execute(
                 "select pg_terminate_backend(pid) from pg_stat_activity "
-                "where application_name = 'actorhub commit state' and datname = current_database()"
+                "where application_name = 'actorhub work' and datname = current_database()"
             )
             await asyncio.sleep(0.05)
     assert storage.statistics().reconnects >= 1

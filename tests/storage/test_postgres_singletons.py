@@ -130,8 +130,7 @@ async def test_a_lost_connection_leaves_the_outcome_open(world: PostgresWorld) -
         commit = asyncio.Task(storage.messages.commit_with_checkpoints(made, "a"))
         await until_blocked(observer)
         await observer.execute(
-            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
-            "where application_name = 'actorhub checkpoint commits'"
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity where application_name = 'actorhub work'"
         )
         with pytest.raises(PersistenceError) as caught:
             await commit

@@ -24,6 +24,8 @@ class SettingKeywords(TypedDict, total=False):
     groups: Sequence[str] | None
     http: HostPort | str | None
     namespace: str | None
+    max_connections: int | None
+    lock_database_url: str | None
     admin: HostPort | str | None
     gateway: Sequence[HostPort | str] | None
     tls_cert: Path | str | None

@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from actorhub.core.config import values
+from actorhub.core.config.database_url import WrongUrl
 from actorhub.core.config.values import HostPort, mask_secrets
 from actorhub.core.errors import ConfigurationError
 from actorhub.core.option_types import check_record
@@ -53,6 +54,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             return self.parse(value)
+        except WrongUrl as error:
+            raise ConfigurationError(f"{self.name} (from {source}) is not valid: {error}") from None
         except (ValueError, OverflowError):
             # Not chained: the parser's own error may quote a secret that the text masks.
             raise ConfigurationError(
@@ -150,6 +153,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             metavar="NAME",
         ),
     ] = "actorhub"
+    max_connections: Annotated[
+        int, _whole(4, 1000, "Most database connections of this process. A client takes at most 4.")
+    ] = 10
+    lock_database_url: Annotated[
+        str | None,
+        Setting(
+            parse=values.parse_database_url,
+            allowed="a URL of the same database as database_url",
+            help="Another way to the same database, for the lock session alone: one without a pooler in transaction "
+            "mode. Default: the way of the others.",
+            metavar="URL",
+            flag="--lock-database",
+        ),
+    ] = None
     admin: Annotated[
         HostPort,
         Setting(

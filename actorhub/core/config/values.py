@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Final, Self, cast
-from urllib.parse import urlsplit
 
 import msgspec
 
 from actorhub.core.address import NAME_PATTERN
+from actorhub.core.config.database_url import DatabaseUrl
 
 _DURATION: Final = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*(ms|s|m|h|d)?")
 _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, None: 1}
@@ -116,13 +116,9 @@ def parse_targets(value: object) -> tuple[HostPort, ...]:
 
 
 def parse_database_url(value: object) -> str:
-    """Return a Postgres URL. Only its syntax is checked."""
+    """Return a Postgres URL. Only its syntax and its parameters are checked."""
     text = parse_text(value)
-    url = urlsplit(text)
-    if url.scheme not in ("postgres", "postgresql") or not text.startswith(f"{url.scheme}://"):
-        raise ValueError("scheme")
-    if url.port == 0 or not (url.hostname or "host=" in url.query or url.path.strip("/")):
-        raise ValueError("host")
+    DatabaseUrl.parse(text)
     return text
 
 

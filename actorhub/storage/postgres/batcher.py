@@ -1,31 +1,26 @@
-"""Requests that share round trips over a connection of their own."""
+"""Requests that share round trips."""
 
 import asyncio
 from asyncio import Future
 from collections.abc import Sequence
 from contextvars import Context
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeAlias
+from typing import Final, Generic, Protocol
 
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, PersistenceError
 from actorhub.core.logger import get_logger
 from actorhub.storage.postgres.batching import Again, Entry, Outage, RequestT, ResultT, Waiting
-from actorhub.storage.postgres.connection import Connection, Database, close, deadline
+from actorhub.storage.postgres.connection import deadline
+from actorhub.storage.postgres.connections import Connections, Line, Statement
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, Cause, cause, summary, translate
 from actorhub.storage.statistics import StorageCounters
-
-if TYPE_CHECKING:
-    from asyncpg.prepared_stmt import PreparedStatement
-
-    Statement: TypeAlias = PreparedStatement
 
 _log: Final = get_logger(__name__)
 
 BATCH_LIMIT: Final = timedelta(seconds=7)
 """A batch that has no answer after this long has lost its connection."""
 CLOSE_LIMIT: Final = timedelta(seconds=2)
-_SETTINGS: Final = {"statement_timeout": "6s", "lock_timeout": "5s"}
 
 
 class BatchWork(Protocol[RequestT, ResultT]):
@@ -47,7 +42,7 @@ class BatchWork(Protocol[RequestT, ResultT]):
         ...
 
     async def run(
-        self, statement: "Statement", batch: Sequence[Entry[RequestT, ResultT]]
+        self, statement: Statement, batch: Sequence[Entry[RequestT, ResultT]]
     ) -> Sequence[ResultT | ActorhubError | Again]:
         """Return each entry's outcome, in order, not only `Again`. Running a batch twice is harmless."""
         ...
@@ -60,13 +55,13 @@ class Batcher(Generic[RequestT, ResultT]):
     may be about to. So the batch is sent again over a new connection until an answer tells, or until `Outage.PATIENCE`
     has passed. That is why repeating must be harmless, and why two twins of one batch may meet in the server.
 
-    It owns its task and its connection; one batch is in flight at a time.
+    It owns its task; one batch is in flight at a time, over any connection of the process.
     """
 
     def __init__(
-        self, database: Database, clock: Clock, work: BatchWork[RequestT, ResultT], counters: StorageCounters
+        self, connections: Connections, clock: Clock, work: BatchWork[RequestT, ResultT], counters: StorageCounters
     ) -> None:
-        self._database = database
+        self._connections = connections
         self._clock = clock
         self._work = work
         self._counters = counters
@@ -75,9 +70,6 @@ class Batcher(Generic[RequestT, ResultT]):
         self._outage = Outage()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._connection: Connection | None = None
-        self._statement: Statement | None = None
-        self._connected_before = False
         self._closing = False
 
     @property
@@ -102,7 +94,7 @@ class Batcher(Generic[RequestT, ResultT]):
         return future
 
     async def aclose(self) -> None:
-        """Finish what waits if that takes less than `CLOSE_LIMIT`, fail the rest, end the connection."""
+        """Finish what waits if that takes less than `CLOSE_LIMIT`, fail the rest."""
         self._closing = True
         self._wake.set()
         task, self._task = self._task, None
@@ -110,18 +102,14 @@ class Batcher(Generic[RequestT, ResultT]):
             if task is not None:
                 await asyncio.wait([task], timeout=CLOSE_LIMIT.total_seconds())
         finally:
-            if self._connection is not None and task is not None and not task.done():
-                self._connection.terminate()
             if task is not None:
                 task.cancel()
             self._fail([*self._batch, *self._waiting.drain()], ConnectionAbortedError("the storage was closed"))
-        await close(self._connection)
 
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            self._batch = self._waiting.next_batch()
-            if self._batch:
+            if self._waiting:
                 await self._attempt()
             elif self._closing:
                 return
@@ -130,22 +118,24 @@ class Batcher(Generic[RequestT, ResultT]):
 
     async def _attempt(self) -> None:
         try:
-            await self._settle(await self._prepared(), self._batch)
+            async with self._connections.line() as line:
+                # What was asked while it waited for a connection goes along.
+                self._batch = self._waiting.next_batch()
+                if self._batch:
+                    await self._settle(line, self._batch)
             self._batch = []
             self._outage.ended()
         except FOREIGN_ERRORS as exc:
             await self._retry_later(exc)
         except Exception as exc:  # noqa: BLE001 - supervised loop: a defect fails one batch, the batcher goes on
             _log.exception("defect: cannot %s", self._work.name)
-            self._fail(self._batch, exc)
+            self._fail(self._batch or self._waiting.drain(), exc)
             self._batch = []
-            self._drop_connection()
 
-    async def _settle(self, statement: "Statement", batch: Sequence[Entry[RequestT, ResultT]]) -> None:
-        assert self._connection is not None
+    async def _settle(self, line: Line, batch: Sequence[Entry[RequestT, ResultT]]) -> None:
         try:
-            async with deadline(self._connection, BATCH_LIMIT):
-                outcomes = await self._work.run(statement, batch)
+            async with deadline(line.connection, BATCH_LIMIT):
+                outcomes = await self._work.run(await line.statement(self._work.sql), batch)
         except FOREIGN_ERRORS as exc:
             match cause(exc):
                 case Cause.TRANSIENT:
@@ -153,8 +143,8 @@ class Batcher(Generic[RequestT, ResultT]):
                 # The data of one request broke the whole batch, and nothing says which. Halving finds it.
                 case Cause.DATA if len(batch) > 1:
                     middle = len(batch) // 2
-                    await self._settle(statement, batch[:middle])
-                    await self._settle(statement, batch[middle:])
+                    await self._settle(line, batch[:middle])
+                    await self._settle(line, batch[middle:])
                 case _:
                     self._fail(batch, exc)
             return
@@ -172,7 +162,6 @@ class Batcher(Generic[RequestT, ResultT]):
         self._waiting.give_back(again)
 
     async def _retry_later(self, error: BaseException) -> None:
-        self._drop_connection()
         now = self._clock.monotonic()
         pause = self._outage.failed(now, self._clock.random())
         if self._outage.too_long(now):
@@ -182,21 +171,6 @@ class Batcher(Generic[RequestT, ResultT]):
             self._waiting.give_back(self._batch)
         self._batch = []
         await asyncio.sleep(pause)
-
-    async def _prepared(self) -> "Statement":
-        if self._statement is None or self._connection is None or self._connection.is_closed():
-            self._drop_connection()
-            self._counters.reconnects += self._connected_before
-            self._connection = await self._database.connect(f"actorhub {self._work.name}", _SETTINGS)
-            self._connected_before = True
-            async with deadline(self._connection, BATCH_LIMIT):
-                self._statement = await self._connection.prepare(self._work.sql)
-        return self._statement
-
-    def _drop_connection(self) -> None:
-        connection, self._connection, self._statement = self._connection, None, None
-        if connection is not None:
-            connection.terminate()
 
     def _fail(self, entries: Sequence[Entry[RequestT, ResultT]], error: BaseException) -> None:
         for entry in entries:

@@ -1,28 +1,21 @@
 """Checkpoints and the outcomes of deferred values on Postgres."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
 
 from actorhub.storage.checkpoint_ports import CheckpointStore, Completion, CompletionKind, Saved, Scope
-from actorhub.storage.postgres.connection import Database
-from actorhub.storage.postgres.control import ControlConnection
+from actorhub.storage.postgres.connections import Connections
+from actorhub.storage.postgres.control import LONG, Lane
 
 
 class PostgresCheckpoints(CheckpointStore):
-    """A `CheckpointStore` in the namespace's schema. Its connections are made when they are first needed."""
+    """A `CheckpointStore` in the namespace's schema."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, connections: Connections) -> None:
         # Loading must not queue behind upkeep.
-        self._loads = ControlConnection(database, "actorhub checkpoints")
-        self._upkeep = ControlConnection(database, "actorhub checkpoint upkeep")
-
-    async def aclose(self) -> None:
-        """Let go of every connection. Can be called twice."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._loads.aclose())
-            tasks.create_task(self._upkeep.aclose())
+        self._loads = Lane(connections)
+        self._upkeep = Lane(connections, LONG, slow=True)
 
     @override
     async def load(self, scope: Scope) -> Saved:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import enum
+import os
 import socket
 from collections.abc import AsyncGenerator, Mapping
 from datetime import timedelta
@@ -12,15 +14,15 @@ import asyncpg
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, refused_connection
 from actorhub.storage.postgres.queries import quoted
+from actorhub.storage.postgres.target import Target, target_of
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.Connection[asyncpg.Record]
-    TransactionPool: TypeAlias = asyncpg.Pool[asyncpg.Record]
 else:
-    TransactionPool = asyncpg.Pool
     Connection = asyncpg.Connection
 
-CONNECT_TIMEOUT: Final = timedelta(seconds=4)
+START_LIMIT: Final = timedelta(seconds=4)
+"""How long the first connection waits for a server that is starting up."""
 _CLOSE_TIMEOUT: Final = timedelta(seconds=1)
 
 _BASE_SETTINGS: Final = {
@@ -36,18 +38,16 @@ _BASE_SETTINGS: Final = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "5s",
 }
-_TRANSACTION_SETTINGS: Final = {
-    # Handlers await other things between their statements; a commit holds its fence no longer than a statement.
-    "idle_in_transaction_session_timeout": "15s",
-    "statement_timeout": "10s",
-}
-_TRANSACTION_IDLE_LIMIT: Final = timedelta(minutes=1)
-_SOCKET_OPTIONS: Final = {
-    "TCP_KEEPIDLE": 5,
-    "TCP_KEEPINTVL": 2,
-    "TCP_KEEPCNT": 3,
-    "TCP_USER_TIMEOUT": 5000,
-}
+_STATEMENTS: Final = 300
+"""More than the engine has; those of handlers replace each other."""
+
+
+class PoolMode(enum.Enum):
+    """What sits between this process and Postgres."""
+
+    DIRECT = "no pooler"
+    SESSION = "a pooler in session mode"
+    TRANSACTION = "a pooler in transaction mode"
 
 
 class Database:
@@ -56,62 +56,132 @@ class Database:
     def __init__(self, url: str, namespace: str) -> None:
         self.url = url
         self.namespace = namespace
+        self.mode = PoolMode.DIRECT
+        """As far as is known: the start finds out, before anything is set."""
+        self._target: Target | None = None
+        self._next = 0
+
+    @property
+    def target(self) -> Target:
+        """Hosts and parameters.
+
+        Raises:
+            ConfigurationError: the URL cannot be used.
+        """
+        if self._target is None:
+            self._target = target_of(self.url, os.environ)
+        return self._target
+
+    @property
+    def place(self) -> str:
+        """Hosts and database, for messages."""
+        try:
+            return self.target.place
+        except ConfigurationError:
+            return "(unreadable URL)"
 
     async def connect(self, name: str, settings: Mapping[str, str]) -> Connection:
-        """Return a new connection in the namespace, marked with `name`; takes at most `CONNECT_TIMEOUT`.
+        """Return a new connection, marked with `name`, that has `settings`.
+
+        Behind a pooler in transaction mode it has none: they would stay behind in a session that others use. There,
+        `begin` gives them to each transaction.
 
         Raises:
             FOREIGN_ERRORS: it failed.
         """
-        server_settings = {
-            **_BASE_SETTINGS,
-            "search_path": quoted(self.namespace),
-            "application_name": name,
-            **settings,
-        }
-        async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
-            connection: Connection = await asyncpg.connect(
-                self.url, server_settings=server_settings, timeout=CONNECT_TIMEOUT.total_seconds()
-            )
-        _keep_alive(connection)
+        if self.mode is PoolMode.TRANSACTION:
+            return await self.bare_connect(name)
+        connection = await self.bare_connect(name, prepares=True)
+        try:
+            async with deadline(connection, timedelta(seconds=self.target.limit)):
+                # Not sent with the start of the connection: poolers refuse that.
+                await connection.execute(set_all(settings))
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
-    async def first_connect(self, name: str, settings: Mapping[str, str]) -> Connection:
-        """Like `connect`, for the start: wait while the server starts up, explain what is wrong.
+    async def bare_connect(self, name: str, *, prepares: bool = False) -> Connection:
+        """Return a new connection without any settings.
+
+        Args:
+            name: What marks it on the server.
+            prepares: Whether statements stay prepared in it; they would be there for whoever has the session next.
+
+        Raises:
+            FOREIGN_ERRORS: it failed, with every host.
+        """
+        addresses = self.target.addresses
+        for attempt in range(len(addresses)):
+            # First the host that served last, and never the same one again after it hung.
+            number, self._next = self._next, (self._next + 1) % len(addresses)
+            try:
+                connection = await self._connect_to(addresses[number], name, prepares)
+            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched):
+                if attempt == len(addresses) - 1:
+                    raise
+            else:
+                self._next = number
+                return connection
+        raise AssertionError("a URL has one host at least")
+
+    async def first_connect(self, name: str) -> Connection:
+        """Like `bare_connect`, for the start: wait while the server starts up, explain what is wrong.
 
         Raises:
             ConfigurationError: names server and database, never the password, and the remedy.
         """
+        target = self.target
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT.total_seconds()):
+            async with asyncio.timeout(max(START_LIMIT.total_seconds(), target.limit * len(target.addresses))):
                 while True:
                     try:
-                        return await self.connect(name, settings)
+                        return await self.bare_connect(name)
                     except asyncpg.CannotConnectNowError:
                         await asyncio.sleep(0.1)
         except FOREIGN_ERRORS as exc:
-            raise refused_connection(exc, self.url) from exc
-        except ValueError as exc:
-            raise ConfigurationError(f"the database URL cannot be read: {exc}") from exc
+            raise refused_connection(exc, target.place) from exc
 
-    async def transaction_pool(self, name: str, size: int) -> TransactionPool:
-        """Return a pool of at most `size` connections with the role's own search path, without connecting yet."""
+    def settings(self, more: Mapping[str, str], *, in_namespace: bool = True) -> Mapping[str, str]:
+        """Return all settings of a connection: the user's, those of every connection, `more`.
 
-        async def prepare(connection: Connection) -> None:
-            _keep_alive(connection)
+        Args:
+            more: Beat the others.
+            in_namespace: Whether its search path is the namespace; otherwise it is the role's own.
+        """
+        path = {"search_path": quoted(self.namespace)} if in_namespace else {}
+        return {**self.target.settings, **_BASE_SETTINGS, **path, **more}
 
-        return await asyncpg.create_pool(
-            self.url,
-            min_size=0,
-            max_size=size,
-            init=prepare,
-            max_inactive_connection_lifetime=_TRANSACTION_IDLE_LIMIT.total_seconds(),
-            server_settings={**_BASE_SETTINGS, **_TRANSACTION_SETTINGS, "application_name": name},
-            timeout=CONNECT_TIMEOUT.total_seconds(),
-        )
+    async def _connect_to(self, address: str, name: str, prepares: bool) -> Connection:
+        async with asyncio.timeout(self.target.limit):
+            connection: Connection = await asyncpg.connect(
+                address,
+                server_settings={"application_name": self.target.application_name or name},
+                timeout=self.target.limit,
+                statement_cache_size=_STATEMENTS if prepares else 0,
+                max_cached_statement_lifetime=0,
+            )
+        _keep_alive(connection, self.target.socket_options)
+        return connection
 
     def __repr__(self) -> str:
         return f"Database({self.namespace!r})"
+
+
+def begin(settings: Mapping[str, str]) -> str:
+    """Return what begins a transaction that has `settings`, whatever those of its session are."""
+    local = {name: value for name, value in settings.items() if not name.startswith("tcp_")}
+    return f"begin isolation level read committed read write; {set_all(local, local=True)}"
+
+
+def set_all(settings: Mapping[str, str], *, local: bool = False) -> str:
+    """Return the statement that sets them, for the session or for its present transaction."""
+    calls = (f"set_config({_literal(name)}, {_literal(value)}, {local})" for name, value in settings.items())
+    return f"select {', '.join(calls)}"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 class Terminable(Protocol):
@@ -150,13 +220,12 @@ async def close(connection: Connection | None) -> None:
         connection.terminate()
 
 
-def _keep_alive(connection: Connection) -> None:
+def _keep_alive(connection: Connection, options: Mapping[int, int]) -> None:
     # asyncpg has no public way to its socket.
     transport: asyncio.Transport = getattr(connection, "_transport")  # noqa: B009 - a private name, unknown to the stubs
     found = transport.get_extra_info("socket")
-    if found is None or found.family not in {socket.AF_INET, socket.AF_INET6}:
+    if not options or found is None or found.family not in {socket.AF_INET, socket.AF_INET6}:
         return
     found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _SOCKET_OPTIONS.items():
-        if (option := getattr(socket, name, None)) is not None:
-            found.setsockopt(socket.IPPROTO_TCP, option, value)
+    for option, value in options.items():
+        found.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -1,4 +1,4 @@
-"""Statements that are too rare to be batched, over one connection that is made when it is needed."""
+"""Statements that are too rare to be batched."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -9,34 +9,35 @@ from typing import Final
 import asyncpg
 
 from actorhub.core.errors import PersistenceError
-from actorhub.storage.postgres.connection import Connection, Database, close, deadline
+from actorhub.storage.postgres.connection import deadline
+from actorhub.storage.postgres.connections import Connections
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
 from actorhub.storage.postgres.queries import queries
 
 STATEMENT_LIMIT: Final = timedelta(seconds=12)
-_SETTINGS: Final = {"statement_timeout": "10s", "lock_timeout": "2s"}
+LONG: Final[Mapping[str, str]] = MappingProxyType({"statement_timeout": "10s", "lock_timeout": "2s"})
+"""Settings of statements that may take long."""
+_NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-class ControlConnection:
-    """One statement at a time; a lost connection fails the statement under way, the next one connects again."""
+class Lane:
+    """One statement at a time, so that those of one lane keep to one connection and to their order.
 
-    def __init__(self, database: Database, name: str, settings: Mapping[str, str] = MappingProxyType({})) -> None:
-        self._database = database
-        self._name = name
-        self._settings = {**_SETTINGS, **settings}
+    A lost connection fails the statement under way.
+
+    Args:
+        connections: Where the statements go.
+        settings: Those that these statements have beside the connection's.
+        slow: Whether they may take long, and must leave connections to others.
+    """
+
+    def __init__(
+        self, connections: Connections, settings: Mapping[str, str] = _NO_SETTINGS, *, slow: bool = False
+    ) -> None:
+        self._connections = connections
+        self._settings = settings
+        self._slow = slow
         self._turn = asyncio.Lock()
-        self._connection: Connection | None = None
-        self._closed = False
-
-    async def open(self) -> None:
-        """Connect for the first time.
-
-        Raises:
-            ConfigurationError: it failed; says what to do.
-        """
-        async with self._turn:
-            self._connection = await self._database.first_connect(self._name, self._settings)
-            self._closed = False
 
     async def fetch(self, doing: str, query: str, *arguments: object) -> Sequence[asyncpg.Record]:
         """Return the rows of the named query.
@@ -61,20 +62,15 @@ class ControlConnection:
         """Return the rows, or what the statement failed with: raised here, it would come out as an `ExceptionGroup`."""
         try:
             async with self._turn:
-                connection = await self._ready()
-                async with deadline(connection, STATEMENT_LIMIT):
-                    return await connection.fetch(queries()[query], *arguments)
+                try:
+                    return await self._run(query, arguments)
+                except asyncpg.InvalidCachedStatementError:
+                    # A migration changed a table since it was prepared; nothing has happened yet.
+                    return await self._run(query, arguments)
         except (*FOREIGN_ERRORS, PersistenceError) as exc:
             return exc
 
-    async def aclose(self) -> None:
-        """End the connection; a statement under way fails."""
-        self._closed = True
-        await close(self._connection)
-
-    async def _ready(self) -> Connection:
-        if self._closed:
-            raise PersistenceError("the storage is closed")
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._database.connect(self._name, self._settings)
-        return self._connection
+    async def _run(self, query: str, arguments: Sequence[object]) -> Sequence[asyncpg.Record]:
+        async with self._connections.line(slow=self._slow) as line, deadline(line.connection, STATEMENT_LIMIT):
+            statement = await line.statement(queries()[query], self._settings)
+            return await statement.fetch(*arguments)

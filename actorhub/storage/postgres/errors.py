@@ -2,7 +2,6 @@
 
 import enum
 from typing import Final
-from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
@@ -13,12 +12,14 @@ FOREIGN_ERRORS: Final = (asyncpg.PostgresError, UnicodeError, *TRANSPORT_ERRORS)
 """Everything that talking to Postgres raises; `TimeoutError` is an `OSError`."""
 
 POOLER: Final = (
-    "a connection pooler that changes server sessions sits between this runner and Postgres: "
-    "give the runner a direct (session) connection, because its shard locks live in one session"
+    "a pooler in transaction mode gives one server session to many connections in turn, and the locks of a runner's "
+    "shards live in one session: name a direct way to the same database, or one through a pool in session mode, for "
+    "the lock session alone (--lock-database URL)"
 )
 
 _TRANSIENT_CLASSES: Final = ("08", "25", "40", "53", "57", "58")
 """Connection, read-only or broken transaction, rollback (deadlock), resources, operator intervention, system error."""
+_LOST_CLASSES: Final = ("08", "25", "53", "57", "58")
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _DATA_CLASSES: Final = ("21", "22", "23", "44", "54")
 """Cardinality, data, constraint, check option, program limit: one row of a batch may be to blame."""
@@ -30,8 +31,14 @@ _REMEDIES: Final[tuple[tuple[type[Exception], str], ...]] = (
     ),
     (asyncpg.InvalidCatalogNameError, "create the database, or name another one in the database URL"),
     (asyncpg.ClientConfigurationError, "write postgresql://user:password@host:port/database"),
-    (asyncpg.TooManyConnectionsError, "raise the server's max_connections, or end other clients"),
 )
+_LIMITS: Final = (
+    ("for role", "raise the limit of this role (alter role … connection limit …)"),
+    ("for database", "raise the limit of this database (alter database … connection limit …)"),
+    ("max_client_conn", "raise the pooler's max_client_conn"),
+    ("", "raise the server's max_connections, or end other clients"),
+)
+"""What the message of a limit says, and what to do."""
 
 
 _FOREIGN_STATEMENTS: Final = ("26000", "42P05")
@@ -52,7 +59,9 @@ def cause(error: BaseException) -> Cause:
         return Cause.DATA  # asyncpg or the codec could not encode an argument
     if isinstance(error, asyncpg.PostgresError):
         state = str(error.sqlstate or "")
-        if state.startswith(_TRANSIENT_CLASSES) or state == _LOCK_NOT_AVAILABLE:
+        # An outdated plan is made again on the next connection.
+        is_outdated = isinstance(error, asyncpg.InvalidCachedStatementError)
+        if state.startswith(_TRANSIENT_CLASSES) or state == _LOCK_NOT_AVAILABLE or is_outdated:
             return Cause.TRANSIENT
         return Cause.DATA if state.startswith(_DATA_CLASSES) else Cause.PERMANENT
     return Cause.TRANSIENT
@@ -63,28 +72,30 @@ def translate(error: BaseException, doing: str) -> PersistenceError:
     return PersistenceError(f"cannot {doing}: {summary(error)}")
 
 
-def met_pooler(error: BaseException) -> bool:
-    """Whether `error` can only come from a pooler that changed the server session in between."""
-    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in _FOREIGN_STATEMENTS
+def spoils_connection(error: BaseException) -> bool:
+    """Whether the session should not be used again: it is lost, read-only, or what it prepared is outdated."""
+    if isinstance(error, asyncpg.PostgresError):
+        state = str(error.sqlstate or "")
+        is_outdated = isinstance(error, asyncpg.InvalidCachedStatementError)
+        return is_outdated or state.startswith(_LOST_CLASSES) or state in _FOREIGN_STATEMENTS
+    return isinstance(error, TRANSPORT_ERRORS) and not isinstance(error, ValueError)
 
 
-def refused_connection(error: BaseException, url: str) -> ConfigurationError:
-    """Return the `ConfigurationError` for a connection that Postgres, or the way to it, refused."""
-    return ConfigurationError(f"cannot connect to Postgres at {place(url)}: {summary(error)}: {_remedy(error)}")
+def limit_met(error: BaseException) -> bool:
+    """Whether a connection was refused because there are too many."""
+    return isinstance(error, asyncpg.TooManyConnectionsError) or "no more connections allowed" in str(error)
 
 
-def place(url: str) -> str:
-    """Return host, port and database of `url`, never its user or password."""
-    try:
-        parts = urlsplit(url)
-        query = parse_qs(parts.query)
-        hosts = parts.netloc.rpartition("@")[2] or ",".join(query.get("host", ["localhost"]))
-        database = parts.path.removeprefix("/") or ",".join(query.get("database", query.get("dbname", [""])))
-    except ValueError:
-        return "(unreadable URL)"
-    if parts.scheme not in {"postgresql", "postgres"}:
-        return "(unreadable URL)"
-    return f"{hosts}/{database}" if database else hosts
+def refused_connection(error: BaseException, place: str, wanted: str = "") -> ConfigurationError:
+    """Return the `ConfigurationError` for a connection that Postgres, or the way to it, refused.
+
+    Args:
+        error: One of `FOREIGN_ERRORS`.
+        place: Hosts and database.
+        wanted: What is needed there.
+    """
+    needed = f" (needed: {wanted})" if wanted else ""
+    return ConfigurationError(f"cannot connect to Postgres at {place}{needed}: {summary(error)}: {_remedy(error)}")
 
 
 def summary(error: BaseException) -> str:
@@ -96,9 +107,10 @@ def summary(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException) -> str:
-    if isinstance(error, asyncpg.PostgresError) and ("startup parameter" in str(error) or error.sqlstate == "08P01"):
-        return POOLER
+    if limit_met(error):
+        remedy = next(remedy for text, remedy in _LIMITS if text in str(error))
+        return f"{remedy}, or let each process take fewer connections (--max-connections; a runner needs 4)"
     if "unrecognized configuration parameter" in str(error):
-        return "actorhub needs Postgres 14 or newer"
+        return "check the options in the database URL; actorhub needs Postgres 14 or newer"
     known = (remedy for kind, remedy in _REMEDIES if isinstance(error, kind))
     return next(known, "check that the server runs, and host and port in the database URL")

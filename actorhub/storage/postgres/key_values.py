@@ -1,11 +1,10 @@
 """The key-value store on Postgres."""
 
-import asyncio
 import itertools
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import asyncpg
 from typing_extensions import override
@@ -15,17 +14,14 @@ from actorhub.core.errors import PersistenceError
 from actorhub.storage.key_value_ports import ClearStep, KeyValueStore, StoredValue
 from actorhub.storage.postgres.batcher import Batcher
 from actorhub.storage.postgres.batching import MAX_BATCH_BYTES, MAX_WAITING, MAX_WAITING_BYTES, Again, Entry
-from actorhub.storage.postgres.connection import Database
-from actorhub.storage.postgres.control import ControlConnection
+from actorhub.storage.postgres.connections import Connections, Statement
+from actorhub.storage.postgres.control import LONG, Lane
 from actorhub.storage.postgres.errors import Cause, cause
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.statistics import StorageCounters
 
-if TYPE_CHECKING:
-    from actorhub.storage.postgres.batcher import Statement
-
 WRITERS: Final = 4
-"""Connections for writes; each carries out one statement at a time."""
+"""Writes at a time, one for each of as many sets of keys."""
 
 GetEntry: TypeAlias = Entry[str, StoredValue | None]
 
@@ -39,7 +35,7 @@ class ValueReads:
     def __init__(self) -> None:
         self.sql = queries()["get_values"]
 
-    async def run(self, statement: "Statement", batch: Sequence[GetEntry]) -> Sequence[StoredValue | Again | None]:
+    async def run(self, statement: Statement, batch: Sequence[GetEntry]) -> Sequence[StoredValue | Again | None]:
         """Return the value of each key."""
         rows = await statement.fetch([entry.request for entry in batch], MAX_BATCH_BYTES)
         found: list[StoredValue | Again | None] = [None] * len(batch)
@@ -49,18 +45,18 @@ class ValueReads:
 
 
 class PostgresKeyValues(KeyValueStore):
-    """A `KeyValueStore` in the namespace's schema. Its connections are made when they are first needed.
+    """A `KeyValueStore` in the namespace's schema.
 
     Reads share round trips, and are repeated over a lost connection. A write is one statement that nobody repeats,
     because somebody else may have written meanwhile. Those of one key go one after the other, those of others beside
-    them over `WRITERS` connections.
+    them, `WRITERS` at a time.
     """
 
-    def __init__(self, database: Database, clock: Clock, counters: StorageCounters) -> None:
-        self._reads = Batcher(database, clock, ValueReads(), counters)
-        self._writers = [ControlConnection(database, "actorhub key values") for _ in range(WRITERS)]
+    def __init__(self, connections: Connections, clock: Clock, counters: StorageCounters) -> None:
+        self._reads = Batcher(connections, clock, ValueReads(), counters)
+        self._writers = [Lane(connections) for _ in range(WRITERS)]
         # Counting and clearing may take long.
-        self._upkeep = ControlConnection(database, "actorhub key value upkeep")
+        self._upkeep = Lane(connections, LONG, slow=True)
         self._read_number = itertools.count()
         self._writing = self._writing_bytes = 0
 
@@ -70,11 +66,8 @@ class PostgresKeyValues(KeyValueStore):
         return self._reads.pending + self._writing
 
     async def aclose(self) -> None:
-        """Let go of every connection, after at most a few seconds for what waits. Can be called twice."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._reads.aclose())
-            for connection in (self._upkeep, *self._writers):
-                tasks.create_task(connection.aclose())
+        """Take no more reads, after at most a few seconds for those that wait. Can be called twice."""
+        await self._reads.aclose()
 
     @override
     async def get(self, key: str) -> StoredValue | None:

@@ -2,7 +2,7 @@
 
 import enum
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import msgspec
 
@@ -19,14 +19,12 @@ from actorhub.storage.message_ports import (
 )
 from actorhub.storage.ports import Fenced, VersionConflict
 from actorhub.storage.postgres.batching import Again, Entry
+from actorhub.storage.postgres.connections import Statement
 from actorhub.storage.postgres.message_columns import FAILURES, message_arguments, run_arguments, start_arguments
 from actorhub.storage.postgres.message_requests import duplicate_key, key_hash, repeated
 from actorhub.storage.postgres.message_rows import stored
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.statistics import StorageCounters
-
-if TYPE_CHECKING:
-    from actorhub.storage.postgres.batcher import Statement
 
 FenceOf: TypeAlias = Callable[[str], int | None]
 """The key of an incarnation's fence; `None`: without one."""
@@ -63,7 +61,7 @@ class StoreBatches:
         self._fence_of = fence_of
         self._counters = counters
 
-    async def run(self, statement: "Statement", batch: Sequence[NewEntry]) -> Sequence[Stored | Again]:
+    async def run(self, statement: Statement, batch: Sequence[NewEntry]) -> Sequence[Stored | Again]:
         """Return the answer to each message."""
         self._counters.message_batches += 1
         owner = batch[0].owner or None
@@ -101,7 +99,7 @@ class StartBatches:
         self._fence_of = fence_of
         self._counters = counters
 
-    async def run(self, statement: "Statement", batch: Sequence[StartEntry]) -> Sequence[Readiness]:
+    async def run(self, statement: Statement, batch: Sequence[StartEntry]) -> Sequence[Readiness]:
         """Return for each run whether it may start."""
         self._counters.message_batches += 1
         owner = batch[0].owner
@@ -127,7 +125,7 @@ class CommitBatches:
         self._fence_of = fence_of
         self._counters = counters
 
-    async def run(self, statement: "Statement", batch: Sequence[RunEntry]) -> Sequence[bool | ActorhubError | Again]:
+    async def run(self, statement: Statement, batch: Sequence[RunEntry]) -> Sequence[bool | ActorhubError | Again]:
         """Return for each run that is written whether its next one was counted, else why it was refused."""
         self._counters.message_batches += 1
         owner = batch[0].owner
@@ -165,7 +163,7 @@ class FailureBatches:
         self._fence_of = fence_of
         self._counters = counters
 
-    async def run(self, statement: "Statement", batch: Sequence[FailEntry]) -> Sequence[float | ActorhubError]:
+    async def run(self, statement: Statement, batch: Sequence[FailEntry]) -> Sequence[float | ActorhubError]:
         """Return for each run when the next one is due, or why it was refused."""
         self._counters.message_batches += 1
         owner = batch[0].owner

@@ -8,7 +8,7 @@ from typing import Final
 import asyncpg
 from typing_extensions import override
 
-from actorhub.core.address import ShardId, fence_lock_key
+from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import DuplicateKey
 from actorhub.storage.message_ports import (
@@ -30,9 +30,16 @@ from actorhub.storage.message_ports import (
 from actorhub.storage.postgres.batcher import Batcher
 from actorhub.storage.postgres.batching import MAX_BATCH_BYTES
 from actorhub.storage.postgres.connection import Database
-from actorhub.storage.postgres.control import ControlConnection
+from actorhub.storage.postgres.connections import Connections
+from actorhub.storage.postgres.control import LONG, Lane
 from actorhub.storage.postgres.errors import Cause, cause
-from actorhub.storage.postgres.message_batches import CommitBatches, FailureBatches, StartBatches, StoreBatches
+from actorhub.storage.postgres.message_batches import (
+    CommitBatches,
+    FailureBatches,
+    FenceOf,
+    StartBatches,
+    StoreBatches,
+)
 from actorhub.storage.postgres.message_requests import (
     ROW_BYTES,
     deduplicated,
@@ -50,6 +57,7 @@ _PURGE_STEP: Final = 500
 _COMMIT_ATTEMPTS: Final = 3
 """Of a commit that met another one of the same key or state, or a deadlock."""
 _INDEXES_ONLY: Final = {
+    **LONG,
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "enable_hashjoin": "off",
@@ -59,23 +67,26 @@ _INDEXES_ONLY: Final = {
 
 
 class PostgresMessages(MessageStore):
-    """A `MessageStore` in the namespace's schema. Its connections are made when they are first needed."""
+    """A `MessageStore` in the namespace's schema."""
 
-    def __init__(self, database: Database, clock: Clock, counters: StorageCounters, *, fence: bool) -> None:
-        self._database = database
-        self._fence = fence
-        fence_of = self._fence_key
+    def __init__(
+        self,
+        connections: Connections,
+        database: Database,
+        clock: Clock,
+        counters: StorageCounters,
+        fence_of: FenceOf,
+    ) -> None:
         # Loading must not queue behind what people ask for.
-        self._loads = ControlConnection(database, "actorhub messages", _INDEXES_ONLY)
-        self._control = ControlConnection(database, "actorhub message control")
-        self._transactions = Transactions(database, "actorhub transactions", fence_of, counters)
-        # Apart from those of handlers: one that sits in its transaction may wait for a step to be committed here.
-        self._checkpoint_commits = Transactions(database, "actorhub checkpoint commits", fence_of, counters)
-        self._stores = Batcher(database, clock, StoreBatches("store messages", fence_of, counters), counters)
-        self._deposits = Batcher(database, clock, StoreBatches("deposit messages", fence_of, counters), counters)
-        self._starts = Batcher(database, clock, StartBatches(fence_of, counters), counters)
-        self._commits = Batcher(database, clock, CommitBatches(fence_of, counters), counters)
-        self._failures = Batcher(database, clock, FailureBatches(fence_of, counters), counters)
+        self._loads = Lane(connections, _INDEXES_ONLY)
+        self._control = Lane(connections, LONG, slow=True)
+        self._transactions = Transactions(connections, database, fence_of, counters)
+        self._stores = Batcher(connections, clock, StoreBatches("store messages", fence_of, counters), counters)
+        self._deposits = Batcher(connections, clock, StoreBatches("deposit messages", fence_of, counters), counters)
+        self._starts = Batcher(connections, clock, StartBatches(fence_of, counters), counters)
+        self._commits = Batcher(connections, clock, CommitBatches(fence_of, counters), counters)
+        self._failures = Batcher(connections, clock, FailureBatches(fence_of, counters), counters)
+        self._fence_of = fence_of
 
     @property
     def pending(self) -> int:
@@ -84,12 +95,11 @@ class PostgresMessages(MessageStore):
         return sum(batcher.pending for batcher in batchers)
 
     async def aclose(self) -> None:
-        """Let go of every connection, after at most a few seconds for what waits. Can be called twice."""
+        """Take no more requests, after at most a few seconds for those that wait. Can be called twice."""
         async with asyncio.TaskGroup() as tasks:
             for batcher in (self._stores, self._deposits, self._starts, self._commits, self._failures):
                 tasks.create_task(batcher.aclose())
-            for part in (self._loads, self._control, self._transactions, self._checkpoint_commits):
-                tasks.create_task(part.aclose())
+            tasks.create_task(self._transactions.aclose())
 
     @override
     def store(self, message: NewMessage, incarnation: str) -> Future[Stored]:
@@ -126,9 +136,8 @@ class PostgresMessages(MessageStore):
     async def commit_with_checkpoints(self, run: RunCommit, incarnation: str) -> bool:
         attempt = 1
         while True:
-            transaction = await self._checkpoint_commits.begin()
             try:
-                return await transaction.commit(run, incarnation)
+                return await self._transactions.commit_alone(run, incarnation)
             except RolledBack as exc:
                 # A twin of this commit, or another sender with the same key, was committed between what commit_runs
                 # read and what it wrote. The next attempt reads what that one wrote, and says what it means.
@@ -212,7 +221,7 @@ class PostgresMessages(MessageStore):
     async def cancel(
         self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float
     ) -> CancelResult:
-        fence = None if incarnation is None else self._fence_key(incarnation)
+        fence = None if incarnation is None else self._fence_of(incarnation)
         arguments = (fence, incarnation, message_id, shard.group, shard.number, epoch, retention)
         rows = await self._control.fetch("cancel a message", "cancel", *arguments)
         return CancelResult(rows[0][0])
@@ -266,9 +275,6 @@ class PostgresMessages(MessageStore):
         """Drop what a hand may have left of a history: a failed run, or a dead letter, could not be added to it."""
         if odd := [row["message_id"] for row in rows if row["odd"]]:
             await self._loads.fetch("drop histories", "drop_histories", odd)
-
-    def _fence_key(self, incarnation: str) -> int | None:
-        return fence_lock_key(self._database.namespace, incarnation) if self._fence else None
 
 
 def _shard_columns(shards: Sequence[ShardId]) -> tuple[list[str], list[int]]:

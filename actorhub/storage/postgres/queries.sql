@@ -459,7 +459,7 @@ select lease_machine_id($1, $2, $3);
 delete from machine_id where holder = $1;
 
 -- name: server
--- What the server is, for the checks at start; $1 is the namespace.
+-- What the server is, for the checks at start.
 select
     current_setting('server_version') as version,
     current_setting('server_version_num')::integer as version_number,
@@ -468,11 +468,30 @@ select
     current_setting('full_page_writes')::boolean as full_page_writes,
     current_setting('server_encoding') as encoding,
     pg_is_in_recovery() as standby,
-    current_setting('search_path') = format('"%s"', $1::text)
-        and current_setting('default_transaction_isolation') = 'read committed' as settings_kept,
     current_setting('max_locks_per_transaction')::bigint
         * (current_setting('max_connections')::bigint + current_setting('max_prepared_transactions')::bigint)
         as lock_slots;
+
+-- name: column_types
+-- Nothing, of every type of the schema that batches are sent in: preparing this one makes all of them known at once.
+select
+    $1::state_columns, $2::message_columns, $3::start_columns, $4::run_columns, $5::failure_columns, $6::text[],
+    $7::bytea[];
+
+-- name: sees_lock
+-- Whether a session of this database holds that advisory lock.
+select exists (
+    select from pg_locks
+    where locktype = 'advisory' and granted and objsubid = 1
+        and database = (select oid from pg_database where datname = current_database())
+        and (classid::bigint << 32) | objid::bigint = $1
+);
+
+-- name: settings_kept
+-- Whether the session has the settings that it was given; $1 is the namespace.
+select
+    current_setting('search_path') = format('"%s"', $1::text)
+    and current_setting('default_transaction_isolation') = 'read committed';
 
 -- name: migration_table
 -- Whether the namespace has been migrated at all.

@@ -16,8 +16,8 @@ import msgspec
 
 from actorhub.core.address import NAME_PATTERN, lock_key
 from actorhub.core.errors import ConfigurationError
-from actorhub.storage.postgres.connection import Connection, Database, close
-from actorhub.storage.postgres.errors import FOREIGN_ERRORS, POOLER, met_pooler, summary, translate
+from actorhub.storage.postgres.connection import Connection, Database, begin, close
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, summary, translate
 from actorhub.storage.postgres.queries import queries, quoted
 
 LOCK_TIMEOUT: Final = "30s"
@@ -87,23 +87,32 @@ async def migrate(url: str, namespace: str) -> int:
         PersistenceError: Postgres failed, or another process migrates for longer than `LOCK_TIMEOUT`.
     """
     database = Database(url, check_namespace(namespace))
-    connection = await database.first_connect("actorhub migrate", {"lock_timeout": LOCK_TIMEOUT})
+    connection = await database.first_connect("actorhub migrate")
     try:
+        return await migrate_over(connection, database)
+    finally:
+        await close(connection)
+
+
+async def migrate_over(connection: Connection, database: Database) -> int:
+    """Like `migrate`, over a connection that has no settings, nor needs a session of its own."""
+    namespace = database.namespace
+    try:
+        # In one transaction, so that a pooler does not change the session in between.
+        await connection.execute(begin(database.settings({"lock_timeout": LOCK_TIMEOUT})))
         if not missing(await _applied(connection, namespace)):
+            await connection.execute("rollback")
             return 0
-        async with connection.transaction():
-            return await _apply(connection, namespace)
+        applied = await _apply(connection, namespace)
+        await connection.execute("commit")
     except asyncpg.InsufficientPrivilegeError as exc:
         raise ConfigurationError(
             f"the database user may not change schema {namespace}: {summary(exc)}: let its owner run the output of "
             "actorhub migrate --print-sql"
         ) from exc
     except FOREIGN_ERRORS as exc:
-        if met_pooler(exc):
-            raise ConfigurationError(f"cannot migrate schema {namespace}: {summary(exc)}: {POOLER}") from exc
         raise translate(exc, f"migrate schema {namespace}") from exc
-    finally:
-        await close(connection)
+    return applied
 
 
 def missing(applied: Sequence[tuple[int, str, str]]) -> Sequence[Migration]:

@@ -7,7 +7,6 @@ import msgspec
 
 from actorhub.core.errors import ConfigurationError
 from actorhub.core.logger import get_logger
-from actorhub.storage.postgres.errors import POOLER
 
 _log: Final = get_logger(__name__)
 
@@ -26,8 +25,6 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     full_page_writes: bool
     encoding: str
     standby: bool
-    settings_kept: bool
-    """Whether the connection has the settings that it asked for."""
     lock_slots: int
     """How many locks the server's lock table holds, all clients together."""
 
@@ -48,8 +45,6 @@ def check_server(facts: ServerFacts, where: str) -> None:
             f"Postgres at {where} is version {facts.version}: actorhub needs 14 or newer, "
             "which can end silent sessions: upgrade it"
         )
-    if not facts.settings_kept:
-        raise ConfigurationError(f"Postgres at {where} does not see this connection's settings: {POOLER}")
     if facts.standby:
         raise ConfigurationError(f"Postgres at {where} is a read-only standby: name the primary in the database URL")
     if facts.encoding != "UTF8":

@@ -1,7 +1,7 @@
 """The lock session: one dedicated connection that holds a runner's shard locks."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -12,13 +12,12 @@ from typing_extensions import override
 from actorhub.core.address import RunnerInfo, ShardId, lock_key, shard_lock_key
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, LockSession, SessionLost
-from actorhub.storage.postgres.connection import Connection, Database, close, deadline
+from actorhub.storage.postgres.connection import Connection, Database, PoolMode, close, deadline
 from actorhub.storage.postgres.errors import (
     FOREIGN_ERRORS,
     POOLER,
     Cause,
     cause,
-    place,
     refused_connection,
     summary,
     translate,
@@ -66,21 +65,29 @@ def pooler_symptom(first: SessionProbe, second: SessionProbe, name: str) -> str 
     return None
 
 
-async def open_lock_session(database: Database, incarnation: str) -> "PostgresLockSession":
+async def open_lock_session(
+    database: Database, incarnation: str, is_seen: Callable[[int], Awaitable[bool]] | None = None
+) -> "PostgresLockSession":
     """Return a new lock session after proving that it has a server process of its own.
 
+    Args:
+        database: Where the locks are.
+        incarnation: Whose they are.
+        is_seen: Given where the other connections go another way: whether they see an advisory lock by its key.
+
     Raises:
-        ConfigurationError: a pooler is in the way.
+        ConfigurationError: a pooler is in the way, or the other connections lead to another database.
         PersistenceError: Postgres cannot be reached.
     """
+    if database.mode is PoolMode.TRANSACTION:
+        raise _unfit(database, "every transaction may get another server process")
     name = application_name(incarnation)
     try:
-        connection = await database.connect(name, _SETTINGS)
+        connection = await database.connect(name, database.settings({**_SETTINGS, "application_name": name}))
     except FOREIGN_ERRORS as exc:
-        # Waiting does not cure a wrong password, or a pooler that rejects settings.
-        explained = refused_connection(exc, database.url)
-        if cause(exc) is Cause.PERMANENT or POOLER in str(explained):
-            raise explained from exc
+        # Waiting does not cure a wrong password.
+        if cause(exc) is Cause.PERMANENT:
+            raise refused_connection(exc, database.place) from exc
         raise translate(exc, "open a lock session") from exc
     try:
         async with deadline(connection, OPERATION_LIMIT):
@@ -88,6 +95,7 @@ async def open_lock_session(database: Database, incarnation: str) -> "PostgresLo
             await connection.execute("select pg_advisory_lock($1)", key)
             first = await _probe(connection, key)
             second = await _probe(connection, key)
+            is_same = is_seen is None or await is_seen(key)
             await connection.execute("select pg_advisory_unlock($1)", key)
     except (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError) as exc:
         connection.terminate()
@@ -95,14 +103,23 @@ async def open_lock_session(database: Database, incarnation: str) -> "PostgresLo
     except FOREIGN_ERRORS as exc:
         connection.terminate()
         raise translate(exc, "open a lock session") from exc
+    except BaseException:
+        connection.terminate()
+        raise
     if (symptom := pooler_symptom(first, second, name)) is not None:
         await close(connection)
         raise _unfit(database, symptom)
+    if not is_same:
+        await close(connection)
+        raise ConfigurationError(
+            f"--lock-database leads to {database.place}, and its locks are not seen where --database leads: both must "
+            "name one database of one server"
+        )
     return PostgresLockSession(connection, database.namespace, first.pid)
 
 
 def _unfit(database: Database, symptom: str) -> ConfigurationError:
-    return ConfigurationError(f"the lock session at {place(database.url)} cannot hold locks: {symptom}: {POOLER}")
+    return ConfigurationError(f"the lock session at {database.place} cannot hold locks: {symptom}: {POOLER}")
 
 
 async def _probe(connection: Connection, key: int) -> SessionProbe:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from typing_extensions import override
 
 from actorhub.storage.ports import Fenced
-from actorhub.storage.postgres.connection import Database
-from actorhub.storage.postgres.control import ControlConnection
+from actorhub.storage.postgres.connections import Connections
+from actorhub.storage.postgres.control import Lane
 from actorhub.storage.postgres.singleton_rows import (
     clock_of,
     execution_json,
@@ -26,16 +26,14 @@ from actorhub.storage.statistics import StorageCounters
 
 
 class PostgresSingletons(SingletonStore):
-    """A `SingletonStore` in the namespace's schema. Its connection is made when it is first needed."""
+    """A `SingletonStore` in the namespace's schema."""
 
-    def __init__(self, database: Database, fence_of: Callable[[str], int | None], counters: StorageCounters) -> None:
+    def __init__(
+        self, connections: Connections, fence_of: Callable[[str], int | None], counters: StorageCounters
+    ) -> None:
         self._fence_of = fence_of
         self._counters = counters
-        self._control = ControlConnection(database, "actorhub singletons")
-
-    async def aclose(self) -> None:
-        """Let go of the connection. Can be called twice."""
-        await self._control.aclose()
+        self._control = Lane(connections)
 
     @override
     async def lead(self, leadership: Leadership, address: str, state_ttl: float | None) -> tuple[SingletonRow, float]:

@@ -1,18 +1,16 @@
 """Loading and committing entity state, many at a time."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from actorhub.core.address import fence_lock_key
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.ports import Fenced, StateCommit, StoredState, VersionConflict
 from actorhub.storage.postgres.batching import MAX_BATCH_BYTES, Again, Entry
 from actorhub.storage.postgres.columns import Column, Columns
+from actorhub.storage.postgres.connections import Statement
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.statistics import StorageCounters
-
-if TYPE_CHECKING:
-    from actorhub.storage.postgres.batcher import Statement
 
 LoadEntry: TypeAlias = Entry[tuple[str, str], StoredState | None]
 CommitEntry: TypeAlias = Entry[StateCommit, None]
@@ -41,7 +39,7 @@ class StateLoads:
         self.sql = queries()["load_states"]
         self._counters = counters
 
-    async def run(self, statement: "Statement", batch: Sequence[LoadEntry]) -> Sequence[StoredState | Again | None]:
+    async def run(self, statement: Statement, batch: Sequence[LoadEntry]) -> Sequence[StoredState | Again | None]:
         """Return the state of each entity."""
         self._counters.load_batches += 1
         keys = [entry.request for entry in batch]
@@ -67,7 +65,7 @@ class StateCommits:
         self._counters = counters
         self._fence = fence
 
-    async def run(self, statement: "Statement", batch: Sequence[CommitEntry]) -> Sequence[PersistenceError | None]:
+    async def run(self, statement: Statement, batch: Sequence[CommitEntry]) -> Sequence[PersistenceError | None]:
         """Return for each commit `None` when it is written, else why it was refused."""
         self._counters.commit_batches += 1
         committer = batch[0].owner

@@ -18,19 +18,43 @@ from actorhub.storage.ports import ClusterValues, LiveRunner, ShardRow, StateCom
 from actorhub.storage.postgres.batcher import Batcher
 from actorhub.storage.postgres.checkpoints import PostgresCheckpoints
 from actorhub.storage.postgres.connection import Database
-from actorhub.storage.postgres.control import ControlConnection
-from actorhub.storage.postgres.errors import place
+from actorhub.storage.postgres.connections import NEEDED, Connections
+from actorhub.storage.postgres.control import LONG, Lane
+from actorhub.storage.postgres.errors import limit_met
 from actorhub.storage.postgres.key_values import PostgresKeyValues
 from actorhub.storage.postgres.messages import PostgresMessages
 from actorhub.storage.postgres.rows import live_runners, shard_row
-from actorhub.storage.postgres.schema import check_namespace, migrate
-from actorhub.storage.postgres.server import ServerFacts, check_lock_table, check_server, server_facts
+from actorhub.storage.postgres.schema import check_namespace
+from actorhub.storage.postgres.server import ServerFacts, check_lock_table
 from actorhub.storage.postgres.session import PostgresLockSession, application_name, open_lock_session
 from actorhub.storage.postgres.singletons import PostgresSingletons
+from actorhub.storage.postgres.start import check_lock_way, start
 from actorhub.storage.postgres.state import StateCommits, StateLoads
 from actorhub.storage.statistics import StorageCounters, StorageStatistics
 
+FEWEST: Final = NEEDED + 1
+"""Connections of a runner, the lock session's included."""
+_MOST_OF_CLIENT: Final = 4
 _TAKE_ATTEMPTS: Final = 3
+HOT_QUERIES: Final = (
+    "column_types",
+    "load_states",
+    "commit_states",
+    "store_messages",
+    "start_runs",
+    "commit_runs",
+    "fail_runs",
+    "load_backlog",
+    "load_entities",
+    "load_scheduled",
+    "promote_due",
+    "load_checkpoints",
+    "write_checkpoints",
+    "take",
+    "release",
+    "runners",
+)
+"""What a runner needs first. Preparing a statement takes a round trip, and more where it has types of the schema."""
 
 
 class PostgresStorage(Storage):
@@ -41,28 +65,48 @@ class PostgresStorage(Storage):
         namespace: The schema; clusters of different namespaces do not see each other.
         clock: Source of time and jitter for reconnects.
         fence: `False` leaves invariant B to luck: for measurements and mutation tests only.
+        max_connections: How many connections there are at most, the lock session's included: `FEWEST` or more.
+        lock_url: Another way to the same database, for the lock session alone.
+        client: Whether it is a client's, which needs one connection and has no lock session.
     """
 
-    def __init__(self, url: str, *, namespace: str = "actorhub", clock: Clock, fence: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        namespace: str = "actorhub",
+        clock: Clock,
+        fence: bool = True,
+        max_connections: int = 10,
+        lock_url: str | None = None,
+        client: bool = False,
+    ) -> None:
+        if max_connections < FEWEST:
+            raise ConfigurationError(f"max_connections = {max_connections} is too few: {FEWEST} are needed at least")
         self._database = Database(url, check_namespace(namespace))
+        self._lock_database = Database(lock_url, namespace) if lock_url else self._database
         self._clock = clock
         self._fence = fence
         self._counters = StorageCounters()
+        most, kept = (min(max_connections, _MOST_OF_CLIENT), 1) if client else (max_connections - 1, NEEDED)
+        self._connections = Connections(self._database, clock, most, kept, self._counters)
+        self._warm = () if client else HOT_QUERIES
+        self._control = Lane(self._connections)
         # A take may wait for a fence. What ends the fence's holder must not queue behind it.
-        self._control = ControlConnection(self._database, "actorhub control")
-        self._ownership = ControlConnection(self._database, "actorhub ownership")
-        self._loads = Batcher(self._database, clock, StateLoads(self._counters), self._counters)
+        self._ownership = Lane(self._connections, LONG, slow=True)
+        self._endings = Lane(self._connections, LONG)
+        self._loads = Batcher(self._connections, clock, StateLoads(self._counters), self._counters)
         self._commits = Batcher(
-            self._database, clock, StateCommits(namespace, self._counters, fence=fence), self._counters
+            self._connections, clock, StateCommits(namespace, self._counters, fence=fence), self._counters
         )
-        self._messages = PostgresMessages(self._database, clock, self._counters, fence=fence)
-        self._checkpoints = PostgresCheckpoints(self._database)
-        self._singletons = PostgresSingletons(self._database, self._fence_key, self._counters)
-        self._key_values = PostgresKeyValues(self._database, clock, self._counters)
+        self._messages = PostgresMessages(self._connections, self._database, clock, self._counters, self._fence_key)
+        self._checkpoints = PostgresCheckpoints(self._connections)
+        self._singletons = PostgresSingletons(self._connections, self._fence_key, self._counters)
+        self._key_values = PostgresKeyValues(self._connections, clock, self._counters)
         self._facts: ServerFacts | None = None
 
     def __repr__(self) -> str:
-        return f"PostgresStorage({place(self._database.url)!r}, namespace={self._database.namespace!r})"
+        return f"PostgresStorage({self._database.place!r}, namespace={self._database.namespace!r})"
 
     @property
     @override
@@ -92,13 +136,12 @@ class PostgresStorage(Storage):
     @override
     async def open(self) -> None:
         try:
-            await self._control.open()
-            rows = await self._control.fetch("read the server's settings", "server", self._database.namespace)
-            self._facts = server_facts(rows[0])
-            check_server(self._facts, place(self._database.url))
-            await migrate(self._database.url, self._database.namespace)
+            self._facts = await start(self._database)
+            if self._lock_database is not self._database:
+                await check_lock_way(self._lock_database)
+            await self._connections.open(self._warm)
         except BaseException:
-            await self._control.aclose()
+            await self._connections.aclose()
             raise
 
     @override
@@ -106,8 +149,7 @@ class PostgresStorage(Storage):
         async with asyncio.TaskGroup() as tasks:
             for part in (self._loads, self._commits, self._messages, self._key_values):
                 tasks.create_task(part.aclose())
-            for other in (self._control, self._ownership, self._checkpoints, self._singletons):
-                tasks.create_task(other.aclose())
+        await self._connections.aclose()
 
     @override
     async def agree(self, values: ClusterValues, groups: int = 1) -> None:
@@ -117,7 +159,7 @@ class PostgresStorage(Storage):
         stored = await self.cluster_values()
         if stored is None:
             raise PersistenceError("cluster-wide values vanished while they were compared")
-        check_agreement(stored, values, f"namespace {self._database.namespace} at {place(self._database.url)}")
+        check_agreement(stored, values, f"namespace {self._database.namespace} at {self._database.place}")
 
     @override
     async def cluster_values(self) -> ClusterValues | None:
@@ -148,15 +190,22 @@ class PostgresStorage(Storage):
             ConfigurationError: there is not enough room; says what to set.
         """
         if self._facts is not None:
-            check_lock_table(self._facts, shards, place(self._database.url))
+            check_lock_table(self._facts, shards, self._database.place)
 
     @override
     async def open_lock_session(self, incarnation: str) -> PostgresLockSession:
-        return await open_lock_session(self._database, incarnation)
+        try:
+            if self._lock_database is self._database:
+                return await open_lock_session(self._database, incarnation)
+            return await open_lock_session(self._lock_database, incarnation, self._sees_lock)
+        except PersistenceError as exc:
+            if limit_met(exc.__cause__ or exc):
+                self._connections.give_way()
+            raise
 
     @override
     async def terminate_sessions(self, incarnation: str) -> int:
-        rows = await self._control.fetch("end lock sessions", "terminate_sessions", application_name(incarnation))
+        rows = await self._endings.fetch("end lock sessions", "terminate_sessions", application_name(incarnation))
         return int(rows[0][0])
 
     @override
@@ -189,7 +238,7 @@ class PostgresStorage(Storage):
                 if not isinstance(exc.__cause__, asyncpg.LockNotAvailableError) or attempt == _TAKE_ATTEMPTS:
                     raise
                 attempt += 1
-                await self._control.fetch("end a former owner's commits", "end_fence_holders", groups, numbers)
+                await self._endings.fetch("end a former owner's commits", "end_fence_holders", groups, numbers)
 
     @override
     async def release(self, shards: Mapping[ShardId, int], incarnation: str) -> None:
@@ -228,6 +277,10 @@ class PostgresStorage(Storage):
     @override
     async def release_machine_id(self, holder: str) -> None:
         await self._control.fetch("release a machine id", "release_machine_id", holder)
+
+    async def _sees_lock(self, key: int) -> bool:
+        rows = await self._control.fetch("look for a lock", "sees_lock", key)
+        return bool(rows[0][0])
 
     def _fence_key(self, incarnation: str) -> int | None:
         return fence_lock_key(self._database.namespace, incarnation) if self._fence else None

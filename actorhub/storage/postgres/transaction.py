@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import functools
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -13,8 +15,9 @@ from typing_extensions import override
 from actorhub.core.errors import DuplicateKey, PersistenceError
 from actorhub.storage.checkpoint_ports import CheckpointWrite
 from actorhub.storage.message_ports import RolledBack, RunCommit, RunTransaction
-from actorhub.storage.postgres.connection import Database, TransactionPool, deadline
-from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
+from actorhub.storage.postgres.connection import Connection, Database, PoolMode, deadline, set_all
+from actorhub.storage.postgres.connections import IDLE_LIMIT, Connections
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, limit_met, translate
 from actorhub.storage.postgres.message_batches import FenceOf, RunVerdict, run_outcome
 from actorhub.storage.postgres.message_columns import run_arguments
 from actorhub.storage.postgres.message_requests import deduplicated
@@ -24,12 +27,19 @@ from actorhub.storage.statistics import StorageCounters
 if TYPE_CHECKING:
     from asyncpg.transaction import Transaction
 
+    TransactionPool: TypeAlias = asyncpg.Pool[asyncpg.Record]
     PooledConnection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    AnyConnection: TypeAlias = "PooledConnection | Connection"
 
-MOST: Final = 8
-"""Transactions at a time, in one process."""
 BEGIN_LIMIT: Final = timedelta(seconds=5)
 """How long to wait for one of the connections."""
+_FULL_PAUSE: Final = 0.05
+"""Seconds until a server that was full is asked again."""
+_SETTINGS: Final = {
+    # Handlers await other things between their statements; a commit holds its fence no longer than a statement.
+    "idle_in_transaction_session_timeout": "15s",
+    "statement_timeout": "10s",
+}
 COMMIT_LIMIT: Final = timedelta(seconds=12)
 UNDO_LIMIT: Final = timedelta(seconds=2)
 _UNKNOWN: Final = (
@@ -43,7 +53,7 @@ _UNKNOWN: Final = (
 class _Ending(msgspec.Struct, frozen=True):
     """Ends a connection that the pool may have got back already, as it does when a connection is lost."""
 
-    connection: "PooledConnection"
+    connection: "AnyConnection"
 
     def terminate(self) -> None:
         """End it at once."""
@@ -52,11 +62,11 @@ class _Ending(msgspec.Struct, frozen=True):
 
 
 class _Session(msgspec.Struct, frozen=True):
-    """A connection in a transaction, and where it goes back to."""
+    """A connection in a transaction, and how it goes back to where it came from."""
 
-    pool: TransactionPool
-    connection: "PooledConnection"
+    connection: "AnyConnection"
     transaction: "Transaction"
+    let_go: Callable[[], Awaitable[None]]
 
 
 class _Statements(msgspec.Struct, frozen=True):
@@ -71,20 +81,27 @@ class _Statements(msgspec.Struct, frozen=True):
 
 
 class Transactions:
-    """Connections for transactions, called `name`, made when they are first needed and kept for a while."""
+    """Transactions of several statements: handlers', on connections of their own, and commits without their SQL.
 
-    def __init__(self, database: Database, name: str, fence_of: FenceOf, counters: StorageCounters) -> None:
+    What a handler does to its connection stays there: no other statement ever runs on it.
+    """
+
+    def __init__(
+        self, connections: Connections, database: Database, fence_of: FenceOf, counters: StorageCounters
+    ) -> None:
+        self._connections = connections
         self._database = database
-        self._name = name
         self._statements = _Statements.of(database.namespace)
         self._fence_of = fence_of
         self._counters = counters
         self._pool: TransactionPool | None = None
         self._making = asyncio.Lock()
+        self._alone = asyncio.Semaphore(connections.most_transactions)
+        """More would be in the way of the other statements."""
         self._closed = False
 
     async def begin(self) -> "PostgresTransaction":
-        """Return a transaction that was begun.
+        """Return a transaction that was begun, for a handler.
 
         Raises:
             PersistenceError: Postgres cannot be reached, or all connections stay busy for `BEGIN_LIMIT`.
@@ -92,25 +109,47 @@ class Transactions:
         connection = None
         pool = await self._ready()
         try:
-            connection = await pool.acquire(timeout=BEGIN_LIMIT.total_seconds())
+            async with asyncio.timeout(BEGIN_LIMIT.total_seconds()):
+                connection = await self._take(pool)
             if self._closed:
                 raise PersistenceError("the storage is closed")
             outer = connection.transaction(isolation="read_committed")
             async with deadline(_Ending(connection), BEGIN_LIMIT):
                 await outer.start()
+                if self._database.mode is PoolMode.TRANSACTION:
+                    await connection.execute(set_all(self._settings(), local=True))
         except FOREIGN_ERRORS as exc:
             await _let_go(pool, connection)
-            if isinstance(exc, TimeoutError) and pool.get_idle_size() == 0 and pool.get_size() == MOST:
+            if isinstance(exc, TimeoutError) and connection is None and pool.get_size():
                 raise PersistenceError(
-                    f"cannot begin a transaction: all {MOST} connections of this process were busy for "
-                    f"{BEGIN_LIMIT.total_seconds():.0f} seconds"
+                    f"cannot begin a transaction: all {pool.get_size()} connections that this process has for them "
+                    f"were busy for {BEGIN_LIMIT.total_seconds():.0f} seconds: raise --max-connections"
                 ) from exc
             raise translate(exc, "begin a transaction") from exc
         except BaseException:
             await _let_go(pool, connection)
             raise
-        session = _Session(pool, connection, outer)
+        session = _Session(connection, outer, functools.partial(_let_go, pool, connection))
         return PostgresTransaction(session, self._statements, self._fence_of, self._counters)
+
+    async def commit_alone(self, run: RunCommit, incarnation: str) -> bool:
+        """Commit a run that has no SQL of a handler's, in a transaction of several statements.
+
+        Raises:
+            PersistenceError: as `PostgresTransaction.commit`, or none could be begun.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(BEGIN_LIMIT.total_seconds()):
+                    await stack.enter_async_context(self._alone)
+                    line = await stack.enter_async_context(self._connections.line())
+                    async with deadline(line.connection, BEGIN_LIMIT):
+                        transaction = await line.transaction()
+            except FOREIGN_ERRORS as exc:
+                raise translate(exc, "begin a transaction") from exc
+            session = _Session(line.connection, transaction, _nothing)
+            committing = PostgresTransaction(session, self._statements, self._fence_of, self._counters)
+            return await committing.commit(run, incarnation)
 
     async def aclose(self) -> None:
         """End every connection; transactions under way fail."""
@@ -118,13 +157,46 @@ class Transactions:
         if self._pool is not None:
             self._pool.terminate()
 
-    async def _ready(self) -> TransactionPool:
+    async def _ready(self) -> "TransactionPool":
         async with self._making:
             if self._closed:
                 raise PersistenceError("the storage is closed")
             if self._pool is None:
-                self._pool = await self._database.transaction_pool(self._name, MOST)
+                self._pool = await asyncpg.create_pool(
+                    min_size=0,
+                    max_size=self._connections.most_transactions,
+                    connect=self._connect,
+                    reset=self._reset,
+                    max_inactive_connection_lifetime=IDLE_LIMIT,
+                )
             return self._pool
+
+    async def _take(self, pool: "TransactionPool") -> "PooledConnection":
+        while True:
+            try:
+                return await pool.acquire()
+            except FOREIGN_ERRORS as exc:
+                if not limit_met(exc):
+                    raise
+            self._connections.give_way()
+            await asyncio.sleep(_FULL_PAUSE)
+
+    async def _connect(self, *_: object, **__: object) -> Connection:
+        assert self._pool is not None
+        async with self._connections.place(self._pool.get_size):
+            return await self._database.connect("actorhub transaction", self._settings())
+
+    async def _reset(self, connection: Connection) -> None:
+        # The next handler gets what a new connection has. A pooler's sessions are not ours to reset.
+        if self._database.mode is not PoolMode.TRANSACTION:
+            await connection.execute(f"{connection.get_reset_query()}\n{set_all(self._settings())}")
+
+    def _settings(self) -> Mapping[str, str]:
+        return self._database.settings(_SETTINGS, in_namespace=False)
+
+
+async def _nothing() -> None:
+    """Whoever took the line gives it back."""
 
 
 class PostgresTransaction(RunTransaction):
@@ -137,7 +209,7 @@ class PostgresTransaction(RunTransaction):
         fence_of: FenceOf,
         counters: StorageCounters,
     ) -> None:
-        self._pool = session.pool
+        self._let_go = session.let_go
         self._connection = session.connection
         self._outer = session.transaction
         self._statements = statements
@@ -147,7 +219,7 @@ class PostgresTransaction(RunTransaction):
 
     @property
     @override
-    def connection(self) -> "PooledConnection":
+    def connection(self) -> "AnyConnection":
         return self._connection
 
     @override
@@ -184,7 +256,7 @@ class PostgresTransaction(RunTransaction):
         except FOREIGN_ERRORS:
             _Ending(self._connection).terminate()
         finally:
-            await _let_go(self._pool, self._connection)
+            await self._let_go()
 
     async def _write(self, run: RunCommit, incarnation: str) -> bool:
         if self._ended or not self._connection.is_in_transaction():
@@ -239,7 +311,7 @@ def _failure(error: BaseException) -> PersistenceError:
     return failure
 
 
-async def _let_go(pool: TransactionPool, connection: "PooledConnection | None") -> None:
+async def _let_go(pool: "TransactionPool", connection: "PooledConnection | None") -> None:
     """Give the connection back; end it where that takes too long."""
     if connection is None:
         return

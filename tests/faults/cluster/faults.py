@@ -125,7 +125,7 @@ async def _end_lock_session(faults: Faults) -> str:
 
 
 async def _end_commit_connections(faults: Faults) -> str:
-    return f"{await faults.processes.end_sessions('actorhub commit state')} of them"
+    return f"{await faults.processes.end_sessions('actorhub work')} of them"
 
 
 async def _cut_commit_connection(faults: Faults) -> str:
