@@ -16,9 +16,10 @@ import asyncpg
 
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError
-from actorhub.storage.postgres.errors import FOREIGN_ERRORS, place, refused_connection, summary
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, refused_connection, summary
 from actorhub.storage.postgres.local_server import LocalServer
 from actorhub.storage.postgres.programs import REMEDY, find_programs, reachable, server_account
+from actorhub.storage.postgres.target import target_of
 
 _REMEDY: Final = (
     "pip install 'actorhub[embedded]', or define a fixture actorhub_postgres that returns the URL of a server of yours"
@@ -146,13 +147,14 @@ def _execute(url: str, statement: str) -> None:
 
 
 async def _executed(url: str, statement: str) -> None:
+    target = target_of(url, os.environ)
     try:
-        connection = await asyncpg.connect(url, timeout=_CONNECT_SECONDS)
+        connection = await asyncpg.connect(target.addresses[0], timeout=_CONNECT_SECONDS)
     except FOREIGN_ERRORS as exc:
-        raise refused_connection(exc, url) from exc
+        raise refused_connection(exc, target.place) from exc
     try:
         await connection.execute(statement, timeout=_STATEMENT_SECONDS)
     except FOREIGN_ERRORS as exc:
-        raise ConfigurationError(f"Postgres at {place(url)} refuses `{statement}`: {summary(exc)}") from exc
+        raise ConfigurationError(f"Postgres at {target.place} refuses `{statement}`: {summary(exc)}") from exc
     finally:
         await connection.close(timeout=_CONNECT_SECONDS)

@@ -15,7 +15,7 @@ from actorhub.core.retry import DEFAULT_RETRY
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.routing.peers import MAX_IN_FLIGHT
 from actorhub.engine.runs.checkpoints import MOST_STEPS
-from actorhub.storage.postgres.transaction import MOST
+from actorhub.storage.postgres.connections import NEEDED
 from tests.docs.documents import ROOT, made_parts, rows, section
 
 MADE = list(made_parts())
@@ -45,7 +45,7 @@ def test_the_limits_in_the_readme_are_the_defaults() -> None:
         "runs of a durable message": DEFAULT_RETRY.attempts,
         "reply and key of a durable message kept, seconds": settings.retention.total_seconds(),
         "steps of a durable message, or of a singleton between two saves": MOST_STEPS,
-        "transactions of handlers at a time, per process": MOST,
+        "transactions of handlers at a time, per process": settings.max_connections - 1 - NEEDED,
         "calls in flight to one peer": MAX_IN_FLIGHT,
         "calls that one process waits for": MAX_CALLS,
         "timeout of an ask, seconds": _default(CallTarget, "timeout"),

@@ -17,15 +17,28 @@ class PostgresWorld:
         self._made: list[PostgresStorage] = []
         self._connections: list[asyncpg.Connection[asyncpg.Record]] = []
 
-    async def storage(self, *, namespace: str = "actorhub", fence: bool = True) -> PostgresStorage:
-        made = PostgresStorage(self.url, namespace=namespace, clock=SystemClock(), fence=fence)
+    async def storage(
+        self, *, namespace: str = "actorhub", fence: bool = True, max_connections: int = 10
+    ) -> PostgresStorage:
+        made = self._new(namespace, fence=fence, max_connections=max_connections)
         self._made.append(made)
         await made.open()
         return made
 
+    def _new(self, namespace: str, *, fence: bool, max_connections: int) -> PostgresStorage:
+        return PostgresStorage(
+            self.url, namespace=namespace, clock=SystemClock(), fence=fence, max_connections=max_connections
+        )
+
     async def sql(self, namespace: str = "actorhub") -> "asyncpg.Connection[asyncpg.Record]":
         """Return a plain connection in the namespace."""
         made = await asyncpg.connect(self.url, server_settings={"search_path": namespace}, timeout=10)
+        self._connections.append(made)
+        return made
+
+    async def sql_at(self, url: str) -> "asyncpg.Connection[asyncpg.Record]":
+        """Return a plain connection to another place."""
+        made = await asyncpg.connect(url, statement_cache_size=0, timeout=10)
         self._connections.append(made)
         return made
 

@@ -273,13 +273,3 @@ async def test_error_texts_are_cut_to_what_can_be_stored(postgres_world: Postgre
     assert row.history[0].traceback.endswith("é end")
     assert len(row.history[0].error_text) <= 2048
     assert len(row.history[0].traceback.encode()) <= 8192
-
-
-async def test_programs_without_durable_messages_make_no_connections_for_them(postgres_world: PostgresWorld) -> None:
-    """A connection is made when it is first needed."""
-    storage, sql = await postgres_world.storage(), await postgres_world.sql()
-    await storage.take(SHARDS, runner("a"))
-    count = "select count(*) from pg_stat_activity where datname = current_database() and application_name ~ 'actorhub'"
-    before = await sql.fetchval(count)
-    await stored(storage.messages, [message(1)])
-    assert await sql.fetchval(count) == before + 1

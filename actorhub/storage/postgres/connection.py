@@ -91,22 +91,25 @@ class Database:
         """
         if self.mode is PoolMode.TRANSACTION:
             return await self.bare_connect(name)
-        connection = await self.bare_connect(name, prepares=True)
+        if self.mode is PoolMode.DIRECT:
+            return await self.bare_connect(name, settings)
+        # A pooler refuses what it does not know at the start of a connection.
+        connection = await self.bare_connect(name, {})
         try:
             async with deadline(connection, timedelta(seconds=self.target.limit)):
-                # Not sent with the start of the connection: poolers refuse that.
                 await connection.execute(set_all(settings))
         except BaseException:
             connection.terminate()
             raise
         return connection
 
-    async def bare_connect(self, name: str, *, prepares: bool = False) -> Connection:
-        """Return a new connection without any settings.
+    async def bare_connect(self, name: str, settings: Mapping[str, str] | None = None) -> Connection:
+        """Return a new connection, marked with `name`.
 
         Args:
             name: What marks it on the server.
-            prepares: Whether statements stay prepared in it; they would be there for whoever has the session next.
+            settings: Those that it starts with, and falls back to. `None`: it has none, and nothing stays prepared in
+                it either; somebody else may have the session next.
 
         Raises:
             FOREIGN_ERRORS: it failed, with every host.
@@ -116,7 +119,7 @@ class Database:
             # First the host that served last, and never the same one again after it hung.
             number, self._next = self._next, (self._next + 1) % len(addresses)
             try:
-                connection = await self._connect_to(addresses[number], name, prepares)
+                connection = await self._connect_to(addresses[number], name, settings)
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched):
                 if attempt == len(addresses) - 1:
                     raise
@@ -152,13 +155,13 @@ class Database:
         path = {"search_path": quoted(self.namespace)} if in_namespace else {}
         return {**self.target.settings, **_BASE_SETTINGS, **path, **more}
 
-    async def _connect_to(self, address: str, name: str, prepares: bool) -> Connection:
+    async def _connect_to(self, address: str, name: str, settings: Mapping[str, str] | None) -> Connection:
         async with asyncio.timeout(self.target.limit):
             connection: Connection = await asyncpg.connect(
                 address,
-                server_settings={"application_name": self.target.application_name or name},
+                server_settings={"application_name": self.target.application_name or name, **(settings or {})},
                 timeout=self.target.limit,
-                statement_cache_size=_STATEMENTS if prepares else 0,
+                statement_cache_size=0 if settings is None else _STATEMENTS,
                 max_cached_statement_lifetime=0,
             )
         _keep_alive(connection, self.target.socket_options)

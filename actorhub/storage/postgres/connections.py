@@ -36,6 +36,7 @@ _WAIT_LIMIT: Final = 10.0
 _WARM_LIMIT: Final = timedelta(seconds=20)
 _FULL_PAUSE: Final = 5.0
 """Seconds until a server that was full is asked again for a further connection."""
+_WARNING_PAUSE: Final = 60.0
 _NO_SETTINGS: Final[Mapping[str, str]] = MappingProxyType({})
 _SETTINGS: Final = {"statement_timeout": "6s", "lock_timeout": "5s"}
 
@@ -136,7 +137,7 @@ class Connections:
         self._count = 0
         """Lines, those that are being made or ended included."""
         self._opening = self._ending = self._connecting = self._slow = self._lost = 0
-        self._full_until = 0.0
+        self._full_until = self._warn_from = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self._reaper: asyncio.TimerHandle | None = None
         self._closed = False
@@ -237,9 +238,9 @@ class Connections:
                 # Whoever made the connection counts it, as soon as this is left.
                 asyncio.get_running_loop().call_soon(self._on_connected)
 
-    def give_way(self) -> None:
-        """End a line that is not needed, and make none for a while: a server that is full has other uses for them."""
-        self._full_until = self._clock.monotonic() + _FULL_PAUSE
+    def give_way(self, refused: BaseException) -> None:
+        """End a line that is not needed, because a server that is full refused a connection for something else."""
+        self._live_with_limit(refused)
         if self._idle and self._count - self._ending >= NEEDED:
             self._end(self._idle.popleft())
 
@@ -290,6 +291,8 @@ class Connections:
         for line in [line for line in self._idle if line.connection.is_closed()]:
             self._idle.remove(line)
             self._forget(line)
+        # Of those that were cancelled, nobody knows yet.
+        self._places = deque(future for future in self._places if not future.done())
         while self._places and self._room() > 0:
             self._connecting += 1
             self._places.popleft().set_result(None)
@@ -367,14 +370,20 @@ class Connections:
 
     def _on_refused(self, error: Exception) -> None:
         if limit_met(error) and self._count > self._opening:
-            now = self._clock.monotonic()
-            if now >= self._full_until:
-                self._full_until = now + _FULL_PAUSE
-                explained = refused_connection(error, self._database.place, "a further connection")
-                _log.warning("%s; %d serve meanwhile", explained, self._count - self._opening)
-                asyncio.get_running_loop().call_later(_FULL_PAUSE, self._serve, context=Context())
+            self._live_with_limit(error)
         elif (waiter := self._next_waiter()) is not None:
             waiter.future.set_exception(error)
+
+    def _live_with_limit(self, error: BaseException) -> None:
+        """Ask for no further line for a while."""
+        now = self._clock.monotonic()
+        if now >= self._full_until:
+            asyncio.get_running_loop().call_later(_FULL_PAUSE, self._serve, context=Context())
+        if now >= self._warn_from:
+            self._warn_from = now + _WARNING_PAUSE
+            explained = refused_connection(error, self._database.place, "a further connection")
+            _log.warning("%s: this process goes on with %d", explained, self._count - self._opening)
+        self._full_until = now + _FULL_PAUSE
 
     async def _make(self, *, warm: bool) -> Line:
         database = self._database

@@ -199,8 +199,8 @@ class PostgresStorage(Storage):
                 return await open_lock_session(self._database, incarnation)
             return await open_lock_session(self._lock_database, incarnation, self._sees_lock)
         except PersistenceError as exc:
-            if limit_met(exc.__cause__ or exc):
-                self._connections.give_way()
+            if exc.__cause__ is not None and limit_met(exc.__cause__):
+                self._connections.give_way(exc.__cause__)
             raise
 
     @override

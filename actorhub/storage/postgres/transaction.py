@@ -178,7 +178,7 @@ class Transactions:
             except FOREIGN_ERRORS as exc:
                 if not limit_met(exc):
                     raise
-            self._connections.give_way()
+                self._connections.give_way(exc)
             await asyncio.sleep(_FULL_PAUSE)
 
     async def _connect(self, *_: object, **__: object) -> Connection:
@@ -187,9 +187,14 @@ class Transactions:
             return await self._database.connect("actorhub transaction", self._settings())
 
     async def _reset(self, connection: Connection) -> None:
-        # The next handler gets what a new connection has. A pooler's sessions are not ours to reset.
-        if self._database.mode is not PoolMode.TRANSACTION:
-            await connection.execute(f"{connection.get_reset_query()}\n{set_all(self._settings())}")
+        # The next handler gets what a new connection has.
+        match self._database.mode:
+            case PoolMode.DIRECT:
+                await connection.execute(connection.get_reset_query())
+            case PoolMode.SESSION:
+                await connection.execute(f"{connection.get_reset_query()}\n{set_all(self._settings())}")
+            case PoolMode.TRANSACTION:
+                pass  # the session is the pooler's
 
     def _settings(self) -> Mapping[str, str]:
         return self._database.settings(_SETTINGS, in_namespace=False)
