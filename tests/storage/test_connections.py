@@ -1,4 +1,4 @@
-"""A process takes few connections, all of its statements share them, and none of them waits for ever."""
+"""A process takes few connections, all of its statements share them, and each of them is served."""
 
 import asyncio
 import logging
@@ -82,7 +82,7 @@ async def test_no_more_connections_than_allowed_whatever_is_asked_at_once(
 
 
 async def test_a_storage_at_rest_keeps_few_connections(postgres_world: PostgresWorld) -> None:
-    """Three for statements; with the lock session that makes four. A client keeps one."""
+    """Three for statements, which makes four with the lock session, and one in a client."""
     storage, sql = await postgres_world.storage(), await postgres_world.sql()
     assert await sql.fetchval(_OURS) == 3
     async with lock_session(storage, "a"):

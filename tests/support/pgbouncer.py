@@ -4,6 +4,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -65,5 +66,5 @@ def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
-        time.sleep(0.02)
+        threading.Event().wait(0.02)
     raise AssertionError(f"pgbouncer did not start: {log.read_text(errors='replace')}")

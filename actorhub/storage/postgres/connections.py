@@ -118,15 +118,15 @@ class Connections:
     All state is in the attributes below. `_serve` moves it, and starts what has to be made or ended.
     """
 
-    def __init__(self, database: Database, clock: Clock, most: int, kept: int, counters: StorageCounters) -> None:
+    def __init__(self, database: Database, clock: Clock, *, most: int, kept: int, counters: StorageCounters) -> None:
         self.most_transactions = max(1, most - NEEDED)
-        self._database = database
+        self.database = database
         self._clock = clock
         self._most = most
         self._kept = min(kept, most)
         self._most_slow = max(1, (most - 1) // 4)
         self._counters = counters
-        self._open_elsewhere: Callable[[], int] = lambda: 0
+        self._for_transactions: list[Connection] = []
         self._warm: tuple[str, ...] = ()
         self._lines: set[Line] = set()
         self._idle: deque[Line] = deque()
@@ -167,7 +167,7 @@ class Connections:
             if not isinstance(failures[0], FOREIGN_ERRORS):
                 raise failures[0]
             wanted = f"{self._kept} connections" if self._kept > 1 else ""
-            raise refused_connection(failures[0], self._database.place, wanted) from failures[0]
+            raise refused_connection(failures[0], self.database.place, wanted) from failures[0]
 
     async def aclose(self) -> None:
         """End every line; statements under way fail."""
@@ -212,41 +212,33 @@ class Connections:
             self._slow -= slow
             self._put_back(line)
 
-    @asynccontextmanager
-    async def place(self, open_elsewhere: Callable[[], int]) -> AsyncGenerator[None]:
-        """Room for one more connection for transactions, while the body makes it.
-
-        Args:
-            open_elsewhere: Returns how many of those are open.
+    async def connect_for_transactions(self, name: str, settings: Mapping[str, str]) -> Connection:
+        """Return a new connection that counts until it is closed, once there is room for it.
 
         Raises:
+            FOREIGN_ERRORS: it cannot be made.
             PersistenceError: the storage is closed.
         """
         if self._closed:
             raise PersistenceError("the storage is closed")
-        self._open_elsewhere = open_elsewhere
-        future: Future[None] = asyncio.get_running_loop().create_future()
-        self._places.append(future)
+        place: Future[None] = asyncio.get_running_loop().create_future()
+        self._places.append(place)
         self._serve()
         try:
-            await future
-            yield
+            await place
+            connection = await self.database.connect(name, settings)
+            self._for_transactions.append(connection)
+            return connection
         finally:
-            if future in self._places:
-                self._places.remove(future)
-            if future.done() and not future.cancelled() and future.exception() is None:
-                # Whoever made the connection counts it, as soon as this is left.
-                asyncio.get_running_loop().call_soon(self._on_connected)
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self._connecting -= 1
+                self._serve()
 
     def give_way(self, refused: BaseException) -> None:
         """End a line that is not needed, because a server that is full refused a connection for something else."""
         self._live_with_limit(refused)
         if self._idle and self._count - self._ending >= NEEDED:
             self._end(self._idle.popleft())
-
-    def _on_connected(self) -> None:
-        self._connecting -= 1
-        self._serve()
 
     async def _acquire(self, *, slow: bool) -> Line:
         if self._closed:
@@ -313,7 +305,8 @@ class Connections:
             self._reaper = loop.call_later(IDLE_LIMIT / 2, self._reap, context=Context())
 
     def _room(self) -> int:
-        return self._most - self._count - self._open_elsewhere() - self._connecting
+        self._for_transactions = [each for each in self._for_transactions if not each.is_closed()]
+        return self._most - self._count - len(self._for_transactions) - self._connecting
 
     def _next_waiter(self) -> _Waiter | None:
         for waiter in self._waiting:
@@ -349,21 +342,19 @@ class Connections:
             self._serve()
 
     async def _open(self) -> None:
-        is_lone = self._count == self._opening
+        line = None
         try:
             # Where others serve meanwhile, it comes with everything prepared.
-            line = await self._make(warm=not is_lone)
-        except BaseException as exc:
-            self._count -= 1
-            self._opening -= 1
-            if not isinstance(exc, Exception):
-                raise
+            line = await self._make(warm=self._count > self._opening)
+        except Exception as exc:  # noqa: BLE001 - supervised loop: whatever it is, it fails one request
             self._on_refused(exc)
-        else:
+        finally:
             self._opening -= 1
-            self._lines.add(line)
+            self._count -= line is None
+        if line is not None:
             self._counters.reconnects += self._lost > 0
             self._lost = max(0, self._lost - 1)
+            self._lines.add(line)
             line.idle_since = self._clock.monotonic()
             self._idle.append(line)
         self._serve()
@@ -381,12 +372,12 @@ class Connections:
             asyncio.get_running_loop().call_later(_FULL_PAUSE, self._serve, context=Context())
         if now >= self._warn_from:
             self._warn_from = now + _WARNING_PAUSE
-            explained = refused_connection(error, self._database.place, "a further connection")
+            explained = refused_connection(error, self.database.place, "a further connection")
             _log.warning("%s: this process goes on with %d", explained, self._count - self._opening)
         self._full_until = now + _FULL_PAUSE
 
     async def _make(self, *, warm: bool) -> Line:
-        database = self._database
+        database = self.database
         line = Line(await database.connect("actorhub work", database.settings(_SETTINGS)), database)
         if database.mode is PoolMode.DIRECT and not warm:
             return line

@@ -29,7 +29,6 @@ from actorhub.storage.message_ports import (
 )
 from actorhub.storage.postgres.batcher import Batcher
 from actorhub.storage.postgres.batching import MAX_BATCH_BYTES
-from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.connections import Connections
 from actorhub.storage.postgres.control import LONG, Lane
 from actorhub.storage.postgres.errors import Cause, cause
@@ -69,18 +68,11 @@ _INDEXES_ONLY: Final = {
 class PostgresMessages(MessageStore):
     """A `MessageStore` in the namespace's schema."""
 
-    def __init__(
-        self,
-        connections: Connections,
-        database: Database,
-        clock: Clock,
-        counters: StorageCounters,
-        fence_of: FenceOf,
-    ) -> None:
+    def __init__(self, connections: Connections, clock: Clock, counters: StorageCounters, fence_of: FenceOf) -> None:
         # Loading must not queue behind what people ask for.
         self._loads = Lane(connections, _INDEXES_ONLY)
         self._control = Lane(connections, LONG, slow=True)
-        self._transactions = Transactions(connections, database, fence_of, counters)
+        self._transactions = Transactions(connections, fence_of, counters)
         self._stores = Batcher(connections, clock, StoreBatches("store messages", fence_of, counters), counters)
         self._deposits = Batcher(connections, clock, StoreBatches("deposit messages", fence_of, counters), counters)
         self._starts = Batcher(connections, clock, StartBatches(fence_of, counters), counters)

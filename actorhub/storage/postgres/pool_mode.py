@@ -41,7 +41,7 @@ async def find_mode(database: Database, first: Connection) -> PoolMode:
                     return PoolMode.TRANSACTION
                 pids.add(await _pid(first))
     except TimeoutError:
-        pass
+        pass  # the pool has no session left: what was found until now counts
     except asyncpg.PostgresError as exc:
         if "statement pooling" in str(exc):
             raise ConfigurationError(

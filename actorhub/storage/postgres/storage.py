@@ -89,7 +89,7 @@ class PostgresStorage(Storage):
         self._fence = fence
         self._counters = StorageCounters()
         most, kept = (min(max_connections, _MOST_OF_CLIENT), 1) if client else (max_connections - 1, NEEDED)
-        self._connections = Connections(self._database, clock, most, kept, self._counters)
+        self._connections = Connections(self._database, clock, most=most, kept=kept, counters=self._counters)
         self._warm = () if client else HOT_QUERIES
         self._control = Lane(self._connections)
         # A take may wait for a fence. What ends the fence's holder must not queue behind it.
@@ -99,7 +99,7 @@ class PostgresStorage(Storage):
         self._commits = Batcher(
             self._connections, clock, StateCommits(namespace, self._counters, fence=fence), self._counters
         )
-        self._messages = PostgresMessages(self._connections, self._database, clock, self._counters, self._fence_key)
+        self._messages = PostgresMessages(self._connections, clock, self._counters, self._fence_key)
         self._checkpoints = PostgresCheckpoints(self._connections)
         self._singletons = PostgresSingletons(self._connections, self._fence_key, self._counters)
         self._key_values = PostgresKeyValues(self._connections, clock, self._counters)

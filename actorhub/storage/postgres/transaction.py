@@ -15,7 +15,7 @@ from typing_extensions import override
 from actorhub.core.errors import DuplicateKey, PersistenceError
 from actorhub.storage.checkpoint_ports import CheckpointWrite
 from actorhub.storage.message_ports import RolledBack, RunCommit, RunTransaction
-from actorhub.storage.postgres.connection import Connection, Database, PoolMode, deadline, set_all
+from actorhub.storage.postgres.connection import Connection, PoolMode, deadline, set_all
 from actorhub.storage.postgres.connections import IDLE_LIMIT, Connections
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, limit_met, translate
 from actorhub.storage.postgres.message_batches import FenceOf, RunVerdict, run_outcome
@@ -86,12 +86,10 @@ class Transactions:
     What a handler does to its connection stays there: no other statement ever runs on it.
     """
 
-    def __init__(
-        self, connections: Connections, database: Database, fence_of: FenceOf, counters: StorageCounters
-    ) -> None:
+    def __init__(self, connections: Connections, fence_of: FenceOf, counters: StorageCounters) -> None:
         self._connections = connections
-        self._database = database
-        self._statements = _Statements.of(database.namespace)
+        self._database = connections.database
+        self._statements = _Statements.of(connections.database.namespace)
         self._fence_of = fence_of
         self._counters = counters
         self._pool: TransactionPool | None = None
@@ -182,9 +180,7 @@ class Transactions:
             await asyncio.sleep(_FULL_PAUSE)
 
     async def _connect(self, *_: object, **__: object) -> Connection:
-        assert self._pool is not None
-        async with self._connections.place(self._pool.get_size):
-            return await self._database.connect("actorhub transaction", self._settings())
+        return await self._connections.connect_for_transactions("actorhub transaction", self._settings())
 
     async def _reset(self, connection: Connection) -> None:
         # The next handler gets what a new connection has.
