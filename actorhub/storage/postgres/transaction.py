@@ -107,8 +107,7 @@ class Transactions:
         connection = None
         pool = await self._ready()
         try:
-            async with asyncio.timeout(BEGIN_LIMIT.total_seconds()):
-                connection = await self._take(pool)
+            connection = await self._take(pool)
             if self._closed:
                 raise PersistenceError("the storage is closed")
             outer = connection.transaction(isolation="read_committed")
@@ -170,9 +169,13 @@ class Transactions:
             return self._pool
 
     async def _take(self, pool: "TransactionPool") -> "PooledConnection":
+        loop = asyncio.get_running_loop()
+        end = loop.time() + BEGIN_LIMIT.total_seconds()
         while True:
             try:
-                return await pool.acquire()
+                # With a timeout it is acquired in a task of its own. A handler that is terminated while it waits takes
+                # no further step, and would leave the place of its connection behind.
+                return await pool.acquire(timeout=end - loop.time())
             except FOREIGN_ERRORS as exc:
                 if not limit_met(exc):
                     raise
