@@ -72,6 +72,7 @@ class PostgresMessages(MessageStore):
         # Loading must not queue behind what people ask for.
         self._loads = Lane(connections, _INDEXES_ONLY)
         self._control = Lane(connections, LONG, slow=True)
+        self._uncounts = Lane(connections)
         self._transactions = Transactions(connections, fence_of, counters)
         self._stores = Batcher(connections, clock, StoreBatches("store messages", fence_of, counters), counters)
         self._deposits = Batcher(connections, clock, StoreBatches("deposit messages", fence_of, counters), counters)
@@ -107,11 +108,11 @@ class PostgresMessages(MessageStore):
 
     @override
     async def uncount_runs(self, starts: Sequence[RunStart], incarnation: str) -> None:
-        fence = self._fence_key(incarnation)
+        fence = self._fence_of(incarnation)
         # One at a time: commit_runs counts next runs in no order, so whoever else locks several rows could deadlock.
         for start in starts:
             owner = (fence, incarnation, start.shard.group, start.shard.number, start.epoch)
-            await self._control.fetch("uncount a run", "uncount_run", *owner, start.message_id, start.attempts)
+            await self._uncounts.fetch("uncount a run", "uncount_run", *owner, start.message_id, start.attempts)
 
     @override
     def commit_run(self, run: RunCommit, incarnation: str) -> Future[bool]:
