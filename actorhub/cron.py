@@ -1,15 +1,14 @@
 """Schedules: `@cron(...)` on the methods of a singleton."""
 
-from collections.abc import Callable
-from datetime import timedelta
-from typing import ParamSpec, TypeVar
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 from actorhub._options import attach_cron
 from actorhub.core.cron import Breaker, Overlap
 from actorhub.core.retry import DEFAULT_RETRY, Retry
 
-P = ParamSpec("P")
-R = TypeVar("R")
+CronT = TypeVar("CronT", bound=Callable[[Any, datetime], Awaitable[Any]])
 
 
 def cron(
@@ -22,7 +21,7 @@ def cron(
     retry: Retry = DEFAULT_RETRY,
     jitter: timedelta = timedelta(0),
     breaker: Breaker | None = None,
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+) -> Callable[[CronT], CronT]:
     """Run a method of a singleton on a schedule. The method gets its fire time, `at: datetime`, in UTC.
 
     Each fire time has one durable message, which is stored before it is due. So each fire time commits once, across
@@ -65,7 +64,7 @@ def cron(
         "breaker": breaker,
     }
 
-    def mark(function: Callable[P, R]) -> Callable[P, R]:
+    def mark(function: CronT) -> CronT:
         attach_cron(function, values)
         return function
 

@@ -1,9 +1,9 @@
 """Declaring entities: subclass `Entity`. Every public async method is a handler."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterable, Awaitable, Callable
 from datetime import timedelta
-from typing import ClassVar, Generic, Never, ParamSpec, TypeVar
+from typing import Any, ClassVar, Generic, Never, TypeVar
 
 import msgspec
 from typing_extensions import TypeVar as TypeVarWithDefault
@@ -15,8 +15,7 @@ from actorhub.core.type_hints import Scope
 from actorhub.engine.runs.services import save_now
 
 S = TypeVarWithDefault("S", default=None)
-P = ParamSpec("P")
-R = TypeVar("R")
+HandlerT = TypeVar("HandlerT", bound=Callable[..., Awaitable[Any] | AsyncIterable[Any]])
 
 
 class Declared(Generic[S]):
@@ -115,7 +114,7 @@ def handler(
     readonly: bool = False,
     reentrant: bool = False,
     timeout: timedelta | None = None,
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
+) -> Callable[[HandlerT], HandlerT]:
     """Set the options of a handler. The signature of the method does not change.
 
     Messages to a durable handler, asks and tells, are stored before they are acknowledged. From then on each message
@@ -164,7 +163,7 @@ def handler(
         timeout=timeout,
     )
 
-    def mark(function: Callable[P, R]) -> Callable[P, R]:
+    def mark(function: HandlerT) -> HandlerT:
         attach_options(function, options)
         return function
 

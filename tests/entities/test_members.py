@@ -121,7 +121,7 @@ SINGLETON: Final[tuple[type, ...]] = (Singleton,)
         (ENTITY, lambda: {"pay": handler()(cast("Any", classmethod(_one)))}, r"classmethod: remove @classmethod"),
         (ENTITY, lambda: {"pay": handler()(cast("Any", property(_sync)))}, r"property: remove @property"),
         (ENTITY, lambda: {"pay": handler()(cast("Any", functools.partial(_one)))}, r"partial: write `async def`"),
-        (ENTITY, lambda: {"pay": handler()(_sync)}, r"_sync is not async: write `async def`"),
+        (ENTITY, lambda: {"pay": handler()(cast("Any", _sync))}, r"_sync is not async: write `async def`"),
         (
             ENTITY,
             lambda: {"pay": handler()(_blocking(_copy(_one)))},

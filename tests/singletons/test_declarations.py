@@ -151,7 +151,7 @@ def _hook_with_a_parameter() -> None:
 
 def _cron_on_run() -> None:
     class Wrong(Singleton):
-        @cron("@daily")
+        @cron("@daily")  # type: ignore[type-var]
         async def run(self) -> None:
             """It is not a handler."""
 
@@ -202,13 +202,13 @@ def _cron_on_an_entity() -> None:
 
 def _cron_without_fire_time() -> None:
     class Wrong(Singleton):
-        @cron("@daily")
+        @cron("@daily")  # type: ignore[type-var]
         async def tick(self) -> None: ...
 
 
 def _cron_with_text() -> None:
     class Wrong(Singleton):
-        @cron("@daily")
+        @cron("@daily")  # type: ignore[type-var]
         async def tick(self, at: str) -> None: ...
 
 
@@ -220,14 +220,14 @@ def _cron_with_two() -> None:
 
 def _cron_stream() -> None:
     class Wrong(Singleton):
-        @cron("@daily")
+        @cron("@daily")  # type: ignore[type-var]
         async def tick(self, at: datetime) -> AsyncIterator[int]:
             yield 1
 
 
 def _cron_sync() -> None:
     class Wrong(Singleton):
-        @cron("@daily")
+        @cron("@daily")  # type: ignore[type-var]
         def tick(self, at: datetime) -> None: ...
 
 

@@ -80,6 +80,9 @@ class Audit(Entity):
         pass
 
 
+ONCE = Retry(attempts=1)
+
+
 class Nightly(Singleton[Ledger], name="nightly", state_ttl=timedelta(days=30)):
     def __init__(self, hours: int) -> None:
         self._hours = hours
@@ -90,8 +93,8 @@ class Nightly(Singleton[Ledger], name="nightly", state_ttl=timedelta(days=30)):
     async def run(self) -> None:
         await self.save(Ledger(1))
 
-    @cron("0 3 * * *", timezone="Europe/Berlin", skip_if_older_than=timedelta(hours=1), overlap="skip")
-    @cron("@weekly", jitter=timedelta(minutes=5), retry=Retry(attempts=2), overlap="skip", breaker=Breaker(failures=3))
+    @cron("0 3 * * *", timezone="Europe/Berlin", skip_if_older_than=timedelta(hours=1), overlap="skip", retry=ONCE)
+    @cron("@weekly", jitter=timedelta(minutes=5), retry=ONCE, overlap="skip", breaker=Breaker(failures=3))
     async def roll_up(self, at: datetime) -> Receipt:
         return Receipt(self.state.placed, at.year)
 

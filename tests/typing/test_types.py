@@ -1,5 +1,6 @@
 """What plain type checkers, without a plugin, say of programs that use actorhub."""
 
+import importlib
 import json
 import os
 import re
@@ -7,13 +8,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from actorhub import Hub
+from actorhub.entity import Declared
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-RIGHT = ("right.py", "right_tests.py")
-WRONG = {"wrong.py.txt": 30, "wrong_tests.py.txt": 15}
+RIGHT = ("right.py", "right_declarations.py", "right_tests.py")
+WRONG = {
+    "wrong.py.txt": 75,
+    "wrong_declarations.py.txt": 65,
+    "wrong_program.py.txt": 85,
+    "wrong_tests.py.txt": 30,
+}
 """Programs with mistakes, and how many each has at least."""
 CASES = (*RIGHT, *WRONG, "signature.py.txt")
 """Programs with mistakes do not end in `.py`, so that the project's own checks pass them by."""
@@ -87,6 +97,17 @@ def _lines(case: str, marker: str) -> dict[int, str]:
 def test_everything_that_users_may_write_is_accepted(report: Report, case: str) -> None:
     """The right program has no errors, and each value has the type that is written there."""
     assert {place: text for place, text in report.items() if place[0] == case} == {}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_everything_that_users_may_write_is_accepted_at_definition(case: str) -> None:
+    """What no checker refuses here, no class statement refuses, and a hub takes it."""
+    program = vars(importlib.import_module(f"tests.typing.{case.removesuffix('.py')}"))
+    hub = Hub()
+    classes: list[type[Any]] = [value for value in program.values() if isinstance(value, type)]
+    for cls in {found for found in classes if "__declaration__" in vars(found)} - {Declared}:
+        if not getattr(cls, "__parameters__", ()):
+            hub.register(cls, lambda: None)
 
 
 @pytest.mark.parametrize("case", WRONG)
