@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from actorhub.core.backoff import Backoff
-from actorhub.core.errors import EntityError
+from actorhub.core.errors import EntityError, MessageTooLarge
 from actorhub.core.option_types import check_duration, check_record
 
 
@@ -15,7 +15,8 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """When a durable message is run again after a failed run, and how often.
 
     A message is run again if its handler raises an exception other than an `EntityError`, exceeds its timeout, or loses
-    its runner. An `EntityError` is a reply and ends the message, unless its class is in `on`.
+    its runner. An `EntityError` is a reply and ends the message, unless its class is in `on`. After `MessageTooLarge`,
+    of a result or a state for example, the message is a dead letter at once: no further run would end otherwise.
 
     Args:
         attempts: The most runs, including the first. After the last one the message becomes a dead letter.
@@ -47,9 +48,12 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
         if not 1 <= self.multiplier < math.inf:
             raise ValueError(f"multiplier={self.multiplier} must be a number of at least 1")
 
-    def allows(self, attempts: int) -> bool:
-        """Return whether the message may run again after so many attempts."""
-        return attempts < self.attempts
+    def allows(self, attempts: int, error: BaseException | None = None) -> bool:
+        """Return whether the message may run again after so many attempts, the last of which ended with `error`.
+
+        What is too large once is too large in every run.
+        """
+        return attempts < self.attempts and not isinstance(error, MessageTooLarge)
 
     def is_final(self, error: BaseException) -> bool:
         """Return whether a domain error is the message's reply: another run would not change it."""

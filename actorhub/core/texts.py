@@ -6,6 +6,8 @@ answering, so no function here fails, and none returns more than it says.
 """
 
 import traceback
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Final
 
 LONGEST_TEXT: Final = 8 * 1024
@@ -16,12 +18,15 @@ LONGEST_NAME: Final = 500
 """Bytes of the name of a class of exceptions that are kept."""
 
 _LONGEST_VALUE: Final = 80
+_MOST_ERRORS: Final = 100
+"""Errors of a group that its text has."""
 _CUT: Final = "… (shortened)"
 
 # Of `type` itself: a metaclass may have attributes of these names, of any kind.
 _name: Final = type.__dict__["__name__"].__get__
 _qualified_name: Final = type.__dict__["__qualname__"].__get__
 _module: Final = type.__dict__["__module__"].__get__
+_parts: Final = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
 def encodable(text: str) -> str:
@@ -40,10 +45,30 @@ def shown(value: object) -> str:
     return encodable(text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…")
 
 
+def only_error_in(error: BaseException) -> BaseException:
+    """Return the error that a group consists of, at any depth; any other error, and a group of several, as it is."""
+    errors = _errors_in(error)
+    only = next(errors)
+    return only if next(errors, None) is None else error
+
+
+def _errors_in(error: BaseException) -> Iterator[BaseException]:
+    """Iterate over the errors in a group, at any depth; any other error is alone."""
+    left = [error]
+    while left:
+        found = left.pop()
+        if isinstance(found, BaseExceptionGroup):
+            left += reversed(_parts(found))
+        else:
+            yield found
+
+
 def text_of(error: BaseException) -> str:
-    """Return the text of an exception, shortened if it is very long."""
+    """Return the text of an exception, shortened if it is very long. That of a group has those of its errors."""
     try:
-        text = plain(str(error))
+        text, errors = plain(str(error)), islice(_errors_in(error), _MOST_ERRORS)
+        if isinstance(error, BaseExceptionGroup):
+            text += f": {'; '.join(map(summary_of, errors))}"
     except BaseException as exc:  # noqa: BLE001 - user code: `__str__` may raise anything
         text = f"({short_name_of(type(exc))} instead of a text)"
     whole = encodable(text[: LONGEST_TEXT + 1])

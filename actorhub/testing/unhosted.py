@@ -10,6 +10,8 @@ import msgspec
 
 from actorhub._declaration import spec_of
 from actorhub.context import stand_in
+from actorhub.core.errors import ActorhubError
+from actorhub.core.texts import only_error_in
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.entity import Declared
 from actorhub.testing.unhosted_current import Told, UnhostedCurrent
@@ -130,10 +132,12 @@ class _Runs:
         try:
             yield
             self._encoded()
-        except BaseException:
+        except BaseException as exc:
             self._here.take_untold()
             if self._spec.state is not None:
                 self._instance.state = self._spec.state.decode(self._kept)
+            if isinstance(only := only_error_in(exc), ActorhubError) and only is not exc:
+                raise only from exc  # as callers get it
             raise
         else:
             self.told += self._here.take_untold()

@@ -225,7 +225,7 @@ class Settlement:
         # A message that could not even start, because its entity's activation failed, used up an attempt, too.
         attempts = message.attempts if message.is_counted else min(message.attempts + 1, retry.attempts)
         failed = error if isinstance(error, EntityError | HandlerFailed) else _as_handler_failed(error)
-        pause = retry.pause(attempts, self._clock.random()) if retry.allows(attempts) else None
+        pause = retry.pause(attempts, self._clock.random()) if retry.allows(attempts, error) else None
         failure = self._failure(message.shard, message.message_id, failed, attempts=attempts, pause=pause)
         self.failed_runs += 1
 

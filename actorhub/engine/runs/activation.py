@@ -23,7 +23,7 @@ from actorhub.core.errors import (
     SingletonErrorReason,
 )
 from actorhub.core.logger import get_logger
-from actorhub.core.texts import summary_of
+from actorhub.core.texts import only_error_in, summary_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import (
     ACTIVATING,
@@ -36,7 +36,7 @@ from actorhub.engine.model.records import (
     Message,
     StateRecord,
 )
-from actorhub.engine.runs.completion import handler_failed, log_failure, takes_outcome
+from actorhub.engine.runs.failures import handler_failed, log_failure, takes_outcome
 from actorhub.engine.runs.hooks import Hooks, outside_tasks
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.supervision import Supervisor
@@ -194,7 +194,7 @@ class Activations:
                 if cell.is_singleton:
                     await self._leaders.lose(cell)
                 cell.instance = None
-                if attempt == _ATTEMPTS or isinstance(exc, _FINAL):
+                if attempt == _ATTEMPTS or isinstance(only_error_in(exc), _FINAL):
                     self._give_up(cell, exc)
                     return
                 text = "%s: activation failed (attempt %d): %s; trying again"
@@ -313,7 +313,8 @@ class Activations:
         self.failed += 1
         failed = handler_failed(exc)
         log_failure(_log, f"{cell.address}: activation failed for good", exc, failed)
-        error = exc if isinstance(exc, ActorhubError) and takes_outcome(exc, ran=False) else failed
+        only = only_error_in(exc)
+        error = only if isinstance(only, ActorhubError) and takes_outcome(only, ran=False) else failed
         error.possibly_executed = False
         cell.phase = DEAD
         for message in cell.take_queue():

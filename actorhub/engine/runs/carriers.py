@@ -24,7 +24,7 @@ from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.records import DEAD, EXCLUSIVE, NEW, Message
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.runs.completion import Completion
-from actorhub.engine.runs.driving import drive, resumed
+from actorhub.engine.runs.driving import after_close, drive, resumed
 from actorhub.engine.runs.interleaving import Interleaving
 from actorhub.engine.runs.nesting import Nesting
 from actorhub.engine.runs.scheduler import RunMoved, Scheduler
@@ -109,14 +109,16 @@ class Carriers:
             await asyncio.wait(self._tasks, timeout=1)
 
     def _on_task_done(self, task: "asyncio.Task[None]") -> None:
+        is_closed = task not in self._tasks  # by `_end_closed`
         self._tasks.discard(task)
         if task.cancelled():
             # Perhaps before its first step, by somebody who found it among all tasks: `is_carried` must not go on
             # saying that somebody sees to what is ready.
             if not self._is_closed and self._scheduler.ready:
                 self._go_on_elsewhere()
-        elif (error := task.exception()) is not None:
-            _log.critical("a carrier died: this is a defect of actorhub", exc_info=error)
+        elif (error := task.exception()) is not None and not is_closed:
+            text = "a carrier died: this is a defect of actorhub, unless the program closes the coroutines of its tasks"
+            _log.critical(text, exc_info=error)
             self._go_on_elsewhere()
 
     def _go_on_elsewhere(self) -> None:
@@ -275,13 +277,26 @@ class Carriers:
         try:
             value = yield from steps
         except GeneratorExit:
-            raise  # The event loop was closed, and the suspended carrier with it. No reply could leave any longer.
+            after_close(self._loop, partial(self._end_closed, run, task))
+            raise
         except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
-            if self._forget_suspended(run):
-                self._completion.on_raised(run, exc)
+            self._on_raised(run, task, exc)
         else:
             if self._forget_suspended(run):
                 self._completion.on_returned(run, value)
+
+    def _on_raised(self, run: Run, task: "asyncio.Task[Any]", error: BaseException) -> None:
+        if asyncio.current_task() is not task:  # Somebody has called `throw` of the coroutine.
+            self._loop.call_soon(self._end_closed, run, task)
+        if self._forget_suspended(run):
+            self._completion.on_raised(run, error)
+
+    def _end_closed(self, run: Run, task: "asyncio.Task[Any]") -> None:
+        """Answer for a run if its carrier cannot, because somebody has ended its coroutine, and end the carrier."""
+        self._tasks.discard(task)
+        if self._forget_suspended(run):
+            self._completion.on_raised(run, RuntimeError("somebody closed the coroutine of the handler's task"))
+        task.cancel()
 
     def _forget_suspended(self, run: Run) -> bool:
         """Return whether the run is still to be completed: it has not been given up."""

@@ -7,7 +7,6 @@ shard then. That attempt counts, but leaves no line in the message's history.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Protocol
@@ -24,12 +23,13 @@ from actorhub.core.errors import (
     PersistenceError,
 )
 from actorhub.core.logger import get_logger
-from actorhub.core.texts import is_printable, name_of, text_of, traceback_of
+from actorhub.core.texts import only_error_in
 from actorhub.engine.model.asked import Asked
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUNNING, Cell, Message
 from actorhub.engine.model.run import NestedChanges, Run
 from actorhub.engine.runs.commits import Commits, next_to_count, tells_durably
+from actorhub.engine.runs.failures import handler_failed, log_failure, takes_outcome
 from actorhub.engine.runs.nesting import end_nesting
 from actorhub.engine.runs.rolling_back import roll_back
 from actorhub.engine.runs.scheduler import Scheduler, lost_owner
@@ -268,14 +268,15 @@ class Completion:
         if message.abandoned_for is not None:
             message.abandoned_for.possibly_executed = True
             return message.abandoned_for
-        if isinstance(error, EntityError):
-            return copy_of(error, self._limit)
-        if isinstance(error, asyncio.CancelledError) and message.cell is not None and message.cell.phase == DEAD:
+        only = only_error_in(error)
+        if isinstance(only, EntityError):
+            return copy_of(only, self._limit)
+        if isinstance(only, asyncio.CancelledError) and message.cell is not None and message.cell.phase == DEAD:
             reason = "its runner lost the shard, or a run within it or before it could not be undone"
             return lost_owner(message, f"its activation ended while the handler ran: {reason}")
         self._failed += 1
-        if isinstance(error, ActorhubError) and takes_outcome(error, ran=True):
-            return error
+        if isinstance(only, ActorhubError) and takes_outcome(only, ran=True):
+            return only
         return self.failure_of(message, error)
 
     def failure_of(self, message: Message, error: BaseException) -> HandlerFailed:
@@ -461,25 +462,3 @@ def take_over_turn(message: Message, cell: Cell) -> None:
         cell.nested -= 1
         cell.load = EXCLUSIVE
         message.is_nested = False
-
-
-def takes_outcome(error: ActorhubError, *, ran: bool) -> bool:
-    """Set an error's `possibly_executed`; return `False` if its class, which may be the program's, prevents that."""
-    try:
-        error.possibly_executed = ran
-        return error.possibly_executed is ran
-    except BaseException:  # noqa: BLE001 - user code: the class of a program may refuse in any way
-        return False
-
-
-def handler_failed(error: BaseException) -> HandlerFailed:
-    """Return the reply for an exception of user code; it carries the traceback."""
-    return HandlerFailed(name_of(type(error)), text_of(error), traceback_of(error))
-
-
-def log_failure(log: logging.Logger, what: str, error: BaseException, reply: HandlerFailed) -> None:
-    """Log an exception of user code with its traceback; one that no log can show, by what the reply has of it."""
-    if is_printable(error):
-        log.error("%s", what, exc_info=error)
-    else:
-        log.error("%s\n%s", what, reply.traceback)

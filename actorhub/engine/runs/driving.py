@@ -1,5 +1,6 @@
 """Runs coroutines of user code step by step, each step in a context that is not the task's."""
 
+import asyncio
 import contextvars
 import types
 from collections.abc import Callable, Coroutine, Generator
@@ -18,6 +19,20 @@ def resumed(context: contextvars.Context, resume: Callable[[], Any]) -> Any:
         return context.run(resume)
     except GeneratorExit as exc:
         raise RuntimeError("GeneratorExit was raised") from exc
+
+
+def after_close(loop: asyncio.AbstractEventLoop, then: Callable[[], object]) -> None:
+    """Have `then` called if `GeneratorExit` ends a task because somebody has closed its coroutine.
+
+    A handler can do that to the task that it runs in. What the task waits for may then never come, so the task would
+    not end either, and nobody would be answered. If the event loop is gone, and its tasks with it, nothing is called.
+    """
+    try:
+        is_running = asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return
+    if is_running:
+        loop.call_soon(then)
 
 
 def drive(

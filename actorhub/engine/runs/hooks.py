@@ -14,7 +14,7 @@ from actorhub.engine.model.records import DEAD, DONE, RUNNING, Cell, Message, Ru
 from actorhub.engine.model.run import Run, running
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.runs.completion import Completion
-from actorhub.engine.runs.driving import run_in
+from actorhub.engine.runs.driving import after_close, run_in
 from actorhub.engine.runs.saving import Saving, one_save_at_a_time
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.stuck import STUCK_AFTER, log_stuck
@@ -96,9 +96,7 @@ class Hooks:
         try:
             await asyncio.wait((task,))
             # Not in the hook's task: that may have been cancelled in the last moment, which the commit would hit.
-            await self._end(
-                run, RuntimeError("somebody cancelled the hook's task") if task.cancelled() else task.result()
-            )
+            await self._end(run, _failure_of(task))
         except asyncio.CancelledError:
             task.cancel()
             await asyncio.wait((task,), timeout=STUCK_AFTER)
@@ -112,8 +110,13 @@ class Hooks:
     async def _outcome(
         self, run: Run, context: Context, spec: HandlerSpec, returned: Callable[[Cell], None] | None
     ) -> Exception | None:
+        task = asyncio.current_task()
+        assert task is not None
         try:
             await self._run(run, context, spec, returned)
+        except GeneratorExit:
+            after_close(task.get_loop(), task.cancel)
+            raise
         except Exception as exc:  # noqa: BLE001 - user code: raised where the hook is waited for
             return exc
         return None
@@ -148,6 +151,14 @@ class Hooks:
         except Exception:
             self._completion.take_back(run)
             raise
+
+
+def _failure_of(task: "asyncio.Task[Exception | None]") -> Exception | None:
+    if task.cancelled():
+        return RuntimeError("somebody cancelled the hook's task")
+    if task.exception() is not None:
+        return RuntimeError("somebody closed the coroutine of the hook's task")
+    return task.result()
 
 
 def outside_tasks(call: Callable[[], T]) -> T:

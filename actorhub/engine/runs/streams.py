@@ -16,6 +16,7 @@ from typing import Any, Final
 from actorhub.core.codec import check_size, copy_of
 from actorhub.core.errors import ActorhubError, EntityError, MalformedMessage, RunnerUnavailable
 from actorhub.core.logger import get_logger
+from actorhub.core.texts import only_error_in
 from actorhub.engine.model.records import (
     ACTIVE,
     CLOSING,
@@ -29,14 +30,9 @@ from actorhub.engine.model.records import (
     Returning,
 )
 from actorhub.engine.model.run import Run, running
-from actorhub.engine.runs.completion import (
-    Completion,
-    Rebuilder,
-    handler_failed,
-    log_failure,
-    take_over_turn,
-    takes_outcome,
-)
+from actorhub.engine.runs.completion import Completion, Rebuilder, take_over_turn
+from actorhub.engine.runs.driving import after_close
+from actorhub.engine.runs.failures import handler_failed, log_failure, takes_outcome
 from actorhub.engine.runs.interleaving import release, wait_for_turn
 from actorhub.engine.runs.nesting import Nesting, end_nesting
 from actorhub.engine.runs.saving import Saving
@@ -208,30 +204,37 @@ class StreamProducer:
 
     async def run(self) -> None:
         """Produce until the generator ends, fails or is cancelled; then reply, and clean up."""
-        self._end(await self._outcome())
-        if self._steps is not None and self._steps.is_at_yield:
-            await self._clean_up(self._steps)
+        try:
+            self._end(await self._outcome())
+            if self._steps is not None and self._steps.is_at_yield:
+                await self._clean_up(self._steps)
+        except GeneratorExit:
+            after_close(self._loop, self._on_closed)
+            raise
 
     async def _outcome(self) -> ActorhubError | None:
         """Produce, and return the error that ended the stream."""
-        message = self._message
         try:
             await self._produce()
         except _Interrupted:
             return self._cancellation()
-        except asyncio.CancelledError as exc:
-            # Else the generator raised it, or cancelled its own task, and would again at the next runner.
-            is_cut = message.abandoned_for is not None or self._is_stopped or self._cell.phase == DEAD
-            return self._cancellation() if is_cut else self._completion.failure_of(message, exc)
-        except EntityError as exc:
-            return copy_of(exc, self._max_bytes)
-        except ActorhubError as exc:
-            return exc if takes_outcome(exc, ran=self._ran) else self._completion.failure_of(message, exc)
         except GeneratorExit:
-            raise  # The event loop was closed, and this task with it.
+            raise  # dealt with in `run`
         except BaseException as exc:  # noqa: BLE001 - user code: whatever it raises is the reply
-            return message.abandoned_for or self._completion.failure_of(message, exc)
+            return self._as_reply(exc)
         return None
+
+    def _as_reply(self, error: BaseException) -> ActorhubError:
+        message, only = self._message, only_error_in(error)
+        is_cut = message.abandoned_for is not None or self._is_stopped or self._cell.phase == DEAD
+        if isinstance(only, asyncio.CancelledError) and is_cut:
+            # Else the generator raised it, or cancelled its own task, and would again at the next runner.
+            return self._cancellation()
+        if isinstance(only, EntityError):
+            return copy_of(only, self._max_bytes)
+        if isinstance(only, ActorhubError) and takes_outcome(only, ran=self._ran):
+            return only
+        return message.abandoned_for or self._completion.failure_of(message, error)
 
     def on_task_done(self, task: "asyncio.Task[None]") -> None:
         """End the stream of a task that was cancelled before its first step, which `run` then never saw."""
@@ -313,7 +316,7 @@ class StreamProducer:
             if self.has_turn and self._cell.phase != DEAD:
                 await self._save()
         except GeneratorExit:
-            raise  # The event loop was closed, and this task with it.
+            raise  # dealt with in `run`
         except BaseException as exc:  # noqa: BLE001 - user code: nobody waits for it, so it is logged
             if not (isinstance(exc, asyncio.CancelledError) and task.cancelling()):
                 what = f"{self._message.what}({self._message.entity_id}): the clean-up failed, and is not committed"
@@ -326,6 +329,13 @@ class StreamProducer:
         self._rebuilder.discard(self._cell)
         self._end(error)
         self._leave()
+
+    def _on_closed(self) -> None:
+        """Go on without a task whose coroutine somebody has closed."""
+        closed = RuntimeError("somebody closed the coroutine of the stream's task")
+        self._on_stuck(self._completion.failure_of(self._message, closed))
+        assert self.task is not None
+        self.task.cancel()
 
     def _take_back(self) -> None:
         if self.has_turn:

@@ -79,10 +79,8 @@ def _was_lost(message: DurableMessage, error: ActorhubError) -> bool:
 
 
 def _is_last(message: DurableMessage, error: ActorhubError) -> bool:
-    retry = message.spec.retry
-    return (
-        message.is_cancelled or retry.is_final(error) or not retry.allows(message.attempts + (not message.is_counted))
-    )
+    retry, attempts = message.spec.retry, message.attempts + (not message.is_counted)
+    return message.is_cancelled or retry.is_final(error) or not retry.allows(attempts, error)
 
 
 def _text(error: ActorhubError) -> str:

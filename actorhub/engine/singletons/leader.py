@@ -39,7 +39,7 @@ from actorhub.engine.model.records import (
     HostedType,
 )
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
-from actorhub.engine.runs.completion import handler_failed, log_failure
+from actorhub.engine.runs.failures import handler_failed, log_failure
 from actorhub.engine.singletons.cron_chain import CronChain
 from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, is_stale
 from actorhub.engine.singletons.own_messages import FireTimeTell, MainLoop
