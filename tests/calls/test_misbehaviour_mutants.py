@@ -114,7 +114,7 @@ def _(patch: Patch) -> None:
 
 @_mutant("the state is not set back")
 def _(patch: Patch) -> None:
-    patch(completion, "_roll_back", lambda *_, **__: None)
+    patch(completion, "roll_back", lambda *_, **__: None)
 
 
 @pytest.mark.faults
