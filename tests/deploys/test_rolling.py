@@ -1,0 +1,208 @@
+"""A rolling deploy of the library and of a program, forwards and back, under load, on real processes and Postgres.
+
+The release before is `actorhub-d8431ec.tar.xz`: the package of that commit, without stubs and suites. It is kept here
+because a checkout of CI is shallow and has no other commit, and an archive of the sources has none at all. Whoever
+releases the library puts the new package in its place.
+"""
+
+import asyncio
+import json
+import os
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import asyncpg
+import msgspec
+import pytest
+
+from tests.support.processes import ActorhubProcess, Processes
+from tests.support.starter import ROOT
+
+ARCHIVE = Path(__file__).with_name("actorhub-d8431ec.tar.xz")
+SHOP = "tests.deploys.shop:hub"
+ALLOWED = {"RunnerUnavailable", "UnknownHandler", "MalformedMessage", "EntityNotAssigned"}
+"""Errors that callers of one release may get while the runners are of the other one."""
+
+
+class Release(NamedTuple):
+    """A release of the library, and of the program that is deployed with it."""
+
+    path: str
+    program: int
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What makes a process one of this release."""
+        return {"PYTHONPATH": f"{self.path}{os.pathsep}{ROOT}", "SHOP_RELEASE": str(self.program), "SHOP_PATIENCE": "1"}
+
+
+@pytest.fixture(scope="session")
+def releases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Release, Release]:
+    """The release before, and this one."""
+    folder = tmp_path_factory.mktemp("release")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return Release(str(folder), 1), Release(str(ROOT), 2)
+
+
+class Cluster:
+    """Runners and callers of two releases."""
+
+    def __init__(self, processes: Processes, url: str) -> None:
+        self._processes = processes
+        self._url = url
+        self._callers: list[ActorhubProcess] = []
+
+    async def start(self, release: Release) -> ActorhubProcess:
+        """Start a runner, and wait until it serves."""
+        self._processes.are_fresh = release.path != str(ROOT)
+        flags = ("--database", self._url, "--grace", "3s")
+        return await self._processes.serve(*flags, reference=SHOP, **release.env)
+
+    async def call(self, release: Release, gateways: Sequence[ActorhubProcess], name: str) -> None:
+        """Start a caller, and wait for its first calls."""
+        self._processes.are_fresh = release.path != str(ROOT)
+        addresses = ",".join(runner.address for runner in gateways)
+        caller = self._processes.start(addresses, name, module="tests.deploys.load", **release.env)
+        self._callers.append(caller)
+        async with asyncio.timeout(30):
+            while caller.out.count("\n") < 20:
+                assert caller.code is None, caller.err
+                await asyncio.sleep(0.02)
+
+    async def hush(self) -> list[dict[str, Any]]:
+        """Stop the callers; return what they printed."""
+        for caller in self._callers:
+            assert await caller.terminate(60) == 0, caller.err
+        return [json.loads(line) for caller in self._callers for line in caller.out.splitlines()]
+
+    async def command(self, runner: ActorhubProcess, *arguments: str) -> Any:  # noqa: ANN401 - JSON
+        """Run a command against a runner; return what it printed as JSON."""
+        self._processes.are_fresh = False
+        finished = await self._processes.run(*arguments, "--admin", runner.address, "--json", PYTHONPATH=str(ROOT))
+        assert finished.code == 0, finished.err
+        return finished.json
+
+
+async def leave(runner: ActorhubProcess) -> None:
+    """Have a runner leave: it must not take long, whatever the other release sent it."""
+    began = time.monotonic()
+    assert await runner.terminate(10) == 0, runner.err
+    assert time.monotonic() - began < 5
+
+
+async def settled(database: asyncpg.Connection, but: Sequence[str] = ()) -> None:
+    """Wait until no message is pending, but for those of handlers that the last release does not have."""
+    query = "select count(*) from actorhub.messages where state in ('pending', 'scheduled') and handler <> all ($1)"
+    async with asyncio.timeout(60):
+        while await database.fetchval(query, list(but)):
+            await asyncio.sleep(0.1)
+
+
+async def states_of(database: asyncpg.Connection) -> dict[str, dict[str, Any]]:
+    """Return the stored states by entity id."""
+    rows = await database.fetch("select entity_id, data from actorhub.entity_state where entity_type = 'account'")
+    return {row["entity_id"]: msgspec.msgpack.decode(row["data"]) for row in rows}
+
+
+async def judged(database: asyncpg.Connection, lines: list[dict[str, Any]], waits: str = "") -> Counter[str]:
+    """Check that each acknowledged call is in a state once, or a dead letter; return how the messages ended.
+
+    Args:
+        database: Holds the states and the messages.
+        lines: What the callers printed.
+        waits: A handler whose messages may wait for another release.
+    """
+    assert [line for line in lines if line["kind"] == "error" and line["error"] not in ALLOWED] == []
+    states = await states_of(database)
+    runs = {op: line["runs"] for state in states.values() for op, line in state["ops"].items()}
+    # What a volatile handler of either release runs has no key: its callers may have asked twice.
+    assert [op for op, count in runs.items() if count > 1 and not op.endswith(("-becomes", "-stops"))] == []
+    found = await database.fetch("select message_id, state, handler from actorhub.messages")
+    messages = {row["message_id"]: (row["state"], row["handler"]) for row in found}
+    ended: Counter[str] = Counter()
+    for line in lines:
+        if line["kind"] in ("ask", "pay"):
+            assert runs[line["op"]] >= 1, line
+        elif line["kind"] == "tell":
+            state, handler = messages[line["message_id"]]
+            ended[f"{handler} {state}"] += 1
+            assert (state == "done") == (line["op"] in runs), (line, state)
+            # The release before ends a message as failed whose arguments do not fit it.
+            ends = ("done", "dead", "failed") if handler == "takes_something_else" else ("done", "dead")
+            assert state in ends or (handler == waits and state == "pending"), (line, state)
+    return ended
+
+
+LENGTHS = pytest.mark.parametrize("seconds", [0.5, pytest.param(20.0, marks=pytest.mark.faults)])
+
+
+@LENGTHS
+async def test_the_next_release_takes_over_under_load(
+    releases: tuple[Release, Release], postgres_url: str, tmp_path: Path, seconds: float
+) -> None:
+    """Nothing acknowledged is lost or runs twice, nothing is wedged, and dead letters can be looked at."""
+    before, now = releases
+    database = await asyncpg.connect(postgres_url)
+    with Processes(tmp_path) as processes:
+        cluster = Cluster(processes, postgres_url)
+        old = [await cluster.start(before) for _ in range(2)]
+        await cluster.call(before, old, "old")
+        new = [await cluster.start(now)]
+        await cluster.call(now, [*old, *new], "new")
+        await asyncio.sleep(seconds)
+        await leave(old[0])
+        new.append(await cluster.start(now))
+        await asyncio.sleep(seconds)
+        await leave(old[1])
+        await asyncio.sleep(seconds)
+        lines = await cluster.hush()
+        await settled(database)
+        ended = await judged(database, lines)
+        assert min(ended["add done"], ended["is_added done"], ended["is_removed dead"]) > 0, ended
+        assert (await states_of(database))["a1"]["count"] > 0  # What only the release before knows.
+        for handler in ("is_removed", "takes_something_else"):
+            [letter] = await cluster.command(new[0], "dead-letters", "--handler", handler, "--limit", "1")
+            shown = await cluster.command(new[0], "dead-letters", letter["message_id"])
+            assert shown["arguments"], shown
+        for runner in new:
+            await leave(runner)
+    await database.close()
+
+
+@LENGTHS
+async def test_the_release_before_is_put_back_under_load(
+    releases: tuple[Release, Release], postgres_url: str, tmp_path: Path, seconds: float
+) -> None:
+    """Nothing acknowledged is lost or runs twice, and what the next release made dead letters of runs after a retry."""
+    before, now = releases
+    database = await asyncpg.connect(postgres_url)
+    with Processes(tmp_path) as processes:
+        cluster = Cluster(processes, postgres_url)
+        old, new = [await cluster.start(before)], [await cluster.start(now)]
+        for release, name in ((before, "old"), (now, "new")):
+            await cluster.call(release, [*old, *new], name)
+        await asyncio.sleep(seconds)
+        await leave(old.pop())
+        await asyncio.sleep(seconds + 3.0)  # What no runner has a handler for becomes a dead letter.
+        old.append(await cluster.start(before))
+        await asyncio.sleep(seconds)
+        await leave(new.pop())
+        await asyncio.sleep(seconds)
+        lines = await cluster.hush()
+        # The release before leaves what was stored for a handler that is not durable in it, and who asked times out.
+        waits = ["is_added", "becomes_durable"]
+        await settled(database, but=waits)
+        lines = [line for line in lines if not (line["kind"] == "error" and line["op"].endswith("-becomes"))]
+        assert (await judged(database, lines, waits="is_added"))["is_removed dead"] > 0
+        answer = await cluster.command(old[0], "retry", "--all", "--handler", "is_removed")
+        assert answer["retried"] > 0
+        await settled(database, but=waits)
+        ended = await judged(database, lines, waits="is_added")
+        assert (ended["is_removed dead"], ended["add done"] > 0) == (0, True), ended
+        await leave(old[0])
+    await database.close()
