@@ -6,9 +6,11 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
 
 from actorhub._resolution import checked_codec
+from actorhub.core.arguments import seconds_of
 from actorhub.core.codec import Codec
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs.checkpoints import known_progress
@@ -34,26 +36,33 @@ class Deferred(Generic[T]):
         It is the same in every run of the message, so it can be handed out in a step.
         """
 
-    async def wait(self) -> T:
+    async def wait(self, *, timeout: timedelta | None = None) -> T:
         """Return the value once somebody has completed it, which may have been during an earlier run.
 
         The wait survives restarts: the next run of the message, or of the singleton's `run`, goes on waiting. A
         hand-over or a lost runner in the meantime does not count as a failed attempt. While a durable handler waits, it
         keeps its entity's turn, so the entity's other messages wait as well.
 
+        Args:
+            timeout: How long to wait, by the database's clock, from the first run of the message that got here. A
+                restart does not prolong it. By default there is no limit. If it is over, the value counts as completed
+                with the error, in every run: whoever completes it later is too late.
+
         Raises:
+            CallTimeout: The value was not completed in time.
             DeferredFailed: The value was completed by `cluster.fail` with a text.
             EntityError: The value was completed by `cluster.fail` with this error.
             MalformedMessage: The value that it was completed with does not fit the type.
             RuntimeError: The wait is inside a step, after the run has ended, or after a `save()` that made the value
                 history.
         """
+        seconds = None if timeout is None else seconds_of(timeout, "timeout")
         run, progress = self._run, self._progress
         if known_progress(run) is not progress or self._deferral.generation != progress.generation:
             raise RuntimeError(
                 f"{run.what}: deferred value {self._deferral.name!r} is history: make it again after save()"
             )
-        data = await services_of(run).deferrals.wait(run, progress, self._deferral)
+        data = await services_of(run).deferrals.wait(run, progress, self._deferral, seconds)
         return self._codec.decode(data)
 
 

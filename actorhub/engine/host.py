@@ -123,6 +123,7 @@ class Host:
         )
         self.completion = self._runs.completion
         self.deferrals = self._runs.deferrals
+        self.lookout = self._runs.lookout
         self.singletons = self._make_singletons(around)
         self.activations = Activations(
             scheduler=self.scheduler,

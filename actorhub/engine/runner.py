@@ -178,6 +178,7 @@ class Runner:
         self.host.deferrals.secret = await self.storage.secret()
         await self.ownership.start()
         self.watch.start()
+        _ = self.node.supervisor.loop("waits", self.host.lookout.run)
         _ = self.node.supervisor.loop("residency", self.host.residency.run)
         _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
         # Also where no handler is durable: the release before may have left messages.

@@ -45,7 +45,7 @@ class Supervisor:
     """
 
     def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+        self.clock = clock
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failures: Counter[str] = Counter()
         self._restarts: Counter[str] = Counter()
@@ -149,7 +149,7 @@ class Supervisor:
     ) -> None:
         failures = 0
         while True:
-            started = self._clock.monotonic()
+            started = self.clock.monotonic()
             try:
                 return await factory()
             except asyncio.CancelledError as error:
@@ -160,9 +160,9 @@ class Supervisor:
                 problem: BaseException = error
             except Exception as error:  # noqa: BLE001 - supervised loop: logged, counted, started again
                 problem = error
-            failures = failures + 1 if self._clock.monotonic() - started <= backoff.maximum else 1
+            failures = failures + 1 if self.clock.monotonic() - started <= backoff.maximum else 1
             self._count(self._restarts, name)
-            delay = backoff.delay(failures, self._clock.random())
+            delay = backoff.delay(failures, self.clock.random())
             _log.warning(
                 "loop %s failed and will start again in %.3g s: %s",
                 name,

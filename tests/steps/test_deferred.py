@@ -11,6 +11,7 @@ import pytest
 
 from actorhub import CallTimeout, Cluster, DeferredFailed, HandlerFailed, MalformedMessage, current
 from actorhub.engine.runs import deferred as engine
+from actorhub.engine.runs import lookout
 from actorhub.storage.checkpoint_ports import Completion, CompletionKind
 from actorhub.storage.message_ports import MessageState
 from actorhub.testing import MemoryCluster, until
@@ -263,8 +264,8 @@ async def test_hundreds_wait_at_once(memory: MemoryCluster) -> None:
 async def test_a_wait_hardly_looks_into_the_store(
     memory: MemoryCluster, runner: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Twice when it begins, and then once per interval: what it is not told of it finds then."""
-    monkeypatch.setattr(engine, "_SCAN_INTERVAL", 0.2)
+    """Once when it begins, and then once per interval: what it is not told of it finds then."""
+    monkeypatch.setattr(lookout, "_INTERVAL", 0.2)
     looks: list[float] = []
     store = runner_of(runner).storage.checkpoints
     look = store.completions
@@ -277,20 +278,21 @@ async def test_a_wait_hardly_looks_into_the_store(
     doing["a"] = waits_for(int)
     asked = soon(runner.client(Clerk)("a").work())
     made = await token()
-    await until(lambda: len(looks) == 4)
-    assert looks[3] - looks[1] >= 0.35
+    await until(lambda: len(looks) == 3)
+    assert looks[2] - looks[0] >= 0.35
     completion = engine.completion(made, memory.store.secret(), CompletionKind.VALUE, msgspec.msgpack.encode(1))
     assert memory.store.checkpoints.complete(completion)
     async with asyncio.timeout(2):
         assert await asked == 1
-    assert len(looks) <= 6
+    assert len(looks) <= 5
 
 
 async def test_a_wait_outlasts_a_store_that_is_away(
     memory: MemoryCluster, runner: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A look that fails is noted and made again; it fails neither the wait nor the run."""
-    monkeypatch.setattr(engine, "_SCAN_INTERVAL", 0.05)
+    monkeypatch.setattr(lookout, "_INTERVAL", 0.05)
+    monkeypatch.setattr(lookout, "_RETRY", 0.05)
     doing["a"] = waits_for(int)
     asked = soon(runner.client(Clerk)("a").work())
     made = await token()

@@ -10,6 +10,7 @@ from actorhub.engine.runs.commits import Commits
 from actorhub.engine.runs.completion import Completion, Rebuilder
 from actorhub.engine.runs.deferred import Deferrals
 from actorhub.engine.runs.hooks import Hooks
+from actorhub.engine.runs.lookout import Lookout
 from actorhub.engine.runs.saving import Saving
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.streams import Streams
@@ -61,8 +62,9 @@ class RunParts:
             take_back=take_back,
         )
         self.checkpoints = Checkpoints(store=storage.checkpoints, saving=self.saving, max_message_bytes=size)
+        self.lookout = Lookout(checkpoints=storage.checkpoints, messages=storage.messages, clock=supervisor.clock)
         self.waits = DurableWaits(
-            checkpoints=self.checkpoints, saving=self.saving, scheduler=scheduler, messages=storage.messages
+            checkpoints=self.checkpoints, saving=self.saving, scheduler=scheduler, lookout=self.lookout
         )
-        self.deferrals = Deferrals(storage.checkpoints, self.waits)
+        self.deferrals = Deferrals(storage.checkpoints, self.waits, self.lookout)
         self.hooks = Hooks(scheduler=scheduler, completion=self.completion, saving=self.saving, supervisor=supervisor)

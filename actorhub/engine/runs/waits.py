@@ -5,23 +5,15 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
-from actorhub.core.errors import PersistenceError
-from actorhub.core.logger import get_logger
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs.checkpoints import Checkpoints, Step, check_alive, check_name, restart_count
+from actorhub.engine.runs.lookout import Lookout
 from actorhub.engine.runs.saving import Saving, StepRun
 from actorhub.engine.runs.scheduler import Scheduler, run_moved
 from actorhub.storage.checkpoint_ports import CheckpointWrite
-from actorhub.storage.message_ports import MessageStore
 
-_log: Final = get_logger("actorhub.checkpoints")
-
-_LONGEST_NAP: Final = 600.0
-"""Seconds after which a long sleep reads the store's clock again, since this process's own drifts."""
-_RETRY: Final = 1.0
-"""Seconds until a sleep reads the store's clock again after that failed."""
 _SLEEP: Final = "sleep\t"
 """Begins the names of sleeps. Names of steps have no control characters, so they never clash."""
 
@@ -29,13 +21,11 @@ _SLEEP: Final = "sleep\t"
 class DurableWaits:
     """Lets runs wait. Being cut short meanwhile does not count as a failed attempt."""
 
-    def __init__(
-        self, *, checkpoints: Checkpoints, saving: Saving, scheduler: Scheduler, messages: MessageStore
-    ) -> None:
+    def __init__(self, *, checkpoints: Checkpoints, saving: Saving, scheduler: Scheduler, lookout: Lookout) -> None:
         self._checkpoints = checkpoints
         self._saving = saving
         self._scheduler = scheduler
-        self._messages = messages
+        self._lookout = lookout
 
     @asynccontextmanager
     async def waiting(self, run: Run, progress: Progress) -> AsyncGenerator[None, None]:
@@ -76,23 +66,20 @@ class DurableWaits:
             name = f"{progress.sleeps}"
         else:
             name = f"\t{check_name(name)}"
-        now = await self._store_time()
-        # The step stores when the sleep ends, so that every later run sleeps until the same moment.
-        step = Step(f"{_SLEEP}{name}", lambda: now + seconds)
-        due: float = await self._checkpoints.run_step(run, step)
-        if due <= now:
-            return
-        async with self.waiting(run, progress):
-            nap = due - now
-            while nap > 0:
-                await asyncio.sleep(min(nap, _LONGEST_NAP))
-                try:
-                    nap = due - await self._store_time()
-                except PersistenceError as error:
-                    _log.warning("%s: cannot read whether its sleep is over: %s", run.message.address, error)
-                    nap = _RETRY
+        due = await self.end_of(run, f"{_SLEEP}{name}", seconds)
+        if not await self._lookout.is_past(due):
+            async with self.waiting(run, progress):
+                await self._lookout.alarm(due)
 
-    async def _store_time(self) -> float:
-        """Return the time on the store's clock, in seconds since the Unix epoch, read after this was called."""
-        _, now = await self._messages.load_scheduled((), 0.0, 0)
-        return now
+    async def end_of(self, run: Run, name: str, seconds: float) -> float:
+        """Return when a wait ends that lasts for `seconds` from the first run of the message that got here.
+
+        Seconds since the Unix epoch, by the store's clock. A step under that name stores it, so that every later run
+        waits until the same moment.
+        """
+
+        async def end() -> float:
+            return await self._lookout.store_time() + seconds
+
+        due: float = await self._checkpoints.run_step(run, Step(name, end))
+        return due
