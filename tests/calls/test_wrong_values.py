@@ -1,85 +1,20 @@
 """What a caller passes is checked before it is sent: a wrong value fails its own call, with an error that names it."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from enum import StrEnum
 from typing import Any
 
 import pytest
 
-from actorhub import Cluster, Entity, Hub, MalformedMessage, Singleton, current, handler
+from actorhub import Cluster, MalformedMessage
 from actorhub.cluster import part_of
+from tests.calls.tills import Clerk, Id, Till, hub
 
-hub = Hub()
+__all__ = ["hub"]
+
 SOON = timedelta(seconds=5)
 NAIVE = datetime.fromisoformat("2030-01-01T00:00")
 WEST = timezone(timedelta(hours=-5))
-
-
-class Till(Entity[int], name="till"):
-    """One till."""
-
-    async def add(self, amount: int) -> int:
-        """Take some money."""
-        self.state += amount
-        return self.state
-
-    @handler(durable=True)
-    async def book(self, amount: int) -> int:
-        """Take it for certain."""
-        self.state += amount
-        return self.state
-
-    async def watch(self, last: int) -> AsyncIterator[int]:
-        """Count."""
-        for number in range(last):
-            yield number
-
-    async def headers(self) -> dict[str, str]:
-        """Return what came with the call."""
-        return dict(current().headers)
-
-    async def identity(self) -> tuple[str, str]:
-        """Return its id, and the class of that."""
-        return current().entity_id, type(current().entity_id).__name__
-
-    @handler(durable=True)
-    async def misbehave(self, what: str) -> str:
-        """Return what an act within a handler raises."""
-        now = current()
-        try:
-            match what:
-                case "sleep":
-                    await now.sleep(5)  # type: ignore[arg-type]
-                case "delay":
-                    await now.tell(now.client(Till)("b").book(1), delay=5)  # type: ignore[arg-type]
-                case "key":
-                    await now.tell(now.client(Till)("b").book(1), key=5)  # type: ignore[arg-type]
-                case "step":
-                    await now.step(5, int)  # type: ignore[call-overload]
-                case _:
-                    now.client(5)  # type: ignore[arg-type]
-        except (TypeError, MalformedMessage) as error:
-            return str(error)
-        return "nothing was raised"
-
-
-class Clerk(Singleton, name="clerk"):
-    """The one clerk."""
-
-    async def greet(self) -> str:
-        """Say hello."""
-        return "hello"
-
-
-hub.register(Till)
-hub.register(Clerk)
-
-
-class Id(StrEnum):
-    """Ids as an enum of texts."""
-
-    FIRST = "first"
 
 
 def _till(cluster: Cluster, **options: Any) -> Till:

@@ -44,7 +44,7 @@ class Strays:
         now, name = self._server.now(), (row.entity_type, row.handler)
         if name not in self._since:
             self._since[name] = now
-            _log.warning("messages for %s.%s wait: this release has no such handler", *name)
+            _log.warning("messages for %.200s.%.200s wait: this release has no such handler", *name)
         if row.entity_type not in self._types and self._hosted_elsewhere(row.entity_type):
             # Another release, or another program, whose runners may get the shard some time.
             self._since[name] = now
