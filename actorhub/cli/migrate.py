@@ -16,12 +16,21 @@ from actorhub.storage.postgres.schema import migration_sql
 @click.command
 @setting_options("database_url", "namespace")
 @click.option("--print-sql", is_flag=True, help="Print the SQL that creates the schema, and change nothing.")
-def migrate(print_sql: bool, **flags: object) -> None:
+@click.option(
+    "--role",
+    "roles",
+    multiple=True,
+    metavar="NAME",
+    help="With --print-sql: make this role if it is missing, and grant it what a runner needs. Can be repeated.",
+)
+def migrate(print_sql: bool, roles: tuple[str, ...], **flags: object) -> None:
     """Bring the database schema up to date. Runners do this themselves if their database user may."""
     settings = load(flags)
     if print_sql:
-        click.echo(migration_sql(settings.namespace), nl=False)
+        click.echo(migration_sql(settings.namespace, roles), nl=False)
         return
+    if roles:
+        raise click.UsageError("--role belongs to --print-sql: let the owner of the schema run what that prints")
     applied = asyncio.run(_migrate(settings))
     done = {0: "is up to date", 1: "is now up to date: 1 migration applied"}
     what = done.get(applied, f"is now up to date: {applied} migrations applied")

@@ -2,15 +2,17 @@
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from actorhub.conformance.storage import PATIENCE_SECONDS
+from actorhub.conformance.messages import message
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, commit, runner
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres import migrate, migration_sql, schema
+from actorhub.storage.postgres.grants import grants_sql
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.postgres.schema import migrations, missing
 from tests.storage.conftest import PostgresWorld
@@ -170,3 +172,59 @@ def test_every_query_is_used_and_described() -> None:
     assert [name for name in queries() if f'"{name}"' not in code] == []
     text = (folder / "queries.sql").read_text(encoding="utf-8")
     assert len(re.findall(r"^-- name: [a-z_]+\n-- [A-Z]", text, re.MULTILINE)) == len(queries())
+
+
+_EVERYTHING = "select, insert, update, delete"
+
+
+@pytest.fixture
+async def app(postgres_world: PostgresWorld) -> AsyncIterator[str]:
+    """The name of a role that owns nothing."""
+    sql = await postgres_world.sql()
+    name = f"app{(await sql.fetchval('select current_database()'))[1:]}"
+    yield name
+    await sql.execute(f'drop owned by "{name}"; drop role "{name}"')
+
+
+async def test_the_printed_script_grants_a_role_what_it_needs(postgres_world: PostgresWorld, app: str) -> None:
+    """The role is made; it runs on the schema that its owner made, commits, and may not change the schema."""
+    sql = await postgres_world.sql("public")
+    for _ in range(2):
+        await sql.execute(grants_sql("public", [app]))
+    await sql.execute(migration_sql("actorhub", [app]))
+    postgres_world.url = postgres_world.url.replace("postgres@", f"{app}@")
+    storage = await postgres_world.storage()
+    assert len(await storage.take(SHARDS, runner("a"))) == len(SHARDS)
+    await storage.commit_state(commit("ada", 1), "a")
+    await storage.messages.deposit(message(1))
+
+
+@pytest.mark.parametrize(
+    ("revoked", "named"),
+    [
+        (
+            "all on schema actorhub from {role}; revoke all on all tables in schema actorhub from {role}",
+            f"grant usage on schema actorhub to {{role}}; grant {_EVERYTHING} on all tables in schema actorhub to {{role}}",
+        ),
+        ("update, delete on actorhub.shard from {role}", "grant update, delete on actorhub.shard to {role}"),
+        ("select on actorhub.migration from {role}", "grant select on actorhub.migration to {role}"),
+        (
+            "execute on function actorhub.pin_functions from public, {role}",
+            "grant execute on all functions in schema actorhub to {role}",
+        ),
+    ],
+)
+async def test_missing_grants_are_named_as_the_statements_to_run(
+    postgres_world: PostgresWorld, app: str, revoked: str, named: str
+) -> None:
+    """Exactly what is missing, and after running that, the role starts."""
+    sql = await postgres_world.sql()
+    await sql.execute(migration_sql("actorhub", [app]))
+    await sql.execute(f"revoke {revoked.format(role=app)}")
+    postgres_world.url = postgres_world.url.replace("postgres@", f"{app}@")
+    with pytest.raises(ConfigurationError) as caught:
+        await postgres_world.storage()
+    statements = str(caught.value).partition("let its owner run: ")[2]
+    assert statements == named.format(role=app)
+    await sql.execute(statements)
+    await postgres_world.storage()

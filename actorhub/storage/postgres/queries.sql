@@ -478,6 +478,50 @@ select
     $1::state_columns, $2::message_columns, $3::start_columns, $4::run_columns, $5::failure_columns, $6::text[],
     $7::bytea[];
 
+-- name: missing_grants
+-- What the user may not do in a schema ($1) that was migrated, as far as it must: a row for each statement that grants it.
+with mine as (
+    select n.oid, quote_ident(n.nspname) as schema_name
+    from pg_namespace as n
+    where n.nspname = $1
+        and exists (select from pg_class as c where c.relnamespace = n.oid and c.relname = 'migration')
+),
+tables as (
+    select
+        mine.schema_name, c.relname,
+        (
+            select string_agg(p.privilege, ', ' order by p.step)
+            from unnest(array['select', 'insert', 'update', 'delete']) with ordinality as p (privilege, step)
+            where not has_table_privilege(c.oid, p.privilege) and (c.relname <> 'migration' or p.privilege = 'select')
+        ) as lacking
+    from mine
+    join pg_class as c on c.relnamespace = mine.oid and c.relkind in ('r', 'p')
+)
+select quote_ident(current_user) as role, lacked.privileges, lacked.objects
+from (
+    select 1 as step, 'usage' as privileges, 'schema ' || schema_name as objects
+    from mine
+    where not has_schema_privilege(oid, 'usage')
+    union all
+    select
+        2, lacking,
+        case
+            when count(*) * 2 > (select count(*) from tables) then 'all tables in schema ' || min(schema_name)
+            else string_agg(schema_name || '.' || quote_ident(relname), ', ' order by relname)
+        end
+    from tables
+    where lacking is not null and (relname <> 'migration' or not exists (
+        select from tables as other where other.relname = 'shard' and other.lacking like 'select,%'
+    ))
+    group by lacking
+    union all
+    select 3, 'execute', 'all functions in schema ' || min(mine.schema_name)
+    from mine
+    join pg_proc as f on f.pronamespace = mine.oid and not has_function_privilege(f.oid, 'execute')
+    having count(*) > 0
+) as lacked
+order by lacked.step, lacked.objects;
+
 -- name: sees_lock
 -- Whether a session of this database holds that advisory lock.
 select exists (

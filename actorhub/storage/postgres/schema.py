@@ -18,6 +18,7 @@ from actorhub.core.address import NAME_PATTERN, lock_key
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres.connection import Connection, Database, begin, close
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, summary, translate
+from actorhub.storage.postgres.grants import check_grants, grants_sql
 from actorhub.storage.postgres.queries import queries, quoted
 
 LOCK_TIMEOUT: Final = "30s"
@@ -68,12 +69,13 @@ def check_namespace(namespace: str) -> str:
     return namespace
 
 
-def migration_sql(namespace: str) -> str:
-    """Return one script that makes `namespace` from nothing, with what `migrate` writes down about it."""
+def migration_sql(namespace: str, roles: Sequence[str] = ()) -> str:
+    """Return one script that makes `namespace` from nothing, with what `migrate` writes down about it, for `roles`."""
     steps = "\n".join(f"{step.sql}\n{_record(step)}" for step in migrations())
     return (
         f"begin;\ncreate schema if not exists {quoted(check_namespace(namespace))};\n"
-        f"set local search_path = {quoted(namespace)};\n\n{_BOOKKEEPING}\n{steps}\ncommit;\n"
+        f"set local search_path = {quoted(namespace)};\n\n{_BOOKKEEPING}\n{steps}\n"
+        f"{grants_sql(namespace, roles)}commit;\n"
     )
 
 
@@ -100,6 +102,7 @@ async def migrate_over(connection: Connection, database: Database) -> int:
     try:
         # In one transaction, so that a pooler does not change the session in between.
         await connection.execute(begin(database.settings({"lock_timeout": LOCK_TIMEOUT})))
+        await check_grants(connection, namespace)
         if not missing(await _applied(connection, namespace)):
             await connection.execute("rollback")
             return 0
