@@ -1,6 +1,7 @@
 """One runner in this process, from its start to its hand-over."""
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import inspect
@@ -158,10 +159,17 @@ async def serve(hub: Hub, settings: Settings, say: Callable[[Ready], None], stop
     Raises:
         ActorhubError: the runner could not start.
     """
-    on_stop_signals(stop.ask)
+    from actorhub.storage.postgres.embedded import EmbeddedPostgres  # noqa: PLC0415 - asyncpg loads where it is used
+
+    server = EmbeddedPostgres() if settings.database_url is None else None
+    on_stop_signals(stop.ask, *(() if server is None else (server.leave_at_once,)))
     _log.info("starting, database %s", database_shown(settings))
     try:
-        async with hub.run_with(settings) as cluster:
+        async with contextlib.AsyncExitStack() as stack:
+            if server is not None:
+                stack.push_async_callback(server.stop)
+                settings = msgspec.structs.replace(settings, database_url=await server.start())
+            cluster = await stack.enter_async_context(hub.run_with(settings))
             stop.is_started = True
             shards = await _first_shards(cluster, stop)
             if not stop.is_asked:

@@ -49,6 +49,8 @@ class Workers:
     """The processes by number; the first listens at the address that the settings name."""
 
     def __init__(self, reference: str, settings: Settings, flags: Mapping[str, object]) -> None:
+        from actorhub.storage.postgres.embedded import EmbeddedPostgres  # noqa: PLC0415 - asyncpg loads where used
+
         self._reference = reference
         self._settings = settings
         self._flags = flags
@@ -60,13 +62,16 @@ class Workers:
         self._ready: dict[int, Ready] = {}
         self._announced = False
         self._database_url = settings.database_url
+        self._embedded = EmbeddedPostgres() if settings.database_url is None else None
 
     async def run(self) -> int:
         """Start the first worker, then the others; return once all have ended."""
-        on_stop_signals(self._stop, self._kill)
+        on_stop_signals(self._stop, self._end_at_once)
         async with AsyncExitStack() as stack:
-            if self._database_url is None:
-                self._database_url = await _embedded(stack)
+            if self._embedded is not None:
+                # Until every worker has ended, so that a worker's crash does not stop it.
+                stack.push_async_callback(self._embedded.stop)
+                self._database_url = await self._embedded.start()
             # Alone at first: a mistake in the program or the settings is then reported once, not once per worker.
             first = await self._started(0)
             if first is not None and 0 not in self._ready:
@@ -155,6 +160,11 @@ class Workers:
         for process in self._processes.values():
             _signal(process, signal.SIGKILL)
 
+    def _end_at_once(self) -> None:
+        self._kill()
+        if self._embedded is not None:
+            self._embedded.leave_at_once()
+
     async def _end_in_time(self) -> None:
         """Kill the workers that do not end within their grace time."""
         await self._stopping.wait()
@@ -166,16 +176,6 @@ class Workers:
         except TimeoutError:
             _log.warning("killing the workers that did not end within %.0f s", grace)
             self._kill()
-
-
-async def _embedded(stack: AsyncExitStack) -> str:
-    """Use the embedded Postgres until every worker has ended, so that a worker's crash does not stop it."""
-    from actorhub.storage.postgres.embedded import EmbeddedPostgres  # noqa: PLC0415 - asyncpg loads where it is used
-
-    server = EmbeddedPostgres()
-    url = await server.start()
-    stack.push_async_callback(server.stop)
-    return url
 
 
 def _signal(process: Process, number: signal.Signals) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -103,6 +104,27 @@ async def test_a_second_signal_ends_the_process_at_once(processes: Processes) ->
     await runner.says("leaving the cluster")
     runner.signal(signal.SIGINT)
     assert await runner.ended(deadline=3) == 130
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_a_second_signal_leaves_no_embedded_server_behind(open_directory: Path, workers: str) -> None:
+    """It stops by itself after the processes have ended, unless somebody else uses it."""
+    pid_file = open_directory / ".actorhub" / "postgres" / "postmaster.pid"
+    with Processes(open_directory) as commands:
+        runner = await commands.serve("--workers", workers, "--grace", "60s")
+        other = await commands.serve()
+        for process, is_last in ((runner, False), (other, True)):
+            _ = commands.start("call", "gate", process.address, "sleep", "60", "--admin", process.address)
+            await process.says("sleeps")
+            process.signal(signal.SIGINT)
+            await process.says("leaving the cluster")
+            process.signal(signal.SIGINT)
+            assert await process.ended(deadline=5) == 130
+            if not is_last:
+                assert (await commands.run("call", "orders", "ada", "count", "--admin", other.address)).code == 0
+        async with asyncio.timeout(20):
+            while pid_file.exists():
+                await asyncio.sleep(0.05)
 
 
 async def test_a_signal_during_the_start_ends_it(commands: Processes) -> None:

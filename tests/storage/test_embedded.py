@@ -219,6 +219,26 @@ async def test_a_killed_server_is_started_again_with_what_was_committed(own_post
     assert await _ask(own_postgres.url, "select answer from kept") == 42
 
 
+async def test_a_server_that_dies_is_started_again_by_those_who_use_it(directory: Path) -> None:
+    """One of two users does it, the other one finds it done, and the last to leave stops it."""
+    pid_file = directory / "postgres" / "postmaster.pid"
+    async with _user(directory) as first, _user(directory) as second:
+        await _ask(first.url, "create table kept as select 42 as answer")
+        killed = int(pid_file.read_text().split()[0])
+        os.kill(killed, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    assert await _ask(second.url, "select answer from kept") == 42
+                    break
+                except (OSError, asyncpg.PostgresError):
+                    await asyncio.sleep(0.1)
+        assert int(pid_file.read_text().split()[0]) != killed
+        await first.leave()
+        await second.leave()
+    assert not pid_file.exists()
+
+
 def test_a_socket_that_outlived_its_server_is_not_taken_for_one(directory: Path) -> None:
     """Orphans of a killed postmaster keep its socket open for a moment: whoever connects then is cut off."""
     data = directory / "data"

@@ -204,7 +204,9 @@ async def test_the_printed_script_grants_a_role_what_it_needs(postgres_world: Po
     [
         (
             "all on schema actorhub from {role}; revoke all on all tables in schema actorhub from {role}",
-            f"grant usage on schema actorhub to {{role}}; grant {_EVERYTHING} on all tables in schema actorhub to {{role}}",
+            "grant usage on schema actorhub to {role}; grant "
+            + _EVERYTHING
+            + " on all tables in schema actorhub to {role}",
         ),
         ("update, delete on actorhub.shard from {role}", "grant update, delete on actorhub.shard to {role}"),
         ("select on actorhub.migration from {role}", "grant select on actorhub.migration to {role}"),

@@ -3,8 +3,9 @@
 Everything lies in one directory (`./.actorhub`): the data (`postgres`), the server's log, and two lock files.
 Processes that use the server hold a shared lock on `postgres.users` for as long as they use it; the kernel takes it
 back from a process that is killed, so nothing is ever counted wrong. Whoever leaves and can have the lock alone is the
-last, and stops the server. `postgres.lock` makes those decisions one at a time. A server whose users were all killed
-stays up until the next user adopts it, and stops when that one leaves.
+last, and stops the server. Each user looks after the server meanwhile, and starts it again if it has died.
+`postgres.lock` makes those decisions one at a time. A server whose users were all killed stays up until the next user
+adopts it, and stops when that one leaves.
 
 Postgres refuses to run as root. Started by root it runs as user `postgres`, else `nobody`, else a user `actorhub` made
 for it. Where that user cannot enter the directory, the data lies under `/var/lib/actorhub`, and `postgres` is a link
@@ -17,15 +18,23 @@ import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from actorhub.core.backoff import Backoff
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError
+from actorhub.core.logger import get_logger
 from actorhub.storage.postgres.local_server import LocalServer
 from actorhub.storage.postgres.programs import ROOT_STORE, Account, find_programs, reachable, server_account
 
+_log: Final = get_logger(__name__)
+
+_LOOK_SECONDS: Final = 1.0
+_BACKOFF: Final = Backoff(1.0, 30.0)
+_AT_ONCE_SECONDS: Final = 2.0
 _TURN_SECONDS: Final = 150.0
 """How long to wait for others that start or stop the server: longer than both can take."""
 
@@ -42,6 +51,8 @@ class EmbeddedPostgres:
         self._clock = SystemClock()
         self._pause = threading.Event()
         self._stopped = False
+        self._joining = False
+        self._keeper: asyncio.Task[None] | None = None
         self._users: int | None = None
         self._server: LocalServer | None = None
 
@@ -54,12 +65,14 @@ class EmbeddedPostgres:
             ConfigurationError: there is no Postgres to start, or it does not start; says why and what to do.
         """
         try:
-            return await asyncio.to_thread(self._join)
+            url = await asyncio.to_thread(self._join)
         except BaseException:
             # What start has to say comes first; a server that cannot be stopped either is in the same log.
             with suppress(ConfigurationError):
                 await self.stop()
             raise
+        self._keeper = asyncio.Task(self._keep(), name="actorhub embedded Postgres", context=Context())
+        return url
 
     async def stop(self) -> None:
         """Stop using the server; the last to leave shuts it down cleanly. Can be called twice, and before `start`.
@@ -67,9 +80,54 @@ class EmbeddedPostgres:
         Raises:
             ConfigurationError: the server did not end in time; quotes the end of its log.
         """
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.wait([keeper])
         await asyncio.to_thread(self._leave)
 
+    def leave_at_once(self) -> None:
+        """Tell the server to stop if nobody else uses it, without waiting for that: this process is about to end."""
+        end = self._clock.monotonic() + _AT_ONCE_SECONDS
+        # One that is just being started could not be told yet.
+        while self._joining and (self._server is None or self._server.pid is None) and self._clock.monotonic() < end:
+            self._pause.wait(0.02)
+        if self._users is None or self._server is None:
+            return
+        try:
+            # Whoever comes now waits for this lock until this process has ended, and starts the server again.
+            fcntl.flock(self._users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return  # others use it
+        self._server.tell_to_stop("fast")
+
+    async def _keep(self) -> None:
+        """Start the server again whenever it has died, as the kernel lets it where memory is short."""
+        failures = 0
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS + (_BACKOFF.delay(failures, self._clock.random()) if failures else 0))
+            try:
+                if await asyncio.to_thread(self._restarted):
+                    _log.warning("the Postgres in %s had died, and was started again", self._directory)
+                failures = 0
+            except ConfigurationError as exc:
+                failures += 1
+                _log.error("the Postgres in %s has died, and does not start again: %s", self._directory, exc)
+
+    def _restarted(self) -> bool:
+        if self._server is None or self._server.pid is not None:
+            return False
+        self._join()
+        return True
+
     def _join(self) -> str:
+        self._joining = True
+        try:
+            return self._started()
+        finally:
+            self._joining = False
+
+    def _started(self) -> str:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             with self._turn():

@@ -124,13 +124,18 @@ class LocalServer:
             ConfigurationError: it did not end in time; quotes the end of its log.
         """
         deadline = self._clock.monotonic() + _STOP_SECONDS
-        if (pid := self.pid) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, _SIGNALS[mode])
+        pid = self.tell_to_stop(mode)
         while self.pid is not None:
             if self._clock.monotonic() > deadline:
                 raise ConfigurationError(f"Postgres in {self._data} (pid {pid}) did not stop: {self._tail()}")
             self._pause.wait(0.01)
+
+    def tell_to_stop(self, mode: StopMode) -> int | None:
+        """Have the server stop if it runs, and wait for nothing; return its process id."""
+        if (pid := self.pid) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, _SIGNALS[mode])
+        return pid
 
     def _launch(self) -> bool:
         """Start it; `False` if processes of a killed postmaster still hold its memory and it should be tried again."""
