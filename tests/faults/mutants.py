@@ -153,7 +153,7 @@ def _(patch: Patch) -> None:
     def broken(cell: Cell, *, shared: bool) -> None:
         """Leave what the handler changed."""
 
-    patch(completion, "_roll_back", broken)
+    patch(completion, "roll_back", broken)
 
 
 class _Ahead:
