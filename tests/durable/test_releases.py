@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextvars import ContextVar
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
+import msgspec
 import pytest
 
-from actorhub import Entity, Hub, current, handler
+from actorhub import Entity, Hub, Singleton, current, handler
 from actorhub.core.errors import MalformedMessage
 from actorhub.storage.message_ports import MessageFilter
-from actorhub.testing import MemoryCluster
+from actorhub.testing import MemoryCluster, until
 from tests.durable.entities import Order
 
 
@@ -82,6 +86,7 @@ def hub_of(entity: type[Entity[list[str]]]) -> Hub:
 
 volatile, durable = hub_of(Volatile), hub_of(Durable)
 hub = volatile
+release_here: ContextVar[type[Any]] = ContextVar("release_here")
 
 
 async def test_calls_that_their_callers_do_not_store_are_stored(memory: MemoryCluster) -> None:
@@ -173,3 +178,78 @@ async def test_arguments_that_do_not_fit_the_runner_s_release_are_refused(
     with pytest.raises(MalformedMessage, match="order") as refusal:
         await caller.client(Misfit)("a").pay(1)
     assert not refusal.value.possibly_executed
+
+
+class Asking(Entity[int], name="asking", shard_group="callers"):
+    """Calls a till from handlers, a durable one and its steps among them, as the release of its runner declares it."""
+
+    async def tell(self, till: str, text: str) -> int:
+        self.state += 1
+        return await current().tell(_till(till).note(text))
+
+    async def ask(self, till: str, text: str) -> int:
+        return await _till(till).note(text)
+
+    @handler(durable=True)
+    async def ask_in_a_step(self, till: str, text: str) -> int:
+        return await current().step("note", partial(self._note, till, text))
+
+    async def _note(self, till: str, text: str) -> int:
+        return await _till(till).note(text)
+
+
+class Led(Singleton[int], name="led", shard_group="callers"):
+    """Calls a till from its main loop."""
+
+    async def run(self) -> None:
+        await current().step("note", self._note)
+        await asyncio.Event().wait()
+
+    async def _note(self) -> int:
+        return await _till("led").note("led")
+
+
+def _till(entity_id: str) -> Volatile:
+    """Return a till as the release of the caller's runner declares it; to type checkers both look alike."""
+    declared: type[Volatile] = release_here.get()
+    return current().client(declared)(entity_id)
+
+
+@pytest.mark.parametrize(("callers", "owners"), [(Volatile, Durable), (Durable, Volatile)])
+async def test_entities_and_singletons_call_those_of_another_release(
+    memory: MemoryCluster, callers: type[Any], owners: type[Any]
+) -> None:
+    """Their asks, tells, steps and main loops are served as the release of the called entity's runner declares it."""
+    release_here.set(callers)
+    await memory.start_runner(hub=hub_of(owners), groups=("default",))
+    here = hub_of(callers)
+    here.register(Asking)
+    here.register(Led)
+    runner = await memory.start_runner(hub=here, groups=("callers",))
+    await memory.settled()
+    asking = runner.client(Asking)("x")
+    await asking.tell("a", "told")
+    await until(lambda: _lines(memory, "a") == ["told"])
+    assert await asking.ask("a", "asked") == 2
+    assert await asking.ask_in_a_step("a", "step") == 3
+    assert _lines(memory, "a") == ["told", "asked", "step"]
+    await until(lambda: _lines(memory, "led") == ["led"])
+
+
+def _lines(memory: MemoryCluster, entity_id: str) -> list[str]:
+    stored = memory.stored("till", entity_id)
+    return [] if stored is None else msgspec.msgpack.decode(stored.data, type=list[str])
+
+
+async def test_a_durable_stream_does_not_go_on_where_it_is_not_repeatable(memory: MemoryCluster) -> None:
+    """Its consumer gets an error that says that it has run, not its items once more."""
+    first = await memory.start_runner(hub=durable)
+    caller = await memory.client(hub=durable)
+    numbers = caller.client(Durable)("a").numbers(100_000)
+    assert [await anext(numbers) for _ in range(3)] == [0, 1, 2]
+    await memory.kill(first)
+    await memory.start_runner(hub=volatile)
+    with pytest.raises(MalformedMessage, match="not durable") as refusal:
+        async for _ in numbers:
+            pass
+    assert refusal.value.possibly_executed
