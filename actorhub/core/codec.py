@@ -77,6 +77,8 @@ class Codec(Generic[T]):
         try:
             value: T = self._decode_json(data)
         except BaseException as exc:
+            if (problem := _json_problem(data)) is not None:
+                raise MalformedMessage(f"{self.what}: {problem}") from exc
             raise _refusal(exc, self.what) from exc
         return value
 
@@ -143,6 +145,18 @@ def _refusal(error: BaseException, what: str) -> MalformedMessage:
     of the engine, or to the process.
     """
     return MalformedMessage(f"{what}: {text_of(error) if isinstance(error, _EXPECTED) else summary_of(error)}")
+
+
+def _json_problem(data: bytes) -> str | None:
+    """Return why `data` is not JSON at all: msgspec may complain of a type before it sees that."""
+    if not data.strip():
+        return "nothing was given: write it as JSON"
+    try:
+        msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        why = text_of(exc).removeprefix("JSON is malformed: ").replace("Input data was truncated", "it ends too early")
+        return f'this is not JSON ({why}): text and names stand in double quotes, as in "tea"'
+    return None
 
 
 def encode(value: object, what: str) -> bytes:

@@ -44,7 +44,7 @@ class Gateway:
         """Run one handler; cancelled with the RPC."""
         runner, spec = self._handler(request)
         if spec.stream:
-            raise MalformedMessage(f"{_what(spec)} is a stream: use Stream")
+            raise MalformedMessage(f"{_what(spec)} is a stream: use Stream, or `actorhub call ... --stream`")
         _check_at_once(request)
         return _encoded(request.encoding, spec, await _call(runner, spec, request))
 
@@ -62,7 +62,7 @@ class Gateway:
         """Run one streaming handler; gRPC's flow control holds it, the end of the RPC cancels it."""
         runner, spec = self._handler(request)
         if not spec.stream:
-            raise MalformedMessage(f"{_what(spec)} is not a stream: use Call")
+            raise MalformedMessage(f"{_what(spec)} is not a stream: use Call, or `actorhub call` without --stream")
         _check_at_once(request)
         target, arguments = _prepared(runner, spec, request)
         async with aclosing(StreamCall(target, spec, request.entity_id, arguments)) as call:

@@ -72,6 +72,29 @@ async def test_every_failure_is_typed_and_says_whether_a_handler_ran(ports: Port
     assert (await port.gateway.Call(_request("count"))).result == b"0"
 
 
+@pytest.mark.parametrize(
+    ("handler", "arguments", "text"),
+    [
+        ("process", b"", "orders.process: order: nothing was given: write it as JSON (it takes order as JSON)"),
+        ("process", b"{bad", "order: this is not JSON (JSON is malformed: "),
+        ("process", b"tea", '): text and names stand in double quotes, as in "tea" (it takes order as JSON)'),
+        ("process", b'{"sku":"tea"', "order: this is not JSON (it ends too early): "),
+        ("process", b'{"sku":"tea"}', "Object missing required field `quantity` (it takes order as JSON)"),
+        ("process", b"5", "Expected `object`, got `int` (it takes order as JSON)"),
+        ("add", b"", "orders.add: arguments: nothing was given: write it as JSON (it takes a JSON object with "),
+        ("add", b"[1]", "Expected `object`, got `array` (it takes a JSON object with "),
+    ],
+)
+async def test_arguments_that_are_not_right_are_refused_with_what_to_write(
+    ports: Ports, handler: str, arguments: bytes, text: str
+) -> None:
+    """Nothing at all, no JSON, and JSON of another shape: the text says which, and what the handler takes."""
+    port = await ports.open()
+    failure = (await port.gateway.Call(_request(handler, arguments))).failure
+    assert failure.kind == "MalformedMessage"
+    assert text in failure.message
+
+
 async def test_a_call_that_times_out_cancels_its_handler(ports: Ports) -> None:
     """The failure says that a handler may have run, and the handler is gone."""
     port = await ports.open()
@@ -108,8 +131,9 @@ async def test_a_stream_keeps_order_and_ends_with_its_failure(ports: Ports) -> N
     request = _request("watch", b'{"first":0,"last":1000}')
     items = [int(reply.result) async for reply in port.gateway.Stream(request)]
     assert items == list(range(1000))
-    failures = [reply.failure.kind async for reply in port.gateway.Stream(_request("count"))]
-    assert failures == ["MalformedMessage"]
+    failures = [reply.failure async for reply in port.gateway.Stream(_request("count"))]
+    assert [failure.kind for failure in failures] == ["MalformedMessage"]
+    assert "orders.count is not a stream: use Call, or `actorhub call` without --stream" in failures[0].message
 
 
 async def test_a_consumer_that_leaves_cancels_the_producer(ports: Ports) -> None:

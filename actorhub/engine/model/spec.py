@@ -99,8 +99,19 @@ class HandlerSpec:
             return ()
         if not text.strip() and len(self.defaults) == len(self.parameters):
             return copy.deepcopy(self.defaults)
-        value = self.named.decode_json(text)
+        try:
+            value = self.named.decode_json(text)
+        except MalformedMessage as error:
+            raise MalformedMessage(f"{error.message} (it takes {self._wanted()})") from error
         return (value,) if len(self.parameters) == 1 else tuple(getattr(value, name) for name in self.parameters)
+
+    def _wanted(self) -> str:
+        if len(self.parameters) == 1:
+            return f"{self.parameters[0]} as JSON"
+        least = len(self.parameters) - len(self.defaults)
+        return "a JSON object with " + ", ".join(
+            name if place < least else f"{name} (optional)" for place, name in enumerate(self.parameters)
+        )
 
     def _with_names(self, message: str) -> str:
         for number, name in enumerate(self.parameters):
