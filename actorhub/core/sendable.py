@@ -3,12 +3,21 @@
 import inspect
 import typing
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import msgspec.inspect
 
 from actorhub.core.type_hints import WHAT_TO_DO, UnknownName, resolved, type_name
+
+_MUTABLE: Final = (
+    msgspec.inspect.ListType,
+    msgspec.inspect.SetType,
+    msgspec.inspect.DictType,
+    msgspec.inspect.TypedDictType,
+    msgspec.inspect.ByteArrayType,
+)
+_CLASSES: Final = (msgspec.inspect.StructType, msgspec.inspect.DataclassType, msgspec.inspect.NamedTupleType)
 
 
 def check_sendable(type_: Any, what: str) -> None:
@@ -41,6 +50,8 @@ def check_sendable(type_: Any, what: str) -> None:
 def _remedy(problem: str) -> str:
     if "typing.Self" in problem:
         return "write the name of the class instead"
+    if "typing.No" in problem or "typing.Never" in problem:
+        return "write None: whatever is raised reaches the caller"
     if "ForwardRef" in problem:
         return "an alias of a type cannot contain itself: use a struct, which can"
     return "use types that msgspec can encode"
@@ -55,16 +66,49 @@ def _problems(info: object, seen: set[int]) -> Iterator[str]:
         cls = getattr(info, "cls", None)
         if isinstance(info, msgspec.inspect.CustomType) and cls is not object:
             yield f"{type_name(cls)} cannot be sent or stored: use types that msgspec can encode"
-        elif isinstance(cls, type) and (variables := _unbound(cls)):
+        elif variables := _unbound(cls):
+            generic: Any = typing.get_origin(cls) or cls
+            arguments = ", ".join("..." for _ in variables)
             yield (
-                f"{cls.__qualname__} is generic: write {cls.__name__}[{', '.join('...' for _ in variables)}] with the "
-                f"type of its {' and '.join(variables)}"
+                f"{generic.__qualname__} is generic: write {generic.__name__}[{arguments}] with the type of its "
+                f"{' and '.join(variables)}"
             )
+        elif (inner := _unhashable_part(info)) is not None:
+            yield f"values of {inner} cannot be in a set, nor be keys of a dict: use a list, or a type that is frozen"
         for name in info.__struct_fields__:
             yield from _problems(getattr(info, name), seen)
 
 
-def _unbound(cls: type) -> list[str]:
+def _unhashable_part(info: object) -> str | None:
+    """Return what the items of a set, or the keys of a dict, consist of, if they cannot be hashed."""
+    if isinstance(info, msgspec.inspect.SetType | msgspec.inspect.FrozenSetType):
+        return _unhashable(info.item_type, set())
+    return _unhashable(info.key_type, set()) if isinstance(info, msgspec.inspect.DictType) else None
+
+
+def _unhashable(info: msgspec.inspect.Type, seen: set[int]) -> str | None:
+    if id(info) in seen:
+        return None
+    seen.add(id(info))
+    if isinstance(info, _MUTABLE):
+        return type(info).__name__.removesuffix("Type").lower()
+    parts: tuple[msgspec.inspect.Type, ...] = ()
+    if isinstance(info, msgspec.inspect.TupleType):
+        parts = info.item_types
+    elif isinstance(info, msgspec.inspect.VarTupleType):
+        parts = (info.item_type,)
+    elif isinstance(info, _CLASSES):
+        cls: Any = typing.get_origin(info.cls) or info.cls
+        # A struct that can be changed has a `__hash__`, which raises.
+        config = getattr(cls, "__struct_config__", None)
+        is_mutable = config is not None and config.eq and not config.frozen and cls.__hash__ is msgspec.Struct.__hash__
+        if cls.__hash__ is None or is_mutable:
+            return str(cls.__qualname__)
+        parts = tuple(field.type for field in info.fields)
+    return next((found for part in parts if (found := _unhashable(part, seen)) is not None), None)
+
+
+def _unbound(cls: object) -> list[str]:
     """Return the type variables of a generic class that msgspec takes for `Any`: those without a bound."""
     variables: tuple[Any, ...] = getattr(cls, "__parameters__", ())
     return [variable.__name__ for variable in variables if getattr(variable, "__bound__", None) is None]
