@@ -13,7 +13,8 @@ from actorhub.client import Client, no_attribute
 from actorhub.cluster import SingletonT
 from actorhub.context import Current, E
 from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
-from actorhub.core.idempotency import primary_key_of
+from actorhub.core.arguments import check_headers, due_time, seconds_of
+from actorhub.core.idempotency import check_key, primary_key_of
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.entity import Declared
 
@@ -205,7 +206,14 @@ class RecordingClient(Client[D]):
         headers: Mapping[str, str] | msgspec.UnsetType = msgspec.UNSET,
         key: str | msgspec.UnsetType | None = msgspec.UNSET,
     ) -> Client[D]:
-        return RecordingClient(self._declared, self._key if key is msgspec.UNSET else key)
+        # Checked like those of a cluster, so that a test finds a wrong one.
+        if timeout is not msgspec.UNSET and timeout is not None:
+            seconds_of(timeout, "timeout")
+        if headers is not msgspec.UNSET:
+            check_headers(headers)
+        if key is msgspec.UNSET:
+            return RecordingClient(self._declared, self._key)
+        return RecordingClient(self._declared, None if key is None else check_key(key))
 
     @override
     def active(self) -> D:
@@ -247,8 +255,11 @@ class RecordedCall(AsyncIterator[Any]):
 
     def told(self, *, deliver_at: datetime | None, delay: timedelta | None, key: str | None) -> Told:
         """Return the record of telling it."""
-        if key is None:
-            key = self._key
+        if deliver_at is not None:
+            due_time(deliver_at)
+        if delay is not None:
+            seconds_of(delay, "delay")
+        key = self._key if key is None else check_key(key)
         if key is None and self._handler.durable:
             key = primary_key_of(self._arguments)
         return Told(

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import msgspec
 import pytest
@@ -357,6 +358,35 @@ async def test_mistakes_with_unhosted_instances_are_named() -> None:
         told_by(Audit())
     with pytest.raises(MalformedMessage, match="must not be empty"):
         unhosted(Audit(), entity_id="")
+
+
+async def test_wrong_values_are_refused_as_a_cluster_refuses_them() -> None:
+    """Times, headers and keys of what an unhosted handler tells."""
+    five: Any = 5
+
+    class Wrong(Entity):
+        async def act(self, place: str) -> None:
+            audit = current().client(Audit)
+            match place:
+                case "delay":
+                    await current().tell(audit("a").keep(Placed("o-1")), delay=five)
+                case "deliver_at":
+                    await current().tell(audit("a").keep(Placed("o-1")), deliver_at=five)
+                case "key":
+                    await current().tell(audit("a").keep(Placed("o-1")), key=five)
+                case "timeout":
+                    audit.options(timeout=five)
+                case _:
+                    audit.options(headers=five)
+
+    wrong = unhosted(Wrong())
+    for place in ("delay", "deliver_at", "timeout"):
+        with pytest.raises(TypeError, match=f"{place}=5 must be"):
+            await wrong.act(place)
+    for place in ("key", "headers"):
+        with pytest.raises(MalformedMessage, match=f"{place} must be"):
+            await wrong.act(place)
+    assert told_by(wrong) == []
 
 
 async def test_an_unhosted_instance_changes_nothing_for_hosted_ones() -> None:
