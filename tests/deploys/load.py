@@ -33,8 +33,8 @@ class Load:
         self._name = name
         self._round = 0
 
-    async def run(self, until: asyncio.Event) -> None:
-        while not until.is_set():
+    async def run(self) -> None:
+        while True:
             self._round += 1
             account: Any = self._client(f"a{self._round % ENTITIES}")
             op = f"{self._name}-{self._round}"
@@ -72,7 +72,10 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, until.set)
     async with shop.hub.connect(gateway=gateways) as cluster:
         say(kind="begun")
-        await Load(cluster, name).run(until)
+        async with asyncio.TaskGroup() as tasks:
+            load = tasks.create_task(Load(cluster, name).run())
+            await until.wait()
+            load.cancel()  # What it waits for is not acknowledged.
 
 
 if __name__ == "__main__":

@@ -109,6 +109,14 @@ async def states_of(database: asyncpg.Connection) -> dict[str, dict[str, Any]]:
     return {row["entity_id"]: msgspec.msgpack.decode(row["data"]) for row in rows}
 
 
+def is_allowed(error: dict[str, Any]) -> bool:
+    """Whether a caller may get the error while there are runners of both releases.
+
+    Those of the release before leave what is stored for a handler that is not durable there, so who asked times out.
+    """
+    return error["error"] in ALLOWED or (error["error"] == "CallTimeout" and error["op"].endswith("-becomes"))
+
+
 async def judged(database: asyncpg.Connection, lines: list[dict[str, Any]], waits: str = "") -> Counter[str]:
     """Check that each acknowledged call is in a state once, or a dead letter; return how the messages ended.
 
@@ -117,7 +125,7 @@ async def judged(database: asyncpg.Connection, lines: list[dict[str, Any]], wait
         lines: What the callers printed.
         waits: A handler whose messages may wait for another release.
     """
-    assert [line for line in lines if line["kind"] == "error" and line["error"] not in ALLOWED] == []
+    assert [line for line in lines if line["kind"] == "error" and not is_allowed(line)] == []
     states = await states_of(database)
     runs = {op: line["runs"] for state in states.values() for op, line in state["ops"].items()}
     # What a volatile handler of either release runs has no key: its callers may have asked twice.
@@ -169,6 +177,9 @@ async def test_the_next_release_takes_over_under_load(
             [letter] = await cluster.command(new[0], "dead-letters", "--handler", handler, "--limit", "1")
             shown = await cluster.command(new[0], "dead-letters", letter["message_id"])
             assert shown["arguments"], shown
+            assert (await cluster.command(new[0], "cancel", letter["message_id"]))["cancelled"]
+            assert (await cluster.command(new[0], "purge", "--handler", handler, "--yes"))["purged"] >= 0
+        assert await cluster.command(new[0], "dead-letters") == []
         for runner in new:
             await leave(runner)
     await database.close()
@@ -194,10 +205,8 @@ async def test_the_release_before_is_put_back_under_load(
         await leave(new.pop())
         await asyncio.sleep(seconds)
         lines = await cluster.hush()
-        # The release before leaves what was stored for a handler that is not durable in it, and who asked times out.
         waits = ["is_added", "becomes_durable"]
         await settled(database, but=waits)
-        lines = [line for line in lines if not (line["kind"] == "error" and line["op"].endswith("-becomes"))]
         assert (await judged(database, lines, waits="is_added"))["is_removed dead"] > 0
         answer = await cluster.command(old[0], "retry", "--all", "--handler", "is_removed")
         assert answer["retried"] > 0
