@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Iterable
+from types import CellType
 from typing import Any, Final
 
 from actorhub._options import HOOKS, mark_on
@@ -120,11 +121,18 @@ def _check_decorators(where: str, name: str, function: Callable[..., Any]) -> No
                     f"{where}: its decorator makes another kind of function of it: in the decorator, write the inner "
                     f"function as an `async def` with `{kind}`, as the method is one"
                 )
-    elif function.__name__ != name and function.__qualname__.endswith(f"<locals>.{function.__name__}"):
+    elif function.__name__ != name and any(_name_in(cell) == name for cell in function.__closure__ or ()):
         raise TypeError(
             f"{where} is the function {function.__qualname__}, so its decorator hides the method: in the decorator, "
             "put @functools.wraps(function) before the inner function"
         )
+
+
+def _name_in(cell: CellType) -> str | None:
+    try:
+        return getattr(cell.cell_contents, "__name__", None)
+    except ValueError:
+        return None  # not assigned yet
 
 
 def _check_signature(where: str, signature: inspect.Signature) -> None:

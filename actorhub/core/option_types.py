@@ -134,7 +134,7 @@ def _phrase(allowed: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_phrase(one) for one in arguments if one is not msgspec.UnsetType)
     if origin is Literal:
-        return " or ".join(map(repr, arguments))
+        return f"one of {', '.join(map(repr, arguments))}"
     if origin is tuple:
         bases = typing.get_args(arguments[0])
         return f"a tuple of subclasses of {bases[0].__name__}" if bases else f"a tuple of {arguments[0].__name__}"

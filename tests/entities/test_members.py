@@ -103,8 +103,8 @@ SINGLETON: Final[tuple[type, ...]] = (Singleton,)
     [
         (
             ENTITY,
-            lambda: {"pay": _hidden(_one)},
-            r"Wrong\.pay is the function _hidden\.<locals>\.inner.*functools\.wraps",
+            lambda: {"one": _hidden(_copy(_one))},
+            r"Wrong\.one is the function _hidden\.<locals>\.inner.*functools\.wraps",
         ),
         (ENTITY, lambda: {"pay": _blocking(_one)}, r"Wrong\.pay: its decorator .* `async def` with `await`"),
         (ENTITY, lambda: {"pay": _awaiting(_stream)}, r"Wrong\.pay: its decorator .* `async def` with `yield`"),
@@ -333,16 +333,23 @@ def test_decorators_that_let_the_method_be_seen_are_fine() -> None:
 
         PRICE = staticmethod(_sync)
 
+    def made() -> Any:  # noqa: ANN401
+        async def inner(self: object, number: int) -> int:
+            return number
+
+        return inner
+
     class Copied(Entity):
         first = _one
         second = first
+        third = made()
 
     handlers = Fine.__declaration__.spec.handlers
     assert [(name, spec.readonly, spec.parameters) for name, spec in handlers.items()] == [
         ("above", True, ("number",)),
         ("below", True, ("number",)),
     ]
-    assert sorted(Copied.__declaration__.spec.handlers) == ["first", "second"]
+    assert sorted(Copied.__declaration__.spec.handlers) == ["first", "second", "third"]
 
 
 class Stranger:
