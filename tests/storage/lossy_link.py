@@ -20,6 +20,8 @@ class LossyLink:
         self._open.set()
         self.lost = asyncio.Event()
         """Set once the answer was lost."""
+        self.requests = 0
+        """How often somebody has sent something: as many as there were round trips."""
         self.url = ""
 
     def lose_next_answer(self) -> None:
@@ -51,6 +53,7 @@ class LossyLink:
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
+            self.requests += 1
             writer.write(data)
         raise ConnectionResetError
 

@@ -9,13 +9,15 @@ import asyncpg
 import pytest
 
 from actorhub.conformance.checkpoints import noted, steps
-from actorhub.conformance.messages import message, stored
+from actorhub.conformance.messages import changed, message, run, stored
 from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, commit, lock_session, runner
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError, PersistenceError
+from actorhub.storage.message_ports import RunStart
 from actorhub.storage.postgres import PostgresStorage
 from actorhub.storage.postgres.connections import IDLE_LIMIT
 from tests.storage.conftest import PostgresWorld
+from tests.storage.lossy_link import LossyLink
 from tests.storage.waits import held, until_blocked
 
 _OURS = "select count(*) from pg_stat_activity where datname = current_database() and application_name ~ '^actorhub '"
@@ -79,6 +81,24 @@ async def test_no_more_connections_than_allowed_whatever_is_asked_at_once(
             for number in range(300):
                 await storage.commit_state(commit(f"e{number}", 1), "a")
     assert watch.most <= most
+
+
+async def test_the_first_request_of_each_kind_takes_one_round_trip(postgres_url: str) -> None:
+    """What a runner needs first is prepared on every connection before it is ready, so a Postgres far away costs little."""
+    async with LossyLink(postgres_url).served() as link:
+        storage = PostgresStorage(link.url, clock=SystemClock())
+        await storage.open()
+        await storage.take(SHARDS, runner("a"))
+        messages = storage.messages
+        before = link.requests
+        await messages.store(message(1), "a")
+        await messages.start_run(RunStart(1, SHARDS[0], 1, 1), "a")
+        await messages.commit_run(changed(run(message(1), 1)), "a")
+        await messages.deposit(message(2))
+        await storage.load_state("orders", "ada")
+        await storage.commit_state(commit("ada", 2), "a")
+        assert link.requests - before == 6
+        await storage.aclose()
 
 
 async def test_a_storage_at_rest_keeps_few_connections(postgres_world: PostgresWorld) -> None:
