@@ -84,7 +84,7 @@ async def test_no_more_connections_than_allowed_whatever_is_asked_at_once(
 
 
 async def test_the_first_request_of_each_kind_takes_one_round_trip(postgres_url: str) -> None:
-    """What a runner needs first is prepared on every connection before it is ready, so a Postgres far away costs little."""
+    """What a runner needs first is prepared before it is ready, so that a Postgres far away costs little."""
     async with LossyLink(postgres_url).served() as link:
         storage = PostgresStorage(link.url, clock=SystemClock())
         await storage.open()
