@@ -1,7 +1,7 @@
 """`current()`: what a running handler knows about itself, also in the code that it calls."""
 
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -24,6 +24,8 @@ from actorhub.entity import Entity
 from actorhub.key_value import KeyValue
 
 if TYPE_CHECKING:
+    import asyncio
+
     from asyncpg import Record
     from asyncpg.pool import PoolConnectionProxy
 
@@ -288,6 +290,24 @@ class Current:
             ValueError: `duration` is longer than a million days.
         """
         await services_of(self._run).waits.sleep(self._run, seconds_of(duration, "duration"), name)
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
+        """Run `work` in the background, beside the handlers, until it ends or this activation does.
+
+        The task belongs to the activation. It is cancelled before `on_deactivate`, which waits for it for at most a
+        second, and when the runner loses the shard. It does not keep the entity in memory; see `keep_alive`. If it
+        raises, that is logged and counted. It is not part of this run: `current()` and `save()` do not work in it, and
+        its calls have neither this run's deadline nor its chain. It must not change the state: let it call or tell its
+        entity.
+
+        Args:
+            work: A coroutine, such as `self._refresh()`.
+
+        Raises:
+            RuntimeError: The run is over, or the entity is leaving memory.
+            MailboxFull: The activation has 1,000 background tasks.
+        """
+        return services_of(self._run).background.spawn(self._run, work)
 
     def keep_alive(self, enabled: bool = True) -> None:
         """Keep this activation in memory even if it is idle.

@@ -128,10 +128,10 @@ class Host:
         self.activations = Activations(
             scheduler=self.scheduler,
             hooks=self._runs.hooks,
+            background=self._runs.background,
             leaders=self.singletons,
             storage=around.storage,
             supervisor=around.supervisor,
-            clock=around.clock,
             count_first=self._count_first,
             on_gone=self._on_gone,
         )
@@ -142,6 +142,7 @@ class Host:
             residency=self.residency,
             scheduler=self.scheduler,
             newcomers=self.newcomers,
+            background=self._runs.background,
         )
         self._drains = self._make_drains(around)
         self.delivery = self._make_delivery(around)
@@ -175,6 +176,7 @@ class Host:
             checkpoints=self._runs.checkpoints,
             waits=self._runs.waits,
             deferrals=self.deferrals,
+            background=self._runs.background,
             save_main_loop=self.singletons.save,
             run_scheduled=self.singletons.run_scheduled,
             loop=asyncio.get_running_loop(),

@@ -1,7 +1,7 @@
 """What `current()` returns in the handlers of an entity that no cluster hosts."""
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Final, Literal, NoReturn, TypeVar, cast
@@ -175,6 +175,11 @@ class UnhostedCurrent(Current):
     @override
     async def sleep(self, duration: timedelta, *, name: str | None = None) -> None:
         self._needs_cluster("current().sleep()")
+
+    @override
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> NoReturn:
+        work.close()
+        self._needs_cluster("current().spawn()")
 
     @override
     def keep_alive(self, enabled: bool = True) -> None:

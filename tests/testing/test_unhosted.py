@@ -273,6 +273,10 @@ async def sleep() -> None:
     await current().sleep(timedelta(seconds=1))
 
 
+async def spawn() -> None:
+    await current().spawn(asyncio.sleep(0))
+
+
 async def key_value() -> None:
     await current().kv.get("k")
 
@@ -295,6 +299,7 @@ async def ask_for_items() -> None:
         ),
         (deferred, r"needing: current\(\).deferred\(\) needs a cluster, .*: test it with MemoryCluster"),
         (sleep, r"current\(\).sleep\(\) needs a cluster"),
+        (spawn, r"current\(\).spawn\(\) needs a cluster"),
         (key_value, r"current\(\).kv needs a cluster"),
         (ask, r"audit.note was asked, and nobody hosts it: tell it, or test with MemoryCluster"),
         (ask_for_items, r"audit.watch was asked"),

@@ -11,7 +11,6 @@ from typing import Any, Final, Protocol
 
 from actorhub.core.backoff import Backoff
 from actorhub.core.carried import Carried
-from actorhub.core.clock import Clock
 from actorhub.core.codec import Codec
 from actorhub.core.errors import (
     ActorhubError,
@@ -36,6 +35,7 @@ from actorhub.engine.model.records import (
     Message,
     StateRecord,
 )
+from actorhub.engine.runs.background import BackgroundTasks
 from actorhub.engine.runs.failures import handler_failed, log_failure, takes_outcome
 from actorhub.engine.runs.hooks import Hooks, outside_tasks
 from actorhub.engine.runs.scheduler import Scheduler
@@ -102,10 +102,10 @@ class Activations:
         *,
         scheduler: Scheduler,
         hooks: Hooks,
+        background: BackgroundTasks,
         leaders: Leaders,
         storage: Storage,
         supervisor: Supervisor,
-        clock: Clock,
         count_first: Callable[[Cell], asyncio.Future[None] | None],
         on_gone: Callable[[Cell], None],
     ) -> None:
@@ -114,20 +114,21 @@ class Activations:
         Args:
             scheduler: Gives turns to what waits, once there is an instance.
             hooks: Runs code of the user.
+            background: Ends with the activation.
             leaders: See to singletons.
             storage: Has the states.
-            supervisor: Owns the tasks.
-            clock: Random pauses, and when an entity was last used.
+            supervisor: Owns the tasks. Its clock has the random pauses, and says when an entity was last used.
             count_first: Has the run of the first durable message in a mailbox counted; returns what to wait for before
                 asking again, `None` once user code may run.
             on_gone: Told of a cell that no longer has an instance; finds a place for its queue.
         """
         self._scheduler = scheduler
         self._hooks = hooks
+        self._background = background
         self._leaders = leaders
         self._storage = storage
         self._supervisor = supervisor
-        self._clock = clock
+        self._clock = supervisor.clock
         self._count_first = count_first
         self._on_gone = on_gone
         self._carrying: set[str] = set()
@@ -175,7 +176,7 @@ class Activations:
         if cell.is_singleton:
             work = self._deactivate_leader(cell)
             self._leaders.track_task(cell, self._supervisor.spawn(work, "passivate"))
-        elif spec.on_deactivate is not None:
+        elif spec.on_deactivate is not None or cell in self._background:
             _ = self._supervisor.spawn(self._deactivate(cell), "passivate")
         else:
             self._finish_passivation(cell)
@@ -194,6 +195,7 @@ class Activations:
                 if cell.is_singleton:
                     await self._leaders.lose(cell)
                 cell.instance = None
+                self._background.cancel(cell)
                 if attempt == _ATTEMPTS or isinstance(only_error_in(exc), _FINAL):
                     self._give_up(cell, exc)
                     return
@@ -323,11 +325,13 @@ class Activations:
         self._on_gone(cell)
 
     async def _deactivate_leader(self, cell: Cell) -> None:
+        await self._background.end(cell)
         await self._leaders.lose(cell)
         await self._deactivate(cell)
 
     async def _deactivate(self, cell: Cell) -> None:
         hook = cell.hosted_type.spec.on_deactivate
+        await self._background.end(cell)
         try:
             async with asyncio.timeout(_HOOK_LIMIT):
                 if hook is not None and cell.phase == PASSIVATING:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.model.records import Message
 from actorhub.engine.model.sharding import Sharding
+from actorhub.engine.runs.background import BackgroundTasks
 from actorhub.engine.runs.checkpoints import Checkpoints
 from actorhub.engine.runs.commits import Commits
 from actorhub.engine.runs.completion import Completion, Rebuilder
@@ -67,4 +68,5 @@ class RunParts:
             checkpoints=self.checkpoints, saving=self.saving, scheduler=scheduler, lookout=self.lookout
         )
         self.deferrals = Deferrals(storage.checkpoints, self.waits, self.lookout)
+        self.background = BackgroundTasks(scheduler=scheduler, supervisor=supervisor)
         self.hooks = Hooks(scheduler=scheduler, completion=self.completion, saving=self.saving, supervisor=supervisor)

@@ -8,6 +8,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import MailboxFull
 from actorhub.engine.model.records import ACTIVE, Cell, HostedShard, HostedType, Message
 from actorhub.engine.runs.activation import Activations
+from actorhub.engine.runs.background import BackgroundTasks
 from actorhub.engine.runs.newcomers import Newcomers
 from actorhub.engine.runs.scheduler import Scheduler
 
@@ -68,13 +69,21 @@ class Residents:
     """The cells in memory: makes them, within the cap, and forgets them."""
 
     def __init__(
-        self, *, most: int, activations: Activations, residency: Residency, scheduler: Scheduler, newcomers: Newcomers
+        self,
+        *,
+        most: int,
+        activations: Activations,
+        residency: Residency,
+        scheduler: Scheduler,
+        newcomers: Newcomers,
+        background: BackgroundTasks,
     ) -> None:
         self._most = most
         self._activations = activations
         self._residency = residency
         self._scheduler = scheduler
         self._newcomers = newcomers
+        self._background = background
         self._loop = asyncio.get_running_loop()
         self._idle: list[Cell] = []
         """Cells that became idle since newcomers were given places."""
@@ -141,6 +150,7 @@ class Residents:
     def forget(self, cell: Cell) -> None:
         """Forget a cell that has no instance; harmless for one that was forgotten before."""
         _unlist(cell)
+        self._background.cancel(cell)
         if cell in cell.shard.cells:
             cell.shard.cells.discard(cell)
             self._count_out()
@@ -148,6 +158,7 @@ class Residents:
     def kill(self, cell: Cell) -> None:
         """Forget a cell of a lost shard, whatever runs in it; the caller clears the shard's own set."""
         _unlist(cell)
+        self._background.cancel(cell)
         self._count_out()
         for producer in cell.streams or ():
             producer.stop()

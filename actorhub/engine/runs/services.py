@@ -11,6 +11,7 @@ import msgspec
 from actorhub.engine.model.event_loop import check_loop
 from actorhub.engine.model.records import RunKind
 from actorhub.engine.model.run import Run, running
+from actorhub.engine.runs.background import BackgroundTasks
 from actorhub.engine.runs.checkpoints import Checkpoints
 from actorhub.engine.runs.deferred import Deferrals
 from actorhub.engine.runs.saving import Saving, one_save_at_a_time
@@ -25,6 +26,7 @@ class RunServices:
     checkpoints: Checkpoints
     waits: DurableWaits
     deferrals: Deferrals
+    background: BackgroundTasks
     save_main_loop: Callable[[Run, Any], Awaitable[None]]
     """Commits the state of a singleton in its `run`; the steps before it become history."""
     run_scheduled: Callable[[Run, Callable[[], Awaitable[Any]]], Awaitable[Any]]
