@@ -41,7 +41,7 @@ class Deferred(Generic[T]):
 
         The wait survives restarts: the next run of the message, or of the singleton's `run`, goes on waiting. A
         hand-over or a lost runner in the meantime does not count as a failed attempt. While a durable handler waits, it
-        keeps its entity's turn, so the entity's other messages wait as well.
+        keeps its entity's turn, so the entity's other messages wait as well, except those of readonly handlers.
 
         Args:
             timeout: How long to wait, by the database's clock, from the first run of the message that got here. A

@@ -278,7 +278,8 @@ class Current:
         """Sleep for `duration`, counted by the database's clock from the first run that got here.
 
         A restart or a hand-over in the meantime makes it neither shorter nor longer. A durable handler that sleeps
-        keeps its entity's turn. To wait for a long time, let it tell the entity something with `delay=` instead.
+        keeps its entity's turn; only readonly handlers run meanwhile. To wait for a long time, let it tell the entity
+        something with `delay=` instead.
 
         Args:
             duration: How long.

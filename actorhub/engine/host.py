@@ -447,6 +447,7 @@ class Host:
         # All cells are dead before the first message is sent on: it could come back to a cell of this very shard.
         self.delivery.on_revoked(shard)
         self.singletons.on_lost(shard)
+        self.scheduler.reading.on_lost(shard)
         held = [message for messages in shard.held.values() for message in messages]
         shard.held.clear()
         held += self.newcomers.take_of(shard)
@@ -475,6 +476,7 @@ class Host:
 
     def discard(self, cell: Cell) -> None:
         """End an activation at once; the next message makes a new one from what is stored."""
+        cell = self.scheduler.reading.entity_of(cell) or cell
         if cell.phase in (ACTIVE, CLOSING, PASSIVATING):
             cell.phase = DEAD
             for producer in cell.streams or ():

@@ -59,7 +59,7 @@ class Watcher(Entity[int], max_idle=timedelta(milliseconds=30)):
             try:
                 await gates["task"].pass_through()
             except asyncio.CancelledError:
-                continue
+                continue  # on purpose
             return
 
     async def _count(self, client: "Client[Watcher]") -> None:

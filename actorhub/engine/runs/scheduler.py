@@ -30,6 +30,7 @@ from actorhub.engine.runs.draining import Draining
 from actorhub.engine.runs.interleaving import grant
 from actorhub.engine.runs.newcomers import Newcomers
 from actorhub.engine.runs.observing import Observer
+from actorhub.engine.runs.reading import Reading
 
 
 class RunMoved(RunnerUnavailable):
@@ -84,6 +85,7 @@ class Scheduler:
         """Runs whose handler awaits something, each with a carrier of its own."""
         self.holders: dict[Cell, Run] = {}
         """The suspended run that has the cell for itself: what calls back runs within it."""
+        self.reading = Reading()
         self.observer: Observer | None = None
         """Told of runs; `None` unless metrics or traces are wanted."""
         self.context = contextvars.copy_context()
@@ -101,6 +103,9 @@ class Scheduler:
             # It must not wait: the run that has the turn is the one that waits for this call.
             cell.nested += 1
             message.is_nested = True
+            self.start(message)
+        elif message.spec.readonly and (view := self.reading.admit(cell, self.holders.get(cell), message)) is not None:
+            message.cell = view
             self.start(message)
         elif not self._queue(cell, message):
             return
@@ -125,6 +130,17 @@ class Scheduler:
         """Note that a run which has its entity for itself is suspended, so that its entity can be called back."""
         if not run.message.is_nested and run.cell.load == EXCLUSIVE:
             self.holders[run.cell] = run
+
+    def start_reads(self, cell: Cell) -> None:
+        """Start the readonly messages in the mailbox of an entity whose run begins a durable wait."""
+        for message in [queued for queued in cell.queue or () if queued.spec.readonly]:
+            view = self.reading.admit(cell, self.holders.get(cell), message)
+            if view is not None:
+                self.dequeue(message)
+                message.cell = view
+                if message.kind == TELL:
+                    message.on_accepted()
+                self.start(message)
 
     def release(self, run: Run) -> None:
         """Note that a run is being ended: no other run starts within it."""
@@ -211,6 +227,9 @@ class Scheduler:
         if cell.queue is not None:
             self.pump(cell)
         if cell.phase == CLOSING:
+            if (entity := self.reading.entity_of(cell)) is not None:
+                self.reading.on_read(cell)
+                cell = entity
             self.passivate_if_idle(cell)
         elif self._waiting_entities and cell.is_idle:
             self._on_idle(cell)

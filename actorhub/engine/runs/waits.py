@@ -53,6 +53,7 @@ class DurableWaits:
             # A hand-over cuts short the runs that are in a wait when it begins. This one got here later.
             if run.cell.shard.draining:
                 self._scheduler.abandon(run.message, run_moved(run.message))
+            self._scheduler.start_reads(run.cell)
             yield
         finally:
             progress.waits -= 1
