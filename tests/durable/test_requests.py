@@ -2,10 +2,12 @@
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
-from actorhub import CallTimeout, Cluster, MessageCancelled, UnknownMessage
+from actorhub import CallTimeout, Cluster, HandlerFailed, MessageCancelled, UnknownMessage
+from actorhub.engine.durable.requests import MessageRequests
 from actorhub.testing import MemoryCluster
 from tests.durable.entities import Log, Narrow, hub, owner
 from tests.support.gates import failure, gates, outcomes, soon
@@ -178,3 +180,25 @@ async def test_a_reset_message_keeps_who_waits(cluster: Cluster) -> None:
     assert await cluster.reset(told)
     async with asyncio.timeout(3):
         assert await waiters == [1, 1, 1]
+
+
+async def test_a_runner_of_the_release_before_is_asked_until_the_run_is_over(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It refuses to cancel a message that runs; whoever owns it afterwards, or once it is over, decides."""
+    told = await cluster.tell(cluster.client(Log)("a").hold())
+    await gates["a"].came()
+    refusals: list[str] = []
+    wait = MessageRequests._until_not_running
+
+    async def refuse(self: MessageRequests, *arguments: Any) -> None:
+        refusals.append("it is running")
+        if len(refusals) < 3:
+            raise HandlerFailed("AlreadyProcessing", "try again later")
+        await wait(self, *arguments)
+
+    monkeypatch.setattr(MessageRequests, "_until_not_running", refuse)
+    async with asyncio.timeout(5):
+        assert await cluster.cancel(told)
+    assert isinstance(await failure(cluster.reply(told)), MessageCancelled)
+    assert len(refusals) == 3
