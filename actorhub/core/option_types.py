@@ -42,6 +42,7 @@ def check_types(where: str, allowed: Mapping[str, Any], values: Mapping[str, obj
 
     Raises:
         TypeError: One is of another type. The text names it, and says what to write.
+        ValueError: One is not among the words that its annotation lists.
     """
     for name, value in values.items():
         if not _fits(value, allowed[name]):
@@ -49,7 +50,8 @@ def check_types(where: str, allowed: Mapping[str, Any], values: Mapping[str, obj
             text = (
                 f"{prefix}{name}={shown(value)} must be {_phrase(allowed[name])}{_advice(name, value, allowed[name])}"
             )
-            raise TypeError(text)
+            is_word = typing.get_origin(allowed[name]) is Literal and isinstance(value, str)
+            raise (ValueError if is_word else TypeError)(text)
 
 
 def check_record(where: str, record: object) -> None:
