@@ -152,8 +152,8 @@ freed as (
     update message_key as k
     set key_hash = k.key_hash || int8send(k.message_id)
     from recorded, unnest($4::bigint[], $5::integer[]) as r (message_id, place)
-    join message as m on m.message_id = r.message_id
-    where recorded.dues[r.place] = 0 and k.key_hash = m.key_hash and k.message_id = m.message_id
+    join message as m on m.message_id = any (array[r.message_id])
+    where recorded.dues[r.place] = 0 and k.key_hash = any (array[m.key_hash]) and k.message_id = m.message_id
 )
 select recorded.dues from recorded;
 
@@ -293,14 +293,14 @@ select done.result from done;
 with taken as (
     select d.message_id
     from dead_letter as d
-    join message_key as k on k.key_hash = d.key_hash
+    join message_key as k on k.key_hash = any (array[d.key_hash])
     where d.message_id = any($1) and k.message_id <> d.message_id
 ),
 taken_back as (
     update message_key as k
     set key_hash = d.key_hash
     from dead_letter as d
-    where d.message_id = any($1) and k.key_hash = d.key_hash || int8send(d.message_id)
+    where d.message_id = any($1) and k.key_hash = any (array[d.key_hash || int8send(d.message_id)])
         and d.message_id not in (select t.message_id from taken as t)
 )
 select
@@ -431,7 +431,8 @@ gone as (
     returning q.message_id, q.key_hash
 ),
 freed as (
-    delete from message_key as k using gone where k.key_hash = gone.key_hash and k.message_id = gone.message_id
+    delete from message_key as k using gone
+    where k.key_hash = any (array[gone.key_hash]) and k.message_id = gone.message_id
 )
 select count(*) from expired;
 
