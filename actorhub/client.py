@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, NoReturn, TypeVar, cast
+from typing import Any, ClassVar, Final, Generic, Literal, NoReturn, TypeVar, cast
 
 import msgspec
 
@@ -98,19 +98,11 @@ class Client(Generic[E]):
             target = dataclasses.replace(target, headers=check_headers(headers))
         if key is not msgspec.UNSET:
             target = dataclasses.replace(target, key=None if key is None else check_key(key))
-        return Client(self._spec, target, self._make)
+        return type(self)(self._spec, target, self._make)
 
     def active(self) -> E:
         """Return a proxy for all resident entities of the type. Its calls can only be told; `tell` returns how many."""
         return self._make(dataclasses.replace(self._target, broadcast=True), "")
-
-    if not TYPE_CHECKING:  # a checker would take every name for an attribute of a client
-
-        def __getattr__(self, name: str) -> NoReturn:
-            if name.startswith("_") or name not in self._spec.handlers:
-                raise AttributeError(f"a client has no {name!r}", name=name)
-            text = f"{name} is a handler of one {self._spec.name}, not of the client: write client(id).{name}(...)"
-            raise AttributeError(text, name=name)
 
     def __repr__(self) -> str:
         return f"<client of {self._spec.name}>"
@@ -121,7 +113,6 @@ class _Proxy:
 
     __slots__ = ("_id", "_target")
 
-    _entity_type: ClassVar[str] = ""
     _handlers: ClassVar[Mapping[str, HandlerSpec]] = {}
 
     def __init__(self, target: CallTarget, entity_id: str) -> None:
@@ -132,19 +123,24 @@ class _Proxy:
     def _result_of(cls, handler: str) -> Codec[Any]:
         return cls._handlers[handler].result
 
-    @property
-    def state(self) -> NoReturn:
-        raise no_attribute(self._entity_type, self._handlers, "state")
-
-    @state.setter
-    def state(self, _value: object) -> NoReturn:
-        raise no_attribute(self._entity_type, self._handlers, "state")
-
-    def __getattr__(self, name: str) -> NoReturn:
-        raise no_attribute(self._entity_type, self._handlers, name)
-
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._id!r}>"
+
+
+class _OutOfReach:
+    """An attribute that a proxy or a client does not have although it looks as if it might: says what to do instead.
+
+    Descriptors cost nothing where `__getattr__` makes every attribute of a class slower, handlers included.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __get__(self, _owner: object, _class: type | None = None) -> NoReturn:
+        raise AttributeError(self._text)
+
+    def __set__(self, _owner: object, _value: object) -> NoReturn:
+        raise AttributeError(self._text)
 
 
 def no_attribute(entity_type: str, handlers: Mapping[str, HandlerSpec], name: str) -> AttributeError:
@@ -172,17 +168,30 @@ def result_of_call(function: Callable[..., Any]) -> Codec[Any] | None:
 
 
 def make_client(entity: type[E], target: CallTarget) -> Client[E]:
-    """Return a client for `entity`. It makes a class for the proxies, so callers keep the client."""
+    """Return a client for `entity`. It makes classes for the client and its proxies, so callers keep the client."""
     spec = entity.__declaration__.spec
-    return Client(spec, target, cast("Callable[[CallTarget, str], E]", _proxy_class(spec)))
+    make = cast("Callable[[CallTarget, str], E]", _proxy_class(spec))
+    return cast("type[Client[E]]", _client_class(spec))(spec, target, make)
+
+
+def _client_class(spec: EntitySpec) -> type[Client[Any]]:
+    """Return a class of clients that says of handlers that they need an id first."""
+    handlers = {
+        name: _OutOfReach(f"{name} is a handler of one {spec.name}, not of the client: write client(id).{name}(...)")
+        for name in spec.handlers
+        if not hasattr(Client, name)
+    }
+    return type(f"client of {spec.name}", (Client,), handlers)
 
 
 def _proxy_class(spec: EntitySpec) -> type[_Proxy]:
+    missing = [name for name in ("state", "save", *HOOKS) if name not in spec.handlers]
+    unreachable = {name: _OutOfReach(str(no_attribute(spec.name, spec.handlers, name))) for name in missing}
     methods = {name: _proxy_method(handler) for name, handler in spec.handlers.items()}
     return type(
         f"proxy of {spec.name}",
         (_Proxy,),
-        {"__slots__": (), "_entity_type": spec.name, "_handlers": spec.handlers, **methods},
+        {"__slots__": (), "_handlers": spec.handlers, **unreachable, **methods},
     )
 
 
