@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from actorhub import Entity, EntityError, Hub, MalformedMessage, Retry, handler
 from actorhub.core.errors import field_names
+from actorhub.ops.failures import failure_of
 from actorhub.testing import MemoryCluster
 from tests.support.gates import failure
 from tests.support.generated_types import Kind, Page, is_same, nested
@@ -74,6 +75,7 @@ async def test_what_is_accepted_arrives_equal_and_nonsense_does_not_run(data: st
         assert type(error) is _errors[0]
         assert field_names(type(error)) == ("it", "more")
         assert is_same([cast("Any", error).it, cast("Any", error).more], [value, [value, value]])
+        assert msgspec.json.decode(failure_of(error).fields_json).keys() == {"it", "more"}
         _seen.clear()
         for call in (entity.take(kind.nonsense, more=[]), entity.keep(kind.nonsense)):
             refused = await failure(call)
