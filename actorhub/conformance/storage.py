@@ -180,6 +180,17 @@ class OwnershipSuite:
             assert {live.info.runner.incarnation for live in both} == {"a", "b"}
             assert all(0 <= live.silent_for < PATIENCE_SECONDS for live in await storage.runners())
 
+    async def test_a_heartbeat_tells_the_store_s_time(self, world: StorageWorld) -> None:
+        """Each row says when it was read, later at each heartbeat, and never before a runner had started."""
+        storage = await world.storage()
+        async with lock_session(storage, "a") as session:
+            [before] = await session.heartbeat(runner("a"))
+            await asyncio.sleep(0.002)
+            [after] = await session.heartbeat(runner("a"))
+            [read] = await storage.runners()
+        assert before.started_at <= before.read_at < after.read_at <= read.read_at
+        assert after.read_at - before.read_at < PATIENCE_SECONDS
+
     async def test_a_heartbeat_changes_what_the_runner_says_of_itself(self, world: StorageWorld) -> None:
         """Draining and weight follow the latest heartbeat; the start of the runner stays."""
         storage = await world.storage()

@@ -4,12 +4,12 @@ The layout follows Twitter's Snowflake (2010). Unlike there, the time part is a 
 back, ids keep growing.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final, Self
 
 import msgspec
 
-from actorhub.core.clock import Clock
 from actorhub.core.errors import ConfigurationError
 
 EPOCH: Final = datetime(2025, 1, 1, tzinfo=UTC)
@@ -75,7 +75,7 @@ class SnowflakeGenerator:
 
     Args:
         machine: 0 to 1023. No other live generator may use the same one.
-        clock: Source of wall time.
+        now: Returns the time, in seconds since the Unix epoch.
 
     Raises:
         ConfigurationError: `machine` is out of range, or the clock is not between 2025 and 2094.
@@ -83,18 +83,18 @@ class SnowflakeGenerator:
 
     __slots__ = ("_machine_bits", "_ticks", "_time", "machine")
 
-    def __init__(self, machine: int, clock: Clock) -> None:
+    def __init__(self, machine: int, now: Callable[[], float]) -> None:
         if not 0 <= machine < MACHINES:
             raise ConfigurationError(f"machine id {machine} is out of range: use 0 to {MACHINES - 1}")
         self.machine = machine
         self._machine_bits = machine << _MACHINE_SHIFT
-        self._time = clock.time
-        now = self._time()
+        self._time = now
+        began = now()
         # One tick is one (millisecond, sequence) pair, so that adding one to the last sequence carries over.
-        self._ticks = (int((now - _EPOCH_SECONDS) * 1000 + _HALF_MICROSECOND) << _SEQUENCE_BITS) - 1
-        if now < _EPOCH_SECONDS or self._ticks >= _LIMIT >> 10:
+        self._ticks = (int((began - _EPOCH_SECONDS) * 1000 + _HALF_MICROSECOND) << _SEQUENCE_BITS) - 1
+        if began < _EPOCH_SECONDS or self._ticks >= _LIMIT >> 10:
             raise ConfigurationError(
-                f"the system clock is {now:.0f} s after 1970, outside the years 2025 to 2094: set it"
+                f"the system clock is {began:.0f} s after 1970, outside the years 2025 to 2094: set it"
             )
 
     def next_id(self) -> Snowflake:

@@ -91,6 +91,8 @@ class Surroundings:
     """Told of a shard for which the store refused a commit, so that its ownership is checked."""
     new_id: Callable[[], int]
     """Returns the id of a new message."""
+    server: ServerClock
+    """The store's clock."""
 
 
 class Host:
@@ -107,7 +109,7 @@ class Host:
         self._reroute = around.reroute
         self._mistrust = around.mistrust
         self.new_id = around.new_id
-        self.server = ServerClock(around.clock)
+        self.server = around.server
         self.draining = Draining(around.types)
         self.newcomers = Newcomers()
         self.scheduler = self._make_scheduler(around)

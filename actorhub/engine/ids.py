@@ -1,5 +1,6 @@
 """The ids that this process makes: snowflakes that contain the machine id that is leased to it."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
 
@@ -20,8 +21,17 @@ class ProcessIds:
     the store may have leased the machine id to somebody else by then.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, now: Callable[[], float] | None = None) -> None:
+        """Prepare.
+
+        Args:
+            clock: Its monotonic time is what leases are given in.
+            now: The time that goes into ids; by default the clock's. A runner's is the store's. Stored messages run in
+                the order of their ids, and what an entity tells on one runner must come before what it tells on its
+                next one, however far apart the clocks of the two machines are.
+        """
         self._clock = clock
+        self._now = now or clock.time
         self._generator: SnowflakeGenerator | None = None
         self.machine = -1
         """The machine id; -1 before one has been leased."""
@@ -48,7 +58,7 @@ class ProcessIds:
         if self._generator is None or self._generator.machine != self.machine:
             if self.machine < 0:
                 raise PersistenceError("no machine id has been leased to this process yet")
-            self._generator = SnowflakeGenerator(self.machine, self._clock)
+            self._generator = SnowflakeGenerator(self.machine, self._now)
         if self.leased_until < self._clock.monotonic():
             raise PersistenceError(
                 "the lease of this process's machine id ran out, because the store could not be reached"

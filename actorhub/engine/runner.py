@@ -28,6 +28,7 @@ from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.key_value_requests import KeyValueRequests
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
 from actorhub.engine.blocking import BlockedLoopWatch
+from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.host import Host, Surroundings
 from actorhub.engine.ids import MACHINE_LEASE, RENEW_MACHINE, ProcessIds
 from actorhub.engine.model.lease import Lease
@@ -111,7 +112,8 @@ class Runner:
         lease = Lease(clock)
         supervisor = Supervisor(clock)
         sharding = Sharding(specs)
-        self.ids = ProcessIds(clock)
+        self._server = ServerClock(clock)
+        self.ids = ProcessIds(clock, self._server.now)
         self.host = Host(
             Surroundings(
                 address=info.runner.address,
@@ -128,6 +130,7 @@ class Runner:
                 hosted_elsewhere=self._hosted_elsewhere,
                 mistrust=self._mistrust,
                 new_id=self.ids.new_id,
+                server=self._server,
             )
         )
         process = Process(
@@ -334,6 +337,10 @@ class Runner:
         for shard in shards:
             self.node.table.forget(shard, self.info.runner)
         self.node.peers.send_to_all(Owners([], list(shards)))
+
+    def observe_time(self, now: float) -> None:
+        """Take note of the store's time, which a heartbeat has brought."""
+        self._server.observe_time(now)
 
     def on_members_changed(self, runners: Sequence[LiveRunner]) -> None:
         """Link to the runners that are alive, tell the clients, and route what is parked."""

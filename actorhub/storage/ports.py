@@ -53,6 +53,8 @@ class LiveRunner(msgspec.Struct, frozen=True):
     """Seconds since its last heartbeat arrived."""
     started_at: float = 0.0
     """Seconds since the Unix epoch, by the store's clock."""
+    read_at: float = 0.0
+    """When the store was asked, by its clock, likewise."""
 
 
 class ShardRow(msgspec.Struct, frozen=True):

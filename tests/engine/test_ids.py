@@ -7,7 +7,8 @@ import pytest
 
 from actorhub import Entity, Hub
 from actorhub.core.errors import ConfigurationError
-from actorhub.testing import MemoryCluster, SteppedClock
+from actorhub.testing import MemoryCluster, SteppedClock, until
+from tests.support.parts import host_of
 
 
 class Echo(Entity):
@@ -44,5 +45,6 @@ async def test_calls_that_need_no_id_work_while_the_clock_is_out_of_range(
         with pytest.raises(ConfigurationError, match="2025 to 2094"):
             cluster.snowflake()
     clock.set(datetime(2026, 3, 1, tzinfo=UTC))
+    await until(lambda: host_of(runner).server.now() > clock.time() - 1, "a heartbeat has told the time")
     for cluster in (runner, client):
         assert cluster.snowflake().parts().timestamp.year == 2026

@@ -346,6 +346,8 @@ class Ownership:
         if session is None:
             return
         sent, rows = await session.heartbeat(self._info)
+        if rows:
+            self._host.observe_time(rows[0].read_at)
         if session is not self._holdings.session:
             # While the answer was on its way, the watchdog fenced this runner. An answer that comes too late must not
             # make the lease fresh again: the shards have been revoked, and the session has been given up.

@@ -60,6 +60,10 @@ class ShardHost(Protocol):
         """Have a drain that is under way end within `grace` seconds."""
         ...
 
+    def observe_time(self, now: float) -> None:
+        """Take note of the store's time, in seconds since the Unix epoch, from an answer that just arrived."""
+        ...
+
     def on_members_changed(self, runners: Sequence[LiveRunner]) -> None:
         """Take note of the runners that are alive, this one included."""
         ...

@@ -196,8 +196,8 @@ class MemoryStore:
 
     def runners(self) -> Sequence[LiveRunner]:
         """Return every registered runner."""
-        now = self._clock.monotonic()
-        return [LiveRunner(row.info, now - row.heartbeat_at, row.started_at) for row in self._runners.values()]
+        now, read_at = self._clock.monotonic(), self._clock.time()
+        return [LiveRunner(row.info, now - row.heartbeat_at, row.started_at, read_at) for row in self._runners.values()]
 
     def remove_runner(self, incarnation: str) -> None:
         """Delete a runner's row."""

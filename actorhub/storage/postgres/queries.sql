@@ -20,6 +20,7 @@ select
     e.incarnation, e.address, e.weight, e.groups, e.entity_types, e.draining, e.version, e.slot,
     greatest(extract(epoch from clock_timestamp() - e.heartbeat_at), 0)::double precision as silent_for,
     extract(epoch from e.started_at)::double precision as started_at,
+    extract(epoch from clock_timestamp())::double precision as read_at,
     pg_backend_pid() as this_backend
 from everyone as e;
 
@@ -28,7 +29,8 @@ from everyone as e;
 select
     r.incarnation, r.address, r.weight, r.groups, r.entity_types, r.draining, r.version, r.slot,
     greatest(extract(epoch from clock_timestamp() - r.heartbeat_at), 0)::double precision as silent_for,
-    extract(epoch from r.started_at)::double precision as started_at
+    extract(epoch from r.started_at)::double precision as started_at,
+    extract(epoch from clock_timestamp())::double precision as read_at
 from runner as r;
 
 -- name: remove_runner

@@ -32,7 +32,7 @@ def _live_runner(row: asyncpg.Record) -> LiveRunner:
     info = msgspec.convert({**values, "runner": [runner.address, runner.incarnation]}, RunnerInfo)
     if not (math.isfinite(info.weight) and info.weight >= 0):
         raise ValueError(f"weight {info.weight}")
-    return LiveRunner(info, row["silent_for"], row["started_at"])
+    return LiveRunner(info, row["silent_for"], row["started_at"], row["read_at"])
 
 
 def shard_row(row: asyncpg.Record) -> ShardRow:
