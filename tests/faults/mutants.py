@@ -72,6 +72,14 @@ def _(patch: Patch) -> None:
     patch(Intake, "_store_message", broken)
 
 
+@mutant("what is stored does not go first")
+def _(patch: Patch) -> None:
+    def broken(self: Host) -> None:
+        """Let what arrives from new owners run at once."""
+
+    patch(Host, "on_new_senders", broken)
+
+
 @mutant("what a step asks has no key")
 def _(patch: Patch) -> None:
     def broken(self: StepRun, call: Message, payload: bytes, step: str = "") -> AskedMessage | None:

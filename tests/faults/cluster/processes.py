@@ -81,6 +81,11 @@ class RunnerProcess:
         return self._process is not None and self._process.poll() is None
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether its process is stopped, by itself or by somebody else."""
+        return self._process is not None and "\nState:\tT" in Path(f"/proc/{self._process.pid}/status").read_text()
+
+    @property
     def log(self) -> str:
         """What all its processes logged."""
         return "".join(path.read_text() for path in sorted(self._directory.glob(f"{self.name}.*.log")))

@@ -22,6 +22,8 @@ from tests.faults.durable.hub import DOOMED_RUNS, Book, Done, Order, Refused
 _TIMEOUTS: Final = (1.0, 4.0, 15.0)
 _REPLY_TIMEOUT: Final = timedelta(seconds=20)
 _BURST: Final = 5
+_EXPECTED: Final[dict[str, Expected]] = {"apply": "value", "die": "value", "freeze": "value", "refuse": "error"}
+"""How messages of a handler end; those of others as dead letters."""
 
 Deed: TypeAlias = Callable[["DurableSender", str], Coroutine[Any, Any, None]]
 
@@ -125,7 +127,9 @@ class DurableClients:
         return [entity for entity in self.entities if self._answered.get(entity, -1.0) <= since]
 
     def _sent(self, order: Order, entity: str, kind: Any, handler: str, key: str) -> Sent:  # noqa: ANN401 - a literal
-        expected: Expected = {"apply": "value", "refuse": "error", "doom": "dead"}.get(handler, "dead")  # type: ignore[assignment]
+        expected: Expected = {**dict.fromkeys(("apply", "die", "freeze"), "value"), "refuse": "error"}.get(
+            handler, "dead"
+        )  # type: ignore[assignment]
         attempts = DOOMED_RUNS if handler == "doom" else 100
         made = Sent(
             order.content, order.sender, entity, kind, time.monotonic(), key, expected=expected, attempts=attempts

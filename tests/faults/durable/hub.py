@@ -15,6 +15,8 @@ from typing import Final
 import msgspec
 
 from actorhub import Entity, EntityError, Hub, Retry, current, handler
+from actorhub.engine.model.run import Run
+from actorhub.engine.runs.scheduler import Scheduler
 from tests.faults import mutants
 
 WITNESS_TABLE: Final = """
@@ -62,6 +64,18 @@ notes = RunLog()
 def die_here() -> None:
     """End this process as power loss would."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_before_telling(number: signal.Signals) -> None:
+    """Send this process a signal when the next run has been committed, before anything that it told leaves."""
+    send_told = Scheduler.send_told
+
+    def stop(self: Scheduler, run: Run) -> None:
+        Scheduler.send_told = send_told  # type: ignore[method-assign]
+        os.kill(os.getpid(), number)
+        send_told(self, run)
+
+    Scheduler.send_told = stop  # type: ignore[method-assign]
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -142,6 +156,18 @@ class Book(Entity[Applications], name="book"):
         die_here()
         await asyncio.Event().wait()
         return Done(0, 0, 0)
+
+    @handler(durable=True, retry=_PATIENT)
+    async def die(self, order: Order) -> Done:
+        """Change the state and tell another entity; the process dies between the commit and the telling."""
+        stop_before_telling(signal.SIGKILL)
+        return await self._change(order)
+
+    @handler(durable=True, retry=_PATIENT)
+    async def freeze(self, order: Order) -> Done:
+        """Likewise, but the process stops there, and may go on later."""
+        stop_before_telling(signal.SIGSTOP)
+        return await self._change(order)
 
     @handler(readonly=True)
     async def size(self) -> int:

@@ -47,6 +47,41 @@ async def a_commit_that_never_arrives(processes: ClusterProcesses) -> Book:
         return await _ended(processes, clients)
 
 
+async def a_teller_that_dies(processes: ClusterProcesses) -> Book:
+    """A runner dies with what it has told committed and not sent; the teller goes on elsewhere."""
+    return await _stopped_teller(processes, "die", lambda victim: not victim.lives)
+
+
+async def a_teller_that_freezes(processes: ClusterProcesses) -> Book:
+    """A runner freezes at the same point, and sends what it has told when the next owner has told more."""
+    return await _stopped_teller(processes, "freeze", lambda victim: victim.is_stopped)
+
+
+async def _stopped_teller(processes: ClusterProcesses, how: str, is_stopped: Callable[[RunnerProcess], bool]) -> Book:
+    await processes.start()
+    await processes.balanced()
+    async with hub.connect(gateway=processes.gateways) as cluster:
+        clients = DurableClients(cluster, 20, random.Random(1))
+        victim = await _owner(processes, cluster)
+        places = {each: await processes.owner(str(cluster.shard_of(Books, each))) for each in clients.entities}
+        target = next(each for each, place in places.items() if place is not victim)
+
+        async def ask(handler: str = "apply") -> None:
+            sent = await clients.ask("e0", clients.order("ann", "e0", target=target), handler, timeout=20.0)
+            assert sent.outcome == "ok", sent
+
+        await ask()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(ask(how))
+            await until(lambda: is_stopped(victim), "the teller's runner has stopped", 10)
+        for _ in range(3):
+            await ask()
+        victim.thaw()
+        await ask()
+        await cluster.poll_storage()
+        return await _ended(processes, clients)
+
+
 @asynccontextmanager
 async def _pair(processes: ClusterProcesses) -> AsyncGenerator[tuple[Cluster, DurableClients], None]:
     """Run two runners and a client that got an answer."""

@@ -9,6 +9,8 @@ from tests.faults.durable.process_scenarios import (
     ProcessScenario,
     a_commit_that_arrives_after_the_takeover,
     a_commit_that_never_arrives,
+    a_teller_that_dies,
+    a_teller_that_freezes,
 )
 from tests.faults.durable.scenarios import (
     Scenario,
@@ -41,6 +43,7 @@ FOUND_BY: dict[str, tuple[Scenario, str]] = {
 FOUND_IN_PROCESSES: dict[str, tuple[ProcessScenario, str]] = {
     "the fence is off": (a_commit_that_arrives_after_the_takeover, "B: e0: 2 was committed at epoch"),
     "replies leave before their commit": (a_commit_that_never_arrives, "D: 2 was replied"),
+    "what is stored does not go first": (a_teller_that_dies, "G: "),
 }
 
 
@@ -64,6 +67,12 @@ async def test_each_defect_is_found(name: str, monkeypatch: pytest.MonkeyPatch) 
 async def test_the_product_passes_each_scenario_of_processes(name: str, durable_processes: ClusterProcesses) -> None:
     """Without a defect, real processes on a real Postgres break no promise on such ground."""
     found = durable_violations(await FOUND_IN_PROCESSES[name][0](durable_processes))
+    assert found == [], explained_violations(found)
+
+
+async def test_what_a_frozen_teller_left_is_not_overtaken(durable_processes: ClusterProcesses) -> None:
+    """Neither does it run a second time when the teller goes on."""
+    found = durable_violations(await a_teller_that_freezes(durable_processes))
     assert found == [], explained_violations(found)
 
 
