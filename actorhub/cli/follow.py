@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import msgspec
 
-from actorhub.cli.message_rows import message_line, message_row
+from actorhub.cli.message_rows import message_line, message_row, state_name
 from actorhub.cli.remote import ANSWER_SECONDS, ask
 from actorhub.core.config import Settings
 from actorhub.core.snowflake import EPOCH
@@ -32,7 +32,7 @@ _TIME_SHIFT: Final = 22
 _OPEN: Final = (pb.MESSAGE_STATE_PENDING, pb.MESSAGE_STATE_SCHEDULED)
 _TRANSIENT: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
-_Fingerprint = tuple[int, int, float, float]
+_Fingerprint = tuple[str, int, float, float, str, tuple[str, ...]]
 
 
 class Follower:
@@ -96,7 +96,12 @@ class Follower:
 
     def _note(self, message: pb.Message) -> bool:
         """Remember the message as it is now; return whether that is new."""
-        fingerprint = (message.state, message.attempts, message.deliver_at, message.finished_at)
+        # Not the times of the run: they are this process's reckoning of a moment, and differ a little each time.
+        waits = tuple(wait.name for wait in message.run.waits)
+        fingerprint = (
+            *(state_name(message), message.attempts, message.deliver_at, message.finished_at),
+            *(message.run.incarnation, waits),
+        )
         known = self._seen.get(message.message_id)
         self._seen[message.message_id] = fingerprint
         return known != fingerprint

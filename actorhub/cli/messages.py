@@ -9,7 +9,7 @@ import msgspec
 from actorhub.cli.commands import CommandFailed
 from actorhub.cli.filters import MessageId, filter_of, filter_options, is_empty, state_option
 from actorhub.cli.follow import Follower, follow
-from actorhub.cli.message_rows import message_record, message_row, message_text
+from actorhub.cli.message_rows import message_record, message_row, message_text, state_detail
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.output import json_option, show_rows
 from actorhub.cli.remote import ANSWER_SECONDS, CONNECTION_SETTINGS, ask
@@ -88,8 +88,11 @@ def _show_list(
                 return found, bool(token)
 
     found, more = ask(settings, question)
-    leave_out = ("shard", "expires_at", "state", "deliver_at") if only_dead else ("shard", "expires_at", "error")
-    show_rows([message_row(message) for message in found], as_json=as_json, leave_out=leave_out)
+    rows = [message_row(message) for message in found]
+    if not as_json and not only_dead:
+        rows = [{**row, "detail": state_detail(message)} for row, message in zip(rows, found, strict=True)]
+    leave_out = ("shard", "expires_at", "deliver_at", "max_attempts", "run", "state" if only_dead else "error")
+    show_rows(rows, as_json=as_json, leave_out=leave_out)
     if more:
         click.echo(
             f"there are more than these {limit}: raise --limit, or narrow the list with --type, --id and other filters",

@@ -12,7 +12,7 @@ from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops.cluster_view import ClusterView
 from actorhub.ops.health import health_report
 from actorhub.ops.local import LocalRunner, local_runner
-from actorhub.ops.messages import MessageAdmin
+from actorhub.ops.messages import MessageAdmin, check_ids
 from actorhub.ops.peer_admins import PeerAdmins
 from actorhub.ops.replies import rpc
 from actorhub.ops.singletons import SingletonAdmin, singleton_health
@@ -106,6 +106,12 @@ class Admin:
         return await self._messages().message(request.message_id)
 
     @rpc
+    async def GetRuns(self, request: pb.GetRunsRequest) -> pb.GetRunsReply:
+        """Return which durable messages run here."""
+        ids = check_ids(request.message_ids)
+        return pb.GetRunsReply(runs=self._runner().message_runs(ids, whole=request.whole))
+
+    @rpc
     async def ListDeadLetters(self, request: pb.ListMessagesRequest) -> pb.ListMessagesReply:
         """Return a page of dead letters."""
         return await self._messages().dead_letters(request)
@@ -152,7 +158,7 @@ class Admin:
         return ClusterView(self._runner(), self._peers)
 
     def _messages(self) -> MessageAdmin:
-        return MessageAdmin(self._runner())
+        return MessageAdmin(self._runner(), self._view())
 
     def _singletons(self) -> SingletonAdmin:
         return SingletonAdmin(self._runner())

@@ -1,7 +1,7 @@
 """The whole cluster as one runner sees it: the store's rows joined with what each live owner says about itself."""
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Final
 
@@ -135,6 +135,22 @@ class ClusterView:
                 return answered
         is_known = answered is not None or shard.incarnation in ("", self._runner.incarnation)
         return await self._not_resident(spec, entity_id, shard, is_known=is_known)
+
+    async def message_runs(self, ids: Collection[int], *, whole: bool) -> dict[int, pb.MessageRun]:
+        """Return how far those of the durable messages are that run, by id: whole with tokens, else as in lists.
+
+        What runs on a runner that does not answer, or is of a release that cannot, is missing.
+        """
+        live = await self._runner.storage.runners()
+        request = pb.GetRunsRequest(message_ids=ids, whole=whole)
+        answers = await self._peers.ask(self._others(live), lambda stub, data: stub.GetRuns(request, metadata=data))
+        best = self._runner.message_runs(ids, whole=whole)
+        for reply in answers.values():
+            for message_id, run in reply.runs.items() if reply is not None else ():
+                # A shard may move between two answers: then its next owner's counts.
+                if message_id not in best or run.epoch > best[message_id].epoch:
+                    best[message_id] = run
+        return best
 
     async def shards_here(self, *, group: str, after: ShardId | None, limit: int) -> list[pb.Shard]:
         """Return the first `limit` shards after `after` that this very runner owns, acquires or drains."""

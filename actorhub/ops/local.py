@@ -6,13 +6,15 @@ What metrics read stands in `reading`. Nothing else in `ops` looks inside a runn
 import asyncio
 import heapq
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Final
 
 from actorhub import _call as calls
 from actorhub.cluster import Cluster, cluster_here
 from actorhub.core.address import ShardId
 from actorhub.core.errors import ActorhubError, UnknownEntityType
+from actorhub.engine.model.durable_message import DurableMessage
+from actorhub.engine.model.progress import Wait
 from actorhub.engine.model.records import ACTIVATING, CLOSING, DEAD, PASSIVATING, Cell
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.runner import LinkAcceptor, Runner
@@ -21,6 +23,12 @@ from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 
 _STEPS: Final = 2000
 """Records that are visited before the event loop gets its turn."""
+
+_LISTED: Final = 2
+"""Steps, and waits, of a run that lists show: a page has a thousand runs."""
+_WHOLE: Final = 100
+_LONGEST_NAME: Final = 200
+"""Characters of the name of a step or wait."""
 
 _STATES: Final = {
     "owned": pb.SHARD_STATE_OWNED,
@@ -159,6 +167,13 @@ class LocalRunner:
         cell = hosted.cells.get(entity_id) if hosted is not None else None
         return self._entity(cell) if cell is not None else None
 
+    def message_runs(self, ids: Collection[int], *, whole: bool) -> dict[int, pb.MessageRun]:
+        """Return, of those durable messages that run here, how far each is; whole with tokens, else as in lists."""
+        if not self._runner.ownership.is_fresh():
+            return {}  # Others may have the shards by now, and run what this process believes to be running here.
+        running = self._runner.host.delivery.memory.running(frozenset(ids))
+        return {message.message_id: self._message_run(message, whole=whole) for message in running}
+
     async def _cells(self, shard: ShardId | None) -> AsyncIterator[Cell]:
         """Walk what is resident, shard by shard.
 
@@ -203,6 +218,37 @@ class LocalRunner:
             state_version=record.version if record is not None else 0,
             state_bytes=len(record.data) if record is not None else 0,
         )
+
+    def _message_run(self, message: DurableMessage, *, whole: bool) -> pb.MessageRun:
+        run = self._runner.host.carriers.run_of(message)
+        progress = run.progress if run is not None else None
+        most = _WHOLE if whole else _LISTED
+        # A sleep, and a wait's limit, is stored by a step, too; names that people give have no control characters.
+        steps = sorted(name for name in progress.under_way if name.isprintable()) if progress is not None else []
+        return pb.MessageRun(
+            attempt=message.attempts,
+            since=self._time_of(message.started_at),
+            runner=self.address,
+            incarnation=self.incarnation,
+            epoch=message.shard.epoch,
+            steps=[name[:_LONGEST_NAME] for name in steps[:most]],
+            waits=[self._wait(wait, whole=whole) for wait in progress.waits[:most]] if progress is not None else [],
+        )
+
+    def _wait(self, wait: Wait, *, whole: bool) -> pb.Wait:
+        deferral = wait.deferral
+        return pb.Wait(
+            kind=pb.WAIT_KIND_SLEEP if deferral is None else pb.WAIT_KIND_DEFERRED,
+            name=wait.name[:_LONGEST_NAME],
+            since=self._time_of(wait.since),
+            until=wait.until,
+            token=self._runner.host.deferrals.token(deferral) if whole and deferral is not None else "",
+        )
+
+    def _time_of(self, monotonic: float) -> float:
+        """Return a moment of this process in seconds since the Unix epoch."""
+        clock = self._runner.node.clock
+        return clock.time() - (clock.monotonic() - monotonic)
 
 
 def local_runner(acceptor: LinkAcceptor, specs: Mapping[str, EntitySpec]) -> LocalRunner:

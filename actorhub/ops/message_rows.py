@@ -63,9 +63,9 @@ def filter_of(wanted: pb.MessageFilter) -> MessageFilter:
     )
 
 
-def listed_message(row: MessageRow) -> pb.Message:
+def listed_message(row: MessageRow, specs: Mapping[str, EntitySpec]) -> pb.Message:
     """Return a message as lists show it: with its last error in one line."""
-    message = _message(row)
+    message = _message(row, _spec(row, specs))
     if row.history:
         last = row.history[-1]
         message.history.append(
@@ -81,9 +81,8 @@ def listed_message(row: MessageRow) -> pb.Message:
 
 def whole_message(row: MessageRow, specs: Mapping[str, EntitySpec]) -> pb.Message:
     """Return all that is known about a message, its arguments and value as JSON, too."""
-    entity = specs.get(row.entity_type)
-    spec = entity.handlers.get(row.handler) if entity is not None else None
-    message = _message(row)
+    spec = _spec(row, specs)
+    message = _message(row, spec)
     if row.body is not None:
         message.arguments = row.body
         message.arguments_json = _shortened(_arguments_json(spec, row.body))
@@ -95,7 +94,12 @@ def whole_message(row: MessageRow, specs: Mapping[str, EntitySpec]) -> pb.Messag
     return message
 
 
-def _message(row: MessageRow) -> pb.Message:
+def _spec(row: MessageRow, specs: Mapping[str, EntitySpec]) -> HandlerSpec | None:
+    entity = specs.get(row.entity_type)
+    return entity.handlers.get(row.handler) if entity is not None else None
+
+
+def _message(row: MessageRow, spec: HandlerSpec | None) -> pb.Message:
     return pb.Message(
         message_id=row.message_id,
         shard=str(row.shard),
@@ -109,6 +113,7 @@ def _message(row: MessageRow) -> pb.Message:
         deliver_at=row.deliver_at or None,
         finished_at=row.finished_at,
         expires_at=row.expires_at,
+        max_attempts=spec.retry.attempts if spec is not None else None,
     )
 
 

@@ -1,13 +1,14 @@
 """What operators do with durable messages: list, show, retry, purge, cancel. Any runner does it for the cluster."""
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 
 import msgspec
 
 from actorhub.core.errors import ActorhubError, MalformedMessage, UnknownMessage
 from actorhub.core.logger import get_logger
+from actorhub.ops.cluster_view import ClusterView
 from actorhub.ops.local import LocalRunner
 from actorhub.ops.message_rows import filter_of, listed_message, state_number, whole_message
 from actorhub.storage.message_ports import SMALLEST_ID, MessageFilter, MessageRow, MessageState
@@ -16,7 +17,7 @@ from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 LONGEST_PAGE: Final = 1000
 """Keeps a reply well within the smallest frame limit, however long ids and keys are."""
 _STEP: Final = 1000
-"""Messages that one statement changes."""
+"""Messages that one statement changes, or one request names."""
 _TOKEN: Final = re.compile(r"-?[0-9]{1,19}")
 _DEAD: Final = frozenset({MessageState.DEAD})
 
@@ -26,8 +27,9 @@ _log: Final = get_logger("actorhub.ops")
 class MessageAdmin:
     """Answers of one runner for the whole cluster. Every method raises `PersistenceError` when the store fails."""
 
-    def __init__(self, runner: LocalRunner) -> None:
+    def __init__(self, runner: LocalRunner, view: ClusterView) -> None:
         self._runner = runner
+        self._view = view
         self._store = runner.storage.messages
         self._cluster = runner.cluster
 
@@ -53,7 +55,9 @@ class MessageAdmin:
         Raises:
             UnknownMessage: nothing is known.
         """
-        return whole_message(await self._found(message_id), self._runner.specs)
+        message = whole_message(await self._found(message_id), self._runner.specs)
+        await self._add_runs([message], whole=True)
+        return message
 
     async def retry(self, request: pb.RetryRequest) -> pb.RetryReply:
         """Make messages run again: those that are named, or all dead letters that match a filter.
@@ -61,11 +65,9 @@ class MessageAdmin:
         Raises:
             MalformedMessage: neither or both are given, or too many ids.
         """
-        ids = list(dict.fromkeys(request.message_ids))
+        ids = check_ids(list(dict.fromkeys(request.message_ids)))
         if bool(ids) == request.HasField("filter"):
             raise MalformedMessage("retry takes message_ids, or a filter for dead letters (an empty one matches all)")
-        if len(ids) > _STEP:
-            raise MalformedMessage(f"retry takes at most {_STEP} message_ids at once, not {len(ids)}")
         if ids:
             reply = await self._retry_named(ids)
         else:
@@ -114,9 +116,17 @@ class MessageAdmin:
         limit = min(request.page_size or LONGEST_PAGE, LONGEST_PAGE)
         wanted = msgspec.structs.replace(wanted, after_id=_after(request.page_token), limit=limit + 1)
         rows = await self._store.messages(wanted)
-        page = [listed_message(await self._with_error(row)) for row in rows[:limit]]
+        page = [listed_message(await self._with_error(row), self._runner.specs) for row in rows[:limit]]
+        await self._add_runs(page, whole=False)
         token = str(page[-1].message_id) if len(rows) > limit else ""
         return pb.ListMessagesReply(messages=page, next_page_token=token, now=self._runner.time())
+
+    async def _add_runs(self, messages: Iterable[pb.Message], *, whole: bool) -> None:
+        """Tell of messages that run what only their runners know."""
+        pending = {message.message_id: message for message in messages if message.state == pb.MESSAGE_STATE_PENDING}
+        if pending:
+            for message_id, run in (await self._view.message_runs(pending, whole=whole)).items():
+                pending[message_id].run.CopyFrom(run)
 
     async def _with_error(self, row: MessageRow) -> MessageRow:
         """Return a dead letter with its history, which the store's lists leave out."""
@@ -184,6 +194,17 @@ _NOT_RETRIED: Final = {
     MessageState.CANCELLED: "it was cancelled",
     MessageState.DEAD: "it became a dead letter again",
 }
+
+
+def check_ids(ids: Sequence[int]) -> Sequence[int]:
+    """Return the ids that a request names.
+
+    Raises:
+        MalformedMessage: they are too many.
+    """
+    if len(ids) > _STEP:
+        raise MalformedMessage(f"give at most {_STEP} message_ids at once, not {len(ids)}")
+    return ids
 
 
 def _dead_letters(wanted: pb.MessageFilter) -> MessageFilter:

@@ -88,8 +88,54 @@ async def test_messages_are_listed_by_filters_and_shown_in_detail(processes: Pro
     assert (detail["reply"], detail["history"], detail["headers"]) == (None, [], {})
     assert msgspec.json.decode(await prompt.out("messages", booked, "--json"))["reply"] == {"value": 5}
     shown = await prompt.out("messages", later)
-    assert f"message     {later}\nstate       scheduled\nentity      accounts/ada\n" in shown
+    due = scheduled["deliver_at"]
+    assert f"message     {later}\nstate       scheduled\ndetail      due {due}\nentity      accounts/ada\n" in shown
     assert '{"amount":7,"text":"rent"}' in shown
+
+
+async def test_what_runs_waits_or_backs_off_is_told_apart(processes: Processes) -> None:
+    """Lists and details say since and until when, in which attempt and where; the token that is shown ends a wait."""
+    prompt = await _prompt(processes)
+    told = {
+        await prompt.out("tell", "accounts", name, *call): state
+        for name, state, *call in (
+            ("eve", "running", "hold"),
+            ("eve", "pending", "book", '{"amount":5}'),
+            ("ada", "waiting", "approved"),
+            ("bob", "waiting", "rested"),
+            ("dan", "backing off", "patient", '"x"'),
+            ("ada", "scheduled", "book", '{"amount":5}', "--in", "2h"),
+        )
+    }
+    rows = await prompt.rows("messages")
+    while {row["message_id"]: row["state"] for row in rows} != told:
+        await asyncio.sleep(0.05)
+        rows = await prompt.rows("messages")
+    held, queued, asking, resting, failing, later = told
+    assert [row["message_id"] for row in rows if row["run"] is None] == [queued, failing, later]
+    run = msgspec.json.decode(await prompt.out("messages", held, "--json"))["run"]
+    assert TIME.fullmatch(run.pop("since"))
+    assert run.pop("incarnation")
+    assert run == {"attempt": 1, "runner": prompt.runner.address, "steps": [], "waits": []}
+    (failed,) = [row for row in rows if row["message_id"] == failing]
+    assert (failed["attempts"], failed["max_attempts"]) == (1, 3)
+    where = f"attempt 1 of 5, on {prompt.runner.address}"
+    since, until = rf"since {TIME.pattern}", rf"until {TIME.pattern}"
+    for message_id, detail in (
+        (held, f"{since}, {where}"),
+        (asking, f"for deferred approval {since} {until}, {where}"),
+        (resting, f"for sleep night {since} {until}, {where}"),
+        (failing, f"{until}, then attempt 2 of 3"),
+    ):
+        shown = await prompt.out("messages", message_id)
+        assert re.search(rf"^state +{told[message_id]}\ndetail +{detail}$", shown, re.MULTILINE), shown
+    assert "│ waiting " in await prompt.out("messages", "--state", "pending")
+    (wait,) = msgspec.json.decode(await prompt.out("messages", asking, "--json"))["run"]["waits"]
+    assert (wait["kind"], wait["name"]) == ("deferred", "approval")
+    assert re.search(rf"^token +{wait['token']} of approval$", await prompt.out("messages", asking), re.MULTILINE)
+    await prompt.out("complete", wait["token"], "true")
+    assert await prompt.out("reply", asking) == "true"
+    await prompt.out("cancel", held, "--terminate")
 
 
 async def test_a_told_time_is_kept_with_its_zone(processes: Processes) -> None:

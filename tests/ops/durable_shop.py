@@ -72,6 +72,19 @@ class Accounts(Entity[Balance], name="accounts"):
         return "released"
 
     @handler(durable=True)
+    async def counted(self) -> str:
+        return await current().step("count", self.hold)
+
+    @handler(durable=True)
+    async def approved(self) -> bool:
+        return await current().deferred("approval", bool).wait(timeout=timedelta(hours=1))
+
+    @handler(durable=True)
+    async def rested(self) -> str:
+        await current().sleep(timedelta(hours=2), name="night")
+        return "rested"
+
+    @handler(durable=True)
     async def headers(self) -> dict[str, str]:
         return dict(current().headers)
 

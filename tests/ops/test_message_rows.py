@@ -73,4 +73,4 @@ def test_what_is_shown_is_bounded() -> None:
     failed = _row("patient", ["a"], history=[run] * 30)
     assert whole_message(failed, hub.specs).ByteSize() < 512 << 10
     assert whole_message(failed, hub.specs).history[-1].traceback.endswith(" the end")
-    assert listed_message(failed).ByteSize() < 1024
+    assert listed_message(failed, hub.specs).ByteSize() < 1024

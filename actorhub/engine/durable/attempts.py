@@ -54,6 +54,8 @@ class Attempts:
         """Return whether the message, which has its turn, runs now; else the turn is kept until it can, or ended."""
         if message.is_counted:
             message.place = Place.RUNNING
+            assert message.cell is not None
+            message.started_at = message.cell.last_used  # The carrier has just set it: no second look at the clock.
             self.redelivered += message.attempts > 1
             return True
         if message.place is not Place.MAILBOX:

@@ -65,6 +65,13 @@ class InMemory:
         """Return the shard's table; for a shard that was lost, an empty one that nobody else sees."""
         return self._tables.get(shard) or ShardTable()
 
+    def running(self, ids: frozenset[int]) -> Iterator[DurableMessage]:
+        """Yield those of the messages that run here."""
+        for table in self._tables.values():
+            for message_id in table.messages.keys() & ids:
+                if (message := table.messages[message_id]).is_running:
+                    yield message
+
     def on_granted(self, shards: Iterable[HostedShard]) -> None:
         """Begin a table for each shard, which has a backlog until a walk over it shows that it has none."""
         # The former owner's commits are over, so the store has everything that was acknowledged. This process knows

@@ -87,8 +87,7 @@ class Settlement:
         # Not the message's fault: it was cut short for a hand-over, the activation ended under it, or the mailbox was
         # full of other calls. It runs again as if it had not run, without a line in its history.
         cell = message.cell
-        is_running = message.is_counted and message.place is Place.RUNNING  # and not in the mailbox, counted
-        lost = isinstance(error, RunMoved) or (is_running and cell is not None and cell.phase == DEAD)
+        lost = isinstance(error, RunMoved) or (message.is_running and cell is not None and cell.phase == DEAD)
         if lost or (isinstance(error, MailboxFull) and not message.is_counted):
             self._memory.spill(message)
         elif not message.is_stored:

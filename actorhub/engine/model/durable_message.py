@@ -83,7 +83,7 @@ class DurableMessage(Message):
     """
 
     __slots__ = ("attempts", "changed", "due", "early", "events", "failure", "is_counted", "is_stored", "key", "place",
-                 "shard", "waiters")  # fmt: skip
+                 "shard", "started_at", "waiters")  # fmt: skip
 
     def __init__(
         self, events: RunEvents, shard: HostedShard, *, spec: HandlerSpec, entity_id: str, message_id: int
@@ -103,6 +103,8 @@ class DurableMessage(Message):
         """The store has confirmed that it holds the message; until then its insert is under way."""
         self.due = 0.0
         """Seconds since the Unix epoch, by the store's clock."""
+        self.started_at = 0.0
+        """Monotonic seconds at which its present run started, or its last one."""
         self.early = 0
         """How often the store answered that it was not due yet."""
         self.failure: ActorhubError | None = None
@@ -116,6 +118,11 @@ class DurableMessage(Message):
     def chains(self) -> Iterable[Sequence[str]]:
         """The chains of the calls that wait for its reply."""
         return (caller.chain for caller in self.waiters if caller.phase == SENT)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its handler is running, or the outcome of the run is on its way into the store."""
+        return self.is_counted and self.place is Place.RUNNING  # and not being settled without a run
 
     @property
     def is_cancelled(self) -> bool:

@@ -1,6 +1,21 @@
 """How far a run got: the checkpoints that it stored, and those under way."""
 
+import msgspec
+
+from actorhub.core.tokens import Deferral
 from actorhub.storage.checkpoint_ports import Scope
+
+
+class Wait(msgspec.Struct, frozen=True, eq=False):
+    """A durable wait that a run is in."""
+
+    name: str
+    since: float
+    """Monotonic seconds at which this run began it."""
+    until: float | None
+    """Seconds since the Unix epoch, by the store's clock, at which it is over; `None`: it has no limit."""
+    deferral: Deferral | None
+    """What it waits for; `None`: it sleeps."""
 
 
 class Progress:
@@ -15,8 +30,8 @@ class Progress:
         """Names of the steps that are running."""
         self.sleeps = 0
         """How many sleeps without a name began since the last `save`; the number is the name of such a sleep."""
-        self.waits = 0
-        """How many durable waits the run is in. During those it may be cut short: its next run goes on from there."""
+        self.waits: list[Wait] = []
+        """The durable waits that the run is in. During those it may be cut short: its next run goes on from there."""
         self.is_uncounted = False
         """This run stored a step or began a durable wait, so the store counts no attempts of the message."""
         self.is_unsure = False

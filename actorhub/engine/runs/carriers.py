@@ -100,6 +100,11 @@ class Carriers:
         self._tasks.add(task)
         task.add_done_callback(self._on_task_done)
 
+    def run_of(self, message: Message) -> Run | None:
+        """Return the run of a message whose handler awaits something; `None`: it does not."""
+        suspended = self._suspended.get(message)
+        return None if suspended is None else suspended[0]
+
     async def aclose(self) -> None:
         """Cancel every run and wait until all have ended, for at most 1 s: a handler may swallow its cancellation."""
         self._is_closed = True

@@ -73,7 +73,7 @@ class Deferrals:
         try:
             await wait.looked
             if not wait.outcome.done():
-                async with self._waits.waiting(run, progress):
+                async with self._waits.waiting(run, progress, name=deferral.name, until=due, deferral=deferral):
                     if due is not None and not await self._is_in_time(wait.outcome, due):
                         await self._time_out(run, progress, deferral, hashed)
                     await wait.outcome

@@ -65,7 +65,11 @@ class RunParts:
         self.checkpoints = Checkpoints(store=storage.checkpoints, saving=self.saving, max_message_bytes=size)
         self.lookout = Lookout(checkpoints=storage.checkpoints, messages=storage.messages, clock=supervisor.clock)
         self.waits = DurableWaits(
-            checkpoints=self.checkpoints, saving=self.saving, scheduler=scheduler, lookout=self.lookout
+            checkpoints=self.checkpoints,
+            saving=self.saving,
+            scheduler=scheduler,
+            lookout=self.lookout,
+            clock=supervisor.clock,
         )
         self.deferrals = Deferrals(storage.checkpoints, self.waits, self.lookout)
         self.background = BackgroundTasks(scheduler=scheduler, supervisor=supervisor)

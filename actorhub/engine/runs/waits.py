@@ -5,8 +5,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
+from actorhub.core.clock import Clock
+from actorhub.core.tokens import Deferral
 from actorhub.engine.model.durable_message import DurableMessage
-from actorhub.engine.model.progress import Progress
+from actorhub.engine.model.progress import Progress, Wait
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs.checkpoints import Checkpoints, Step, check_alive, check_name, restart_count
 from actorhub.engine.runs.lookout import Lookout
@@ -21,18 +23,30 @@ _SLEEP: Final = "sleep\t"
 class DurableWaits:
     """Lets runs wait. Being cut short meanwhile does not count as a failed attempt."""
 
-    def __init__(self, *, checkpoints: Checkpoints, saving: Saving, scheduler: Scheduler, lookout: Lookout) -> None:
+    def __init__(
+        self, *, checkpoints: Checkpoints, saving: Saving, scheduler: Scheduler, lookout: Lookout, clock: Clock
+    ) -> None:
         self._checkpoints = checkpoints
         self._saving = saving
         self._scheduler = scheduler
         self._lookout = lookout
+        self._monotonic = clock.monotonic
 
     @asynccontextmanager
-    async def waiting(self, run: Run, progress: Progress) -> AsyncGenerator[None, None]:
+    async def waiting(
+        self, run: Run, progress: Progress, *, name: str, until: float | None, deferral: Deferral | None = None
+    ) -> AsyncGenerator[None, None]:
         """Wait in the block for something that outlives this run.
 
         When the block ends by itself, the count of attempts restarts. A run that fails in it, for example at its
         timeout, counts as an attempt.
+
+        Args:
+            run: The run that waits.
+            progress: Its checkpoints.
+            name: Of the wait, for people.
+            until: When it is over, in seconds since the Unix epoch by the store's clock; `None`: it has no limit.
+            deferral: What it waits for; `None`: it sleeps.
         """
         check_alive(run)
         # Waiting for days means one run per deploy. So that those do not use up the attempts, the first wait of a run
@@ -48,7 +62,8 @@ class DurableWaits:
             # The handler swallowed the first one, and a second one will not come. One whose message was cancelled may
             # wait in its clean-up.
             raise asyncio.CancelledError
-        progress.waits += 1
+        wait = Wait(name, self._monotonic(), until, deferral)
+        progress.waits.append(wait)
         try:
             # A hand-over cuts short the runs that are in a wait when it begins. This one got here later.
             if run.cell.shard.draining:
@@ -56,7 +71,7 @@ class DurableWaits:
             self._scheduler.start_reads(run.cell)
             yield
         finally:
-            progress.waits -= 1
+            progress.waits.remove(wait)
         restart_count(run)
 
     async def sleep(self, run: Run, seconds: float, name: str | None) -> None:
@@ -64,12 +79,13 @@ class DurableWaits:
         progress = await self._checkpoints.progress_of(run)
         if name is None:
             progress.sleeps += 1
-            name = f"{progress.sleeps}"
+            name = shown = f"{progress.sleeps}"
         else:
-            name = f"\t{check_name(name)}"
+            shown = check_name(name)
+            name = f"\t{shown}"
         due = await self.end_of(run, f"{_SLEEP}{name}", seconds)
         if not await self._lookout.is_past(due):
-            async with self.waiting(run, progress):
+            async with self.waiting(run, progress, name=shown, until=due):
                 await self._lookout.alarm(due)
 
     async def end_of(self, run: Run, name: str, seconds: float) -> float:

@@ -89,9 +89,9 @@ class _MessageState:
 class _MessageStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     MESSAGE_STATE_PENDING: _MessageState.ValueType  # 0
-    """Waiting for its turn, or running."""
+    """Waiting for its turn, or running: then `run` is there."""
     MESSAGE_STATE_SCHEDULED: _MessageState.ValueType  # 1
-    """Not due yet, or waiting for its next attempt."""
+    """Not due yet, or, if there were attempts, waiting for the next one."""
     MESSAGE_STATE_DONE: _MessageState.ValueType  # 2
     """Its handler returned a value."""
     MESSAGE_STATE_FAILED: _MessageState.ValueType  # 3
@@ -103,9 +103,9 @@ class _MessageStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MessageS
 class MessageState(_MessageState, metaclass=_MessageStateEnumTypeWrapper): ...
 
 MESSAGE_STATE_PENDING: MessageState.ValueType  # 0
-"""Waiting for its turn, or running."""
+"""Waiting for its turn, or running: then `run` is there."""
 MESSAGE_STATE_SCHEDULED: MessageState.ValueType  # 1
-"""Not due yet, or waiting for its next attempt."""
+"""Not due yet, or, if there were attempts, waiting for the next one."""
 MESSAGE_STATE_DONE: MessageState.ValueType  # 2
 """Its handler returned a value."""
 MESSAGE_STATE_FAILED: MessageState.ValueType  # 3
@@ -114,6 +114,21 @@ MESSAGE_STATE_CANCELLED: MessageState.ValueType  # 4
 MESSAGE_STATE_DEAD: MessageState.ValueType  # 5
 """A dead letter: it failed for good."""
 Global___MessageState: _TypeAlias = MessageState  # noqa: Y015
+
+class _WaitKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAIT_KIND_DEFERRED: _WaitKind.ValueType  # 0
+    WAIT_KIND_SLEEP: _WaitKind.ValueType  # 1
+
+class WaitKind(_WaitKind, metaclass=_WaitKindEnumTypeWrapper): ...
+
+WAIT_KIND_DEFERRED: WaitKind.ValueType  # 0
+WAIT_KIND_SLEEP: WaitKind.ValueType  # 1
+Global___WaitKind: _TypeAlias = WaitKind  # noqa: Y015
 
 class _SingletonState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -790,6 +805,75 @@ class GetMessageRequest(_message.Message):
 Global___GetMessageRequest: _TypeAlias = GetMessageRequest  # noqa: Y015
 
 @_typing.final
+class GetRunsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGE_IDS_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    whole: _builtins.bool
+    """With the tokens of deferred values, and up to 100 steps and waits each; otherwise the first two."""
+    @_builtins.property
+    def message_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """At most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        message_ids: _abc.Iterable[_builtins.int] | None = ...,
+        whole: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message_ids", b"message_ids", "whole", b"whole"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRunsRequest: _TypeAlias = GetRunsRequest  # noqa: Y015
+
+@_typing.final
+class GetRunsReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RunsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        @_builtins.property
+        def value(self) -> Global___MessageRun: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: Global___MessageRun | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RUNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def runs(self) -> _containers.MessageMap[_builtins.int, Global___MessageRun]:
+        """Of those that run there, by the message's id."""
+
+    def __init__(
+        self,
+        *,
+        runs: _abc.Mapping[_builtins.int, Global___MessageRun] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["runs", b"runs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetRunsReply: _TypeAlias = GetRunsReply  # noqa: Y015
+
+@_typing.final
 class Message(_message.Message):
     """Times are seconds since the Unix epoch."""
 
@@ -833,6 +917,8 @@ class Message(_message.Message):
     REPLY_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     UNREADABLE_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     message_id: _builtins.int
     shard: _builtins.str
     """group:number"""
@@ -857,6 +943,8 @@ class Message(_message.Message):
     """
     unreadable: _builtins.str
     """What of it cannot be read, and is missing here; only if somebody other than actorhub wrote it."""
+    max_attempts: _builtins.int
+    """How many runs its handler's Retry allows; absent if the asked runner does not know the handler."""
     @_builtins.property
     def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -866,6 +954,10 @@ class Message(_message.Message):
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___FailedRun]:
         """Runs that failed, oldest first."""
+
+    @_builtins.property
+    def run(self) -> Global___MessageRun:
+        """Absent while it does not run, and if its runner did not answer in time or is of an earlier release."""
 
     def __init__(
         self,
@@ -888,10 +980,12 @@ class Message(_message.Message):
         reply: Global___MessageReply | None = ...,
         history: _abc.Iterable[Global___FailedRun] | None = ...,
         unreadable: _builtins.str = ...,
+        max_attempts: _builtins.int | None = ...,
+        run: Global___MessageRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "_deliver_at", b"_deliver_at", "_expires_at", b"_expires_at", "_finished_at", b"_finished_at", "_key", b"_key", "_reply", b"_reply", "arguments", b"arguments", "deliver_at", b"deliver_at", "expires_at", b"expires_at", "finished_at", b"finished_at", "key", b"key", "reply", b"reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "_deliver_at", b"_deliver_at", "_expires_at", b"_expires_at", "_finished_at", b"_finished_at", "_key", b"_key", "_max_attempts", b"_max_attempts", "_reply", b"_reply", "_run", b"_run", "arguments", b"arguments", "deliver_at", b"deliver_at", "expires_at", b"expires_at", "finished_at", b"finished_at", "key", b"key", "max_attempts", b"max_attempts", "reply", b"reply", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "_deliver_at", b"_deliver_at", "_expires_at", b"_expires_at", "_finished_at", b"_finished_at", "_key", b"_key", "_reply", b"_reply", "arguments", b"arguments", "arguments_json", b"arguments_json", "attempts", b"attempts", "created_at", b"created_at", "deliver_at", b"deliver_at", "entity_id", b"entity_id", "entity_type", b"entity_type", "expires_at", b"expires_at", "finished_at", b"finished_at", "handler", b"handler", "headers", b"headers", "history", b"history", "key", b"key", "message_id", b"message_id", "reply", b"reply", "shard", b"shard", "state", b"state", "unreadable", b"unreadable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_arguments", b"_arguments", "_deliver_at", b"_deliver_at", "_expires_at", b"_expires_at", "_finished_at", b"_finished_at", "_key", b"_key", "_max_attempts", b"_max_attempts", "_reply", b"_reply", "_run", b"_run", "arguments", b"arguments", "arguments_json", b"arguments_json", "attempts", b"attempts", "created_at", b"created_at", "deliver_at", b"deliver_at", "entity_id", b"entity_id", "entity_type", b"entity_type", "expires_at", b"expires_at", "finished_at", b"finished_at", "handler", b"handler", "headers", b"headers", "history", b"history", "key", b"key", "max_attempts", b"max_attempts", "message_id", b"message_id", "reply", b"reply", "run", b"run", "shard", b"shard", "state", b"state", "unreadable", b"unreadable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__arguments: _TypeAlias = _typing.Literal["arguments"]  # noqa: Y015
     _WhichOneofArgType__arguments: _TypeAlias = _typing.Literal["_arguments", b"_arguments"]  # noqa: Y015
@@ -903,8 +997,12 @@ class Message(_message.Message):
     _WhichOneofArgType__finished_at: _TypeAlias = _typing.Literal["_finished_at", b"_finished_at"]  # noqa: Y015
     _WhichOneofReturnType__key: _TypeAlias = _typing.Literal["key"]  # noqa: Y015
     _WhichOneofArgType__key: _TypeAlias = _typing.Literal["_key", b"_key"]  # noqa: Y015
+    _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
+    _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
     _WhichOneofReturnType__reply: _TypeAlias = _typing.Literal["reply"]  # noqa: Y015
     _WhichOneofArgType__reply: _TypeAlias = _typing.Literal["_reply", b"_reply"]  # noqa: Y015
+    _WhichOneofReturnType__run: _TypeAlias = _typing.Literal["run"]  # noqa: Y015
+    _WhichOneofArgType__run: _TypeAlias = _typing.Literal["_run", b"_run"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__arguments) -> _WhichOneofReturnType__arguments | None: ...
     @_typing.overload
@@ -916,9 +1014,98 @@ class Message(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__key) -> _WhichOneofReturnType__key | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reply) -> _WhichOneofReturnType__reply | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__run) -> _WhichOneofReturnType__run | None: ...
 
 Global___Message: _TypeAlias = Message  # noqa: Y015
+
+@_typing.final
+class MessageRun(_message.Message):
+    """A run that is under way. Times are by its runner's clock, unless another one is named."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    RUNNER_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    WAITS_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """The number of this run, as `current().attempt` has it."""
+    since: _builtins.float
+    runner: _builtins.str
+    """Address of the runner."""
+    incarnation: _builtins.str
+    epoch: _builtins.int
+    """Of the shard; of two runners that claim a run, that with the higher one is right."""
+    @_builtins.property
+    def steps(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the steps that are running."""
+
+    @_builtins.property
+    def waits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Wait]:
+        """If there is one, the run waits for it durably: it costs nothing, and goes on elsewhere if its runner is lost."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        since: _builtins.float = ...,
+        runner: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        epoch: _builtins.int = ...,
+        steps: _abc.Iterable[_builtins.str] | None = ...,
+        waits: _abc.Iterable[Global___Wait] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "epoch", b"epoch", "incarnation", b"incarnation", "runner", b"runner", "since", b"since", "steps", b"steps", "waits", b"waits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MessageRun: _TypeAlias = MessageRun  # noqa: Y015
+
+@_typing.final
+class Wait(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    kind: Global___WaitKind.ValueType
+    name: _builtins.str
+    """A sleep without a name has its number in the run."""
+    since: _builtins.float
+    """When this run began to wait; an earlier one may have waited for the same before."""
+    until: _builtins.float
+    """When it ends at the latest, by the store's clock; absent: never."""
+    token: _builtins.str
+    """With which a deferred value can be completed; empty in lists."""
+    def __init__(
+        self,
+        *,
+        kind: Global___WaitKind.ValueType = ...,
+        name: _builtins.str = ...,
+        since: _builtins.float = ...,
+        until: _builtins.float | None = ...,
+        token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_until", b"_until", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_until", b"_until", "kind", b"kind", "name", b"name", "since", b"since", "token", b"token", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__until: _TypeAlias = _typing.Literal["until"]  # noqa: Y015
+    _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until) -> _WhichOneofReturnType__until | None: ...
+
+Global___Wait: _TypeAlias = Wait  # noqa: Y015
 
 @_typing.final
 class MessageReply(_message.Message):

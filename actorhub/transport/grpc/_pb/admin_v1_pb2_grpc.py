@@ -74,6 +74,11 @@ class AdminStub:
                 request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetMessageRequest.SerializeToString,
                 response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.Message.FromString,
                 _registered_method=True)
+        self.GetRuns = channel.unary_unary(
+                '/actorhub.admin.v1.Admin/GetRuns',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetRunsRequest.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetRunsReply.FromString,
+                _registered_method=True)
         self.ListDeadLetters = channel.unary_unary(
                 '/actorhub.admin.v1.Admin/ListDeadLetters',
                 request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.ListMessagesRequest.SerializeToString,
@@ -164,6 +169,13 @@ class AdminServicer:
 
     def GetMessage(self, request, context):
         """All that is known about one message; NOT_FOUND if nothing is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetRuns(self, request, context):
+        """Which of the given messages run on the asked runner, and what they wait for. Runners ask each other.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,6 +279,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.GetMessage,
                     request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetMessageRequest.FromString,
                     response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.Message.SerializeToString,
+            ),
+            'GetRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetRuns,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetRunsRequest.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetRunsReply.SerializeToString,
             ),
             'ListDeadLetters': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeadLetters,
@@ -525,6 +542,33 @@ class Admin:
             '/actorhub.admin.v1.Admin/GetMessage',
             actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetMessageRequest.SerializeToString,
             actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.Message.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.admin.v1.Admin/GetRuns',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetRunsRequest.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_admin__v1__pb2.GetRunsReply.FromString,
             options,
             channel_credentials,
             insecure,

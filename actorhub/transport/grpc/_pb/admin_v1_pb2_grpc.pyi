@@ -26,6 +26,8 @@ class AdminStub:
     """Durable messages by id: those that have not ended, and those that have, until their retention is over."""
     GetMessage: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.GetMessageRequest, _admin_v1_pb2.Message]
     """All that is known about one message; NOT_FOUND if nothing is."""
+    GetRuns: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.GetRunsRequest, _admin_v1_pb2.GetRunsReply]
+    """Which of the given messages run on the asked runner, and what they wait for. Runners ask each other."""
     ListDeadLetters: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.ListMessagesRequest, _admin_v1_pb2.ListMessagesReply]
     """Messages that failed for good."""
     Retry: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.RetryRequest, _admin_v1_pb2.RetryReply]
@@ -101,6 +103,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_admin_v1_pb2.GetMessageRequest, _abc.Awaitable[_admin_v1_pb2.Message]],
     ) -> _abc.Awaitable[_admin_v1_pb2.Message]:
         """All that is known about one message; NOT_FOUND if nothing is."""
+
+    @_abc_1.abstractmethod
+    def GetRuns(
+        self,
+        request: _admin_v1_pb2.GetRunsRequest,
+        context: _aio.ServicerContext[_admin_v1_pb2.GetRunsRequest, _abc.Awaitable[_admin_v1_pb2.GetRunsReply]],
+    ) -> _abc.Awaitable[_admin_v1_pb2.GetRunsReply]:
+        """Which of the given messages run on the asked runner, and what they wait for. Runners ask each other."""
 
     @_abc_1.abstractmethod
     def ListDeadLetters(
