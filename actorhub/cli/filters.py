@@ -97,7 +97,11 @@ def is_empty(wanted: pb.MessageFilter) -> bool:
 
 
 state_option: Final = click.option(
-    "--state", "states", multiple=True, type=click.Choice(list(STATES)), help="Only messages in this state; repeatable."
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(list(STATES)),
+    help="Only messages that are stored in this state, pending also while they run or wait; repeatable.",
 )
 _OPTIONS: Final = (
     click.option("--type", "entity_type", default="", metavar="NAME", help="Only messages to this entity type."),
