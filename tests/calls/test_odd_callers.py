@@ -139,7 +139,7 @@ class Scene:
                 continue
             shown = whole_message(row, specs)
             assert message_text(shown)
-            assert message_line(listed_message(row), 0.0)
+            assert message_line(listed_message(row, specs), 0.0)
             assert msgspec.json.encode(message_record(shown))
             if row.reply is None and row.message_id % 3 == 0:
                 assert await self.client.cancel(row.message_id) in (True, False)
