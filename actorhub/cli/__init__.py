@@ -29,7 +29,11 @@ COMMANDS: Final = (
         "Retry dead letters, or messages that are waiting for their next attempt.",
     ),
     Command("purge", "actorhub.cli.repairs:purge", "Delete dead letters for good."),
-    Command("cancel", "actorhub.cli.repairs:cancel", "Cancel a message that is not running."),
+    Command(
+        "cancel",
+        "actorhub.cli.repairs:cancel",
+        "Cancel a message: one that waits, that runs, or that is a dead letter.",
+    ),
     Command("complete", "actorhub.cli.deferred:complete", "Complete the deferred value of TOKEN."),
     Command("fail", "actorhub.cli.deferred:fail", "Fail the deferred value of TOKEN."),
     Command("migrate", "actorhub.cli.migrate:migrate", "Bring the database schema up to date."),

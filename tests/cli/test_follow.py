@@ -52,6 +52,21 @@ async def test_new_and_changed_messages_are_printed_until_ctrl_c(processes: Proc
     assert follower.err == ""
 
 
+async def test_a_wait_is_printed_once_with_what_it_is_for(processes: Processes) -> None:
+    """A message that begins to wait has changed, and goes on waiting without another line."""
+    prompt = await _started(processes)
+    follower = _follow(prompt)
+    asking = await prompt.out("tell", "accounts", "ada", "approved")
+    await _until_lines(
+        follower, f"{asking} waiting accounts/ada.approved runner={prompt.runner.address} approval until"
+    )
+    later = await prompt.out("tell", "accounts", "bob", "book", '{"amount":1}')
+    await _until_lines(follower, f"{later} done")
+    await prompt.out("cancel", asking)
+    await _until_lines(follower, f"{asking} cancelled")
+    assert sum(_holds(line, f"{asking} waiting") for line in follower.out.splitlines()) == 1
+
+
 async def test_filters_choose_what_is_followed_and_json_is_one_object_per_line(processes: Processes) -> None:
     """A message that comes to match, such as one that becomes a dead letter, is printed then; others never."""
     prompt = await _started(processes)

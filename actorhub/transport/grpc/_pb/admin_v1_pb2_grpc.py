@@ -203,7 +203,7 @@ class AdminServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelMessage(self, request, context):
-        """Ends a message that is pending, scheduled, or a dead letter. FAILED_PRECONDITION while it is running.
+        """Ends a message that has not ended, or is a dead letter. DEADLINE_EXCEEDED if its end was not decided in time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

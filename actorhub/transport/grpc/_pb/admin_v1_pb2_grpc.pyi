@@ -35,7 +35,7 @@ class AdminStub:
     Purge: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.PurgeRequest, _admin_v1_pb2.PurgeReply]
     """Deletes dead letters for good; their keys become free."""
     CancelMessage: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.CancelMessageRequest, _admin_v1_pb2.CancelMessageReply]
-    """Ends a message that is pending, scheduled, or a dead letter. FAILED_PRECONDITION while it is running."""
+    """Ends a message that has not ended, or is a dead letter. DEADLINE_EXCEEDED if its end was not decided in time."""
     ListSingletons: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.ListSingletonsRequest, _admin_v1_pb2.ListSingletonsReply]
     """Singletons with their condition and their schedules, by name."""
     ListSchedules: _aio.UnaryUnaryMultiCallable[_admin_v1_pb2.ListSchedulesRequest, _admin_v1_pb2.ListSchedulesReply]
@@ -142,7 +142,7 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_v1_pb2.CancelMessageRequest,
         context: _aio.ServicerContext[_admin_v1_pb2.CancelMessageRequest, _abc.Awaitable[_admin_v1_pb2.CancelMessageReply]],
     ) -> _abc.Awaitable[_admin_v1_pb2.CancelMessageReply]:
-        """Ends a message that is pending, scheduled, or a dead letter. FAILED_PRECONDITION while it is running."""
+        """Ends a message that has not ended, or is a dead letter. DEADLINE_EXCEEDED if its end was not decided in time."""
 
     @_abc_1.abstractmethod
     def ListSingletons(

@@ -99,7 +99,7 @@ class GatewayServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Cancel(self, request, context):
-        """Ends a durable message that is not running: it will not run.
+        """Ends a durable message, be it waiting or running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

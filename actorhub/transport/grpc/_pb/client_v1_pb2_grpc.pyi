@@ -27,7 +27,7 @@ class GatewayStub:
     Reply: _aio.UnaryUnaryMultiCallable[_client_v1_pb2.ReplyRequest, _client_v1_pb2.CallReply]
     """Waits until a durable message has ended, and returns its result or its error."""
     Cancel: _aio.UnaryUnaryMultiCallable[_client_v1_pb2.CancelRequest, _client_v1_pb2.CancelReply]
-    """Ends a durable message that is not running: it will not run."""
+    """Ends a durable message, be it waiting or running."""
     Complete: _aio.UnaryUnaryMultiCallable[_client_v1_pb2.CompleteRequest, _client_v1_pb2.CompleteReply]
     """Gives a deferred value its outcome. Only the first one counts."""
 
@@ -72,7 +72,7 @@ class GatewayServicer(metaclass=_abc_1.ABCMeta):
         request: _client_v1_pb2.CancelRequest,
         context: _aio.ServicerContext[_client_v1_pb2.CancelRequest, _abc.Awaitable[_client_v1_pb2.CancelReply]],
     ) -> _abc.Awaitable[_client_v1_pb2.CancelReply]:
-        """Ends a durable message that is not running: it will not run."""
+        """Ends a durable message, be it waiting or running."""
 
     @_abc_1.abstractmethod
     def Complete(
