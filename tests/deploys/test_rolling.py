@@ -57,11 +57,11 @@ class Cluster:
         self._url = url
         self._callers: list[ActorhubProcess] = []
 
-    async def start(self, release: Release) -> ActorhubProcess:
+    async def start(self, release: Release, reference: str = SHOP) -> ActorhubProcess:
         """Start a runner, and wait until it serves."""
         self._processes.are_fresh = release.path != str(ROOT)
         flags = ("--database", self._url, "--grace", "3s")
-        return await self._processes.serve(*flags, reference=SHOP, **release.env)
+        return await self._processes.serve(*flags, reference=reference, **release.env)
 
     async def call(self, release: Release, gateways: Sequence[ActorhubProcess], name: str) -> None:
         """Start a caller, and wait for its first calls."""
@@ -215,3 +215,27 @@ async def test_the_release_before_is_put_back_under_load(
         assert (ended["is_removed dead"], ended["add done"] > 0) == (0, True), ended
         await leave(old[0])
     await database.close()
+
+
+async def test_what_the_release_before_runs_is_listed_as_pending(
+    releases: tuple[Release, Release], postgres_url: str, tmp_path: Path
+) -> None:
+    """A runner of the release before cannot say what waits on it, nor ask the others, and answers nevertheless."""
+    with Processes(tmp_path) as processes:
+        cluster = Cluster(processes, postgres_url)
+        old, new = [await cluster.start(release, "tests.ops.durable_shop:hub") for release in releases]
+        owners: dict[str, str] = {}
+        states: dict[str, set[str]] = {}
+        async with asyncio.timeout(60):
+            while sorted(Counter(owners.values()).values()) != [150, 150]:
+                owners = {row["shard"]: row["runner"] for row in await cluster.command(new, "shards")}
+            for number in range(8):
+                await cluster.command(new, "tell", "accounts", f"n-{number}", "rested")
+            while states.get(new.address) != {"waiting"}:
+                states = {}
+                for row in await cluster.command(new, "messages"):
+                    states.setdefault(owners[row["shard"]], set()).add(row["state"])
+        assert states == {new.address: {"waiting"}, old.address: {"pending"}}
+        assert {row["state"] for row in await cluster.command(old, "messages")} == {"pending"}
+        for runner in (old, new):
+            await leave(runner)
