@@ -1,13 +1,11 @@
-"""What a singleton's `run` and its schedules ask and tell is sent once, until a save makes it history."""
+"""What the steps of a singleton's `run`, and its schedules, ask and tell is sent once, until the next save."""
 
 import asyncio
-import logging
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from actorhub import Cluster, Hub, Singleton, cron, current
-from actorhub.engine.model.asked import MOST_EQUAL
 from actorhub.testing import MemoryCluster, until
 from tests.steps.bank import Bank, bank, paid
 from tests.steps.entities import Boss, body_saved, doing, hub, owner
@@ -30,12 +28,9 @@ async def two(memory: MemoryCluster) -> Cluster:
     return await memory.client()
 
 
-@pytest.mark.parametrize("in_a_step", [True, False])
 @pytest.mark.parametrize("how", ["kill", "stop"])
 @pytest.mark.parametrize("boundary", ["ask 0", "tell 0", "save 0", "ask 1"])
-async def test_the_next_leader_asks_for_nothing_twice(
-    memory: MemoryCluster, boundary: str, how: str, in_a_step: bool
-) -> None:
+async def test_the_next_leader_asks_for_nothing_twice(memory: MemoryCluster, boundary: str, how: str) -> None:
     """Each round of a loop that saves sends its messages once, wherever its leader ends; all rounds are equal."""
 
     async def stop_after(place: str) -> None:
@@ -48,10 +43,13 @@ async def test_the_next_leader_asks_for_nothing_twice(
         await stop_after(f"ask {number}")
         return reply
 
+    async def tip() -> None:
+        await current().tell(bank().pay("tip"))
+
     async def run(boss: Boss) -> None:
         while (number := len(boss.state)) < 3:
-            reply = await (current().step("ask", ask, number) if in_a_step else ask(number))
-            await current().tell(bank().pay("tip"))
+            reply = await current().step("ask", ask, number)
+            await current().step("tip", tip)
             await stop_after(f"tell {number}")
             await boss.save([*boss.state, f"reply {reply}"])
             await stop_after(f"save {number}")
@@ -70,8 +68,8 @@ async def test_a_run_that_failed_with_an_ask_s_error_makes_that_ask_again(
     """It is started again, with pauses; it would be of no use to give it the same error every time."""
 
     async def run(_: Boss) -> None:
-        await bank().pay("tax")
-        await bank().try_to_pay("rent")
+        await current().step("tax", bank().pay, "tax")
+        await current().step("rent", bank().try_to_pay, "rent")
 
     doing["boss"] = run
     await until(lambda: body_saved(memory).generation == 1, "the end of run")
@@ -79,28 +77,20 @@ async def test_a_run_that_failed_with_an_ask_s_error_makes_that_ask_again(
     assert len(gates["boss"].log) == 2
 
 
-async def test_a_run_that_never_saves_goes_on_asking(
-    memory: MemoryCluster, runner: Cluster, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Of equal messages the first few are taken for a repetition, not all that its former runs have ever sent."""
+async def test_outside_of_steps_a_run_gets_new_replies(memory: MemoryCluster, runner: Cluster) -> None:
+    """Nobody can tell the next round of a loop from a repetition of the last one."""
     replies: list[list[int]] = [[], []]
 
     async def run(_: Boss) -> None:
         mine = replies[len(gates["boss"].log) - 1]
-        for _round in range(MOST_EQUAL + 3):
+        for _round in range(3):
             mine.append(await bank().pay("rent"))
         if mine is replies[0]:
             raise RuntimeError("crashed")
 
     doing["boss"] = run
-    with caplog.at_level(logging.WARNING, "actorhub.asked"):
-        await until(lambda: body_saved(memory).generation == 1, "the end of run")
-    assert replies[0] == list(range(1, MOST_EQUAL + 4))
-    assert replies[1] == [*replies[0][:MOST_EQUAL], *range(MOST_EQUAL + 4, MOST_EQUAL + 7)]
-    warnings = [record.getMessage() for record in caplog.records if record.name == "actorhub.asked"]
-    assert len(warnings) == 2, "one for each run"
-    assert "boss.run(boss)" in warnings[0]
-    assert "call save() in each round" in warnings[0]
+    await until(lambda: body_saved(memory).generation == 1, "the end of run")
+    assert replies == [[1, 2, 3], [4, 5, 6]]
 
 
 async def test_a_fire_time_that_is_repeated_asks_once() -> None:

@@ -26,12 +26,6 @@ _log: Final = get_logger("actorhub.asked")
 
 MOST_DIFFERENT: Final = 10_000
 """Messages, equal ones aside, of which one run keeps account; further ones get no key."""
-MOST_EQUAL: Final = 10
-"""Equal messages outside of steps that a singleton's `run` sends between two saves; further ones get no key.
-
-A `run` that never saves may send the same forever. At the next leader it begins again, and what it sends there is for a
-part not a repetition, which nobody can tell. So only a few of them can be taken for one.
-"""
 
 _ENDS: Final = (EntityError, HandlerFailed, MalformedMessage, MessageCancelled)
 """The errors that are a durable message's reply; others say that it is not known, or that it was not accepted."""
@@ -42,17 +36,15 @@ _Twins: TypeAlias = tuple[str, str, str, str, bytes]
 class Asked:
     """The durable messages that a run sent in one scope: that of a message, or of a `run` between two saves."""
 
-    def __init__(self, scope: Sequence[str], *, what: str, is_loop: bool) -> None:
+    def __init__(self, scope: Sequence[str], what: str) -> None:
         """Prepare.
 
         Args:
             scope: Who may send the same messages again; see `run_key`.
             what: What runs, for the log.
-            is_loop: It is a singleton's `run`.
         """
         self.scope = scope
         self._what = what
-        self._is_loop = is_loop
         self._sent: dict[_Twins, int] = {}
         """The highest number that was given out."""
         self._free: dict[_Twins, list[int]] = {}
@@ -69,7 +61,7 @@ class Asked:
             number = heapq.heappop(free)
         else:
             sent = self._sent.get(twins, 0)
-            if (sent == 0 and len(self._sent) == MOST_DIFFERENT) or (sent == MOST_EQUAL and self._is_loop and not step):
+            if sent == 0 and len(self._sent) == MOST_DIFFERENT:
                 self._warn(f"{entity[0]}.{handler}")
                 return None
             number = self._sent[twins] = sent + 1
@@ -112,10 +104,10 @@ class Asked:
     def _warn(self, what: str) -> None:
         if not self._has_warned:
             self._has_warned = True
-            advice = "call save() in each round" if self._is_loop else "let it tell another handler to do the rest"
             _log.warning(
-                "%s sends so much (last to %s) that a repetition of the run would send a part of it again: %s",
-                *(self._what, what, advice),
+                "%s sends more than %d different messages (the last to %s), so a repetition of the run would send a "
+                "part of them again: let it tell another handler to do the rest, or save in between",
+                *(self._what, MOST_DIFFERENT, what),
             )
 
 

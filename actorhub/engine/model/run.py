@@ -104,20 +104,20 @@ class Run(msgspec.Struct, eq=False):
     def send_once(self, call: Message, payload: bytes, step: str = "") -> AskedMessage | None:
         """Return the account of a durable message that the run is about to send, so that it is sent once.
 
-        `None` if the run is not repeated, or has sent too much.
+        `None` if the run is not repeated, or has sent too much. A singleton's `run` repeats its steps only: what it
+        does outside of them it does anew, often in a loop, and gets new replies.
 
         Args:
             call: The message.
             payload: Hash of its arguments.
             step: The step that sends it.
         """
-        scope = _scope_of(self.message)
+        scope = _scope_of(self.message, step)
         if scope is None:
             return None
         asked = self.asked
         if asked is None or asked.scope != scope:
-            is_loop = self.message.run_kind is RunKind.MAIN_LOOP
-            asked = self.asked = Asked(scope, what=f"{self.what}({self.message.entity_id})", is_loop=is_loop)
+            asked = self.asked = Asked(scope, f"{self.what}({self.message.entity_id})")
         return asked.send(call.entity, call.spec.name, step=step, payload=payload)
 
     def end_part(self) -> None:
@@ -137,11 +137,11 @@ class Run(msgspec.Struct, eq=False):
         return self.message.what
 
 
-def _scope_of(message: Message) -> tuple[str, ...] | None:
+def _scope_of(message: Message, step: str) -> tuple[str, ...] | None:
     """Return what stays the same in each run of the message, and belongs to no other; `None` if there is one run."""
     if isinstance(message, DurableMessage):
         return (str(message.message_id),)
-    if message.run_kind is RunKind.MAIN_LOOP and message.progress is not None:
+    if step and message.run_kind is RunKind.MAIN_LOOP and message.progress is not None:
         return (*message.entity, str(message.progress.generation))
     return None
 
