@@ -7,11 +7,16 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.postgres_server import PostgresServer, PostgresTemplate
 from tests.support.processes import starter
 
 pytest_plugins = ("tests.support.alone", "tests.support.clusters")
+
+# How long one example takes says more about what else the machine does. Each test as a whole has a time limit.
+settings.register_profile("actorhub", deadline=None)
+settings.load_profile("actorhub")
 
 
 def pytest_collection_finish() -> None:

@@ -152,7 +152,7 @@ async def misbehave_in_memory(cases: Sequence[Case]) -> None:
             await memory.stop(host)
 
 
-_LOOSE: Final = settings(deadline=None, suppress_health_check=list(HealthCheck))
+_LOOSE: Final = settings(suppress_health_check=list(HealthCheck))
 
 
 @settings(_LOOSE, max_examples=20)

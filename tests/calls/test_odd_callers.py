@@ -176,7 +176,7 @@ async def in_memory(act: str, cases: Sequence[Case]) -> None:
 
 
 ACTS: Final = ("odd_calls", "odd_envelopes", "odd_rows")
-_LOOSE: Final = settings(deadline=None, suppress_health_check=list(HealthCheck))
+_LOOSE: Final = settings(suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.parametrize("act", ACTS)

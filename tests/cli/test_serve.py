@@ -114,10 +114,13 @@ async def test_a_second_signal_leaves_no_embedded_server_behind(open_directory: 
         runner = await commands.serve("--workers", workers, "--grace", "60s")
         other = await commands.serve()
         for process, is_last in ((runner, False), (other, True)):
-            _ = commands.start("call", "gate", process.address, "sleep", "60", "--admin", process.address)
+            # So many that this process, too, owns some of them.
+            for number in range(12):
+                entity_id = f"{process.address}/{number}"
+                _ = commands.start("call", "gate", entity_id, "sleep", "60", "--admin", process.address)
             await process.says("sleeps")
             process.signal(signal.SIGINT)
-            await process.says("leaving the cluster")
+            await process.says("a second one ends this process")
             process.signal(signal.SIGINT)
             assert await process.ended(deadline=5) == 130
             if not is_last:

@@ -103,6 +103,14 @@ async def settled(database: asyncpg.Connection, but: Sequence[str] = ()) -> None
             await asyncio.sleep(0.1)
 
 
+async def has_dead_letters(database: asyncpg.Connection, handler: str) -> None:
+    """Wait until a message of a handler that no runner has is a dead letter."""
+    query = "select count(*) from actorhub.messages where state = 'dead' and handler = $1"
+    async with asyncio.timeout(60):
+        while not await database.fetchval(query, handler):
+            await asyncio.sleep(0.1)
+
+
 async def states_of(database: asyncpg.Connection) -> dict[str, dict[str, Any]]:
     """Return the stored states by entity id."""
     rows = await database.fetch("select entity_id, data from actorhub.entity_state where entity_type = 'account'")
@@ -199,7 +207,8 @@ async def test_the_release_before_is_put_back_under_load(
             await cluster.call(release, [*old, *new], name)
         await asyncio.sleep(seconds)
         await leave(old.pop())
-        await asyncio.sleep(seconds + 3.0)  # What no runner has a handler for becomes a dead letter.
+        await asyncio.sleep(seconds)
+        await has_dead_letters(database, "is_removed")
         old.append(await cluster.start(before))
         await asyncio.sleep(seconds)
         await leave(new.pop())

@@ -18,7 +18,7 @@ from tests.support.generated_types import Kind, Page, is_same, nested
 
 _seen: list[Any] = []
 _errors: list[type[EntityError]] = []
-QUICK = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _declared(kind: Kind) -> type[Entity[Any]]:
@@ -84,7 +84,7 @@ async def test_what_is_accepted_arrives_equal_and_nonsense_does_not_run(data: st
         assert _seen == []
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data())
 def test_what_other_languages_send_as_json_arrives_equal(data: st.DataObject) -> None:
     """The gateway takes arguments by name, and returns results."""
@@ -120,7 +120,7 @@ _REFUSED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("text", _REFUSED)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_what_cannot_be_sent_is_refused_at_definition_wherever_it_is(text: str, data: st.DataObject) -> None:
     """The class statement fails, and names the type."""

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from actorhub.core.errors import ActorhubError
-from tests.faults.cluster.processes import COMMIT, LOCK, ClusterProcesses, RunnerProcess, until
+from tests.faults.cluster.processes import LOCK, WORK, ClusterProcesses, RunnerProcess, until
 from tests.faults.cluster.program import Register, Relay, hub
 
 
@@ -69,13 +69,13 @@ async def test_a_commit_that_a_frozen_runner_sent_is_refused(processes: ClusterP
         register = cluster.client(Register)
         await register("ada").apply(1, 0)
         victim = await owner_of(processes, "ada", str(cluster.shard_of(Register, "ada")))
-        victim.store.black_hole(COMMIT)
+        victim.store.black_hole(WORK)
         underway = tasks.create_task(outcome_of(register("ada").apply(2, 0)))
         await until(lambda: any(start.number == 2 for start in processes.starts()), "the handler runs")
         await until(lambda: victim.store.held_bytes > 0, "its commit is on the way")
         victim.freeze()
         assert await insist(lambda: register("ada").apply(3, 0), 10) == 2
-        victim.store.heal(COMMIT)
+        victim.store.heal(WORK)
         victim.thaw()
         error = await underway
         assert isinstance(error, ActorhubError)

@@ -46,7 +46,7 @@ clusters = st.lists(candidates, max_size=20, unique_by=lambda candidate: candida
 
 
 @given(clusters, st.integers(0, 400))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_shard_gets_one_eligible_runner_and_every_runner_its_fair_share(
     cluster: list[Candidate], shards: int
 ) -> None:
@@ -69,7 +69,6 @@ def test_every_shard_gets_one_eligible_runner_and_every_runner_its_fair_share(
 
 
 @given(clusters, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_the_order_of_the_input_changes_nothing(cluster: list[Candidate], chance: random.Random) -> None:
     """Runners that read the registry in different orders agree."""
     shuffled = cluster[:]
@@ -78,7 +77,6 @@ def test_the_order_of_the_input_changes_nothing(cluster: list[Candidate], chance
 
 
 @given(clusters)
-@settings(deadline=None)
 def test_runners_that_host_nothing_of_the_group_change_nothing(cluster: list[Candidate]) -> None:
     """A runner that drains, cannot host the group or is in another group counts as absent."""
     eligible = [candidate for candidate in cluster if candidate.hosts("default")]
@@ -142,7 +140,7 @@ def test_weights_are_respected_also_when_extreme() -> None:
 
 
 @given(count=st.integers(1, 60), shards=st.integers(0, 2000), hole=st.integers(0, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_runner_that_joins_takes_its_share_and_nothing_else_moves(count: int, shards: int, hole: int) -> None:
     """A new runner is the last one or fills the only hole, and a departure without holes is the reverse of a join."""
     complete = runners(count + 1)

@@ -1,8 +1,8 @@
 """Requests that any runner answers about itself, and outcomes of deferred values."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
@@ -83,9 +83,7 @@ class RunnerRequests:
             self._host.deferrals.on_completed([caller.body])
             caller.complete_waiting(b"")
         else:
-            _ = self._node.supervisor.spawn(
-                self._serve_answer(caller, self._complete(caller.body)), "complete a deferred value"
-            )
+            _ = self._node.supervisor.spawn(self._serve_completion(caller), "complete a deferred value")
 
     async def complete(self, outcome: DeferredOutcome) -> bool:
         """Store an outcome unless there is one already; return whether the stored outcome is this one.
@@ -111,9 +109,9 @@ class RunnerRequests:
             raise MalformedMessage(f"outcome of a deferred value: {exc}") from exc
         return await self.complete(outcome)
 
-    async def _serve_answer(self, caller: Message, work: Coroutine[Any, Any, bool]) -> None:
+    async def _serve_completion(self, caller: Message) -> None:
         try:
-            body = encode(await work)
+            body = encode(await self._complete(caller.body))
         except ActorhubError as error:
             caller.fail_waiting(error)
         else:

@@ -1,9 +1,9 @@
 """Requests about stored messages, rather than to entities: cancel, retry, find."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -61,23 +61,23 @@ class MessageRequests:
 
     def cancel(self, caller: Message, shard: HostedShard) -> None:
         """Cancel the message, and end its run if one is under way; the reply is whether it ended as cancelled."""
-        self._serve(caller, self._cancel(caller, shard))
+        self._serve(caller, partial(self._cancel, caller, shard))
 
     def retry(self, caller: Message, shard: HostedShard) -> None:
         """Make a dead letter, or a message that waits, due at once; the reply is whether there was such a message."""
-        self._serve(caller, self._retry(caller, shard))
+        self._serve(caller, partial(self._retry, caller, shard))
 
     def find(self, caller: Message) -> None:
         """Reply where the message belongs, or `nil` if it is unknown."""
-        self._serve(caller, self._find(caller))
+        self._serve(caller, partial(self._find, caller))
 
-    def _serve(self, caller: Message, work: Coroutine[Any, Any, object]) -> None:
+    def _serve(self, caller: Message, work: Callable[[], Awaitable[object]]) -> None:
         caller.phase = SENT
         _ = self._supervisor.spawn(self._answer(caller, work), "serve a request about a message")
 
-    async def _answer(self, caller: Message, work: Coroutine[Any, Any, object]) -> None:
+    async def _answer(self, caller: Message, work: Callable[[], Awaitable[object]]) -> None:
         try:
-            body = _encode(await work)
+            body = _encode(await work())
         except _SentOnError:
             return
         except ActorhubError as error:

@@ -105,7 +105,7 @@ class Run(msgspec.Struct, eq=False):
         """Return the account of a durable message that the run is about to send, so that it is sent once.
 
         `None` if the run is not repeated, or has sent too much. A singleton's `run` repeats its steps only: what it
-        does outside of them it does anew, often in a loop, and gets new replies.
+        does outside of them it does again, often in a loop, and gets new replies.
 
         Args:
             call: The message.

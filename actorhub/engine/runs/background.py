@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-from actorhub.core.errors import MailboxFull
+from actorhub.core.errors import MailboxFull, ShuttingDown
 from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of
 from actorhub.engine.model.records import DEAD, PASSIVATING, Cell
@@ -53,8 +53,14 @@ class BackgroundTasks:
             work.close()
             raise MailboxFull(f"{cell.address}: {MOST_TASKS} background tasks run, and that is the limit")
         name = f"background task of {run.spec.entity_type}"
-        task = self._supervisor.spawn(_named(work, cell), name, self._base.copy())
+        try:
+            task = self._supervisor.spawn(_named(work, cell), name, self._base.copy())
+        except ShuttingDown:
+            work.close()
+            raise
         task.add_done_callback(lambda ended: self._on_ended(cell, ended))
+        # One that is cancelled before its first step never starts `work`, which would then warn of that.
+        task.add_done_callback(lambda _: work.close())
         tasks.add(task)
         return task
 

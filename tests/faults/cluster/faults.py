@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tests.faults.cluster.processes import COMMIT, LOCK, ClusterProcesses, RunnerProcess
+from tests.faults.cluster.processes import LOCK, WORK, ClusterProcesses, RunnerProcess
 
 Injection: TypeAlias = Callable[["Faults"], Coroutine[Any, Any, str]]
 
@@ -101,11 +101,11 @@ async def _freeze(faults: Faults) -> str:
 
 async def _freeze_with_commits_under_way(faults: Faults) -> str:
     victim = faults.victim()
-    victim.store.black_hole(COMMIT)
+    victim.store.black_hole(WORK)
     await asyncio.sleep(0.3)
     victim.freeze()
     seconds = await faults.pause(5.0)
-    victim.store.heal(COMMIT)
+    victim.store.heal(WORK)
     victim.thaw()
     return f"{victim.name} for {seconds:.1f} s"
 
@@ -130,13 +130,13 @@ async def _end_commit_connections(faults: Faults) -> str:
 
 async def _cut_commit_connection(faults: Faults) -> str:
     victim = faults.victim()
-    victim.store.cut(COMMIT)
+    victim.store.cut(WORK)
     return f"{victim.name} for {await faults.pause(0.5):.1f} s"
 
 
 async def _hold_commits(faults: Faults) -> str:
     victim = faults.victim()
-    victim.store.black_hole(COMMIT)
+    victim.store.black_hole(WORK)
     return f"{victim.name} for {await faults.pause():.1f} s"
 
 

@@ -24,15 +24,8 @@ from tests.support.processes import ForkedProcess, launch
 from tests.support.starter import ROOT, Command
 
 START_SECONDS: Final = 30.0
-LOCK, COMMIT, LOAD, CONTROL, OWNERSHIP, OTHER = "lock", "commit", "load", "control", "ownership", "other"
-_STORE_MARKERS: Final = {
-    LOCK: b"actorhub lock",
-    COMMIT: b"actorhub commit",
-    LOAD: b"actorhub load",
-    CONTROL: b"actorhub control",
-    OWNERSHIP: b"actorhub ownership",
-    OTHER: b"actorhub ",
-}
+LOCK, WORK, OTHER = "lock", "work", "other"
+_STORE_MARKERS: Final = {LOCK: b"actorhub lock", WORK: b"actorhub work", OTHER: b"actorhub "}
 """Labels of connections to Postgres; the first that fits counts."""
 _PROGRAM: Final = "tests.faults.cluster.program"
 

@@ -4,9 +4,9 @@ import asyncio
 from typing import Final
 
 from tests.faults.cluster.faults import Faults, Injection
-from tests.faults.cluster.processes import COMMIT, LOCK, OTHER, RunnerProcess
+from tests.faults.cluster.processes import LOCK, OTHER, WORK, RunnerProcess
 
-_WRITES: Final = (COMMIT, OTHER)
+_WRITES: Final = (WORK, OTHER)
 """Labels of the connections over which messages are stored, runs counted and committed, and handlers write."""
 _SHORTEST: Final = 0.15
 

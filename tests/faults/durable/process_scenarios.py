@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TypeAlias
 
 from actorhub.cluster import Cluster
-from tests.faults.cluster.processes import COMMIT, OTHER, ClusterProcesses, RunnerProcess, until
+from tests.faults.cluster.processes import OTHER, WORK, ClusterProcesses, RunnerProcess, until
 from tests.faults.durable.clients import DurableClients
 from tests.faults.durable.history import Book, read_runs
 from tests.faults.durable.hub import Book as Books
@@ -29,7 +29,7 @@ async def a_commit_that_arrives_after_the_takeover(processes: ClusterProcesses) 
             victim.freeze()
             await processes.end_sessions(f"actorhub lock {victim.incarnation}")
             await _ran(processes, order, 2)
-            victim.store.heal(COMMIT)
+            victim.store.heal(WORK)
             victim.store.heal(OTHER)
         return await _ended(processes, clients)
 
@@ -110,7 +110,7 @@ async def _commit_is_held(processes: ClusterProcesses, victim: RunnerProcess, or
     """Wait until the message's handler is done and its commit is on a way that is blocked."""
     await _ran(processes, order, 1)
     before = victim.store.held_bytes
-    victim.store.black_hole(COMMIT)
+    victim.store.black_hole(WORK)
     victim.store.black_hole(OTHER)
     await until(lambda: victim.store.held_bytes > before, "its commit is on the way", 10)
 
