@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -10,7 +11,15 @@ from typing import Any, Final
 import msgspec
 
 from actorhub._members import handlers_of
-from actorhub._options import EntityOptions, HandlerOptions, SingletonOptions, crons_of, options_of
+from actorhub._options import (
+    EntityOptions,
+    HandlerOptions,
+    OptionsT,
+    SingletonOptions,
+    class_options,
+    crons_of,
+    options_of,
+)
 from actorhub._resolution import (
     OURS,
     DeclaredTypes,
@@ -29,7 +38,7 @@ from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
 from actorhub.core.retry import DEFAULT_RETRY
 from actorhub.core.texts import shown
-from actorhub.core.type_hints import Scope, UnknownName
+from actorhub.core.type_hints import ClassScope, UnknownName
 from actorhub.engine.model.spec import DEFAULT_CANCEL_GRACE, EntitySpec, HandlerSpec
 from actorhub.engine.singletons.cron_runs import cron_function
 
@@ -45,7 +54,7 @@ class Declaration:
         cls: type,
         options: EntityOptions | SingletonOptions,
         handlers: Mapping[str, Callable[..., Any]],
-        scope: Scope,
+        scope: ClassScope,
     ) -> None:
         self.cls = cls
         self.options = options
@@ -202,19 +211,26 @@ class Declaration:
         )
 
 
-def declare(cls: type, options: EntityOptions | SingletonOptions, scope: Scope) -> Declaration:
+def declare(cls: type, kind: type[OptionsT], given: Mapping[str, object], frame: types.FrameType | None) -> Declaration:
     """Check the class of an entity or singleton and return its declaration.
+
+    Args:
+        cls: The class.
+        kind: What options it has.
+        given: Those of its class statement by name; `UNSET`, or `None` for the name, where it gives none.
+        frame: Of the class statement: annotations can use names that exist only there.
 
     Raises:
         TypeError: The class is not valid. The text names what is wrong and says what to write instead.
     """
+    options = class_options(cls, kind, given)
     kinds = [
         base.__name__ for base in cls.__mro__ if base.__module__ in OURS and base.__name__ in ("Entity", "Singleton")
     ]
     if len(kinds) > 1:
         raise TypeError(f"{cls.__name__} is both an Entity and a Singleton: derive it from one of them")
     handlers = handlers_of(cls, options.hooks)
-    declaration = Declaration(cls, options, handlers, scope)
+    declaration = Declaration(cls, options, handlers, ClassScope(cls, frame))
     declaration.try_resolve()
     return declaration
 

@@ -25,6 +25,7 @@ from actorhub.core.errors import (
     UnknownEntityType,
 )
 from actorhub.core.snowflake import Snowflake
+from actorhub.core.texts import shown
 from actorhub.engine.anycast.runner_requests import DeferredOutcome
 from actorhub.engine.model.event_loop import check_loop
 from actorhub.engine.model.records import AwaitedMessage, Message
@@ -445,7 +446,7 @@ def _failure(error: object) -> ActorhubError:
     if isinstance(error, str):
         return DeferredFailed(error)
     if not isinstance(error, EntityError):
-        raise TypeError(f"fail takes an EntityError or a text, not {error!r:.80}")
+        raise TypeError(f"fail takes an EntityError or a text, not {shown(error)}")
     return error
 
 

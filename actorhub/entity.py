@@ -9,9 +9,8 @@ import msgspec
 from typing_extensions import TypeVar as TypeVarWithDefault
 
 from actorhub._declaration import Declaration, declare
-from actorhub._options import EntityOptions, HandlerOptions, attach_options, check_keywords, class_options
+from actorhub._options import EntityOptions, HandlerOptions, attach_options, check_keywords
 from actorhub.core.retry import Retry
-from actorhub.core.type_hints import Scope
 from actorhub.engine.runs.services import save_now
 
 S = TypeVarWithDefault("S", default=None)
@@ -99,10 +98,8 @@ class Entity(Declared[S]):
             "max_idle": max_idle,
             "shard_key": shard_key,
         }
-        options = class_options(cls, EntityOptions, given)
-        # Annotations can use names that exist only in the scope of the class statement.
-        scope = Scope(cls, sys._getframe(1))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        cls.__declaration__ = declare(cls, options, scope)
+        frame = sys._getframe(1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        cls.__declaration__ = declare(cls, EntityOptions, given, frame)
 
 
 def handler(

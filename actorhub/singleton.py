@@ -7,8 +7,7 @@ from typing import Never
 import msgspec
 
 from actorhub._declaration import declare
-from actorhub._options import SingletonOptions, check_keywords, class_options
-from actorhub.core.type_hints import Scope
+from actorhub._options import SingletonOptions, check_keywords
 from actorhub.entity import Declared, S
 
 
@@ -60,10 +59,8 @@ class Singleton(Declared[S]):
             "mailbox_capacity": mailbox_capacity,
             "state_ttl": state_ttl,
         }
-        options = class_options(cls, SingletonOptions, given)
-        # Annotations can use names that exist only in the scope of the class statement.
-        scope = Scope(cls, sys._getframe(1))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
-        cls.__declaration__ = declare(cls, options, scope)
+        frame = sys._getframe(1)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        cls.__declaration__ = declare(cls, SingletonOptions, given, frame)
 
     async def on_become_leader(self) -> None:
         """Called when this runner has become the leader: after `on_activate`, before `run` and the first handler.

@@ -13,7 +13,7 @@ from actorhub.core.fidelity import first_difference
 from actorhub.core.sendable import check_sendable
 from actorhub.core.type_hints import (
     Bases,
-    Scope,
+    ClassScope,
     UnknownName,
     bases_of,
     free_variables,
@@ -33,7 +33,7 @@ class ErrorFields:
     needed, which is at the latest when an error is made.
     """
 
-    def __init__(self, cls: type, scope: Scope) -> None:
+    def __init__(self, cls: type, scope: ClassScope) -> None:
         """Make the class a dataclass, and check what it declares.
 
         Raises:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, dataclass_transform
 
 from actorhub.core.error_fields import ErrorFields, fields_of
 from actorhub.core.texts import encodable
-from actorhub.core.type_hints import Scope
+from actorhub.core.type_hints import ClassScope
 
 
 class ActorhubError(Exception):
@@ -298,7 +298,7 @@ class EntityError(ActorhubError):
         for name in inspect.get_annotations(cls):
             if name in _RESERVED_FIELDS or name.startswith("_"):
                 raise TypeError(f"{cls.__name__}.{name}: a field of an EntityError cannot have this name: rename it")
-        ErrorFields(cls, Scope(cls, sys._getframe(1)))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
+        ErrorFields(cls, ClassScope(cls, sys._getframe(1)))  # noqa: SLF001 # pyright: ignore[reportPrivateUsage]
 
     if TYPE_CHECKING:
 

@@ -21,7 +21,7 @@ class UnknownName(TypeError):
     """An annotation contains a name that is not defined yet, or a type variable that subclasses are yet to set."""
 
 
-class Scope:
+class ClassScope:
     """The names around a class statement.
 
     Those of a function are looked up only when they are needed, so that a class can name one that is defined further

@@ -15,6 +15,7 @@ from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of
 
 T = TypeVar("T")
+ResultT = TypeVar("ResultT")
 
 _log = get_logger(__name__)
 
@@ -71,6 +72,28 @@ class Supervisor:
         task.add_done_callback(self._ended)
         return task
 
+    def spawn_within(
+        self,
+        around: Callable[[Coroutine[Any, Any, T]], Coroutine[Any, Any, ResultT]],
+        work: Coroutine[Any, Any, T],
+        name: str,
+        context: Context | None = None,
+    ) -> asyncio.Task[ResultT]:
+        """Spawn `around(work)`; `work` is closed if it does not begin.
+
+        Raises:
+            ShuttingDown: The supervisor is closed.
+        """
+        try:
+            task = self.spawn(around(work), name, context)
+        except ShuttingDown:
+            work.close()
+            raise
+        # A task that is cancelled before its first step never starts `work`, which would then warn that nobody awaited
+        # it. Closing a coroutine that has ended does nothing.
+        task.add_done_callback(lambda _: work.close())
+        return task
+
     def loop(
         self, name: str, factory: Callable[[], Coroutine[Any, Any, None]], backoff: Backoff | None = None
     ) -> asyncio.Task[None]:
@@ -90,14 +113,7 @@ class Supervisor:
             TimeoutError: The time is over. The text names the work.
             ShuttingDown: The supervisor is closed, or was closed during the wait.
         """
-        try:
-            task = self.spawn(_outcome(work), name)
-        except ShuttingDown:
-            work.close()
-            raise
-        # A task that is cancelled before its first step never starts `work`, which would then warn that nobody awaited
-        # it. Closing a coroutine that has ended does nothing.
-        task.add_done_callback(lambda _: work.close())
+        task = self.spawn_within(_outcome, work, name)
         try:
             await asyncio.wait((task,), timeout=max(0.0, seconds))
             # If the event loop was blocked for a while, the time is over, but the answer may have arrived as well, with

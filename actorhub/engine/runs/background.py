@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final, TypeVar
 
-from actorhub.core.errors import MailboxFull, ShuttingDown
+from actorhub.core.errors import MailboxFull
 from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of
 from actorhub.engine.model.records import DEAD, PASSIVATING, Cell
@@ -53,14 +54,8 @@ class BackgroundTasks:
             work.close()
             raise MailboxFull(f"{cell.address}: {MOST_TASKS} background tasks run, and that is the limit")
         name = f"background task of {run.spec.entity_type}"
-        try:
-            task = self._supervisor.spawn(_named(work, cell), name, self._base.copy())
-        except ShuttingDown:
-            work.close()
-            raise
+        task = self._supervisor.spawn_within(partial(_named, cell), work, name, self._base.copy())
         task.add_done_callback(lambda ended: self._on_ended(cell, ended))
-        # One that is cancelled before its first step never starts `work`, which would then warn of that.
-        task.add_done_callback(lambda _: work.close())
         tasks.add(task)
         return task
 
@@ -85,7 +80,7 @@ class BackgroundTasks:
             del self._tasks[cell]
 
 
-async def _named(work: Coroutine[Any, Any, T], cell: Cell) -> T:
+async def _named(cell: Cell, work: Coroutine[Any, Any, T]) -> T:
     try:
         return await work
     except (SystemExit, KeyboardInterrupt) as exc:
