@@ -139,7 +139,7 @@ class Call(Message):
         """Where it goes."""
         return self._target
 
-    async def tell(self, message_id: int, delivery: Durable | None = None) -> int:
+    async def tell(self, delivery: Durable | None = None) -> int:
         """Send it as a tell; return its message id once it is in a mailbox or, if durable, stored.
 
         If its key was used before, that is the id of the earlier message.
@@ -148,7 +148,7 @@ class Call(Message):
             ActorhubError: It was not accepted. `possibly_executed` tells whether it may run nevertheless.
         """
         node = self._target.node
-        self.begin_tell(message_id, delivery, leaves_now=True)
+        self.begin_tell(delivery, leaves_now=True)
         future = self._future = asyncio.get_running_loop().create_future()
         node.deadlines.add(self)
         try:
@@ -164,13 +164,14 @@ class Call(Message):
             node.deadlines.drop(self)
             if self._trace is not None:
                 self.trace_ended(_error_of(future))
-        return message_id if self.delivery is None else msgspec.msgpack.decode(body, type=int)
+        return self.message_id if self.delivery is None else msgspec.msgpack.decode(body, type=int)
 
-    def begin_tell(self, message_id: int, delivery: Durable | None = None, *, leaves_now: bool = False) -> None:
-        """Make it a tell. Since nobody waits for its run, it cannot be part of a cycle of calls."""
+    def begin_tell(self, delivery: Durable | None = None, *, leaves_now: bool = False) -> None:
+        """Make it a tell, with an id. Since nobody waits for its run, it cannot be part of a cycle of calls."""
         self.kind = TELL
-        self.message_id = message_id
         self.prepare(delivery, leaves_now=leaves_now)
+        if self.message_id == 0:
+            self.message_id = self._target.node.ids.new_id()
         self.trace_started()
         self.chain = ()
 
@@ -236,6 +237,7 @@ class Call(Message):
             self._target.node.tracing.call_ended(trace, error)
 
     def _make_durable(self, args: tuple[Any, ...], durable: Durable, run: Run | None) -> None:
+        self.message_id = self._target.node.ids.new_id()
         if durable.key is None:
             durable.key = self._target.key if self._target.key is not None else primary_key_of(args)
         if durable.key is not None:
@@ -243,8 +245,6 @@ class Call(Message):
             durable.payload_hash = payload_hash(args)
         elif run is not None and run.is_running:
             self._send_once(args, durable, run)
-        if self.message_id == 0:
-            self.message_id = self._target.node.ids.new_id()
         self.delivery = durable
 
     def _send_once(self, args: tuple[Any, ...], durable: Durable, run: Run) -> None:

@@ -173,7 +173,7 @@ class Cluster:
             raise
         if told.target.broadcast:
             return await self._broadcast(told)
-        return await told.tell(int(self.snowflake()), delivery)
+        return await told.tell(delivery)
 
     async def reply(self, message_id: int, *, timeout: timedelta | None = timedelta(seconds=30)) -> Any:  # noqa: ANN401 - what the handler returned
         """Wait for the reply of a durable message, and return its value.
@@ -394,7 +394,6 @@ def part_of(cluster: Cluster) -> Part:
 
 
 def tell_later(
-    cluster: Cluster,
     call: Awaitable[Any],
     outbox: list[Message],
     *,
@@ -413,10 +412,9 @@ def tell_later(
     except (TypeError, ValueError):
         told.close()
         raise
-    message_id = int(cluster.snowflake())
-    told.begin_tell(message_id, delivery)
+    told.begin_tell(delivery)
     outbox.append(ToldCall(told))
-    return message_id
+    return told.message_id
 
 
 class _BroadcastRequest(AwaitedMessage):

@@ -196,7 +196,7 @@ class Current:
         outbox = run.outbox
         if outbox is None:
             outbox = run.outbox = []
-        return tell_later(cluster_of_handler(), call, outbox, deliver_at=deliver_at, delay=delay, key=key)
+        return tell_later(call, outbox, deliver_at=deliver_at, delay=delay, key=key)
 
     @asynccontextmanager
     async def transaction(self) -> "AsyncGenerator[PoolConnectionProxy[Record], None]":

@@ -61,7 +61,7 @@ class ProcessIds:
             self._generator = SnowflakeGenerator(self.machine, self._now)
         if self.leased_until < self._clock.monotonic():
             raise PersistenceError(
-                "the lease of this process's machine id ran out, because the store could not be reached"
+                "the lease of this process's machine id ran out: no runner, or no store, could be reached to renew it"
             )
         return self._generator.next_id()
 

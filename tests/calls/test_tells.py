@@ -1,6 +1,8 @@
 """Tells: accepted into a mailbox, not waited for; from a handler only with its commit; to all active entities."""
 
 import asyncio
+import warnings
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 import pytest
@@ -14,7 +16,9 @@ from actorhub import (
     Hub,
     MailboxFull,
     MalformedMessage,
+    PersistenceError,
     current,
+    handler,
 )
 from actorhub.cluster import part_of
 from actorhub.testing import MemoryCluster, until
@@ -80,8 +84,15 @@ class Sender(Entity[int]):
         await current().tell(current().client(Inbox)("x").put(7))  # type: ignore[arg-type]
 
 
+class Keeper(Entity):
+    @handler(durable=True)
+    async def keep(self, text: str) -> None:
+        raise AssertionError(text)
+
+
 hub = Hub()
 hub.register(Inbox)
+hub.register(Keeper)
 hub.register(Sender)
 
 
@@ -239,6 +250,29 @@ async def test_malformed_arguments_of_a_tell_are_found_when_it_runs(runner: Clus
 async def _counted(runner: Cluster) -> bool:
     await until(lambda: part_of(runner).node.failed_tells == 1)
     return True
+
+
+async def test_a_refused_call_does_not_count_as_forgotten(anywhere: Cluster) -> None:
+    """Its sender has the error: that it was never sent is no second complaint."""
+    inbox = anywhere.client(Inbox)
+    too_late = timedelta(days=10_000_000)
+    refusals: list[tuple[type[Exception], Callable[[], Awaitable[object]]]] = [
+        (TypeError, lambda: anywhere.tell(inbox("a").put("x"), key="k")),
+        (ValueError, lambda: anywhere.tell(inbox("a").put("x"), delay=too_late)),
+        (MalformedMessage, lambda: anywhere.tell(inbox("a").put("\ud800"))),
+        (MalformedMessage, lambda: inbox("a").put("\ud800")),
+        (PersistenceError, lambda: anywhere.tell(inbox("a").put("x"))),
+        (PersistenceError, lambda: anywhere.tell(anywhere.client(Keeper)("a").keep("x"))),
+        (PersistenceError, lambda: anywhere.client(Keeper)("a").keep("x")),
+    ]
+    ids = part_of(anywhere).node.ids
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for error, refused in refusals:
+            lease, ids.leased_until = ids.leased_until, 0.0 if error is PersistenceError else ids.leased_until
+            with pytest.raises(error):
+                await refused()
+            ids.leased_until = lease
 
 
 async def test_a_broadcast_reaches_every_active_entity_of_the_type(memory: MemoryCluster) -> None:

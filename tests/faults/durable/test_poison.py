@@ -29,11 +29,13 @@ async def test_a_message_that_kills_its_runner_becomes_a_dead_letter(durable_pro
     async with hub.connect(gateway=processes.gateways) as cluster, asyncio.timeout(60):
         clients = DurableClients(cluster, 3, random.Random(1))
         await clients.tell("e0", clients.order("ann", "e0"))
-        poison = await clients.tell("e0", clients.order("ann", "e0"), "poison")
-        poison.attempts = POISON_RUNS
-        for entity in ("e0", "e0", "e1", "e2"):
-            await clients.tell(entity, clients.order("ann", entity, is_witnessed=True))
-        await respawn(processes, POISON_RUNS)
+        async with asyncio.TaskGroup() as tasks:
+            # From the start: it may kill all three before the last tell has found one of them.
+            tasks.create_task(respawn(processes, POISON_RUNS))
+            poison = await clients.tell("e0", clients.order("ann", "e0"), "poison")
+            poison.attempts = POISON_RUNS
+            for entity in ("e0", "e0", "e1", "e2"):
+                await clients.tell(entity, clients.order("ann", entity, is_witnessed=True))
         await settled(processes, 15)
         await clients.all_replies()
         book = await read_book(processes, clients.sent)
