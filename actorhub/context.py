@@ -14,6 +14,7 @@ from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.arguments import seconds_of
 from actorhub.core.errors import NotConnected
 from actorhub.core.idempotency import users_key
+from actorhub.core.texts import shown
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import FOREVER, LENDS, RunKind
 from actorhub.engine.model.run import Run, running
@@ -242,11 +243,14 @@ class Current:
         Raises:
             RuntimeError: The run is neither that of a durable handler nor a singleton's `run`; or it is over, has a
                 step of this name under way, or has too many steps.
-            TypeError: The result would come back as another type, or the annotation names a type that cannot be stored.
+            TypeError: `function` is not callable, the result would come back as another type, or the annotation names a
+                type that cannot be stored.
             MalformedMessage: The result, or the stored one, does not fit the annotation.
             MessageTooLarge: The result is larger than a message may be.
             PersistenceError: The result could not be stored, because ownership was lost or the store failed.
         """
+        if not callable(function):
+            raise TypeError(f"step {shown(name)} takes a function and its arguments, not {shown(function)}")
         inner = without_arguments(function)
         codec = result_of_call(inner) or step_codec(inner)
         call = functools.partial(function, *args, **kwargs)
@@ -305,6 +309,7 @@ class Current:
             work: A coroutine, such as `self._refresh()`.
 
         Raises:
+            TypeError: `work` is not a coroutine.
             RuntimeError: The run is over, or the entity is leaving memory.
             MailboxFull: The activation has 1,000 background tasks.
         """

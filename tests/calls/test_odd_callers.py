@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from actorhub import Cluster
+from actorhub import Cluster, current
 from actorhub.cli.message_rows import message_line, message_record, message_text
 from actorhub.cluster import part_of
 from actorhub.core.errors import MalformedMessage, MessageCancelled, PersistenceError
@@ -24,8 +25,18 @@ from actorhub.storage.message_ports import MessageFilter, NewMessage
 from actorhub.testing import MemoryCluster
 from actorhub.transport.grpc._pb import client_v1_pb2 as pb
 from actorhub.transport.grpc._pb.client_v1_pb2_grpc import GatewayStub
-from tests.calls.odd_values import CALLERS, VALUES, is_hopeless, judge, outcome, raw_envelope, raw_row, transports
-from tests.calls.tills import Till, hub
+from tests.calls.odd_values import (
+    CALLERS,
+    HANDLERS,
+    VALUES,
+    is_hopeless,
+    judge,
+    outcome,
+    raw_envelope,
+    raw_row,
+    transports,
+)
+from tests.calls.tills import Till, acts, hub
 from tests.support.gates import outcomes
 from tests.support.parts import runner_of
 
@@ -87,7 +98,27 @@ class Scene:
         caller = self.client if cases[0][0] % 3 else self.runner
         came = await Neighbours(caller).beside(*(outcome(CALLERS[place][0], caller, value) for place, value in chosen))
         for (place, value), result in zip(chosen, came, strict=True):
-            judge(place, value, result)
+            judge(place, CALLERS[place][1], value, result)
+        assert transports(self.runner, self.other, self.client) == before
+        await self.people_can_look()
+
+    async def odd_handlers(self, cases: Sequence[Case]) -> None:
+        """Handlers pass odd values to `current()`: each is judged, and the handler goes on."""
+        before = transports(self.runner, self.other, self.client)
+        places = list(HANDLERS)
+        chosen = [(places[place % len(places)], VALUES[value]) for place, value in cases]
+        came: dict[int, object] = {}
+
+        async def act(number: int) -> None:
+            place, value = chosen[number]
+            came[number] = await outcome(HANDLERS[place][0], current(), value)
+
+        acts[:] = [partial(act, number) for number in range(len(chosen))]
+        tills = self.client.client(Till).options(timeout=PATIENCE)
+        ended = await Neighbours(self.client).beside(*(tills(f"odd {n}").act(n) for n in range(len(chosen))))
+        for number, (place, value) in enumerate(chosen):
+            judge(place, HANDLERS[place][1], value, came[number])
+            assert ended[number] is None, (place, value, ended[number])
         assert transports(self.runner, self.other, self.client) == before
         await self.people_can_look()
 
@@ -175,7 +206,7 @@ async def in_memory(act: str, cases: Sequence[Case]) -> None:
         logging.getLogger("actorhub").removeHandler(lines)
 
 
-ACTS: Final = ("odd_calls", "odd_envelopes", "odd_rows")
+ACTS: Final = ("odd_calls", "odd_handlers", "odd_envelopes", "odd_rows")
 _LOOSE: Final = settings(suppress_health_check=list(HealthCheck))
 
 

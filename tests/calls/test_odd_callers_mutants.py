@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from random import Random
+from types import SimpleNamespace
 from typing import Any, Final
 
 import msgspec
@@ -14,6 +15,7 @@ from actorhub.core.envelope import decode_frame
 from actorhub.engine.durable.loading import Loading
 from actorhub.engine.durable.settlement import Settlement
 from actorhub.engine.routing import inbound
+from actorhub.engine.runs import background
 from actorhub.storage.message_ports import PendingMessage
 from actorhub.transport.link import QueuedLink
 from tests.calls import test_odd_callers
@@ -45,6 +47,11 @@ def _(patch: Patch) -> None:
 @_mutant("durations are not checked", "odd_calls")
 def _(patch: Patch) -> None:
     patch(client, "seconds_of", lambda duration, _: duration.total_seconds())
+
+
+@_mutant("what a handler spawns is not checked", "odd_handlers")
+def _(patch: Patch) -> None:
+    patch(background, "asyncio", SimpleNamespace(**{**vars(asyncio), "iscoroutine": lambda _: True}))
 
 
 @_mutant("a bad envelope closes its link", "odd_envelopes")

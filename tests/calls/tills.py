@@ -1,11 +1,14 @@
 """Tills that take odd values: the program of the tests of wrong callers."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import StrEnum
+from typing import Final
 
 from actorhub import Entity, Hub, MalformedMessage, Singleton, current, handler
 
 hub = Hub()
+acts: Final[list[Callable[[], Awaitable[None]]]] = []
+"""What handlers are to do; a call has the number."""
 
 
 class Till(Entity[int], name="till"):
@@ -34,6 +37,11 @@ class Till(Entity[int], name="till"):
     async def identity(self) -> tuple[str, str]:
         """Return its id, and the class of that."""
         return current().entity_id, type(current().entity_id).__name__
+
+    @handler(durable=True)
+    async def act(self, number: int) -> None:
+        """Do what a test wants done."""
+        await acts[number]()
 
     @handler(durable=True)
     async def misbehave(self, what: str) -> str:

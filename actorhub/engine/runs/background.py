@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 from actorhub.core.errors import MailboxFull
 from actorhub.core.logger import get_logger
-from actorhub.core.texts import summary_of
+from actorhub.core.texts import shown, summary_of
 from actorhub.engine.model.records import DEAD, PASSIVATING, Cell
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs.scheduler import Scheduler
@@ -42,9 +42,12 @@ class BackgroundTasks:
         It is part of no run: it has neither deadline nor chain of calls, and cannot save.
 
         Raises:
+            TypeError: `work` is not a coroutine.
             RuntimeError: the run, or the activation, is over.
             MailboxFull: the activation has too many.
         """
+        if not asyncio.iscoroutine(work):
+            raise TypeError(f"{run.what}: spawn takes a coroutine, such as self._refresh(), not {shown(work)}")
         cell = run.cell
         if not run.is_running or cell.phase in (PASSIVATING, DEAD):
             work.close()

@@ -8,9 +8,10 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from actorhub.core import arguments
 from actorhub.core.codec import Codec, check_size, encode
 from actorhub.core.errors import MalformedMessage, PersistenceError
-from actorhub.core.idempotency import check_key
+from actorhub.core.idempotency import MAX_KEY_BYTES
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.progress import Progress
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, RunKind
@@ -176,10 +177,15 @@ def check_name(name: str) -> str:
     Raises:
         MalformedMessage: it is empty, too long, or has control characters.
     """
+    what = "the name of a step, wait or sleep"
     try:
-        return check_key(name)
+        checked = arguments.check_name(name, what, MAX_KEY_BYTES)
+        if not checked:
+            raise MalformedMessage(f"{what} must not be empty")
     except MalformedMessage as error:
-        raise MalformedMessage(f"name of a step, wait or sleep: {error}", possibly_executed=True) from None
+        error.possibly_executed = True
+        raise
+    return checked
 
 
 async def _call(call: Callable[[], Any]) -> Any:
