@@ -253,7 +253,7 @@ async def _counted(runner: Cluster) -> bool:
 
 
 async def test_a_refused_call_does_not_count_as_forgotten(anywhere: Cluster) -> None:
-    """Its sender has the error: that it was never sent is no second complaint."""
+    """Its sender has the error, and is not warned as well."""
     inbox = anywhere.client(Inbox)
     too_late = timedelta(days=10_000_000)
     refusals: list[tuple[type[Exception], Callable[[], Awaitable[object]]]] = [
