@@ -6,10 +6,9 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Final
 
-import msgspec
 from msgspec import UNSET
 
-from actorhub.core.codec import check_size
+from actorhub.core.codec import check_size, decode_answer
 from actorhub.core.envelope import ASK, STREAM, TELL, Durable
 from actorhub.core.errors import (
     ActorhubError,
@@ -164,7 +163,7 @@ class Call(Message):
             node.deadlines.drop(self)
             if self._trace is not None:
                 self.trace_ended(_error_of(future))
-        return self.message_id if self.delivery is None else msgspec.msgpack.decode(body, type=int)
+        return self.message_id if self.delivery is None else decode_answer(body, int)
 
     def begin_tell(self, delivery: Durable | None = None, *, leaves_now: bool = False) -> None:
         """Make it a tell, with an id. Since nobody waits for its run, it cannot be part of a cycle of calls."""

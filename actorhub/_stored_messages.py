@@ -4,11 +4,9 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, Final
 
-import msgspec
-
 from actorhub._call import decode_result
 from actorhub.core.address import ShardId
-from actorhub.core.codec import decode_error
+from actorhub.core.codec import decode_answer, decode_error
 from actorhub.core.envelope import ASK, CANCEL_MESSAGE, FIND_MESSAGE, POLL_STORAGE, RETRY_MESSAGE, TERMINATE, Durable
 from actorhub.core.errors import (
     CallTimeout,
@@ -91,7 +89,7 @@ class StoredMessages:
             until = until or self._from_now(_PATIENCE + request.spec.cancel_grace)
             try:
                 answer = await self._ask(request, min(until, self._from_now(self._patience)))
-                return msgspec.msgpack.decode(answer, type=bool)
+                return decode_answer(answer, bool)
             except EntityNotAssigned:
                 if self._node.store is None or request.shard_id is None:
                     raise
@@ -123,7 +121,7 @@ class StoredMessages:
             if self._node.store is None:
                 raise
             return bool(await self._node.store.retry([message_id]))
-        return msgspec.msgpack.decode(body, type=bool)
+        return decode_answer(body, bool)
 
     async def poll(self) -> None:
         """Have every runner that is linked, and this process, scan the store."""
@@ -153,7 +151,7 @@ class StoredMessages:
         except CallTimeout as error:
             error.possibly_executed = True  # it says nothing about the message that was asked about
             raise
-        return msgspec.msgpack.decode(body, type=Whereabouts | None)
+        return decode_answer(body, Whereabouts | None)
 
     async def _ask(self, request: "_Request", deadline: float) -> bytes:
         request.deadline = deadline

@@ -14,7 +14,7 @@ from actorhub._stream_call import StreamCall
 from actorhub.client import Client, make_client
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.arguments import check_message_id, check_text, due_time, seconds_of
-from actorhub.core.codec import check_size, encode, encode_error
+from actorhub.core.codec import check_size, decode_answer, encode, encode_error
 from actorhub.core.envelope import BROADCAST, Durable
 from actorhub.core.errors import (
     ActorhubError,
@@ -368,7 +368,7 @@ class Cluster:
         refusal: ActorhubError | None = None
         for call in waiting:
             try:
-                counts.append(msgspec.msgpack.decode(await call.future, type=int))
+                counts.append(decode_answer(await call.future, int))
             except UnknownEntityType:
                 counts.append(0)
             except ActorhubError as error:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, overload
 
 import msgspec
 
@@ -14,6 +14,7 @@ from actorhub.core.errors import (
     HandlerFailed,
     MalformedMessage,
     MessageTooLarge,
+    RunnerUnavailable,
     field_names,
 )
 from actorhub.core.fidelity import first_difference
@@ -169,6 +170,28 @@ def encode(value: object, what: str) -> bytes:
         return _encode(value)
     except BaseException as exc:
         raise _refusal(exc, what) from exc
+
+
+@overload
+def decode_answer(data: bytes, answer_type: type[T]) -> T: ...
+
+
+@overload
+def decode_answer(data: bytes, answer_type: Any) -> Any: ...
+
+
+def decode_answer(data: bytes, answer_type: Any) -> Any:
+    """Return what a runner answered to a request of actorhub's own.
+
+    Raises:
+        RunnerUnavailable: It is not of the type. Whether the runner has done what it was asked for is not known.
+    """
+    try:
+        return msgspec.msgpack.decode(data, type=answer_type)
+    except _EXPECTED as exc:
+        raise RunnerUnavailable(
+            f"the answer of a runner cannot be read: {text_of(exc)}", possibly_executed=True
+        ) from exc
 
 
 def check_size(data: bytes, limit: int, what: str) -> bytes:

@@ -28,7 +28,7 @@ VALUES: Final[tuple[Any, ...]] = (
 
 Odd: TypeAlias = Any
 """One of them."""
-Act = Callable[[Any, Any], Any]
+Act = Callable[..., Any]
 Right = Callable[[Any], bool]
 
 

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from actorhub.core.codec import decode_answer
 from actorhub.core.envelope import KEY_VALUE
 from actorhub.core.key_value import Clear, Count, Delete, Get, Operation, Put, Swap
 from actorhub.engine.anycast.ask import ask_any
@@ -29,7 +30,7 @@ class RemoteKeyValues:
 
     async def get(self, key: str) -> StoredValue | None:
         """Return the value of a key; `None` if there is none."""
-        return msgspec.msgpack.decode(await self._read(Get(key), key), type=StoredValue | None)
+        return decode_answer(await self._read(Get(key), key), StoredValue | None)
 
     async def put(self, key: str, data: bytes, ttl: float | None) -> None:
         """Write a value, whatever was there before; without `ttl` it does not expire."""
@@ -37,19 +38,19 @@ class RemoteKeyValues:
 
     async def swap(self, key: str, expected: bytes | None, data: bytes | None, ttl: float | None) -> bool:
         """Write `data` if the value is `expected`; return whether it was."""
-        return msgspec.msgpack.decode(await self._write(Swap(key, expected, data, ttl), key), type=bool)
+        return decode_answer(await self._write(Swap(key, expected, data, ttl), key), bool)
 
     async def delete(self, key: str) -> bool:
         """Delete a value; return whether there was one."""
-        return msgspec.msgpack.decode(await self._write(Delete(key), key), type=bool)
+        return decode_answer(await self._write(Delete(key), key), bool)
 
     async def count(self, prefix: str, limit: int | None) -> int:
         """Return how many keys start with `prefix`, or `limit` if there are more."""
-        return msgspec.msgpack.decode(await self._read(Count(prefix, limit), prefix), type=int)
+        return decode_answer(await self._read(Count(prefix, limit), prefix), int)
 
     async def clear(self, prefix: str, after: str, limit: int) -> ClearStep:
         """Delete the first `limit` keys that start with `prefix` and come after `after`."""
-        return msgspec.msgpack.decode(await self._write(Clear(prefix, after, limit), prefix), type=ClearStep)
+        return decode_answer(await self._write(Clear(prefix, after, limit), prefix), ClearStep)
 
     async def _read(self, operation: Operation, key: str) -> bytes:
         return await self._carry_out(operation, key, repeat=True)

@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from actorhub.core.codec import decode_answer
 from actorhub.core.envelope import COMPLETE, COMPLETED, HEALTH, POLL_STORAGE
 from actorhub.core.errors import ActorhubError, MalformedMessage
 from actorhub.core.logger import get_logger
@@ -121,7 +122,7 @@ class RunnerRequests:
 async def ask_to_complete(node: Node, outcome: DeferredOutcome) -> bool:
     """Have some runner store an outcome; return whether the stored outcome is this one."""
     body = await ask_any(node, COMPLETE_SPEC, COMPLETE, encode(outcome))
-    return msgspec.msgpack.decode(body, type=bool)
+    return decode_answer(body, bool)
 
 
 async def ask_health(node: Node) -> list[RunnerHealth]:
@@ -136,7 +137,7 @@ async def ask_health(node: Node) -> list[RunnerHealth]:
 
 async def _answer(node: Node, request: AnycastRequest, peer: Peer) -> RunnerHealth | None:
     try:
-        return msgspec.msgpack.decode(await ask(node, request, peer), type=RunnerHealth)
+        return decode_answer(await ask(node, request, peer), RunnerHealth)
     except ActorhubError as error:
         _log.info("the runner at %s did not report its health: %s", peer.runner.address, error)
         return None

@@ -15,8 +15,9 @@ from typing import Final, Protocol
 import msgspec
 
 from actorhub.core.address import ShardId
+from actorhub.core.codec import decode_answer
 from actorhub.core.envelope import TELL, Durable
-from actorhub.core.errors import ActorhubError, DuplicateKey
+from actorhub.core.errors import ActorhubError, DuplicateKey, RunnerUnavailable
 from actorhub.engine.model.durable_message import new_row
 from actorhub.engine.model.records import FOREVER, PARKED, SENT, Message
 from actorhub.engine.runs.store_answers import store_error
@@ -129,7 +130,12 @@ class _Deposit(_Copy):
 
         With another id in the answer, that of an earlier message with its key, nothing new was stored.
         """
-        if msgspec.msgpack.decode(body, type=int) == self.message_id:
+        try:
+            is_new = decode_answer(body, int) == self.message_id
+        except RunnerUnavailable as error:
+            self._told.fail_waiting(error)
+            return
+        if is_new:
             self._wake(self._told)
         self._told.complete_waiting(body)
 
