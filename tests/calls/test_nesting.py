@@ -95,6 +95,28 @@ class Node(Entity[list[str]]):
         gates[gate].open()
         await call
 
+    @handler(reentrant=True)
+    async def fail_slowly(self, gate: str) -> None:
+        """Change nothing, and raise."""
+        await gates[gate].pass_through()
+        raise ValueError(gate)
+
+    async def relay_failing(self, target: str, gate: str) -> None:
+        await current().client(Node)(target).fail_slowly(gate)
+
+    async def go_on_after(self, gate: str, patience: float) -> list[str]:
+        """Give a call up that comes back and changes nothing, and go on while it ends; or wait for it."""
+        call = soon(failure(current().client(Node)("relay").relay_failing(current().entity_id, gate)))
+        await gates[gate].came()
+        self.state.append("beside")
+        if patience:
+            gates[gate].open()
+            await call
+        else:
+            call.cancel()
+        self.state.append("after")
+        return self.state
+
     @handler(readonly=True)
     async def look(self, changes: bool) -> None:
         await current().client(Node)("relay").relay_adding(current().entity_id, changes)
@@ -199,6 +221,16 @@ async def test_changes_of_a_failed_nested_run_among_others_undo_all(memory: Memo
     assert caught.value.possibly_executed
     assert await state_of(memory, Node, "a") == ["before"]
     assert await node.add("after") == ["before", "after"]
+
+
+@pytest.mark.parametrize("patience", [0.0, 1.0], ids=["given up", "awaited"])
+async def test_a_failed_nested_run_that_changed_nothing_costs_nothing(
+    memory: MemoryCluster, cluster: Cluster, patience: float
+) -> None:
+    """The run around it has changed the state meanwhile, and keeps that."""
+    node = cluster.client(Node)("a")
+    assert await node.go_on_after("gate", patience) == ["beside", "after"]
+    assert await state_of(memory, Node, "a") == ["beside", "after"]
 
 
 async def test_within_a_readonly_handler_nothing_is_changed(memory: MemoryCluster, cluster: Cluster) -> None:

@@ -32,8 +32,12 @@ class NestedChanges(Protocol):
         """Note how the run leaves the state to others."""
         ...
 
-    def adopt(self, state: bytes | None) -> None:
-        """Take what a run within this one left for its own."""
+    def take_step(self, left: bytes | None) -> None:
+        """Note what a step of this run, or of one within it, has left."""
+        ...
+
+    def note_others(self, found: bytes | None) -> None:
+        """Note what others have done before a step of this run, or of one within it."""
         ...
 
     def resume(self, context: Context, step: Callable[[], Any]) -> Any:

@@ -3,16 +3,16 @@
 Such a run commits nothing by itself. What it changed and told becomes part of the commit of the run around it, which
 therefore ends after it; a commit of its own would make the half-done state of that one visible. If it raises, what it
 and the runs within it changed is taken back. That can be told apart as long as nobody else changes the state between
-its first step and its last; where somebody did, the whole activation is undone.
+its first step and its last; where both did, the whole activation is undone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context
 from typing import Any
 
 from actorhub.core.errors import MalformedMessage
 from actorhub.engine.model.records import Cell, Message
-from actorhub.engine.model.run import Run
+from actorhub.engine.model.run import NestedChanges, Run
 from actorhub.engine.runs.driving import resumed
 
 
@@ -32,6 +32,9 @@ class Nesting:
         self.depth = message.chain.count(cell.address)
         self._before = self._left = self._encoded()
         self._is_mixed = cell.record is not None and self._before is None
+        """Whether others have changed the state meanwhile."""
+        self._is_changed = False
+        """Whether a step of this run, or of one within it, has changed the state."""
         carried = None if cell.record is None else cell.record.carried
         self._stored = self._before
         """The state before it, with the fields of other releases."""
@@ -48,21 +51,26 @@ class Nesting:
 
     def on_step_ended(self) -> None:
         """Note how the run leaves the state to others."""
-        self._left = state = self._encoded()
-        inner = self.outer.inner if self.outer is not None else ()
-        for depth in range(1, self.depth):
-            around = [nesting for nesting in inner if nesting.depth == depth]
-            # Of several that might be the one around this run, none takes the change for its own.
-            if len(around) == 1:
-                around[0].adopt(state)
+        state = self._encoded()
+        for nesting in self._with_those_around():
+            nesting.take_step(state)
 
-    def adopt(self, state: bytes | None) -> None:
-        """Take what a run within this one left for its own."""
-        self._left = state
+    def take_step(self, left: bytes | None) -> None:
+        """Note what a step of this run, or of one within it, has left."""
+        self._is_changed = self._is_changed or left != self._left
+        self._left = left
+
+    def note_others(self, found: bytes | None) -> None:
+        """Note what others have done before a step of this run, or of one within it."""
+        if found != self._left:
+            self._is_mixed = True
+            self._left = found
 
     def resume(self, context: Context, step: Callable[[], Any]) -> Any:
         """Take one step of the run; see `resumed`."""
-        self._is_mixed = self._is_mixed or self._encoded() != self._left
+        state = self._encoded()
+        for nesting in self._with_those_around():
+            nesting.note_others(state)
         try:
             return resumed(context, step)
         finally:
@@ -77,7 +85,7 @@ class Nesting:
             state = self._cell.instance.state = codec.decode(self._stored)
             if record.carried is not None:
                 record.carried = record.carried.moved(state, self._stored)
-        return not self._is_mixed
+        return not (self._is_mixed and self._is_changed)
 
     def join(self, run: Run) -> None:
         """Make what the run told, and what it changed, the run's around it."""
@@ -97,6 +105,15 @@ class Nesting:
             if not outer.inner and outer.unnested is not None and not outer.unnested.done():
                 outer.unnested.set_result(None)
             outer.end_part()
+
+    def _with_those_around(self) -> Iterator[NestedChanges]:
+        yield self
+        inner = self.outer.inner if self.outer is not None else ()
+        for depth in range(1, self.depth):
+            around = [nesting for nesting in inner if nesting.depth == depth]
+            # Of several that might be the one around this run, none takes the change for its own.
+            if len(around) == 1:
+                yield around[0]
 
     def _encoded(self) -> bytes | None:
         codec = self._cell.hosted_type.spec.state
