@@ -248,10 +248,10 @@ class Call(Message):
 
     def _send_once(self, args: tuple[Any, ...], durable: Durable, run: Run) -> None:
         """Have each repetition of the run that sends this send the same message (see `model.asked`)."""
-        payload = payload_hash(args)
-        self._asked = run.send_once(self, payload)
+        meaning = self.spec.meaning_of(args)
+        self._asked = run.send_once(self, meaning)
         if self._asked is not None:
-            durable.key, durable.payload_hash = self._asked.key.key, payload
+            durable.key, durable.payload_hash = self._asked.key.key, meaning
 
     def _give_up(self) -> None:
         """Its sender no longer waits, and does not know how it ends."""

@@ -2,9 +2,19 @@
 
 from datetime import timedelta
 
+import msgspec
+
 from actorhub import Cluster, Entity, current, handler
 from tests.steps.entities import SOON, Declined, hub
 from tests.support.gates import gates
+
+
+class Line(msgspec.Struct):
+    """A line of a transfer."""
+
+    price: float
+    tags: set[str] = set()
+    note: str = ""
 
 
 class Bank(Entity[list[str]]):
@@ -39,6 +49,11 @@ class Bank(Entity[list[str]]):
     async def decline(self, what: str) -> None:
         gates["declined"].log.append(what)
         raise Declined(why=f"{what} number {len(gates['declined'].log)}")
+
+    @handler(durable=True)
+    async def transfer(self, amount: float, *, lines: list[Line] = [], urgent: bool = False) -> int:  # noqa: B006 - a default
+        self.state.append(f"{amount} for {len(lines)}")
+        return len(self.state)
 
     async def paid(self) -> list[str]:
         return self.state

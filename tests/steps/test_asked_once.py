@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from actorhub import CallTimeout, Cluster, HandlerFailed, current
 from actorhub.storage.message_ports import MessageFilter
 from actorhub.testing import MemoryCluster
-from tests.steps.bank import Bank, bank, paid
+from tests.steps.bank import Bank, Line, bank, paid
 from tests.steps.entities import Clerk, Declined, doing, hub, owner
 from tests.support.gates import failure, gates, outcomes, soon
 
@@ -127,6 +128,22 @@ async def test_a_repetition_that_asks_for_something_else_makes_another_ask(anywh
 
     doing["a"] = work
     assert await anywhere.client(Clerk)("a").work() == 2
+
+
+async def test_equal_arguments_are_one_message_whatever_they_are_made_of(anywhere: Cluster) -> None:
+    """An int in a float's place is a float in the next run, whose state was loaded; and defaults need not be said."""
+
+    async def work(_: Clerk) -> None:
+        if len(gates["a"].log) == 1:
+            lines: Any = (Line(3, {"b", "a", "c"}), Line(4))
+            await bank().transfer(300, lines=lines)
+        else:
+            await bank().transfer(300.0, lines=[Line(3.0, {"c", "b", "a"}, ""), Line(4.0)], urgent=False)
+        fails_until(3)
+
+    doing["a"] = work
+    await anywhere.client(Clerk)("a").work()
+    assert await paid(anywhere) == ["300.0 for 2"]
 
 
 async def test_an_error_that_a_run_handled_is_what_its_repetition_gets(anywhere: Cluster) -> None:

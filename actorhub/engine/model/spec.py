@@ -11,7 +11,9 @@ from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
 from actorhub.core.errors import MalformedMessage, UnknownHandler
+from actorhub.core.meaning import meaning_hash
 from actorhub.core.retry import DEFAULT_RETRY, Retry
+from actorhub.core.texts import summary_of
 
 DEFAULT_CANCEL_GRACE: Final = timedelta(seconds=10)
 
@@ -86,6 +88,18 @@ class HandlerSpec:
                 except MalformedMessage:
                     continue  # an even older caller left out more; the first error is the one to report
             raise MalformedMessage(self._with_names(error.message)) from error
+
+    def meaning_of(self, arguments: tuple[Any, ...]) -> bytes:
+        """Return a hash of what the arguments of a call mean; see `meaning_hash`.
+
+        Raises:
+            MalformedMessage: They cannot be encoded, or do not fit.
+        """
+        typed = self.decode_arguments(self.arguments.encode(arguments))
+        try:
+            return meaning_hash(typed, self.defaults)
+        except BaseException as exc:
+            raise MalformedMessage(f"{self.arguments.what}: {summary_of(exc)}") from exc
 
     def decode_json_arguments(self, text: bytes) -> tuple[Any, ...]:
         """Return the full positional arguments that JSON `text` holds: one value, or several in an object by name.
