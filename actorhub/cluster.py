@@ -14,7 +14,7 @@ from actorhub._stream_call import StreamCall
 from actorhub.client import Client, make_client
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.arguments import check_message_id, check_text, due_time, seconds_of
-from actorhub.core.codec import check_size, decode_answer, encode, encode_error
+from actorhub.core.codec import check_size, decode_answer, encode, encode_passed_error
 from actorhub.core.envelope import BROADCAST, Durable
 from actorhub.core.errors import (
     ActorhubError,
@@ -25,7 +25,7 @@ from actorhub.core.errors import (
     UnknownEntityType,
 )
 from actorhub.core.snowflake import Snowflake
-from actorhub.core.texts import shown
+from actorhub.core.texts import plain, shown
 from actorhub.engine.anycast.runner_requests import DeferredOutcome
 from actorhub.engine.model.event_loop import check_loop
 from actorhub.engine.model.records import AwaitedMessage, Message
@@ -290,16 +290,15 @@ class Cluster:
             Whether this is the outcome. If not, there was another one before.
 
         Raises:
-            MalformedMessage: The token was not made by this cluster.
+            MalformedMessage: The token was not made by this cluster, or a field of the error does not fit its type.
+            MessageTooLarge: The encoded error is larger than a message may be.
             TypeError: `error` is neither an `EntityError` nor text.
             PersistenceError: The store failed. The value may or may not be completed.
         """
         self._check_loop("fail")
         token = check_text(token, "token")
-        failure = _failure(error)
-        return await self._part.complete(
-            DeferredOutcome(token, CompletionKind.FAILED, encode_error(failure, self._node.limits.max_message_bytes))
-        )
+        data = encode_passed_error(_failure(error), self._node.limits.max_message_bytes, "error of a deferred value")
+        return await self._part.complete(DeferredOutcome(token, CompletionKind.FAILED, data))
 
     async def health(self) -> Sequence[RunnerHealth]:
         """Return the health of this runner; on a client, of each runner that it is linked to and that answers in time.
@@ -442,7 +441,7 @@ def _delivery(deliver_at: datetime | None, delay: timedelta | None, key: str | N
 
 def _failure(error: object) -> ActorhubError:
     if isinstance(error, str):
-        return DeferredFailed(error)
+        return DeferredFailed(plain(error))
     if not isinstance(error, EntityError):
         raise TypeError(f"fail takes an EntityError or a text, not {shown(error)}")
     return error

@@ -241,6 +241,22 @@ def encode_error(error: ActorhubError, limit: int) -> bytes:
     return _encode_error(short)
 
 
+def encode_passed_error(error: ActorhubError, limit: int, what: str) -> bytes:
+    """Return an error that a caller passes in its wire form, from which that error is decoded, and no other.
+
+    Raises:
+        MalformedMessage: A field cannot be encoded, or not as the type that it declares.
+        MessageTooLarge: It takes more than `limit` bytes.
+    """
+    try:
+        data = _encode_error(error)
+        record = _decode_error(data)
+        _ = _domain_error(record, type(error)) if isinstance(error, EntityError) else _framework_error(record)
+    except BaseException as exc:
+        raise _refusal(exc, f"{what}: {public_name(error)}") from exc
+    return check_size(data, limit, what)
+
+
 def _encode_error(error: ActorhubError) -> bytes:
     if isinstance(error, EntityError):
         fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in field_names(type(error))}

@@ -9,11 +9,11 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
-from actorhub import ActorhubError, Cluster, Current, current
+from actorhub import ActorhubError, Cluster, Current, HandlerFailed, current
 from actorhub.cluster import cluster_of_handler, part_of
 from actorhub.core.envelope import ASK, TELL, Cancel, Credit, Durable, Envelope, Failure, NotOwner, Reply, Request
 from actorhub.storage.message_ports import NewMessage
-from tests.calls.tills import Clerk, Id, Till
+from tests.calls.tills import Clerk, Id, Refused, Till
 from tests.support.parts import runner_of
 
 VALUES: Final[tuple[Any, ...]] = (
@@ -112,6 +112,7 @@ CALLERS: Final[dict[str, tuple[Act, Right]]] = {
     "token that fails": (lambda c, v: c.fail(v, "no"), _nothing),
     "deferred value": (lambda c, v: c.complete("token", v), _nothing),
     "failure": (lambda c, v: c.fail("token", v), _nothing),
+    "failure's field": (lambda c, v: c.fail("token", Refused(why=v)), _nothing),
     "kv key": (lambda c, v: c.kv.get(v), lambda v: _name(v, 1024)),
     "kv value": (lambda c, v: c.kv.set("odd", v), _anything),
     "kv ttl": (lambda c, v: c.kv.set("odd", 1, ttl=v), _timeout),
@@ -126,6 +127,18 @@ async def _waited(now: Odd, timeout: Odd) -> int:
     deferred = now.deferred("waited", int)
     await cluster_of_handler().complete(deferred.token, 1)
     return await deferred.wait(timeout=timeout)  # type: ignore[no-any-return]
+
+
+async def _failed(now: Odd, why: Odd) -> str:
+    deferred = now.deferred("failed", int)
+    await cluster_of_handler().fail(deferred.token, Refused(why=why))
+    try:
+        await deferred.wait()
+    except Refused as error:
+        return error.why
+    except HandlerFailed as error:
+        raise AssertionError("the error that was passed was accepted, and is not the one that came") from error
+    raise AssertionError("nothing was raised")
 
 
 HANDLERS: Final[dict[str, tuple[Act, Right]]] = {
@@ -143,6 +156,7 @@ HANDLERS: Final[dict[str, tuple[Act, Right]]] = {
     "in a handler: deferred value's name": (lambda now, v: now.deferred(v, int), lambda v: _name(v, 1024)),
     "in a handler: deferred value's type": (lambda now, v: now.deferred("typed", v), _anything),
     "in a handler: timeout of a wait": (_waited, lambda v: v is None or _short(v)),
+    "in a handler: failure's field": (_failed, _anything),
     "in a handler: duration": (lambda now, v: now.sleep(v), _short),
     "in a handler: sleep's name": (
         lambda now, v: now.sleep(timedelta(), name=v),

@@ -1,20 +1,22 @@
 """What a caller passes is checked before it is sent: a wrong value fails its own call, with an error that names it."""
 
+import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 
-from actorhub import Cluster, MalformedMessage
+from actorhub import Cluster, MalformedMessage, MessageTooLarge
 from actorhub.cluster import part_of
-from tests.calls.tills import Clerk, Id, Till, hub
+from tests.calls.tills import Clerk, Id, Refused, Till, hub
 
 __all__ = ["hub"]
 
 SOON = timedelta(seconds=5)
 NAIVE = datetime.fromisoformat("2030-01-01T00:00")
 WEST = timezone(timedelta(hours=-5))
+HUGE = "x" * (5 << 20)
 
 
 def _till(cluster: Cluster, **options: Any) -> Till:
@@ -63,6 +65,20 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "value of no type": (lambda c: c.complete("token", object()), MalformedMessage, "deferred value"),
     "failed token": (lambda c: c.fail(None, "no"), MalformedMessage, "token must be a string"),
     "failed with a class": (lambda c: c.fail("token", ValueError), TypeError, "fail takes an EntityError or a text"),
+    "failed with a field that does not fit": (
+        lambda c: c.fail("token", Refused(why=403)),  # type: ignore[arg-type]
+        MalformedMessage,
+        "error of a deferred value: Refused: Expected `str`, got `int`",
+    ),
+    "failed with a lock": (
+        lambda c: c.fail("token", Refused(why=threading.Lock())),  # type: ignore[arg-type]
+        MalformedMessage,
+        "_thread.lock",
+    ),
+    "failed with half a character": (lambda c: c.fail("token", Refused(why="\ud800")), MalformedMessage, "surrogates"),
+    "failed with a huge field": (lambda c: c.fail("token", Refused(why=HUGE)), MessageTooLarge, "limit is 4194304"),
+    "failed with a huge text": (lambda c: c.fail("token", HUGE), MessageTooLarge, "limit is 4194304"),
+    "huge value": (lambda c: c.complete("token", HUGE), MessageTooLarge, "limit is 4194304"),
     "kv key": (lambda c: c.kv.get(5), MalformedMessage, "key must be a string"),
     "kv key with a surrogate": (lambda c: c.kv.get("\ud800"), MalformedMessage, "half of a surrogate pair"),
     "kv value": (lambda c: c.kv.set("k", object()), MalformedMessage, "key 'k'"),

@@ -4,11 +4,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from enum import StrEnum
 from typing import Final
 
-from actorhub import Entity, Hub, MalformedMessage, Singleton, current, handler
+from actorhub import Entity, EntityError, Hub, MalformedMessage, Singleton, current, handler
 
 hub = Hub()
 acts: Final[list[Callable[[], Awaitable[None]]]] = []
 """What handlers are to do; a call has the number."""
+
+
+class Refused(EntityError):
+    """Somebody said no."""
+
+    why: str
 
 
 class Till(Entity[int], name="till"):

@@ -9,7 +9,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from actorhub import CallTimeout, Cluster, DeferredFailed, HandlerFailed, MalformedMessage, current
+from actorhub import (
+    CallTimeout,
+    Cluster,
+    DeferredFailed,
+    HandlerFailed,
+    MalformedMessage,
+    MessageTooLarge,
+    current,
+)
 from actorhub.engine.runs import deferred as engine
 from actorhub.engine.runs import lookout
 from actorhub.storage.checkpoint_ports import Completion, CompletionKind
@@ -190,6 +198,27 @@ async def test_a_failure_is_raised_where_it_is_waited_for(cluster: Cluster) -> N
     assert await cluster.fail(await token(), "no answer")
     assert await cluster.fail(await token("a", 2), Declined(why="no credit"))
     assert await asked == ["no answer", "no credit"]
+
+
+async def test_an_error_that_nobody_could_receive_is_refused_and_the_next_one_counts(anywhere: Cluster) -> None:
+    """Neither as the wrong error, nor as no error that the run knows: the value still waits for its outcome."""
+    doing["a"] = waits_for(int)
+    asked = soon(failure(anywhere.client(Clerk)("a").work()))
+    made = await token()
+    for wrong in (Declined(why=403), Declined(why="x" * (5 << 20)), "x" * (5 << 20)):  # type: ignore[arg-type]
+        assert isinstance(await failure(anywhere.fail(made, wrong)), MalformedMessage | MessageTooLarge)
+    assert await anywhere.fail(made, Declined(why="x" * 4_000_000))
+    error = await asked
+    assert isinstance(error, Declined)
+    assert len(error.why) == 4_000_000
+
+
+async def test_the_text_of_a_failure_may_be_what_utf_8_cannot_hold(cluster: Cluster) -> None:
+    """As in every other error, it is shown by its number."""
+    doing["a"] = waits_for(int)
+    asked = soon(failure(cluster.client(Clerk)("a").work()))
+    assert await cluster.fail(await token(), "half: \ud800")
+    assert "half: \\ud800" in str(await asked)
 
 
 async def test_an_entity_error_that_nobody_catches_is_the_reply(cluster: Cluster) -> None:
