@@ -19,7 +19,7 @@ LONGEST_NAME: Final = 500
 
 _LONGEST_VALUE: Final = 80
 _MOST_ERRORS: Final = 100
-"""Errors of a group that its text has."""
+"""Errors of a group that its text has, and those of a group or chain that are formatted with their tracebacks."""
 _CUT: Final = "… (shortened)"
 
 # Of `type` itself: a metaclass may have attributes of these names, of any kind.
@@ -100,8 +100,13 @@ def name_of(cls: type) -> str:
 def is_printable(error: BaseException) -> bool:
     """Return whether a log can show the exception as it is: its traceback can be encoded, and is not endless."""
     try:
-        text = "".join(traceback.format_exception(error))
-        return len(text) <= LONGEST_TRACEBACK and len(text.encode()) <= LONGEST_TRACEBACK and "\x00" not in text
+        text = _formatted(error)
+        return (
+            text is not None
+            and len(text) <= LONGEST_TRACEBACK
+            and len(text.encode()) <= LONGEST_TRACEBACK
+            and "\x00" not in text
+        )
     except BaseException:  # noqa: BLE001 - user code: notes and attributes may be of any kind
         return False
 
@@ -109,13 +114,35 @@ def is_printable(error: BaseException) -> bool:
 def traceback_of(error: BaseException) -> str:
     """Return the formatted traceback of an exception, shortened if it is very long."""
     try:
-        text = "".join(traceback.format_exception(error))
+        text = _formatted(error)
+        if text is None:
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            text = f"{frames}(more errors than a traceback shows) {summary_of(error)}\n"
     except BaseException as exc:  # noqa: BLE001 - user code: notes and attributes may be of any kind
         name = short_name_of(type(exc))
         text = f"({name} instead of a traceback)\n{name_of(type(error))}: {text_of(error)}\n"
     whole = encodable(text[-LONGEST_TRACEBACK - 1 :])
     tail = whole.encode()[-LONGEST_TRACEBACK:].decode(errors="ignore")
     return tail if tail == whole else f"{_CUT}\n{tail}"
+
+
+def _formatted(error: BaseException) -> str | None:
+    """Return the traceback with those of all errors in it and before it; `None` if they are too many.
+
+    Thousands, as a handler may collect, would take seconds, in which nothing else runs.
+    """
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        found = left.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        parts = _parts(found) if isinstance(found, BaseExceptionGroup) else ()
+        if len(seen) + len(parts) > _MOST_ERRORS:
+            return None
+        left += (found.__cause__, found.__context__, *parts)
+    return "".join(traceback.format_exception(error))
 
 
 def plain(text: str) -> str:

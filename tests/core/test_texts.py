@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -55,6 +56,37 @@ def test_texts_and_tracebacks_have_an_end(text: str, count: int) -> None:
     assert len(traceback_of(error).encode()) <= LONGEST_TRACEBACK + 20
     assert text_of(error).endswith("(shortened)") == (len(encodable(str(error)).encode()) > LONGEST_TEXT)
     assert name_of(type(error)) == "ValueError"
+
+
+@pytest.mark.parametrize("shape", ["a group", "groups in groups", "a chain", "a chain of groups"])
+def test_many_errors_cost_no_more_than_some(shape: str) -> None:
+    """However they hang together, few of them are formatted; a traceback with all would take seconds."""
+    shown: list[int] = []
+
+    class Counted(Exception):
+        def __str__(self) -> str:
+            shown.append(1)
+            return "counted"
+
+    error = cast("Exception", Counted())
+    match shape:
+        case "a group":
+            error = ExceptionGroup("many", [Counted() for _ in range(20_000)])
+        case "groups in groups":
+            for _ in range(100):
+                error = ExceptionGroup("many", [error, *(Counted() for _ in range(200))])
+        case "a chain":
+            for _ in range(5_000):
+                after = Counted()
+                after.__cause__, error = error, after
+        case _:
+            for _ in range(500):
+                group = ExceptionGroup("many", [Counted() for _ in range(40)])
+                group.__context__, error = error, group
+    assert "ount" in traceback_of(error)
+    assert not is_printable(error)
+    assert text_of(error)
+    assert len(shown) < 500
 
 
 def test_a_class_without_a_name_has_one() -> None:

@@ -44,9 +44,9 @@ class User:
 
 
 @asynccontextmanager
-async def _user(directory: Path, *uid: int) -> AsyncIterator[User]:
+async def _user(directory: Path, *how: int | str) -> AsyncIterator[User]:
     pipe = asyncio.subprocess.PIPE
-    module = ("-m", "tests.storage.embedded_user", str(directory), *map(str, uid))
+    module = ("-m", "tests.storage.embedded_user", str(directory), *map(str, how))
     process = await asyncio.create_subprocess_exec(sys.executable, *module, cwd=_PROJECT, stdin=pipe, stdout=pipe)
     assert process.stdout is not None
     try:
@@ -150,6 +150,24 @@ async def test_a_server_whose_user_was_killed_is_adopted_and_stopped_by_the_next
         assert heir.url == victim.url
         assert _postmaster(directory) == left_behind
     assert _postmaster(directory) is None
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["left", "killed"])
+async def test_a_forked_child_does_not_hold_what_its_parent_held(directory: Path, is_killed: bool) -> None:
+    """It lives on; whoever comes after its parent can start the server, and is the last to leave it."""
+    async with _user(directory, "fork") as parent:
+        assert parent.process.stdout is not None
+        child = int(await parent.process.stdout.readline())
+        try:
+            await (parent.kill() if is_killed else parent.leave())
+            assert (_postmaster(directory) is None) != is_killed
+            async with asyncio.timeout(60), _user(directory) as heir:
+                assert await _ask(heir.url, "select 1") == 1
+                await heir.leave()
+            assert _postmaster(directory) is None
+            assert _runs(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 async def test_data_is_kept_between_runs(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

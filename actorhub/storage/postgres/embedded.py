@@ -37,6 +37,17 @@ _BACKOFF: Final = Backoff(1.0, 30.0)
 _AT_ONCE_SECONDS: Final = 2.0
 _TURN_SECONDS: Final = 150.0
 """How long to wait for others that start or stop the server: longer than both can take."""
+_locks: Final[set[int]] = set()
+"""Descriptors of the lock files that this process has open."""
+
+
+def _close_inherited() -> None:
+    """Close a parent's lock files: it would hold its locks for as long as its child lives, even if it is killed."""
+    while _locks:
+        os.close(_locks.pop())
+
+
+os.register_at_fork(after_in_child=_close_inherited)
 
 
 class EmbeddedPostgres:
@@ -92,7 +103,7 @@ class EmbeddedPostgres:
         # One that is just being started could not be told yet.
         while self._joining and (self._server is None or self._server.pid is None) and self._clock.monotonic() < end:
             self._pause.wait(0.02)
-        if self._users is None or self._server is None:
+        if self._users is None or self._users not in _locks or self._server is None:
             return
         try:
             # Whoever comes now waits for this lock until this process has ended, and starts the server again.
@@ -134,8 +145,13 @@ class EmbeddedPostgres:
                 if self._stopped:
                     raise ConfigurationError("this EmbeddedPostgres was stopped: make a new one")
                 if self._users is None:
-                    self._users = os.open(self._directory / "postgres.users", os.O_RDWR | os.O_CREAT, 0o644)
-                    fcntl.flock(self._users, fcntl.LOCK_SH)
+                    users = self._open("postgres.users")
+                    try:
+                        self._wait_for(users, fcntl.LOCK_SH)
+                    except ConfigurationError:
+                        _close(users)
+                        raise
+                    self._users = users
                 self._server = self._server or self._find_server()
                 self._server.initialize()
                 self._server.start()
@@ -149,8 +165,8 @@ class EmbeddedPostgres:
             return
         with self._turn():
             users, self._users = self._users, None
-            if users is None:
-                return
+            if users is None or users not in _locks:
+                return  # it never came that far, or this is a child of the process that did
             try:
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if self._server is not None:
@@ -158,28 +174,36 @@ class EmbeddedPostgres:
             except BlockingIOError:
                 pass  # others still use the server: the last of them stops it
             finally:
-                os.close(users)
+                _close(users)
 
     @contextmanager
     def _turn(self) -> Generator[None, None, None]:
         """Be the only one, of all processes and threads, that starts or stops the directory's server."""
         try:
-            lock = os.open(self._directory / "postgres.lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = self._open("postgres.lock")
         except OSError as exc:
             raise ConfigurationError(f"cannot use the Postgres in {self._directory}: {exc}") from exc
         try:
-            self._wait_for(lock)
+            self._wait_for(lock, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(lock)
+            _close(lock)
 
-    def _wait_for(self, lock: int) -> None:
+    def _open(self, name: str) -> int:
+        lock = os.open(self._directory / name, os.O_RDWR | os.O_CREAT, 0o644)
+        _locks.add(lock)
+        return lock
+
+    def _wait_for(self, lock: int, operation: int) -> None:
         deadline = self._clock.monotonic() + _TURN_SECONDS
+        is_leaving = self._stopped
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, operation | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
+                if self._stopped and not is_leaving:
+                    raise ConfigurationError("this EmbeddedPostgres was stopped while it started") from None
                 if self._clock.monotonic() > deadline:
                     raise ConfigurationError(
                         f"another process has been starting or stopping the Postgres in {self._directory} for "
@@ -223,3 +247,8 @@ class EmbeddedPostgres:
         for directory in (ROOT_STORE, elsewhere.parent):
             directory.chmod(0o755)
         return elsewhere
+
+
+def _close(lock: int) -> None:
+    _locks.discard(lock)
+    os.close(lock)
