@@ -247,3 +247,19 @@ def _(patch: Patch) -> None:
         return result
 
     patch(MessageTable, "cancel", broken)
+
+
+@mutant("counts under way are not awaited")
+def _(patch: Patch) -> None:
+    async def broken(self: Attempts, shard: HostedShard) -> None:
+        """Let the hand-over end before the answer."""
+
+    patch(Attempts, "_until_answered", broken)
+
+
+@mutant("runs that go on are not given back")
+def _(patch: Patch) -> None:
+    def broken(self: Attempts, shard: HostedShard) -> list[RunStart]:
+        return list(self._memory.table(shard).spared.values())
+
+    patch(Attempts, "_cut", broken)

@@ -146,6 +146,9 @@ class RecordingHost:
         self.events.append(("drained", frozenset([shard])))
         self._node.cluster.ledger.ends(shard, self._node.incarnation)
 
+    async def spare(self, shards: Collection[ShardId], within: float) -> None:
+        self.events.append(("spared", frozenset(shards)))
+
     def observe_time(self, now: float) -> None:
         """Time does not matter here."""
 

@@ -139,7 +139,7 @@ def test_a_drain_that_overruns_its_grace_is_revoked_then_released() -> None:
         (two,) = await cluster.start("h:2")
         await cluster.balanced(one, two)
         for shard in two.shards:
-            assert one.host.order(shard) == ["granted", "drain", "revoked", "released"]
+            assert one.host.order(shard) == ["granted", "drain", "spared", "revoked", "released"]
         assert cluster.ledger.wrong == []
 
     in_virtual_time(scenario)

@@ -287,3 +287,23 @@ async def test_one_of_many_senders_with_a_key_wins(postgres_world: PostgresWorld
     rows = [await storages[0].messages.find(message_id) for message_id in left]
     assert Counter(row.key for row in rows if row is not None) == Counter(f"k{key}" for key in range(80))
     assert {message_id for sender in senders for message_id in sender.result()} <= set(left)
+
+
+async def test_taking_a_count_back_waits_for_nobody_while_others_can_be_taken_back(
+    postgres_world: PostgresWorld,
+) -> None:
+    """What somebody holds comes last, one by one: who waits for one row and holds another could deadlock."""
+    storage = await postgres_world.storage()
+    await storage.take(SHARDS, runner("a"))
+    await stored(storage.messages, [message(number) for number in (1, 2, 3)])
+    starts = [RunStart(number, SHARDS[0], 1, 1) for number in (1, 2, 3)]
+    await results([storage.messages.start_run(each, "a") for each in starts])
+    async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as tasks:
+        async with held(postgres_world, "select from message where message_id = 2 for update") as observer:
+            uncount = tasks.create_task(storage.messages.uncount_runs(starts, "a"))
+            await until_blocked(observer)
+            found = await storage.messages.load_entities([(SHARDS[0], "orders", "ada")], 9)
+            assert [each.attempts for each in found] == [0, 1, 0]
+        await uncount
+    found = await storage.messages.load_entities([(SHARDS[0], "orders", "ada")], 9)
+    assert [each.attempts for each in found] == [0, 0, 0]

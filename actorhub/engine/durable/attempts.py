@@ -9,8 +9,9 @@ message's with the commit of the run before it (`runs.commits.next_to_count`).
 
 import asyncio
 from asyncio import Future
+from collections.abc import Iterable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from actorhub.core.backoff import Backoff
 from actorhub.core.errors import HandlerFailed, PersistenceError
@@ -20,7 +21,7 @@ from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.schedule import Schedule
 from actorhub.engine.durable.settlement import Settlement
-from actorhub.engine.model.durable_message import DurableMessage, Place, start_of
+from actorhub.engine.model.durable_message import DurableMessage, Place, next_start_of, start_of
 from actorhub.engine.model.records import COMMITTING, DONE, QUEUED, RUNNING, Cell, HostedShard
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import Readiness, RunStart
@@ -29,7 +30,7 @@ _log: Final = get_logger("actorhub.attempts")
 
 _CUT: Final = (QUEUED, RUNNING, COMMITTING)
 """Phases of messages whose run is counted, and has not ended."""
-_GIVE_BACK_LIMIT: Final = 0.5
+GIVE_BACK_LIMIT: Final = 0.5
 """Seconds; beyond the grace time, so that it must be short."""
 _EARLY: Final = Backoff(initial=0.002, maximum=1.024)
 """How much longer to wait when the store says that a message is not due yet."""
@@ -87,26 +88,45 @@ class Attempts:
                 return first.next_change()
         return None
 
-    async def give_back(self, shard: HostedShard) -> None:
+    async def give_back(self, shard: HostedShard, within: float = GIVE_BACK_LIMIT) -> None:
         """Take back the counts of the runs that a hand-over is about to cut short, while the shard is still owned.
 
         Else each deploy would cost a message an attempt whose run takes longer than the grace time. What kills its
-        process does not come here, so it still runs out of attempts.
+        process does not come here, so it still runs out of attempts. From now on nothing more comes in.
         """
-        table = self._memory.table(shard)
-        cut = [
-            start_of(message)
-            for message in table.messages.values()
-            if message.is_counted and message.phase in _CUT and message.place in (Place.MAILBOX, Place.RUNNING)
-        ]
-        if not (cut or table.unstarted):
-            return
+        shard.is_ending = True
+        given: set[RunStart] = set()
+        cut: list[RunStart] = []
         try:
-            async with asyncio.timeout(_GIVE_BACK_LIMIT):
-                await self._store.uncount_runs([*table.unstarted, *cut], self._incarnation)
+            async with asyncio.timeout(within):
+                # What has its turn already may be counted while others are taken back: until there is nothing new.
+                await self._until_answered(shard)
+                while cut := [start for start in self._cut(shard) if start not in given]:
+                    await self._store.uncount_runs(cut, self._incarnation)
+                    given.update(cut)
+                    await self._until_answered(shard)
         except (PersistenceError, TimeoutError) as error:
+            cut = cut or [start for start in self._cut(shard) if start not in given]
             text = "shard %s: %d runs that its hand-over cuts short cost an attempt each, since the store failed: %s"
             _log.warning(text, shard.id, len(cut), summary_of(error))
+
+    def _cut(self, shard: HostedShard) -> Iterable[RunStart]:
+        """Yield the runs that are counted and have not ended, or not even begun."""
+        table = self._memory.table(shard)
+        yield from table.spared.values()
+        for message in table.messages.values():
+            if message.is_counted and message.phase in _CUT and message.place in (Place.MAILBOX, Place.RUNNING):
+                yield start_of(message)
+
+    async def _until_answered(self, shard: HostedShard) -> None:
+        """Wait until it is known which runs are counted: one that is counted later would cost an attempt."""
+        while waiting := self._unanswered(shard):
+            await asyncio.wait(waiting)
+
+    def _unanswered(self, shard: HostedShard) -> "list[Future[Any]]":
+        table = self._memory.table(shard)
+        inserts = [each for each in table.messages.values() if each.attempts and not each.is_stored]
+        return [*table.counting, *(each.next_change() for each in inserts)]
 
     def start(self, message: DurableMessage) -> None:
         """Count the run of a stored message; make a dead letter of one that has no attempts left."""
@@ -124,15 +144,19 @@ class Attempts:
                 ),
             )
             return
-        start = RunStart(message.message_id, message.shard.id, message.shard.epoch, message.attempts + 1)
-        self._store.start_run(start, self._incarnation).add_done_callback(
-            partial(self._on_start_answer, message), context=self._scheduler.context
-        )
+        table = self._memory.table(message.shard)
+        table.spared.pop(message.message_id, None)  # This run has the same number.
+        answer = self._store.start_run(next_start_of(message), self._incarnation)
+        table.counting.add(answer)
+        answer.add_done_callback(partial(self._on_start_answer, message), context=self._scheduler.context)
 
     def _on_start_answer(self, message: DurableMessage, outcome: "Future[Readiness]") -> None:
+        self._memory.table(message.shard).counting.discard(outcome)
         error = store_error(outcome)
         if message.place is not Place.STARTING:
-            return  # It left its entity meanwhile, and its turn with it. If the run was counted, that costs an attempt.
+            # It left its entity meanwhile, and its turn with it. If the run was counted, that costs an attempt unless
+            # the shard drains.
+            return
         if error is not None:
             # Perhaps it is counted. The loader reads how many are.
             self._memory.spill(message)

@@ -9,6 +9,7 @@ entity, or its shard, has a backlog, a new message waits in the store, behind it
 its mailbox for the store takes along whatever is behind it there (`spill`).
 """
 
+from asyncio import Future
 from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
@@ -16,10 +17,10 @@ from actorhub.core.envelope import TELL
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.schedule import Schedule
-from actorhub.engine.model.durable_message import DurableMessage, Place, start_of
+from actorhub.engine.model.durable_message import DurableMessage, Place, next_start_of, start_of
 from actorhub.engine.model.records import DONE, QUEUED, SENT, HostedShard, HostedType, Message
 from actorhub.engine.runs.residency import Residents
-from actorhub.storage.message_ports import RunStart
+from actorhub.storage.message_ports import Readiness, RunStart
 
 _DURABLE_SHARE: Final = 75
 """Per cent of the places for residents that durable messages may take, so that a backlog leaves room for others."""
@@ -29,15 +30,20 @@ _AT_ENTITY: Final = frozenset({Place.MAILBOX, Place.STARTING, Place.RUNNING})
 class ShardTable:
     """The durable messages of one owned shard that are in memory, and who waits for others of it."""
 
-    __slots__ = ("messages", "unstarted", "waiting")
+    __slots__ = ("counting", "messages", "moved", "spared", "waiting")
 
     def __init__(self) -> None:
         self.messages: dict[int, DurableMessage] = {}
         """Those in memory, by id."""
         self.waiting: dict[int, list[Message]] = {}
         """The callers that wait for messages that are in the store only, by the message's id."""
-        self.unstarted: list[RunStart] = []
-        """Runs that were counted and cannot start any longer, because the shard drains."""
+        self.counting: set[Future[Readiness]] = set()
+        """Answers of the store that are under way: whether a run is counted."""
+        self.spared: dict[int, RunStart] = {}
+        """While the shard drains: the runs, by the message's id, that cost no attempt. They are counted or may be,
+        and did not start or were cut short."""
+        self.moved: set[tuple[str, str]] = set()
+        """Entities of which the drain cut short a run that waits: that message is the next owner's, and runs first."""
 
 
 class InMemory:
@@ -134,11 +140,21 @@ class InMemory:
                 message.place = Place.STARTING
         return True
 
-    def spill(self, message: DurableMessage) -> None:
+    def spill(self, message: DurableMessage, *, for_next_owner: bool = False) -> None:
         """Keep the message in the store only; its callers go on waiting here.
 
         What is behind it in the mailbox goes with it, and new messages wait behind both in the store.
+
+        Args:
+            message: At its entity, or nowhere.
+            for_next_owner: It is not brought in here again while its shard drains, whoever waits for it: its run was
+                cut short where it waits for something, and so would the next one be, as often as it was brought in.
         """
+        if for_next_owner:
+            table = self.table(message.shard)
+            table.moved.add(message.entity)
+            if message.is_counted:
+                table.spared[message.message_id] = start_of(message)
         cell = message.cell if message.place in _AT_ENTITY else None
         if cell is not None:
             cell.has_backlog = True
@@ -233,8 +249,10 @@ class InMemory:
         assert cell is not None
         # In the mailbox it may have a turn, too, and a carrier that has not got to it: `Attempts.begin` ends that turn.
         # After a run `Completion` ends it.
-        if message.is_counted and message.place is Place.MAILBOX and message.shard.draining:
-            self.table(message.shard).unstarted.append(start_of(message))
+        if message.shard.draining and message.is_stored and message.place is not Place.RUNNING:
+            # Not counted, as far as is known here; but the answer may be under way, or be that of a commit.
+            start = start_of(message) if message.is_counted else next_start_of(message)
+            self.table(message.shard).spared[message.message_id] = start
         message.place = Place.ARRIVED
         message.is_counted = False
         if has_turn:

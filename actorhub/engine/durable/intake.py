@@ -20,7 +20,7 @@ from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.durable.schedule import Schedule
 from actorhub.engine.durable.settlement import Settlement
-from actorhub.engine.model.durable_message import DurableMessage, Place, new_row
+from actorhub.engine.model.durable_message import DurableMessage, Place, new_row, start_of
 from actorhub.engine.model.records import NEW, SENT, HostedShard, Message
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import Outcome, Stored, Verdict
@@ -124,7 +124,7 @@ class Intake:
             message.place = Place.SPILLING
         elif message.place is Place.STARTING:
             # It has the turn, or its entity is activated for it. If it loses its entity before the answer, the count is
-            # one too high, which costs an attempt.
+            # one too high, which costs an attempt unless the shard drains.
             attempts = 1
         self._store_message(message, attempts)
 
@@ -256,6 +256,9 @@ class Intake:
         message.is_stored = True
         message.on_changed()
         if message.place is Place.SPILLING:
+            if message.attempts and message.shard.draining:
+                # Its insert counted a run, and it lost its entity before the answer.
+                self._memory.table(message.shard).spared[message.message_id] = start_of(message)
             self._memory.spilled(message)
         elif stored.deliver_at:
             self._memory.schedule(message, stored.deliver_at)

@@ -105,6 +105,9 @@ class Loader:
         found = _by_entity(rows)
         for key in awaited:
             shard, entity = self._shards.get(key[0]), key[1:]
+            if shard is not None and entity in self._memory.table(shard).moved:
+                del self._backlog.awaited[key]
+                continue
             if shard is not None and shard.draining and not self._open_draining(shard, entity):
                 self._is_blocked = True
                 continue

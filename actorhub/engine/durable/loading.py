@@ -42,6 +42,9 @@ class Loading:
         message.headers = dict(row.headers) if row.headers else None
         message.key = row.key
         message.attempts = row.attempts
+        if (spared := table.spared.get(row.message_id)) is not None:
+            # The row may show the count of a run that did not start; this run gets the same number.
+            message.attempts = min(row.attempts, spared.attempts - 1)
         message.is_stored = True
         message.waiters = table.waiting.pop(row.message_id, [])
         table.messages[row.message_id] = message

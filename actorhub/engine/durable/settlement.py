@@ -18,6 +18,7 @@ from actorhub.core.errors import (
     MessageCancelled,
     PersistenceError,
     RunnerUnavailable,
+    ShuttingDown,
 )
 from actorhub.core.logger import get_logger
 from actorhub.core.texts import summary_of, text_of, traceback_of
@@ -87,9 +88,10 @@ class Settlement:
         # Not the message's fault: it was cut short for a hand-over, the activation ended under it, or the mailbox was
         # full of other calls. It runs again as if it had not run, without a line in its history.
         cell = message.cell
-        lost = isinstance(error, RunMoved) or (message.is_running and cell is not None and cell.phase == DEAD)
+        moved = _is_moved(message, error)
+        lost = moved or (message.is_running and cell is not None and cell.phase == DEAD)
         if lost or (isinstance(error, MailboxFull) and not message.is_counted):
-            self._memory.spill(message)
+            self._memory.spill(message, for_next_owner=moved)
         elif not message.is_stored:
             message.failure = error  # until the answer to its insert: there is no row yet
         elif isinstance(error, Fenced):
@@ -347,3 +349,8 @@ class Settlement:
 def _as_handler_failed(error: ActorhubError) -> HandlerFailed:
     """Return the reply of a dead letter for one of our own errors, such as its handler's timeout."""
     return HandlerFailed(public_name(error), error.message or text_of(error), traceback_of(error))
+
+
+def _is_moved(message: DurableMessage, error: ActorhubError) -> bool:
+    """Whether the run failed because its entity moves: it was cut short, or nobody is left here whom it could ask."""
+    return isinstance(error, RunMoved) or (isinstance(error, ShuttingDown) and message.shard.draining)

@@ -157,3 +157,8 @@ class DurableMessage(Message):
 def start_of(message: DurableMessage) -> RunStart:
     """Return the run of a message that the store counted last."""
     return RunStart(message.message_id, message.shard.id, message.shard.epoch, message.attempts)
+
+
+def next_start_of(message: DurableMessage) -> RunStart:
+    """Return the run of a message that the store is to count next."""
+    return RunStart(message.message_id, message.shard.id, message.shard.epoch, message.attempts + 1)

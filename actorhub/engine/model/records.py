@@ -462,7 +462,7 @@ class HostedShard:
     """A shard that this process owns."""
 
     __slots__ = ("admits_all", "cells", "drain_until", "draining", "draining_since", "emptied", "epoch", "has_backlog",
-                 "held", "id", "is_late", "lease", "told")  # fmt: skip
+                 "held", "id", "is_ending", "is_late", "lease", "told")  # fmt: skip
 
     def __init__(self, shard: ShardId, epoch: int, lease: Lease) -> None:
         self.id = shard
@@ -477,11 +477,12 @@ class HostedShard:
         """Monotonic seconds at which its drain cuts off what still runs."""
         self.is_late = False
         """Half of the grace time of its drain is over."""
+        self.is_ending = False
+        """What still runs is about to be cut off: nothing more comes in."""
         self.admits_all = False
         """While it drains: every call of a running handler comes in, not only what the drain itself waits for."""
         self.held: dict[tuple[str, str], deque[Message]] = {}
-        """By entity that is not resident, the messages for the next owner: they came, or were left over, while the
-        shard drains."""
+        """By entity that is not resident, messages for the next owner: they came, or were left over, in its drain."""
         self.emptied: asyncio.Future[None] | None = None
         self.has_backlog = False
         """Durable messages of entities that are not resident may wait in the store. New ones wait behind them."""

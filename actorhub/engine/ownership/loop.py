@@ -273,11 +273,7 @@ class Ownership:
         self._handovers.hasten(max(0.0, grace - 2 * reserve))
         self._info = msgspec.structs.replace(self._info, draining=True)
         try:
-            async with asyncio.timeout(max(0.0, grace - reserve)):
-                await self._hand_over_everything()
-            reason = "this runner has left"
-        except TimeoutError:
-            reason = "the grace time of the shutdown is over"
+            reason = await self._hand_over_within(max(0.0, grace - reserve), reserve / 2)
         except BaseException:
             self._stop("its shutdown was cancelled")
             raise
@@ -286,6 +282,17 @@ class Ownership:
         session = self._holdings.session
         self._stop(reason)
         await self._deregister(session, reserve)
+
+    async def _hand_over_within(self, seconds: float, reserve: float) -> str:
+        """Hand over every shard; return why what is left is revoked now, after at most `reserve` seconds more."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._hand_over_everything()
+        except TimeoutError:
+            if self.is_fresh():
+                await self._host.spare(tuple(self._holdings.owned), reserve)
+            return "the grace time of the shutdown is over"
+        return "this runner has left"
 
     async def _hand_over_everything(self) -> None:
         if self._holdings.session is not None and self.is_fresh():

@@ -38,8 +38,8 @@ class Draining:
 
     def admits(self, message: Message, shard: HostedShard) -> bool:
         """Whether the message comes in now, if its shard drains: some running handler waits for it."""
-        if message.spec.singleton and self._cell(*message.entity) is None:
-            return False  # Its leader makes no further activation.
+        if shard.is_ending or (message.spec.singleton and self._cell(*message.entity) is None):
+            return False  # A leader makes no further activation.
         return any(
             chain and (shard.admits_all or any(self._is_draining(link) for link in chain)) for chain in message.chains
         )

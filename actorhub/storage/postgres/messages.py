@@ -108,11 +108,16 @@ class PostgresMessages(MessageStore):
 
     @override
     async def uncount_runs(self, starts: Sequence[RunStart], incarnation: str) -> None:
-        fence = self._fence_of(incarnation)
-        # One at a time: commit_runs counts next runs in no order, so whoever else locks several rows could deadlock.
+        owned: dict[tuple[ShardId, int], dict[int, int]] = {}
         for start in starts:
-            owner = (fence, incarnation, start.shard.group, start.shard.number, start.epoch)
-            await self._uncounts.fetch("uncount a run", "uncount_run", *owner, start.message_id, start.attempts)
+            owned.setdefault((start.shard, start.epoch), {})[start.message_id] = start.attempts
+        for (shard, epoch), attempts in owned.items():
+            owner = (self._fence_of(incarnation), incarnation, shard.group, shard.number, epoch)
+            columns = (list(attempts), list(attempts.values()))
+            held = await self._uncounts.fetch("uncount runs", "uncount_runs", *owner, *columns)
+            # One at a time: commit_runs counts next runs in no order, so whoever waits for several could deadlock.
+            for (message_id,) in held:
+                await self._uncounts.fetch("uncount a run", "uncount_run", *owner, message_id, attempts[message_id])
 
     @override
     def commit_run(self, run: RunCommit, incarnation: str) -> Future[bool]:

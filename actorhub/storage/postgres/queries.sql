@@ -130,6 +130,37 @@ from store_messages($1, $2, $3, $4);
 -- Count runs before they start: null when all may, else a verdict for each.
 select start_runs($1, $2, $3, $4);
 
+-- name: uncount_runs
+-- Take back the counts $7 of runs of messages $6 that a hand-over cut short, as long as the shard is the caller's, and
+-- return those that somebody holds at the moment: waiting for several, whose locks others take in no order, could
+-- deadlock.
+with held as materialized (
+    select hold_ownership($1, $2, $3, $4, $5) as owned
+),
+counted as materialized (
+    select m.message_id
+    from held
+    cross join unnest($6::bigint[], $7::integer[]) as r (message_id, attempts)
+    join message as m on m.message_id = any (array[r.message_id])
+    where held.owned and m.attempts = r.attempts
+),
+free as materialized (
+    select m.message_id
+    from held
+    cross join unnest($6::bigint[], $7::integer[]) as r (message_id, attempts)
+    join message as m on m.message_id = any (array[r.message_id])
+    where held.owned and m.attempts = r.attempts
+    for update of m skip locked
+),
+uncounted as (
+    update message as m
+    set attempts = m.attempts - 1
+    from free
+    where m.message_id = any (array[free.message_id])
+)
+select counted.message_id from counted
+where counted.message_id not in (select free.message_id from free);
+
 -- name: uncount_run
 -- Take back the count $7 of a run of message $6 that a hand-over cut short, as long as the shard is the caller's.
 with held as materialized (
