@@ -1,14 +1,19 @@
-"""Durable tells whose shard has no owner: they are stored for whoever will own it.
+"""Durable messages whose shard has no owner: they are stored for whoever will own it.
+
+A tell does not need an owner to be accepted, so it is stored. An ask waits for its reply in any case, and is routed
+once there is an owner; but if a tell to its entity comes after it, it is stored with that tell. The next owner runs
+what is in the store first, and nothing must overtake what was sent before it (invariant G).
 
 A deposit takes a share lock on the shard's row, and whoever takes the shard locks that row for update. So either the
 deposit is committed first, and the new owner's walk finds it, or it waits for the take and comes after it. In the
-second case the owner's walk may be over. That is why, once a tell is deposited, its owner is sent a *wake*, which makes
-it scan again.
+second case the owner's walk may be over. That is why, once a message is deposited, its owner is sent a *wake*, which
+makes it scan again. What this process sends to the shard while a deposit is under way is held back, or it might come
+before the wake.
 """
 
 import asyncio
 from asyncio import Future
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
@@ -16,10 +21,10 @@ import msgspec
 
 from actorhub.core.address import ShardId
 from actorhub.core.codec import decode_answer
-from actorhub.core.envelope import TELL, Durable
+from actorhub.core.envelope import ASK, TELL, Durable
 from actorhub.core.errors import ActorhubError, DuplicateKey, RunnerUnavailable
 from actorhub.engine.model.durable_message import new_row
-from actorhub.engine.model.records import FOREVER, PARKED, SENT, Message
+from actorhub.engine.model.records import FOREVER, NEW, PARKED, SENT, Message
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.storage.message_ports import MessageStore, Stored, Verdict
 
@@ -36,29 +41,53 @@ class Routing(Protocol):
         """Send a message to its shard's owner, or park it until there is one."""
         ...
 
-    def unpark(self, message: Message) -> None:
-        """Take a message out of those that wait for an owner."""
+    def can_reach_owner(self, shard: ShardId) -> bool:
+        """Whether the shard has a known owner, here or over a link."""
         ...
 
-    def ask_a_runner(self, message: Message) -> bool:
-        """Send a message to any runner, which stores it; `False` if there is no runner."""
+    def unpark(self, message: Message) -> Sequence[Message]:
+        """Take a message that waits for an owner, and what must run before it, from their queue; return them."""
+        ...
+
+    def can_ask_a_runner(self) -> bool:
+        """Whether there is a runner that can store a message."""
+        ...
+
+    def ask_a_runner(self, message: Message) -> None:
+        """Send a message to a runner, which stores it."""
+        ...
+
+    def release(self, shards: Iterable[ShardId]) -> None:
+        """Route what waits for these shards."""
         ...
 
 
 class Deposits:
-    """Stores durable tells whose shard has no owner; whoever takes the shard runs them."""
+    """Stores durable messages whose shard has no owner; whoever takes the shard runs them."""
 
     def __init__(self, store: MessageStore | None, routing: Routing) -> None:
         self._store = store
         self._routing = routing
         self._wakes: dict[ShardId, _Wake] = {}
+        self.under_way: dict[ShardId, int] = {}
+        """How many deposits of this process's messages have no answer yet, where there are any."""
+
+    def holds_back(self, message: Message, shard: ShardId) -> bool:
+        """Whether a message must wait, because one that was sent before it to the shard is being deposited."""
+        delivery = message.delivery
+        return (
+            shard in self.under_way
+            and delivery is not None
+            and not delivery.is_stored
+            and not isinstance(message, _Deposit)  # It was sent to a runner that is gone, and is what the others await.
+        )
 
     def on_parked(self, message: Message) -> None:
         """Deposit a tell that waits for an owner, unless one appears soon."""
         asyncio.get_running_loop().call_later(DEPOSIT_AFTER, self._on_no_owner, message)
 
     def deposit(self, message: Message) -> None:
-        """Deposit a tell now. Its sender is told when it is stored, and wakes the owner if there is one."""
+        """Deposit a message now. Its sender is told when it is stored, and wakes the owner if there is one."""
         assert self._store is not None
         assert message.shard_id is not None
         message.phase = SENT
@@ -67,26 +96,75 @@ class Deposits:
     def _on_no_owner(self, message: Message) -> None:
         if message.phase != PARKED:
             return  # An owner came, or its sender gave up.
-        # A copy, so that the tell itself can answer its sender. From here on it is not routed: with a new owner it
-        # would arrive twice, once from here and once from the store.
-        deposit = _Deposit(message, self._wake)
-        if self._store is not None:
-            self.deposit(deposit)
-        elif not self._routing.ask_a_runner(deposit):
+        shard = message.shard_id
+        assert shard is not None
+        # With an owner it is only held back. Were it deposited, the next one would be held back for it, and so on.
+        is_held_back = shard in self.under_way and self._routing.can_reach_owner(shard)
+        if is_held_back or (self._store is None and not self._routing.can_ask_a_runner()):
             # It stays parked, in its place, and is tried again.
             self.on_parked(message)
             return
-        self._routing.unpark(message)
-        message.phase = SENT
+        for each in self._routing.unpark(message):
+            # A copy, so that the message itself can answer its sender. From here on it is not routed: with a new owner
+            # it would arrive twice, once from here and once from the store.
+            each.phase = SENT
+            self.under_way[shard] = self.under_way.get(shard, 0) + 1
+            deposit = _Deposit(each, self._on_stored, self._on_over)
+            if self._store is not None:
+                self.deposit(deposit)
+            else:
+                self._routing.ask_a_runner(deposit)
 
-    def _wake(self, told: Message) -> None:
+    def _on_stored(self, message: Message, message_id: int) -> None:
+        """Wake the owner, then let the sender go on: what the sender sends next travels behind the wake.
+
+        With another id, that of an earlier message with its key, nothing new was stored.
+        """
+        is_new = message_id == message.message_id
+        if is_new:
+            self._wake(message)
+        if message.kind == TELL:
+            message.complete_waiting(_encode(message_id))
+        elif message.phase == SENT:
+            # What is left of an ask is to wait for the reply. With an earlier message's id, the owner finds that one.
+            message.phase = NEW
+            assert message.delivery is not None
+            message.delivery = msgspec.structs.replace(message.delivery, is_stored=is_new, is_repeated=True)
+            self._routing.route(message)
+
+    def _on_over(self, shard: ShardId) -> None:
+        """A deposit has its answer; after the last one, what was held back goes on, behind the wake."""
+        if self.under_way[shard] > 1:
+            self.under_way[shard] -= 1
+            return
+        del self.under_way[shard]
+        # Without an owner it is left in its place: to park it anew, after each deposit, would take a timer each.
+        if self._routing.can_reach_owner(shard):
+            self._routing.release([shard])
+
+    def _wake(self, sent: Message) -> None:
         """Wake the shard's owner, now or once there is one. At most one wake per shard is parked."""
         # One wake is enough for all that was deposited before the owner gets it, which is why only a parked one counts.
-        assert told.shard_id is not None
-        waiting = self._wakes.get(told.shard_id)
+        assert sent.shard_id is not None
+        waiting = self._wakes.get(sent.shard_id)
         if waiting is None or waiting.phase != PARKED:
-            wake = self._wakes[told.shard_id] = _Wake(told)
+            wake = self._wakes[sent.shard_id] = _Wake(sent)
             self._routing.route(wake)
+
+
+def goes_before(other: Message, message: Message) -> bool:
+    """Whether a message that is parked must run before a tell: to the same entity, and both without a due time."""
+    delivery, told = other.delivery, message.delivery
+    return (
+        delivery is not None
+        and told is not None
+        and other.phase == PARKED
+        and other.kind in (ASK, TELL)
+        and not delivery.is_stored
+        and other.message_id < message.message_id
+        and other.entity == message.entity
+        and not (delivery.deliver_at or delivery.delay or told.deliver_at or told.delay)
+    )
 
 
 def _on_deposited(message: Message, outcome: "Future[Stored]") -> None:
@@ -101,47 +179,51 @@ def _on_deposited(message: Message, outcome: "Future[Stored]") -> None:
 
 
 class _Copy(Message):
-    """A copy of a tell, sent for another purpose."""
+    """A copy of a message, sent as a tell for another purpose."""
 
-    __slots__ = ("_told",)
+    __slots__ = ("_sent",)
 
-    def __init__(self, told: Message, **changes: bool) -> None:
-        super().__init__(told.spec, told.entity_id, TELL)
-        self._told = told
-        self.message_id = told.message_id
-        self.shard_id = told.shard_id
-        self.body = told.body
-        self.headers = told.headers
-        self.deadline = told.deadline
-        self.delivery = msgspec.structs.replace(told.delivery or Durable(), **changes)
+    def __init__(self, sent: Message, **changes: bool) -> None:
+        super().__init__(sent.spec, sent.entity_id, TELL)
+        self._sent = sent
+        self.message_id = sent.message_id
+        self.shard_id = sent.shard_id
+        self.body = sent.body
+        self.headers = sent.headers
+        self.deadline = sent.deadline
+        self.delivery = msgspec.structs.replace(sent.delivery or Durable(), **changes)
 
 
 class _Deposit(_Copy):
     """The copy that is stored for whoever will own the shard."""
 
-    __slots__ = ("_wake",)
+    __slots__ = ("_on_over", "_on_stored")
 
-    def __init__(self, told: Message, wake: Callable[[Message], None]) -> None:
-        super().__init__(told, is_deposit=True)
-        self._wake = wake
+    def __init__(
+        self, sent: Message, on_stored: Callable[[Message, int], None], on_over: Callable[[ShardId], None]
+    ) -> None:
+        super().__init__(sent, is_deposit=True)
+        self._on_stored = on_stored
+        self._on_over = on_over
 
     def on_completed(self, body: bytes) -> None:
-        """Wake the owner, then let the sender go on: what the sender sends next travels behind the wake.
-
-        With another id in the answer, that of an earlier message with its key, nothing new was stored.
-        """
+        """It is stored, under its own id or that of an earlier message with its key."""
         try:
-            is_new = decode_answer(body, int) == self.message_id
+            message_id = decode_answer(body, int)
         except RunnerUnavailable as error:
-            self._told.fail_waiting(error)
+            self.on_failed(error)
             return
-        if is_new:
-            self._wake(self._told)
-        self._told.complete_waiting(body)
+        self._on_stored(self._sent, message_id)
+        self._end()
 
     def on_failed(self, error: ActorhubError) -> None:
-        """Fail the sender's tell."""
-        self._told.fail_waiting(error)
+        """Fail the sender's message. An ask fails, too: it may be stored, and what came behind it is."""
+        self._sent.fail_waiting(error)
+        self._end()
+
+    def _end(self) -> None:
+        assert self.shard_id is not None
+        self._on_over(self.shard_id)
 
 
 class _Wake(_Copy):
@@ -149,8 +231,8 @@ class _Wake(_Copy):
 
     __slots__ = ()
 
-    def __init__(self, told: Message) -> None:
-        super().__init__(told, is_stored=True, is_deposit=True)
+    def __init__(self, sent: Message) -> None:
+        super().__init__(sent, is_stored=True, is_deposit=True)
         self.deadline = FOREVER
         self.body = b""
 

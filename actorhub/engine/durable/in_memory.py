@@ -71,6 +71,11 @@ class InMemory:
         """Return the shard's table; for a shard that was lost, an empty one that nobody else sees."""
         return self._tables.get(shard) or ShardTable()
 
+    def is_spilling(self, message_id: int, shard: HostedShard) -> bool:
+        """Whether a message is to leave memory as soon as it is stored."""
+        message = self.table(shard).messages.get(message_id)
+        return message is not None and message.place is Place.SPILLING
+
     def running(self, ids: frozenset[int]) -> Iterator[DurableMessage]:
         """Yield those of the messages that run here."""
         for table in self._tables.values():

@@ -237,6 +237,9 @@ class Loader:
             return True
         brought = 0
         for row in known[:limit]:
+            if self._memory.is_spilling(row.message_id, shard):
+                # It was sent to this process again and its insert is under way. What is behind it waits, too.
+                break
             message = self._loading.load(row, shard)
             if message is None:
                 continue

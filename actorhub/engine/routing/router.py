@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -20,7 +21,7 @@ from actorhub.core.errors import (
     UnknownEntityType,
 )
 from actorhub.core.logger import get_logger
-from actorhub.engine.durable.deposits import Deposits
+from actorhub.engine.durable.deposits import Deposits, goes_before
 from actorhub.engine.host import Host
 from actorhub.engine.model.records import (
     COMMITTING,
@@ -136,6 +137,9 @@ class Router:
             message.phase = PARKED
             return
         shard_id = self.sharding.shard_of_target(message)
+        if self.deposits.under_way and self.deposits.holds_back(message, shard_id):
+            self._park(message, shard_id)
+            return
         if host is not None and (shard := host.shards.get(shard_id)) is not None:
             self._local += 1
             if message.delivery is None:
@@ -442,21 +446,34 @@ class Router:
         message.phase = DONE
         message.on_failed(message.own_error(error))
 
-    def unpark(self, message: Message) -> None:
-        """Remove a message from what is parked."""
+    def can_reach_owner(self, shard: ShardId) -> bool:
+        """Return whether the shard has a known owner, here or over a link."""
+        if self.host is not None and shard in self.host.shards:
+            return True
+        owner = self.table.owner(shard)
+        return owner is not None and self._peers.by_runner(owner.runner) is not None
+
+    def unpark(self, message: Message) -> list[Message]:
+        """Remove a durable tell that is parked, with the durable messages to its entity that were sent before it.
+
+        Those are found by their ids: what was sent before and came back is parked behind what came after it.
+        """
         shard = message.shard_id
         assert shard is not None
-        parked = self._parked.get(shard)
-        if parked is not None and message in parked:
-            parked.remove(message)
-            self._parked_count -= 1
+        parked = self._parked[shard]
+        taken = sorted((m for m in parked if m is message or goes_before(m, message)), key=attrgetter("message_id"))
+        gone = set(taken)
+        self._parked[shard] = deque(m for m in parked if m not in gone)
+        self._parked_count -= len(taken)
+        return taken
 
-    def ask_a_runner(self, message: Message) -> bool:
-        """Have some runner store a durable tell that this process cannot store; return whether there is a runner."""
-        peers = self._peers.runners()
-        if peers:
-            self._send(message, peers[0])
-        return bool(peers)
+    def can_ask_a_runner(self) -> bool:
+        """Return whether there is a runner that can store a durable message."""
+        return bool(self._peers.runners())
+
+    def ask_a_runner(self, message: Message) -> None:
+        """Have some runner store a durable message that this process cannot store."""
+        self._send(message, self._peers.runners()[0])
 
     def _undeliverable(self, message: Message) -> ActorhubError | None:
         """Return the error of a message whose entity type no runner hosts; `None` if one does, or that is not known."""
