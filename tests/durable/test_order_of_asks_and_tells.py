@@ -5,9 +5,11 @@ test draws.
 """
 
 import asyncio
+import itertools
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from asyncio import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final, TypeAlias
@@ -15,9 +17,13 @@ from typing import Final, TypeAlias
 import pytest
 
 from actorhub import Cluster, Hub
-from actorhub.testing import MemoryCluster
+from actorhub.cluster import part_of
+from actorhub.core.address import ShardId
+from actorhub.storage.memory.messages import MemoryMessages
+from actorhub.storage.message_ports import NewMessage, PendingMessage, Stored
+from actorhub.testing import MemoryCluster, until
 from tests.durable.entities import Log, read
-from tests.support.gates import closed_gates
+from tests.support.gates import closed_gates, gates, soon
 
 __all__ = ["closed_gates"]
 
@@ -40,6 +46,11 @@ def owners(memory: MemoryCluster) -> list[Cluster]:
     return memory.runners[1:]
 
 
+def senders(memory: MemoryCluster) -> list[str]:
+    """Return the processes that send, by the names that the network has for them."""
+    return [memory.name_of(memory.runners[0]), memory.name_of(memory.cluster)]
+
+
 async def all_owners_are_killed(memory: MemoryCluster, chance: random.Random) -> None:
     """For about as long as tells wait before they are stored, there is no owner."""
     for runner in owners(memory):
@@ -56,16 +67,29 @@ async def an_owner_is_killed(memory: MemoryCluster, chance: random.Random) -> No
 
 
 async def an_owner_is_replaced(memory: MemoryCluster, chance: random.Random) -> None:
-    """Shards are handed over, on links of different speed."""
-    for runner in owners(memory):
-        seconds = chance.choice((0, 0.001, 0.02))
-        memory.network.delay(memory.name_of(runner), memory.name_of(memory.runners[0]), seconds=seconds)
-        memory.network.delay(memory.name_of(runner), memory.name_of(memory.cluster), seconds=seconds)
+    """Shards are handed over; what their owner sends back takes longer than the news of the next one."""
     await memory.start_runner()
-    await memory.stop(chance.choice(owners(memory)))
+    leaving = chance.choice(owners(memory))
+    for sender in senders(memory):
+        memory.network.delay(memory.name_of(leaving), sender, seconds=chance.choice((0.0, 0.02, 0.1)))
+    await memory.stop(leaving)
 
 
-FAULTS: Final = (all_owners_are_killed, an_owner_is_killed, an_owner_is_replaced)
+async def an_owner_is_parted(memory: MemoryCluster, chance: random.Random) -> None:
+    """Nothing passes between it and the senders for a while, without a sign, and it loses its shards."""
+    parted = chance.choice(owners(memory))
+    for sender in senders(memory):
+        memory.network.hold(memory.name_of(parted), sender)
+        memory.network.hold(sender, memory.name_of(parted))
+    await asyncio.sleep(chance.uniform(0, 0.05))
+    memory.store.terminate_sessions(part_of(parted).node.incarnation)
+    await asyncio.sleep(chance.uniform(0, 0.5))
+    for sender in senders(memory):
+        memory.network.release(memory.name_of(parted), sender)
+        memory.network.release(sender, memory.name_of(parted))
+
+
+FAULTS: Final = (all_owners_are_killed, an_owner_is_killed, an_owner_is_replaced, an_owner_is_parted)
 
 
 class Numbers:
@@ -80,12 +104,12 @@ class Numbers:
         self.kinds: dict[str, str] = {}
 
     async def send_until(self, is_over: asyncio.Event) -> None:
-        """Send some at once, again and again: each task sends before it waits, so they are sent in order."""
-        while not is_over.is_set():
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(self.chance.randrange(1, 20)):
+        """Send on, whatever becomes of what was sent: each task sends before it waits, so they are sent in order."""
+        async with asyncio.TaskGroup() as tasks:
+            while not is_over.is_set():
+                for _ in range(self.chance.randrange(1, 6)):
                     tasks.create_task(self._send())
-            await asyncio.sleep(self.chance.uniform(0, 0.02))
+                await asyncio.sleep(self.chance.uniform(0, 0.02))
 
     async def _send(self) -> None:
         text = str(self.count)
@@ -106,9 +130,8 @@ class Numbers:
         came = await read(self.cluster, self.log, self.count, deadline=30)
         assert sorted(came, key=int) == [str(number) for number in range(self.count)], f"FAULT_SEED={SEED}"
         in_order = [int(text) for text in came if text not in self.due]
-        late = [pair for pair in zip(in_order, in_order[1:], strict=False) if pair[0] > pair[1]]
-        told = [(before, after, self.kinds[str(before)], self.kinds[str(after)]) for before, after in late]
-        assert not told, f"FAULT_SEED={SEED}"
+        late = [(one, self.kinds[str(one)], other) for one, other in itertools.pairwise(in_order) if one > other]
+        assert not late, f"FAULT_SEED={SEED}"
 
 
 @asynccontextmanager
@@ -139,3 +162,47 @@ async def test_asks_and_tells_of_one_process_stay_in_order(memory: MemoryCluster
         for _ in range(5):
             await asyncio.sleep(chance.uniform(0.02, 0.2))
             await fault(memory, chance)
+
+
+async def test_an_ask_whose_repetition_is_being_stored_is_not_overtaken(
+    memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ask and tell are stored, and their runner is killed; the next one is asked again just before it reads them."""
+    await bystander(memory)
+    victim = await memory.start_runner()
+    await memory.settled()
+    client = await memory.client()
+    log = client.client(Log)("a")
+    await client.tell(log.hold())
+    await gates["a"].came()
+    asked, told = soon(log.add("asked")), soon(client.tell(log.add("told")))
+    await told
+    store, load_backlog = MemoryMessages.store, MemoryMessages.load_backlog
+    is_repeated, may_answer = asyncio.Event(), asyncio.Event()
+
+    def store_slowly(self: MemoryMessages, message: NewMessage, incarnation: str) -> "Future[Stored]":
+        if not message.repeated:
+            return store(self, message, incarnation)
+        is_repeated.set()
+
+        async def stored_later() -> Stored:
+            await may_answer.wait()
+            return await store(self, message, incarnation)
+
+        return soon(stored_later())
+
+    async def load_later(
+        self: MemoryMessages, places: Mapping[ShardId, tuple[str, str]], entities: int, per_entity: int
+    ) -> tuple[Sequence[PendingMessage], frozenset[ShardId]]:
+        await is_repeated.wait()
+        return await load_backlog(self, places, entities, per_entity)
+
+    monkeypatch.setattr(MemoryMessages, "store", store_slowly)
+    monkeypatch.setattr(MemoryMessages, "load_backlog", load_later)
+    await memory.kill(victim)
+    gates["a"].open()
+    await memory.start_runner()
+    await until(lambda: memory.stored("log", "a") is not None, "the run of what was held")
+    may_answer.set()
+    assert await read(client, "a", 3) == ["held", "asked", "told"]
+    assert await asked == 2
