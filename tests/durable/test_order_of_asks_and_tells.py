@@ -16,7 +16,7 @@ from typing import Final, TypeAlias
 
 import pytest
 
-from actorhub import Cluster, Hub
+from actorhub import Cluster, Entity, Hub, Retry, handler
 from actorhub.cluster import part_of
 from actorhub.core.address import ShardId
 from actorhub.storage.memory.messages import MemoryMessages
@@ -28,21 +28,35 @@ from tests.support.gates import closed_gates, gates, soon
 __all__ = ["closed_gates"]
 
 SEED: Final = int(os.environ.get("FAULT_SEED", "0")) or random.randrange(1, 1_000_000)
-LOGS: Final = ("log 0", "log 1", "log 2")
+BOOKS: Final = ("book 0", "book 1", "book 2")
 
 Fault: TypeAlias = Callable[[MemoryCluster, random.Random], Awaitable[None]]
 
+
+class Book(Entity[list[str]]):
+    """A log of which no message is given up, however many of its runners are killed."""
+
+    @handler(durable=True, retry=Retry(attempts=1000, initial=timedelta(milliseconds=10)))
+    async def add(self, text: str) -> int:
+        self.state.append(text)
+        return len(self.state)
+
+    async def read(self) -> list[str]:
+        return self.state
+
+
 hub = Hub()
+hub.register(Book)
 hub.register(Log)
 
 
 async def bystander(memory: MemoryCluster) -> Cluster:
-    """Start a runner that owns no shard of the logs: it outlives their owners, and can store messages for them."""
+    """Start a runner that owns no shard of the books: it outlives their owners, and can store messages for them."""
     return await memory.start_runner(groups=("bystanders",))
 
 
 def owners(memory: MemoryCluster) -> list[Cluster]:
-    """Return the runners that may own shards of the logs: all but the first."""
+    """Return the runners that may own shards of the books: all but the first."""
     return memory.runners[1:]
 
 
@@ -93,11 +107,11 @@ FAULTS: Final = (all_owners_are_killed, an_owner_is_killed, an_owner_is_replaced
 
 
 class Numbers:
-    """One process's numbered messages to one log, and which of them had a due time."""
+    """One process's numbered messages to one book, and which of them had a due time."""
 
-    def __init__(self, cluster: Cluster, log: str, chance: random.Random) -> None:
+    def __init__(self, cluster: Cluster, book: str, chance: random.Random) -> None:
         self.cluster = cluster
-        self.log = log
+        self.book = book
         self.chance = chance
         self.count = 0
         self.due: set[str] = set()
@@ -114,7 +128,7 @@ class Numbers:
     async def _send(self) -> None:
         text = str(self.count)
         self.count += 1
-        call = self.cluster.client(Log).options(timeout=timedelta(seconds=20))(self.log).add(text)
+        call = self.cluster.client(Book).options(timeout=timedelta(seconds=30))(self.book).add(text)
         kind = self.kinds[text] = self.chance.choice(("ask", "tell", "tell", "due"))
         if kind == "ask":
             await call
@@ -127,7 +141,11 @@ class Numbers:
     async def check(self) -> None:
         """Each came once, and those without a due time in order."""
         await self.cluster.poll_storage()
-        came = await read(self.cluster, self.log, self.count, deadline=30)
+        came: list[str] = []
+        async with asyncio.timeout(30):
+            while len(came) < self.count:
+                came = await self.cluster.client(Book)(self.book).read()
+                await asyncio.sleep(0.01)
         assert sorted(came, key=int) == [str(number) for number in range(self.count)], f"FAULT_SEED={SEED}"
         in_order = [int(text) for text in came if text not in self.due]
         late = [(one, self.kinds[str(one)], other) for one, other in itertools.pairwise(in_order) if one > other]
@@ -136,8 +154,8 @@ class Numbers:
 
 @asynccontextmanager
 async def numbers_are_sent(cluster: Cluster, chance: random.Random) -> AsyncIterator[None]:
-    """Send to all logs during the block; check what came, after it."""
-    numbers = [Numbers(cluster, log, chance) for log in LOGS]
+    """Send to all books during the block; check what came, after it."""
+    numbers = [Numbers(cluster, book, chance) for book in BOOKS]
     is_over = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         for each in numbers:

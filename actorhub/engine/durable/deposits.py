@@ -138,7 +138,7 @@ class Deposits:
             self.under_way[shard] -= 1
             return
         del self.under_way[shard]
-        # Without an owner it is left in its place: to park it anew, after each deposit, would take a timer each.
+        # Without an owner it is left in its place: to park it again, after each deposit, would take a timer each time.
         if self._routing.can_reach_owner(shard):
             self._routing.release([shard])
 
