@@ -1,15 +1,14 @@
 """`actorhub call`, `tell` and `reply`: one message to one entity, through the gateway of any runner."""
 
-import sys
 from datetime import datetime, timedelta
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 import grpc.aio
 import msgspec
 
 from actorhub.cli.commands import CommandFailed
-from actorhub.cli.filters import Duration, MessageId, Moment
+from actorhub.cli.filters import Duration, MessageId, Moment, Seconds, json_argument
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.remote import CONNECTION_SETTINGS, ask
 from actorhub.core.config import SETTINGS
@@ -31,7 +30,7 @@ _timeout_option: Final = click.option(
     "--timeout",
     default=30.0,
     show_default=True,
-    type=click.FloatRange(0.001, 4_000_000),
+    type=Seconds(),
     metavar="SECONDS",
     help="How long to wait.",
 )
@@ -41,13 +40,13 @@ _timeout_option: Final = click.option(
 @click.argument("entity_type", metavar="TYPE")
 @click.argument("entity_id", metavar="ID")
 @click.argument("handler")
-@click.argument("arguments", metavar="[JSON]", default="")
+@json_argument
 @click.option("--stream", is_flag=True, help="The handler is a stream: print one line per item.")
 @_key_option
 @_timeout_option
 @_json_option
 @setting_options(*CONNECTION_SETTINGS)
-def call(stream: bool, as_json: bool, **given: object) -> None:
+def call(stream: bool, as_json: bool, **given: Any) -> None:
     """Call HANDLER of the entity ID of TYPE and print its result as JSON.
 
     JSON is the argument itself if the handler has one parameter, and an object by parameter name if it has several; `-`
@@ -74,7 +73,7 @@ def call(stream: bool, as_json: bool, **given: object) -> None:
 @click.argument("entity_type", metavar="TYPE")
 @click.argument("entity_id", metavar="ID")
 @click.argument("handler")
-@click.argument("arguments", metavar="[JSON]", default="")
+@json_argument
 @_key_option
 @click.option(
     "--at", "deliver_at", type=Moment(), metavar="TIME", help="Run it at this time: ISO 8601 with a time zone."
@@ -83,7 +82,7 @@ def call(stream: bool, as_json: bool, **given: object) -> None:
 @_timeout_option
 @click.option("--json", "as_json", is_flag=True, help="Print the id, or a failure, as one JSON object.")
 @setting_options(*CONNECTION_SETTINGS)
-def tell(deliver_at: datetime | None, delay: timedelta | None, as_json: bool, **given: object) -> None:
+def tell(deliver_at: datetime | None, delay: timedelta | None, as_json: bool, **given: Any) -> None:
     """Send a message to HANDLER of the entity ID of TYPE and print its id, without waiting for the handler.
 
     A message to a durable handler is stored before its id is printed. Only such messages can have a key or a time.
@@ -108,14 +107,7 @@ def tell(deliver_at: datetime | None, delay: timedelta | None, as_json: bool, **
 
 @click.command
 @click.argument("message_id", metavar="ID", type=MessageId())
-@click.option(
-    "--timeout",
-    default=30.0,
-    show_default=True,
-    type=click.FloatRange(0.001, 4_000_000),
-    metavar="SECONDS",
-    help="How long to wait.",
-)
+@_timeout_option
 @_json_option
 @setting_options(*CONNECTION_SETTINGS)
 def reply(message_id: int, timeout: float, as_json: bool, **flags: object) -> None:
@@ -131,15 +123,14 @@ def reply(message_id: int, timeout: float, as_json: bool, **flags: object) -> No
         show_failure(failure, as_json=as_json)
 
 
-def _request(given: dict[str, object]) -> tuple[pb.CallRequest, float]:
+def _request(given: dict[str, Any]) -> tuple[pb.CallRequest, float]:
     """Return the request, and the time limit of the RPC in seconds."""
     timeout = float(str(given["timeout"]))
-    arguments = str(given["arguments"])
     request = pb.CallRequest(
         entity_type=str(given["entity_type"]),
         entity_id=str(given["entity_id"]),
         handler=str(given["handler"]),
-        arguments=(sys.stdin.read() if arguments == "-" else arguments).encode(),
+        arguments=given["arguments"],
         encoding=pb.ENCODING_JSON,
         timeout_ms=max(1, int(timeout * 1000)),
         key=str(given["key"]),

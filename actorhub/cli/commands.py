@@ -8,6 +8,7 @@ import click
 import msgspec
 
 from actorhub.core.errors import ActorhubError, ConfigurationError
+from actorhub.core.texts import encodable
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -52,6 +53,12 @@ class Commands(click.Group):
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse what no command can use, wherever it stands in the line; click does the rest."""
+        for before, argument in zip(["", *args], args, strict=False):
+            check_text(before, argument, ctx)
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the table."""
         with formatter.section("Commands"):
@@ -63,6 +70,23 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except ActorhubError as error:
             raise CommandFailed(str(error)) from error
+
+
+def check_text(before: str, argument: str, ctx: click.Context) -> None:
+    """Check one word of a command line; `before` is the word before it.
+
+    An empty one is a variable without a value: to take it as if it were left out would mean no key, or every message.
+
+    Raises:
+        click.UsageError: It is empty, or UTF-8 cannot hold it.
+    """
+    option, is_option, value = argument.partition("=")
+    if not is_option or not option.startswith("--"):
+        option, value = before if before.startswith("--") else "", argument
+    if not value:
+        raise click.UsageError(f"{option or 'an argument'} is empty: give it a value, or leave it out", ctx)
+    if (text := encodable(argument)) != argument:
+        raise click.UsageError(f"'{text[:80]}' is not UTF-8 text", ctx)
 
 
 def wrong_settings(error: ConfigurationError) -> WrongSettings:

@@ -1,6 +1,5 @@
 """`actorhub complete` and `fail`: the outcome of a deferred value, from the prompt."""
 
-import sys
 from typing import Final
 
 import click
@@ -9,6 +8,7 @@ import msgspec
 
 from actorhub.cli.calls import show_failure
 from actorhub.cli.commands import CommandFailed
+from actorhub.cli.filters import json_argument
 from actorhub.cli.options import load, setting_options
 from actorhub.cli.remote import ANSWER_SECONDS, CONNECTION_SETTINGS, ask
 from actorhub.ops.channels import Metadata
@@ -22,19 +22,16 @@ _json_option: Final = click.option(
 
 @click.command
 @click.argument("deferred", metavar="TOKEN")
-@click.argument("value", metavar="[JSON]", default="")
+@json_argument
 @_json_option
 @setting_options(*CONNECTION_SETTINGS)
-def complete(deferred: str, value: str, as_json: bool, **flags: object) -> None:
+def complete(deferred: str, arguments: bytes, as_json: bool, **flags: object) -> None:
     """Complete the deferred value of TOKEN, for whoever is waiting for it.
 
     JSON is the value, null if it is left out; `-` reads it from standard input. Only the first outcome counts: if there
     already is another one, the exit code is 1.
     """
-    text = sys.stdin.read() if value == "-" else value
-    _complete(
-        pb.CompleteRequest(token=deferred, value=text.encode(), encoding=pb.ENCODING_JSON), flags, as_json=as_json
-    )
+    _complete(pb.CompleteRequest(token=deferred, value=arguments, encoding=pb.ENCODING_JSON), flags, as_json=as_json)
 
 
 @click.command

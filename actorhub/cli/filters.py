@@ -1,5 +1,7 @@
-"""The options that choose durable messages, and arguments that name one."""
+"""The options that choose durable messages, and arguments of types of our own."""
 
+import math
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -56,6 +58,20 @@ class Duration(click.ParamType[timedelta]):
             self.fail(f"{str(value)[:40]!r} is not a duration: use 500ms, 15s, 5m, 2h or 1d", param, ctx)
 
 
+class Seconds(click.FloatRange):
+    """How long to wait."""
+
+    def __init__(self) -> None:
+        super().__init__(0.001, 4_000_000)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401 - click parsed it, or not
+        """Return the seconds."""
+        seconds: float = super().convert(value, param, ctx)
+        if math.isnan(seconds):  # Neither below a minimum nor above a maximum.
+            self.fail(f"{value} is not a number of seconds", param, ctx)
+        return seconds
+
+
 class Moment(click.ParamType[datetime]):
     """A point in time, in ISO 8601 with its time zone."""
 
@@ -70,6 +86,25 @@ class Moment(click.ParamType[datetime]):
             return moment.astimezone(UTC)
         except (ValueError, OverflowError):
             self.fail(f"{str(value)[:40]!r} is not a time: use ISO 8601, such as 2027-01-31T09:00:00+01:00", param, ctx)
+
+
+def json_argument(function: F) -> F:
+    """Give a command the argument `arguments`: the bytes of JSON, which standard input has if it is `-`."""
+    return click.argument("arguments", metavar="[JSON]", nargs=-1, callback=_json)(function)
+
+
+def _json(_ctx: click.Context, _param: click.Parameter, words: tuple[str, ...]) -> bytes:
+    if len(words) > 1:
+        raise click.UsageError(
+            "JSON is one argument: quote it for the shell; several parameters are one JSON object by their names, such "
+            """as '{"item": "tea", "price": 3.5}'"""
+        )
+    if words != ("-",):
+        return "".join(words).encode()
+    given = sys.stdin.buffer.read()
+    if not given.strip():
+        raise click.UsageError("standard input is empty: write JSON to it, or leave out the -")
+    return given
 
 
 def filter_options(function: F) -> F:
