@@ -13,7 +13,7 @@ import msgspec
 from actorhub.core.codec import Codec
 from actorhub.core.errors import MalformedMessage
 from actorhub.core.sendable import check_sendable
-from actorhub.core.texts import shown
+from actorhub.core.texts import shown, summary_of, text_of
 from actorhub.core.type_hints import (
     Bases,
     UnknownName,
@@ -132,9 +132,10 @@ def initial_state_of(cls: type, state_type: Any, codec: Codec[Any] | None) -> Ca
     name = getattr(make, "__name__", repr(make))
     try:
         initial = make()
-    except TypeError as exc:
+    except Exception as exc:
+        problem = text_of(exc) if isinstance(exc, TypeError) else summary_of(exc)
         raise TypeError(
-            f"{cls.__name__}: a new entity starts with {name}(), which fails ({exc}): "
+            f"{cls.__name__}: a new entity starts with {name}(), which fails ({problem}): "
             "give every field of the state a default"
         ) from exc
     try:

@@ -24,6 +24,7 @@ from actorhub.core.errors import (
     NotConnected,
     UnknownEntityType,
 )
+from actorhub.core.option_types import check_types
 from actorhub.core.snowflake import Snowflake
 from actorhub.core.texts import plain, shown
 from actorhub.engine.anycast.runner_requests import DeferredOutcome
@@ -217,15 +218,18 @@ class Cluster:
                 blocks run. What it holds in memory, such as locks, stays held, and its entity is activated again.
 
         Returns:
-            Whether this cancelled the message. If not, it had ended before, cancelled or with a reply, or ended with
-            its reply meanwhile, or is unknown.
+            Whether the message is cancelled, by this call or by another one at the same time: an answer can be lost, so
+            several callers may get `True`, and none of them is the only one. If `False`, it had ended before, cancelled
+            or with a reply, or ended with its reply meanwhile, or is unknown.
 
         Raises:
             CallTimeout: It was not decided in time. The message may yet end as cancelled; asking again is harmless.
             MalformedMessage: `message_id` is not the id of a message.
+            TypeError: `terminate` is not a `bool`.
             PersistenceError: The store failed. The message may or may not be cancelled.
         """
         self._check_loop("cancel")
+        check_types("", {"terminate": bool}, {"terminate": terminate})
         return await self._stored.cancel(check_message_id(message_id), terminate=terminate)
 
     async def retry(self, message_id: int) -> bool:
@@ -334,8 +338,14 @@ class Cluster:
         return self._node.router.sharding.shard_of(spec, checked)
 
     def is_local(self, entity: type[Declared[Any]], entity_id: str) -> bool:
-        """Return whether this process owns the shard of an entity at the moment. Always `False` on a client."""
-        return self._part.address is not None and self._part.owns(self.shard_of(entity, entity_id))
+        """Return whether this process owns the shard of an entity at the moment. Always `False` on a client.
+
+        Raises:
+            MalformedMessage: No entity of the class can have this id.
+            TypeError: It is not an entity class.
+        """
+        shard = self.shard_of(entity, entity_id)
+        return self._part.address is not None and self._part.owns(shard)
 
     @property
     def is_shutting_down(self) -> bool:

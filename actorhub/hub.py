@@ -45,10 +45,11 @@ class Hub:
     def __init__(self) -> None:
         self._types: dict[str, HostedType] = {}
 
-    def register(self, entity: type[E], factory: Callable[[], E] | None = None) -> None:
-        """Register the class of an entity or of a singleton.
+    def register(self, entity: type[E], factory: Callable[[], E] | None = None) -> type[E]:
+        """Register the class of an entity or of a singleton, and return it.
 
-        Runners host the registered classes. A program that only calls them must register them, too.
+        Runners host the registered classes. A program that only calls them must register them, too. `@hub.register`
+        above a class without constructor arguments does the same, if all that its annotations name is defined by then.
 
         Args:
             entity: The class.
@@ -74,6 +75,7 @@ class Hub:
         made_by = entity if factory is None else factory
         _check_factory(entity, made_by)
         self._types[spec.name] = HostedType(spec, entity, made_by)
+        return entity
 
     @property
     def specs(self) -> Mapping[str, EntitySpec]:

@@ -190,8 +190,8 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_record("Breaker", self)
         if self.failures < 1:
-            raise ValueError(f"failures={self.failures} must be at least 1")
-        check_duration("cooldown", self.cooldown)
+            raise ValueError(f"Breaker: failures={self.failures} must be at least 1")
+        check_duration("Breaker: cooldown", self.cooldown)
 
     def is_open(self, failures_in_a_row: int, last_failure_at: float | None, now: float) -> bool:
         """Return whether the present fire time is to be skipped. A clock that steps back prolongs the cooldown."""

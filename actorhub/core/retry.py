@@ -41,12 +41,14 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_record("Retry", self)
         if not 1 <= self.attempts <= 1000:
-            raise ValueError(f"attempts={self.attempts} must be from 1 to 1000")
+            raise ValueError(f"Retry: attempts={self.attempts} must be from 1 to 1000")
         if self.initial < timedelta(0) or self.maximum < self.initial:
-            raise ValueError(f"initial={self.initial} must not be negative, nor more than maximum={self.maximum}")
-        check_duration("maximum", self.maximum, zero=True)
+            raise ValueError(
+                f"Retry: initial={self.initial} must not be negative, nor more than maximum={self.maximum}"
+            )
+        check_duration("Retry: maximum", self.maximum, zero=True)
         if not 1 <= self.multiplier < math.inf:
-            raise ValueError(f"multiplier={self.multiplier} must be a number of at least 1")
+            raise ValueError(f"Retry: multiplier={self.multiplier} must be a number of at least 1")
 
     def allows(self, attempts: int, error: BaseException | None = None) -> bool:
         """Return whether the message may run again after so many attempts, the last of which ended with `error`.

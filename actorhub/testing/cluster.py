@@ -4,6 +4,7 @@ Everything but the database and the sockets is what production runs: ownership, 
 """
 
 import asyncio
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -37,19 +38,29 @@ async def until(condition: Callable[[], bool], what: str = "the condition", *, d
     """Return once `condition()` holds.
 
     Args:
-        condition: Asked in short intervals.
+        condition: An ordinary function, asked in short intervals.
         what: Names it in the error.
         deadline: Seconds.
 
     Raises:
         TimeoutError: it did not hold in time.
+        TypeError: the condition is async: a coroutine counts as true, whatever it would return.
     """
     try:
         async with asyncio.timeout(deadline):
-            while not condition():  # noqa: ASYNC110 - what is waited for may live anywhere
+            while not _holds(condition):  # noqa: ASYNC110 - what is waited for may live anywhere
                 await asyncio.sleep(_POLL)
     except TimeoutError:
         raise TimeoutError(f"{what} did not hold within {deadline:g} s") from None
+
+
+def _holds(condition: Callable[[], bool]) -> bool:
+    found: object = condition()
+    if inspect.isawaitable(found):
+        if inspect.iscoroutine(found):
+            found.close()
+        raise TypeError("until takes an ordinary function, and this one is async: await in a loop of your own instead")
+    return bool(found)
 
 
 class _Process:

@@ -82,7 +82,9 @@ class _Runs:
         """Give the instance its first state."""
         if self._spec.state is not None:
             self._instance.state = self._spec.initial_state() if state is msgspec.UNSET else state
-            self._instance.state = self._spec.state.decode(self._encoded())
+            data = self._encoded()
+            self._spec.state.check_faithful(self._instance.state, data)
+            self._instance.state = self._spec.state.decode(data)
         elif state is not msgspec.UNSET:
             raise TypeError(f"{type(self._instance).__name__} keeps no state: leave it out")
 

@@ -107,7 +107,7 @@ CALLERS: Final[dict[str, tuple[Act, Right]]] = {
     "retried id": (lambda c, v: c.retry(v), _id),
     "id of a reply": (lambda c, v: c.reply(v), _id),
     "timeout of a reply": (lambda c, v: c.reply(7, timeout=v), lambda v: v is None or _short(v)),
-    "terminate": (lambda c, v: c.cancel(7, terminate=v), _anything),
+    "terminate": (lambda c, v: c.cancel(7, terminate=v), lambda v: isinstance(v, bool)),
     "token": (lambda c, v: c.complete(v, 1), _nothing),
     "token that fails": (lambda c, v: c.fail(v, "no"), _nothing),
     "deferred value": (lambda c, v: c.complete("token", v), _nothing),
@@ -120,6 +120,8 @@ CALLERS: Final[dict[str, tuple[Act, Right]]] = {
     "kv change": (lambda c, v: c.kv.modify("odd", v), _anything),
     "shard's entity": (lambda c, v: c.shard_of(v, "odd"), lambda v: v is Till),
     "shard's id": (lambda c, v: c.shard_of(Till, v), lambda v: _name(v, 255)),
+    "local entity": (lambda c, v: c.is_local(v, "odd"), lambda v: v is Till),
+    "local id": (lambda c, v: c.is_local(Till, v), lambda v: _name(v, 255)),
 }
 
 
@@ -196,7 +198,7 @@ def judge(place: str, right: Right, value: Odd, came: object) -> None:
 
 
 _SAID: Final = (
-    "timeout=", "duration=", "delay=", "deliver_at=", "ttl=", "on_full=", "is not a class of entities",
+    "timeout=", "duration=", "delay=", "deliver_at=", "ttl=", "on_full=", "terminate=", "is not a class of entities",
     "is a singleton", "modify takes", "is not a singleton", "tell takes a call", "fail takes", "None cannot be stored",
     "annotate what", "use types that msgspec can encode", "spawn takes", " takes a function and its arguments",
 )  # fmt: skip

@@ -117,6 +117,6 @@ def test_the_error_says_what_is_wrong_and_what_to_write(line: list[str], said: s
 
 @pytest.mark.parametrize("line", [["call", "a", "b", "c", "-"], ["tell", "a", "b", "c", "-"], ["complete", "t", "-"]])
 def test_standard_input_may_hold_anything_but_nothing(line: list[str]) -> None:
-    """Bytes that are no text are left to the runner, which refuses them; nothing at all means that a command failed."""
+    """Bytes that are not UTF-8 are for the runner to refuse; nothing at all means that a command before it failed."""
     assert "cannot be reached" in _is_refused(line, (1,), b'"caf\xe9"')
     assert "standard input is empty" in _is_refused(line, (2,), b"\n")

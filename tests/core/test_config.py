@@ -47,7 +47,7 @@ def test_flags_beat_environment_beats_file_beats_defaults(tmp_path: Path) -> Non
     file = tmp_path / "other.toml"
     file.write_text('workers = 2\nweight = 2.0\nnamespace = "from_file"\nretention = "2d"\n')
     environ = {"ACTORHUB_WORKERS": "3", "ACTORHUB_WEIGHT": "3"}
-    settings = load_settings({"workers": "4"}, environ, file)
+    settings = load_settings({"workers": "4"}, environ, file, origin="flag")
     assert (settings.workers, settings.weight, settings.namespace) == (4, 3.0, "from_file")
     assert (settings.retention, settings.grace) == (timedelta(days=2), timedelta(seconds=15))
 
@@ -159,6 +159,14 @@ def test_the_source_of_a_wrong_value_is_named_for_every_source(tmp_path: Path) -
     assert "(from environment ACTORHUB_WORKERS)" in refusal({}, {"ACTORHUB_WORKERS": "x"})
     (tmp_path / "actorhub.toml").write_text("workers = 0")
     assert "workers = 0 (from actorhub.toml key workers) is not valid" in refusal()
+
+
+@pytest.mark.parametrize("origin", ["hub.connect", "hub.runner"])
+def test_a_program_that_asks_for_workers_hears_that_only_the_command_starts_them(origin: Origin) -> None:
+    """From the environment and the file they are for the command, and the program goes on without."""
+    assert "run `actorhub serve MODULE:HUB --workers N`" in refusal({"workers": 2}, origin=origin)
+    assert load_settings({"workers": 1}, {"ACTORHUB_WORKERS": "3"}, origin=origin).workers == 1
+    assert load_settings({}, {"ACTORHUB_WORKERS": "3"}, origin=origin).workers == 3
 
 
 def _keyword_of(type_: Any) -> set[Any]:  # noqa: ANN401

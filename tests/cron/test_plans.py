@@ -194,8 +194,8 @@ def test_options_that_make_no_sense_are_refused_by_name(settings: dict[str, Any]
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"failures": 0}, r"failures=0 must be at least 1"),
-        ({"cooldown": timedelta(0)}, r"cooldown=0:00:00 must be more than zero"),
+        ({"failures": 0}, r"Breaker: failures=0 must be at least 1"),
+        ({"cooldown": timedelta(0)}, r"Breaker: cooldown=0:00:00 must be more than zero"),
     ],
 )
 def test_a_breaker_that_makes_no_sense_is_refused(settings: dict[str, Any], text: str) -> None:

@@ -62,9 +62,9 @@ def test_without_an_initial_pause_there_is_none_at_all(failed: int, chance: floa
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"attempts": 0}, r"attempts=0 must be from 1 to 1000"),
+        ({"attempts": 0}, r"Retry: attempts=0 must be from 1 to 1000"),
         ({"attempts": 1001}, r"attempts=1001 must be from 1 to 1000"),
-        ({"initial": timedelta(seconds=-1)}, r"initial=.* must not be negative, nor more than maximum="),
+        ({"initial": timedelta(seconds=-1)}, r"Retry: initial=.* must not be negative, nor more than maximum="),
         ({"initial": timedelta(minutes=1)}, r"initial=0:01:00 must not be negative, nor more than maximum=0:00:30"),
         ({"multiplier": 0.9}, r"multiplier=0\.9 must be a number of at least 1"),
         ({"multiplier": float("nan")}, r"multiplier=nan must be a number of at least 1"),

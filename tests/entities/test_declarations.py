@@ -151,6 +151,15 @@ def _concurrency_with_state() -> None:
         pass
 
 
+def _state_that_raises() -> None:
+    class Refusing(msgspec.Struct):
+        def __post_init__(self) -> None:
+            raise ValueError("no")
+
+    class Wrong(Entity[Refusing]):
+        pass
+
+
 def _zero_capacity() -> None:
     class Wrong(Entity, mailbox_capacity=0):
         pass
@@ -228,6 +237,7 @@ def _private_error_field() -> None:
         (_state_without_defaults, r"Wrong: a new entity starts with NeedsArguments\(\).*give every field .* a default"),
         (_state_of_required_keys, r"Wrong: a new entity starts with Filled\(\), which is not a valid state .*`placed`"),
         (_state_with_a_wrong_default, r"Wrong: a new entity starts with Mistyped\(\), which is not .*other defaults"),
+        (_state_that_raises, r"Wrong: a new entity starts with Refusing\(\), which fails \(ValueError: no\)"),
         (_unsupported_state, r"wrong: state: .*use types that msgspec can encode"),
         (_concurrency_with_state, r"Wrong: concurrency=2 needs an Entity without state"),
         (_zero_capacity, r"Wrong: mailbox_capacity=0 must be at least 1"),

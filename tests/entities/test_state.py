@@ -327,10 +327,10 @@ async def test_state_that_does_not_fit_fails_every_call_with_a_typed_error(
 ) -> None:
     """The error names the field; nothing runs and the stored bytes stay as they are."""
     memory.overwrite("carts", "a", StoredState(1, msgspec.msgpack.encode({"changes": "many"})))
-    carts = cluster.client(Carts)("a")
-    found = await outcomes(*(carts.add("tea") for _ in range(3)))
+    callers = [each.client(Carts)("a") for each in (cluster, cluster, *memory.runners)]
+    found = await outcomes(*(carts.add("tea") for carts in callers))
     for error in found:
-        assert isinstance(error, PersistenceError)
+        assert type(error) is PersistenceError
         assert "carts/a: its stored state does not fit" in str(error)
         assert "changes" in str(error)
         assert not error.possibly_executed

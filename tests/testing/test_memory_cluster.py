@@ -4,7 +4,7 @@ import pytest
 
 from actorhub import Entity, Hub
 from actorhub.core.config import Settings
-from actorhub.testing import MemoryCluster, MemoryFactory, SteppedClock
+from actorhub.testing import MemoryCluster, MemoryFactory, SteppedClock, until
 
 
 class Counter(Entity):
@@ -31,6 +31,16 @@ async def test_its_cluster_is_the_first_client() -> None:
         assert await first.client(Counter)("a").add() == 1
         await memory.stop(first)
         assert memory.cluster is second
+
+
+async def test_an_async_condition_is_refused() -> None:
+    """Its coroutine is true whatever it would return, so that the test would be green."""
+
+    async def never() -> bool:
+        return False
+
+    with pytest.raises(TypeError, match="until takes an ordinary function, and this one is async"):
+        await until(never)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
 
 
 async def test_the_fixture_opens_clusters_that_share_nothing(actorhub_memory: MemoryFactory) -> None:

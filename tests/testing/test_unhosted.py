@@ -43,6 +43,11 @@ class Ledger(msgspec.Struct):
     notes: list[str] = []
 
 
+class Other(msgspec.Struct):
+    placed: int = 0
+    notes: list[str] = []
+
+
 class Audit(Entity):
     async def note(self, text: str, count: int = 1) -> int:
         return count
@@ -171,6 +176,8 @@ async def test_a_state_that_does_not_fit_its_type_fails_the_handler() -> None:
         unhosted(Orders({}), state=Audit)
     with pytest.raises(TypeError, match="Audit keeps no state"):
         unhosted(Audit(), state=Ledger())
+    with pytest.raises(MalformedMessage, match="is a Other and would come back as a Ledger"):
+        unhosted(Orders({}), state=Other())
 
 
 async def test_hooks_are_run_by_the_test() -> None:

@@ -78,6 +78,11 @@ def _read_file(environ: Mapping[str, str], toml_path: Path | None) -> tuple[str,
 
 
 def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
+    if settings.workers > 1 and (source := sources["workers"]).startswith("hub."):
+        raise ConfigurationError(
+            f"workers = {settings.workers} (from {source}): this process is a runner or client, and starts no others: "
+            "leave it out, or run `actorhub serve MODULE:HUB --workers N`"
+        )
     tls = {name: sources.get(name) for name in ("tls_cert", "tls_key", "tls_ca")}
     missing = [name for name, source in tls.items() if source is None]
     if 0 < len(missing) < len(tls):

@@ -316,6 +316,8 @@ class Activations:
         failed = handler_failed(exc)
         log_failure(_log, f"{cell.address}: activation failed for good", exc, failed)
         only = only_error_in(exc)
+        if isinstance(only, _Undecodable):
+            only = PersistenceError(only.message)  # Callers here get the public class, as those elsewhere do.
         error = only if isinstance(only, ActorhubError) and takes_outcome(only, ran=False) else failed
         error.possibly_executed = False
         cell.phase = DEAD
