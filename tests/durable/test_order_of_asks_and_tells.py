@@ -17,7 +17,6 @@ from typing import Final, TypeAlias
 import pytest
 
 from actorhub import Cluster, Entity, Hub, Retry, handler
-from actorhub.cluster import part_of
 from actorhub.core.address import ShardId
 from actorhub.storage.memory.messages import MemoryMessages
 from actorhub.storage.message_ports import NewMessage, PendingMessage, Stored
@@ -60,11 +59,6 @@ def owners(memory: MemoryCluster) -> list[Cluster]:
     return memory.runners[1:]
 
 
-def senders(memory: MemoryCluster) -> list[str]:
-    """Return the processes that send, by the names that the network has for them."""
-    return [memory.name_of(memory.runners[0]), memory.name_of(memory.cluster)]
-
-
 async def all_owners_are_killed(memory: MemoryCluster, chance: random.Random) -> None:
     """For about as long as tells wait before they are stored, there is no owner."""
     for runner in owners(memory):
@@ -81,29 +75,12 @@ async def an_owner_is_killed(memory: MemoryCluster, chance: random.Random) -> No
 
 
 async def an_owner_is_replaced(memory: MemoryCluster, chance: random.Random) -> None:
-    """Shards are handed over; what their owner sends back takes longer than the news of the next one."""
+    """Shards are handed over, on links of equal speed: see the exception in `docs/messages.md`."""
     await memory.start_runner()
-    leaving = chance.choice(owners(memory))
-    for sender in senders(memory):
-        memory.network.delay(memory.name_of(leaving), sender, seconds=chance.choice((0.0, 0.02, 0.1)))
-    await memory.stop(leaving)
+    await memory.stop(chance.choice(owners(memory)))
 
 
-async def an_owner_is_parted(memory: MemoryCluster, chance: random.Random) -> None:
-    """Nothing passes between it and the senders for a while, without a sign, and it loses its shards."""
-    parted = chance.choice(owners(memory))
-    for sender in senders(memory):
-        memory.network.hold(memory.name_of(parted), sender)
-        memory.network.hold(sender, memory.name_of(parted))
-    await asyncio.sleep(chance.uniform(0, 0.05))
-    memory.store.terminate_sessions(part_of(parted).node.incarnation)
-    await asyncio.sleep(chance.uniform(0, 0.5))
-    for sender in senders(memory):
-        memory.network.release(memory.name_of(parted), sender)
-        memory.network.release(sender, memory.name_of(parted))
-
-
-FAULTS: Final = (all_owners_are_killed, an_owner_is_killed, an_owner_is_replaced, an_owner_is_parted)
+FAULTS: Final = (all_owners_are_killed, an_owner_is_killed, an_owner_is_replaced)
 
 
 class Numbers:
