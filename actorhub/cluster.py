@@ -341,11 +341,11 @@ class Cluster:
         """Return whether this process owns the shard of an entity at the moment. Always `False` on a client.
 
         Raises:
-            MalformedMessage: No entity of the class can have this id.
+            MalformedMessage: No entity of the class can have this id, and this process has shards.
             TypeError: It is not an entity class.
         """
-        shard = self.shard_of(entity, entity_id)
-        return self._part.address is not None and self._part.owns(shard)
+        spec_of(entity)
+        return self._part.address is not None and self._part.owns(self.shard_of(entity, entity_id))
 
     @property
     def is_shutting_down(self) -> bool:
