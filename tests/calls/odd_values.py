@@ -121,7 +121,7 @@ CALLERS: Final[dict[str, tuple[Act, Right]]] = {
     "shard's entity": (lambda c, v: c.shard_of(v, "odd"), lambda v: v is Till),
     "shard's id": (lambda c, v: c.shard_of(Till, v), lambda v: _name(v, 255)),
     "local entity": (lambda c, v: c.is_local(v, "odd"), lambda v: v is Till),
-    "local id": (lambda c, v: c.is_local(Till, v), lambda v: _name(v, 255)),
+    "local id": (lambda c, v: c.is_local(Till, v), _anything),
 }
 
 

@@ -63,7 +63,6 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         "terminate='x' must be True or Fal",
     ),
     "local of no class": (lambda c: c.is_local(int, "a"), TypeError, "is not a class of entities"),
-    "local of no id": (lambda c: c.is_local(Till, None), MalformedMessage, "entity id must be a string"),
     "reply of None": (lambda c: c.reply(None), MalformedMessage, "None is not the id of a message"),
     "reply of 65 bits": (lambda c: c.reply(1 << 64), MalformedMessage, "is not the id of a message"),
     "reply in seconds": (lambda c: c.reply(7, timeout=2), TypeError, "timeout=2 must be a timedelta"),
