@@ -1,4 +1,4 @@
-"""The promises of `actorhub.storage.message_ports` about keys that runs give, as tests that every store must pass."""
+"""The promises of `actorhub.storage.message_ports` about keys, mostly those that runs give: tests for every store."""
 
 import asyncio
 
@@ -8,6 +8,7 @@ from actorhub.conformance.messages import FAR, changed, failure, keyed, message,
 from actorhub.conformance.storage import PATIENCE_SECONDS, StorageWorld
 from actorhub.core.idempotency import run_key
 from actorhub.storage.message_ports import (
+    KeyUse,
     MessageFilter,
     MessageKey,
     MessageState,
@@ -66,6 +67,19 @@ async def none_forgotten(messages: MessageStore, *made: NewMessage) -> None:
 
 class KeySuite:
     """Freeing keys, and keeping those of what may be sent again."""
+
+    async def test_a_key_leads_to_its_message(self, world: StorageWorld) -> None:
+        """With its hash, and with its arguments until it is settled with a reply; a dead letter's are kept."""
+        messages = await opened(world)
+        made = [keyed(message(number), f"k{number}") for number in range(1, 5)]
+        await stored(messages, made)
+        await messages.commit_run(run(made[1]), "a")
+        await messages.fail_run(changed(failure(made[2])), "a")
+        await messages.fail_run(changed(failure(made[3]), frees_key=True), "a")
+        found = [await messages.find_key(key_of(each)) for each in made]
+        kept = [KeyUse(message_id=each.message_id, payload_hash=each.payload_hash, body=each.body) for each in made]
+        assert found == [kept[0], changed(kept[1], body=None), kept[2], None]
+        assert await messages.find_key(changed(key_of(made[0]), handler="cancel")) is None
 
     async def test_a_key_is_freed_if_its_message_ended_with_an_error(self, world: StorageWorld) -> None:
         """Or as a dead letter, or cancelled; one that waits or has a value keeps it, and so does another handler's."""

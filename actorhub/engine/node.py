@@ -86,6 +86,7 @@ class Node:
             host=None if serving is None else serving.host,
             clock=clock,
             store=process.store,
+            supervisor=process.supervisor,
             on_stranded=events.on_stranded,
         )
         self.table = self.router.table

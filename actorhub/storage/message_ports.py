@@ -105,6 +105,16 @@ class MessageKey(msgspec.Struct, frozen=True):
     key: str
 
 
+class KeyUse(msgspec.Struct, frozen=True, kw_only=True):
+    """The message that has a key."""
+
+    message_id: int
+    payload_hash: bytes
+    """The hash with which it was stored: with the same one, another message with the key counts as the same."""
+    body: bytes | None = None
+    """Its arguments; `None` once it was settled with a reply, since they are not kept."""
+
+
 class Stored(msgspec.Struct, frozen=True, kw_only=True):
     """The store's answer to a `NewMessage`."""
 
@@ -305,7 +315,9 @@ class RunTransaction(Protocol):
         Returns whether `run.next_start` was counted with it.
 
         Raises:
-            Fenced, VersionConflict, NotPending, DuplicateKey, RolledBack: refused; all was rolled back.
+            Fenced, VersionConflict, NotPending, RolledBack: refused; all was rolled back.
+            DuplicateKey: as for `commit_run`. Nothing of `run` was written, and the transaction goes on: it can be
+                committed with another outbox, and must be rolled back else.
             PersistenceError: the connection broke during the commit: the outcome is unknown.
         """
         ...
@@ -417,6 +429,10 @@ class MessageStore(Protocol):
 
     async def find(self, message_id: int) -> MessageRow | None:
         """Return all that is known of a message; `None` if nothing is."""
+        ...
+
+    async def find_key(self, key: MessageKey) -> KeyUse | None:
+        """Return the message that has `key`, pending or settled; `None` if the key is free."""
         ...
 
     async def cancel(

@@ -113,6 +113,7 @@ async def test_a_refused_run_takes_the_users_sql_with_it(shop: Shop) -> None:
         await transaction.connection.execute("insert into invoice values ('undone')")
         with pytest.raises(error):
             await transaction.commit(made, incarnation)
+        await transaction.roll_back()
     assert await shop.invoices() == []
     assert await shop.storage.load_state("orders", "ada") is None
     assert await backlog(shop.messages) == [1, 9]

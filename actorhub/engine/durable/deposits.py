@@ -26,6 +26,8 @@ from actorhub.core.errors import ActorhubError, DuplicateKey, RunnerUnavailable
 from actorhub.engine.model.durable_message import new_row
 from actorhub.engine.model.records import FOREVER, NEW, PARKED, SENT, Message
 from actorhub.engine.runs.store_answers import store_error
+from actorhub.engine.runs.stored_payloads import as_earlier
+from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore, Stored, Verdict
 
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -65,9 +67,10 @@ class Routing(Protocol):
 class Deposits:
     """Stores durable messages whose shard has no owner; whoever takes the shard runs them."""
 
-    def __init__(self, store: MessageStore | None, routing: Routing) -> None:
+    def __init__(self, store: MessageStore | None, routing: Routing, supervisor: Supervisor) -> None:
         self._store = store
         self._routing = routing
+        self._supervisor = supervisor
         self._wakes: dict[ShardId, _Wake] = {}
         self.under_way: dict[ShardId, int] = {}
         """How many deposits of this process's messages have no answer yet, where there are any."""
@@ -91,7 +94,27 @@ class Deposits:
         assert self._store is not None
         assert message.shard_id is not None
         message.phase = SENT
-        self._store.deposit(new_row(message, message.shard_id)).add_done_callback(partial(_on_deposited, message))
+        self._store.deposit(new_row(message, message.shard_id)).add_done_callback(partial(self._on_answer, message))
+
+    def _on_answer(self, message: Message, outcome: "Future[Stored]") -> None:
+        if outcome.cancelled() or outcome.exception() or outcome.result().verdict is not Verdict.DUPLICATE_KEY:
+            _on_deposited(message, outcome)
+        else:
+            _ = self._supervisor.spawn(self._compare(message, outcome), "compare payloads")
+
+    async def _compare(self, message: Message, refused: "Future[Stored]") -> None:
+        """Deposit a tell as the earlier one that has its key, if both mean the same (see `runs.stored_payloads`)."""
+        assert self._store is not None
+        assert message.shard_id is not None
+        try:
+            same = await as_earlier(self._store, new_row(message, message.shard_id), message.spec)
+        except ActorhubError as error:
+            message.fail_waiting(error)
+            return
+        if same is None:
+            _on_deposited(message, refused)
+        else:
+            self._store.deposit(same).add_done_callback(partial(_on_deposited, message))
 
     def _on_no_owner(self, message: Message) -> None:
         if message.phase != PARKED:

@@ -23,7 +23,8 @@ from actorhub.engine.durable.settlement import Settlement
 from actorhub.engine.model.durable_message import DurableMessage, Place, new_row, start_of
 from actorhub.engine.model.records import NEW, SENT, HostedShard, Message
 from actorhub.engine.runs.store_answers import store_error
-from actorhub.storage.message_ports import Outcome, Stored, Verdict
+from actorhub.engine.runs.stored_payloads import as_earlier
+from actorhub.storage.message_ports import NewMessage, Outcome, Stored, Verdict
 
 
 class Intake:
@@ -131,9 +132,11 @@ class Intake:
     def _store_message(self, message: DurableMessage, attempts: int) -> None:
         message.attempts = attempts
         row = new_row(message, message.shard.id, epoch=message.shard.epoch, attempts=attempts)
-        self._store.store(row, self._incarnation).add_done_callback(
-            partial(self._on_stored, message), context=self._context
-        )
+        self._store_row(message, row)
+
+    def _store_row(self, message: DurableMessage, row: NewMessage, *, is_compared: bool = False) -> None:
+        answered = partial(self._on_stored, message, is_compared=is_compared)
+        self._store.store(row, self._incarnation).add_done_callback(answered, context=self._context)
 
     def _take_stored(self, caller: Message, delivery: Durable, shard: HostedShard) -> None:
         """Take a message that the commit of its sender's run stored, or a caller that waits for a message."""
@@ -183,7 +186,7 @@ class Intake:
         work = self._settlement.answer_or_scan(shard, message_id)
         _ = self._supervisor.spawn(work, "look up a pending message")
 
-    def _on_stored(self, message: DurableMessage, outcome: "Future[Stored]") -> None:
+    def _on_stored(self, message: DurableMessage, outcome: "Future[Stored]", *, is_compared: bool) -> None:
         error = store_error(outcome)
         if message.place is Place.GONE:
             return  # The shard was lost, and the callers were sent on to its next owner.
@@ -203,7 +206,7 @@ class Intake:
             case Verdict.SETTLED:
                 self._on_settled(message, stored)
             case Verdict.DUPLICATE_KEY:
-                self._on_key_clash(message)
+                self._on_key_clash(message, is_compared=is_compared)
             case Verdict.FENCED:
                 # Nothing else: once it is known that the shard was lost, `on_revoked` sends the callers on.
                 self._mistrust(message.shard.id)
@@ -235,7 +238,29 @@ class Intake:
         else:
             self._store_message(message, message.attempts)
 
-    def _on_key_clash(self, message: DurableMessage) -> None:
+    def _on_key_clash(self, message: DurableMessage, *, is_compared: bool) -> None:
+        if is_compared:
+            self._refuse(message)
+        else:
+            _ = self._supervisor.spawn(self._compare(message), "compare payloads")
+
+    async def _compare(self, message: DurableMessage) -> None:
+        """Store a message as the earlier one that has its key, if both mean the same (see `runs.stored_payloads`)."""
+        row = new_row(message, message.shard.id, epoch=message.shard.epoch, attempts=message.attempts)
+        try:
+            same = await as_earlier(self._store, row, message.spec)
+        except PersistenceError as error:
+            if message.place is not Place.GONE:
+                self._on_not_stored(message, error)
+            return
+        if message.place is Place.GONE:
+            return
+        if same is None:
+            self._refuse(message)
+        else:
+            self._store_row(message, same, is_compared=True)
+
+    def _refuse(self, message: DurableMessage) -> None:
         for caller in self._memory.forget(message):
             text = f"{caller.what}({caller.entity_id}): key {message.key!r} was used before with another payload"
             caller.fail_waiting(DuplicateKey(text))

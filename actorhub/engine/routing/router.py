@@ -39,6 +39,7 @@ from actorhub.engine.routing.deadlines import Deadlines
 from actorhub.engine.routing.deadlocks import deadlock_of
 from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.table import RoutingTable
+from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore
 
 _log: Final = get_logger("actorhub.router")
@@ -83,6 +84,7 @@ class Router:
         host: Host | None,
         clock: Clock,
         store: MessageStore | None,
+        supervisor: Supervisor,
         on_stranded: Callable[[], None],
     ) -> None:
         """Prepare.
@@ -93,12 +95,13 @@ class Router:
             host: Runs messages here; `None` for a client.
             clock: Deadlines are in its monotonic seconds.
             store: Takes durable tells that find no owner; `None` if a runner must be asked to store them.
+            supervisor: Owns the tasks of what takes more than one request to the store.
             on_stranded: Told when a message begins to wait for an owner.
         """
         self.sharding = sharding
         self.table = RoutingTable()
         self.host = host
-        self.deposits = Deposits(store, self)
+        self.deposits = Deposits(store, self, supervisor)
         self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self._on_expired)
         self.known_types: frozenset[str] = frozenset()
         """The entity types that living runners host; empty until that is known."""

@@ -3,14 +3,17 @@
 import asyncio
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
-from actorhub.core.errors import ActorhubError, PersistenceError
+import msgspec
+
+from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
 from actorhub.core.logger import get_logger
 from actorhub.engine.model.durable_message import DurableMessage, new_row
 from actorhub.engine.model.records import ACTIVE, EXCLUSIVE, Cell, Message
 from actorhub.engine.model.run import Run
 from actorhub.engine.model.sharding import Sharding
+from actorhub.engine.runs.stored_payloads import outbox_as_earlier
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.checkpoint_ports import CheckpointWrite
 from actorhub.storage.message_ports import (
@@ -26,6 +29,8 @@ from actorhub.storage.message_ports import (
 from actorhub.storage.ports import Fenced, StateCommit, Storage
 
 _log: Final = get_logger("actorhub.commits")
+
+_Write: TypeAlias = Callable[[RunCommit, str], Awaitable[bool]]
 
 _COMMIT_LIMIT: Final = 10.0
 """Seconds that a transaction's commit may take."""
@@ -61,18 +66,28 @@ class Commits:
         """Hand what a run leaves behind to the group commit; the answer is whether its `next_start` was counted."""
         return self._store.commit_run(run, self._incarnation) if cell.can_commit else _refusal(cell)
 
-    def run_alone(self, cell: Cell, run: RunCommit, transaction: RunTransaction | None) -> "Future[bool]":
+    def again(self, run: Run, commit: RunCommit, clash: DuplicateKey) -> "Future[bool]":
+        """Commit a run once more, of whose outbox a key was refused, if it means what was told earlier with the key.
+
+        The answer is `clash` if it does not.
+        """
+        outcome: Future[bool] = asyncio.get_running_loop().create_future()
+        work = self._as_earlier(run.cell, self._store.commit_run, commit, run.outbox or (), clash=clash)
+        _ = self._supervisor.spawn(self._settle(work, None, outcome), "compare payloads")
+        return outcome
+
+    def run_alone(self, run: Run, commit: RunCommit, transaction: RunTransaction | None) -> "Future[bool]":
         """Commit what a run leaves behind in a transaction of its own, which is the handler's if it began one.
 
         Runs with checkpoints or with the user's own SQL are rare beside plain ones: they share no group commit, and
         take a connection of a small pool for about two milliseconds each.
         """
-        if not cell.can_commit:
-            return _refusal(cell)
+        if not run.cell.can_commit:
+            return _refusal(run.cell)
         outcome: Future[bool] = asyncio.get_running_loop().create_future()
-        commit = self._store.commit_with_checkpoints if transaction is None else transaction.commit
-        work = self._settle(commit(run, self._incarnation), transaction, outcome)
-        _ = self._supervisor.spawn(work, "commit transaction")
+        write = self._store.commit_with_checkpoints if transaction is None else transaction.commit
+        work = self._write_alone(run.cell, write, commit, run.outbox or ())
+        _ = self._supervisor.spawn(self._settle(work, transaction, outcome), "commit transaction")
         return outcome
 
     def commit_of(
@@ -153,6 +168,23 @@ class Commits:
         durable = [told for told in run.outbox if told.delivery is not None]
         return tuple(new_row(told, self._sharding.shard_of_target(told)) for told in durable)
 
+    async def _write_alone(self, cell: Cell, write: _Write, commit: RunCommit, told: Sequence[Message]) -> bool:
+        try:
+            return await write(commit, self._incarnation)
+        except DuplicateKey as clash:
+            return await self._as_earlier(cell, write, commit, told, clash=clash)
+
+    async def _as_earlier(
+        self, cell: Cell, write: _Write, commit: RunCommit, told: Sequence[Message], *, clash: DuplicateKey
+    ) -> bool:
+        specs = {message.message_id: message.spec for message in told}
+        outbox = await outbox_as_earlier(self._store, commit.outbox, specs)
+        if outbox is None:
+            raise clash
+        if not cell.can_commit:
+            raise _lost(cell)
+        return await write(msgspec.structs.replace(commit, outbox=outbox), self._incarnation)
+
     async def _settle(self, work: Awaitable[bool], transaction: RunTransaction | None, outcome: "Future[bool]") -> None:
         """Settle `outcome`; a refusal by the store is an answer, not a failure of this task."""
         try:
@@ -203,5 +235,9 @@ def _closing(run: Run) -> CheckpointWrite | None:
 
 def _refusal(cell: Cell) -> "Future[Any]":
     refused: Future[Any] = asyncio.get_running_loop().create_future()
-    refused.set_exception(Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard"))
+    refused.set_exception(_lost(cell))
     return refused
+
+
+def _lost(cell: Cell) -> Fenced:
+    return Fenced(f"{cell.address}: its runner cannot prove that it still owns the shard")

@@ -34,7 +34,7 @@ from actorhub.engine.runs.nesting import end_nesting
 from actorhub.engine.runs.rolling_back import roll_back
 from actorhub.engine.runs.scheduler import Scheduler, lost_owner
 from actorhub.engine.runs.store_answers import store_error
-from actorhub.storage.message_ports import NotPending, RolledBack
+from actorhub.storage.message_ports import NotPending, RolledBack, RunCommit
 
 _log: Final = get_logger("actorhub.results")
 
@@ -73,6 +73,8 @@ class _Ending(msgspec.Struct):
     """The reply."""
     next_one: DurableMessage | None
     """The message whose run the commit counts as well."""
+    commit: RunCommit | None = None
+    """The commit, if it may be repeated once for a refused key."""
 
 
 class Completion:
@@ -396,9 +398,10 @@ class Completion:
             self.on_raised(run, error)
             return
         if run.transaction is None and commit.checkpoints is None:
+            ending.commit = commit
             outcome = self._store.run(cell, commit)
         else:
-            outcome = self._store.run_alone(cell, commit, run.transaction)
+            outcome = self._store.run_alone(run, commit, run.transaction)
         outcome.add_done_callback(partial(self._on_run_answer, run, ending), context=self._scheduler.context)
 
     def _on_run_answer(self, run: Run, ending: _Ending, outcome: "asyncio.Future[bool]") -> None:
@@ -413,6 +416,9 @@ class Completion:
                 ending.next_one.attempts += 1
                 ending.next_one.is_counted = True
             self._finish(run, ending.body)
+        elif isinstance(error, DuplicateKey) and ending.commit is not None:
+            again, ending.commit = self._store.again(run, ending.commit, error), None
+            again.add_done_callback(partial(self._on_run_answer, run, ending), context=self._scheduler.context)
         elif isinstance(error, RUN_ONLY) and cell.phase != DEAD:
             # Refused for a reason of the run's own, and nothing is written: the activation knows what is committed.
             message.phase = RUNNING

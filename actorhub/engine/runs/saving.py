@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 from typing_extensions import override
 
-from actorhub.core.errors import NotConnected
+from actorhub.core.errors import DuplicateKey, NotConnected
 from actorhub.engine.model.asked import AskedMessage
 from actorhub.engine.model.records import DEAD, RUNNING, Cell, Message, RunKind
 from actorhub.engine.model.run import Run
@@ -134,9 +134,15 @@ class Saving:
         """
         cell = run.cell
         if tells_durably(run):
-            future = self._commits.run(cell, self._commits.commit_of(run, data))
+            commit = self._commits.commit_of(run, data)
+            future = self._commits.run(cell, commit)
             cancelled = await until_answered(future)
-            if (error := store_error(future)) is not None:
+            error = store_error(future)
+            if isinstance(error, DuplicateKey):
+                future = self._commits.again(run, commit, error)
+                cancelled |= await until_answered(future)
+                error = store_error(future)
+            if error is not None:
                 # None of it is committed, and it must not leave with a later part of the run.
                 run.outbox = None
                 raise self._completion.on_refused(cell, error)
@@ -170,7 +176,7 @@ class Saving:
         transaction, step.transaction = step.transaction, None
         parent = step.parent
         parent.step_transactions = [each for each in parent.step_transactions if each is not transaction]
-        outcome = self._commits.run_alone(step.cell, self._commits.step_of(step, write), transaction)
+        outcome = self._commits.run_alone(step, self._commits.step_of(step, write), transaction)
         cancelled = await until_answered(outcome)
         if (error := store_error(outcome)) is not None:
             step.outbox = None
@@ -196,7 +202,7 @@ class Saving:
         cell, progress = run.cell, run.progress
         assert progress is not None
         progress.check_quiet(run.what)
-        outcome = self._commits.run_alone(cell, self._commits.commit_of(run, data), None)
+        outcome = self._commits.run_alone(run, self._commits.commit_of(run, data), None)
         cancelled = await until_answered(outcome)
         if (error := store_error(outcome)) is not None:
             if isinstance(error, _REFUSED):

@@ -18,6 +18,7 @@ from actorhub.storage.memory.state_table import EntityKey, StateRow, StateTable
 from actorhub.storage.message_ports import (
     CancelResult,
     FailedRun,
+    KeyUse,
     MessageFilter,
     MessageKey,
     MessageRow,
@@ -214,6 +215,14 @@ class MessageTable:
         """Return all that is known of a message."""
         row = self._rows.get(message_id)
         return None if row is None else as_row(row, self._clock.time())
+
+    def find_key(self, key: MessageKey) -> KeyUse | None:
+        """Return the message that has `key`; `None` if the key is free."""
+        row = self._keys.get((key.entity_type, key.entity_id, key.handler, key.key))
+        if row is None:
+            return None
+        body = row.message.body if row.reply is None or row.is_dead else None
+        return KeyUse(message_id=row.id, payload_hash=row.message.payload_hash, body=body)
 
     def cancel(
         self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float

@@ -12,6 +12,7 @@ from actorhub.core.errors import ConfigurationError, DuplicateKey, PersistenceEr
 from actorhub.storage.memory.message_table import MessageTable
 from actorhub.storage.message_ports import (
     CancelResult,
+    KeyUse,
     MessageFilter,
     MessageKey,
     MessageRow,
@@ -114,6 +115,10 @@ class MemoryMessages(MessageStore):
     @override
     async def find(self, message_id: int) -> MessageRow | None:
         return (await self._reached()).find(message_id)
+
+    @override
+    async def find_key(self, key: MessageKey) -> KeyUse | None:
+        return (await self._reached()).find_key(key)
 
     @override
     async def cancel(

@@ -13,6 +13,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import DuplicateKey
 from actorhub.storage.message_ports import (
     CancelResult,
+    KeyUse,
     MessageFilter,
     MessageKey,
     MessageRow,
@@ -214,6 +215,11 @@ class PostgresMessages(MessageStore):
     async def find(self, message_id: int) -> MessageRow | None:
         rows = await self._control.fetch("find a message", "find", message_id)
         return message_row(rows[0]) if rows else None
+
+    @override
+    async def find_key(self, key: MessageKey) -> KeyUse | None:
+        rows = await self._control.fetch("find a key", "find_key", key_hash(key))
+        return KeyUse(**rows[0]) if rows else None
 
     @override
     async def cancel(

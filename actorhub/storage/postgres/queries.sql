@@ -374,6 +374,14 @@ select
 from dead_letter as d
 where d.message_id = $1;
 
+-- name: find_key
+-- The message that has a key, with the hash of its arguments, and these where they are kept.
+select k.message_id, k.payload_hash, coalesce(m.body, d.body) as body
+from message_key as k
+left join message as m on m.message_id = any (array[k.message_id])
+left join dead_letter as d on d.message_id = any (array[k.message_id])
+where k.key_hash = $1;
+
 -- name: list_messages
 -- Messages by state ($1), entity ($2, $3), handler ($4), shard ($5), key ($6) and age ($7), after an id ($8).
 select

@@ -146,7 +146,10 @@ class Transactions:
                 raise translate(exc, "begin a transaction") from exc
             session = _Session(line.connection, transaction, _nothing)
             committing = PostgresTransaction(session, self._statements, self._fence_of, self._counters)
-            return await committing.commit(run, incarnation)
+            try:
+                return await committing.commit(run, incarnation)
+            finally:
+                await committing.roll_back()
 
     async def aclose(self) -> None:
         """End every connection; transactions under way fail."""
@@ -236,14 +239,16 @@ class PostgresTransaction(RunTransaction):
             counted = await self._write(deduplicated(run), incarnation)
             async with deadline(_Ending(self._connection), COMMIT_LIMIT):
                 await self._outer.commit()
-        except FOREIGN_ERRORS as exc:
-            self._counters.failed += 1
-            raise _failure(exc) from exc
         except DuplicateKey:
             self._counters.refused += 1
             raise
-        finally:
+        except BaseException as exc:
             await self.roll_back()
+            if not isinstance(exc, FOREIGN_ERRORS):
+                raise
+            self._counters.failed += 1
+            raise _failure(exc) from exc
+        await self.roll_back()
         self._counters.settled += 1
         self._counters.started += counted
         return counted
