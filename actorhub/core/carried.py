@@ -11,11 +11,12 @@ object is a new thing, and starts without: it must not get what another one was 
 thing, however it is replaced. Elements of sets have no place, and one that is changed is another one: they get nothing.
 """
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
+
+from actorhub.core.fields import Field, fields_of
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _as_map: Final = msgspec.msgpack.Decoder(dict[Any, msgspec.Raw]).decode
@@ -174,17 +175,18 @@ def _open(value: Any, data: bytes, *, is_carrier: bool = False) -> _Opened | Non
             return _open_dict(value, data, is_carrier=is_carrier)
         if issubclass(kind, list | tuple):
             return _open_list(value, data)
-        fields = _fields_of(value)
+        fields = fields_of(kind)
         return None if fields is None else _open_fields(value, data, fields)
     except msgspec.MsgspecError:
         return None  # It encodes itself in its own way.
 
 
-def _open_fields(value: Any, data: bytes, fields: dict[str, str]) -> _Opened:
+def _open_fields(value: Any, data: bytes, fields: Sequence[Field]) -> _Opened:
     content = _as_map(data)
+    names = {field.encoded: field.name for field in fields}
     tag = value.__struct_config__.tag_field if isinstance(value, msgspec.Struct) else None
-    parts = [(name, getattr(value, fields[name], None), bytes(raw)) for name, raw in content.items() if name in fields]
-    return _Opened(content, parts, {k: bytes(raw) for k, raw in content.items() if k not in fields and k != tag})
+    parts = [(name, getattr(value, names[name], None), bytes(raw)) for name, raw in content.items() if name in names]
+    return _Opened(content, parts, {k: bytes(raw) for k, raw in content.items() if k not in names and k != tag})
 
 
 def _open_array(value: msgspec.Struct, data: bytes) -> _Opened:
@@ -257,8 +259,8 @@ def _objects(value: Any) -> Iterator[Any]:
         children = value.values()
     elif issubclass(kind, list | tuple):
         children = value
-    elif (fields := _fields_of(value)) is not None:
-        children = [getattr(value, attribute, None) for attribute in fields.values()]
+    elif (fields := fields_of(kind)) is not None:
+        children = [getattr(value, field.name, None) for field in fields]
     if not _are_leaves(children):
         for child in children:
             yield from _objects(child)
@@ -266,17 +268,6 @@ def _objects(value: Any) -> Iterator[Any]:
 
 def _are_leaves(values: Any) -> bool:
     return _LEAVES.issuperset(map(type, values))
-
-
-def _fields_of(value: Any) -> dict[str, str] | None:
-    """Return the attributes by the names under which they are encoded; `None` if it has no fields."""
-    kind = _kind(value)
-    if issubclass(kind, msgspec.Struct):
-        return dict(zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True))
-    if dataclasses.is_dataclass(kind):
-        return {field.name: field.name for field in dataclasses.fields(kind)}
-    attributes: Any = getattr(kind, "__attrs_attrs__", None)
-    return None if attributes is None else {attribute.name: attribute.name for attribute in attributes}
 
 
 def _kind(value: object) -> type[Any]:

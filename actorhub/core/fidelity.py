@@ -4,11 +4,10 @@ A struct of a subclass in a field of its base comes back as the base, without it
 `Decimal`, a date or a tuple comes back as what msgpack has for it. Both encode without an error.
 """
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
+from actorhub.core.fields import fields_of
 
 
 def first_difference(value: object, back: object) -> str | None:
@@ -55,14 +54,5 @@ def _pairs(value: Any, back: Any, kind: type[Any]) -> Iterator[tuple[str, Any, A
             for key, item in value.items():
                 yield f"[{key!r}]", item, back[key]
     else:
-        for name in _fields(kind):
-            yield f".{name}", getattr(value, name, None), getattr(back, name, None)
-
-
-def _fields(kind: type[Any]) -> tuple[str, ...]:
-    if issubclass(kind, msgspec.Struct):
-        return kind.__struct_fields__
-    if dataclasses.is_dataclass(kind):
-        return tuple(field.name for field in dataclasses.fields(kind))
-    attributes: tuple[Any, ...] = getattr(kind, "__attrs_attrs__", ())
-    return tuple(attribute.name for attribute in attributes)
+        for field in fields_of(kind) or ():
+            yield f".{field.name}", getattr(value, field.name, None), getattr(back, field.name, None)

@@ -1,6 +1,5 @@
 """Idempotency keys of durable messages: how a call gets its key, and the hashes under which the store keeps it."""
 
-import dataclasses
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
@@ -9,6 +8,7 @@ import msgspec
 
 from actorhub.core.arguments import check_name
 from actorhub.core.errors import MalformedMessage
+from actorhub.core.fields import fields_of
 from actorhub.core.texts import summary_of
 
 MAX_KEY_BYTES: Final = 1024
@@ -138,16 +138,8 @@ def _in_order(value: object) -> object:
         case list() | tuple():
             return [_in_order(item) for item in cast("Iterable[object]", value)]
         case _:
-            names = _field_names(value)
+            fields = fields_of(type(value))
+            if fields is None:
+                return value
             tag = value.__struct_config__.tag if isinstance(value, msgspec.Struct) else None
-            return value if names is None else [tag, *(_in_order(getattr(value, name, None)) for name in names)]
-
-
-def _field_names(value: object) -> Sequence[str] | None:
-    """Return the names of the fields that msgspec encodes, or `None` if `value` has no fields."""
-    if isinstance(value, msgspec.Struct):
-        return value.__struct_fields__
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [field.name for field in dataclasses.fields(value)]
-    attributes = getattr(type(value), "__attrs_attrs__", None)
-    return None if attributes is None else [attribute.name for attribute in attributes]
+            return [tag, *(_in_order(getattr(value, field.name, None)) for field in fields)]

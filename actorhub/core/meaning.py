@@ -5,7 +5,6 @@ the int that was put into a float's place is a float then, sets have another ord
 more, which have their defaults.
 """
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -13,14 +12,13 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from actorhub.core.fields import fields_of
 from actorhub.core.idempotency import HASH_BYTES
 
 _LEAVES: Final = frozenset({type(None), bool, int, float, str, bytes})
 _EMPTY: Final[dict[Any, object]] = {list: [], dict: {}, set: set(), tuple: (), frozenset: frozenset()}
 """What the factories make whose products are told from other values without calling them, which may be user code."""
 _Fields: TypeAlias = Sequence[tuple[str, str, bytes]]
-_NONE: Final = object()
-"""Stands for no default."""
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -82,22 +80,16 @@ def _given(value: object, fields: _Fields) -> Iterator[tuple[str, bytes]]:
 @functools.lru_cache(maxsize=4096)
 def _fields(kind: Any) -> _Fields | None:
     """Return attribute, encoded name, and meaning of the default of each field; `None` if there are none."""
-    found: list[tuple[str, str, object, object]]
-    if issubclass(kind, msgspec.Struct):
-        found = [(f.name, f.encode_name, f.default, f.default_factory) for f in msgspec.structs.fields(kind)]
-    elif dataclasses.is_dataclass(kind):
-        found = [(f.name, f.name, f.default, f.default_factory) for f in dataclasses.fields(kind)]
-    elif hasattr(kind, "_field_defaults"):
-        found = [(name, name, kind._field_defaults.get(name, _NONE), None) for name in kind._fields]
-    elif hasattr(kind, "__attrs_attrs__"):
-        found = [(f.name, f.name, f.default, getattr(f.default, "factory", None)) for f in kind.__attrs_attrs__]
-    else:
+    if hasattr(kind, "_field_defaults"):  # a named tuple
+        return [(name, name, _default(kind._field_defaults.get(name, msgspec.NODEFAULT))) for name in kind._fields]
+    found = fields_of(kind)
+    if found is None:
         return None
-    return [(attribute, name, _default(default, factory)) for attribute, name, default, factory in found]
+    return [(each.name, each.encoded, _default(_EMPTY.get(each.factory, each.default))) for each in found]
 
 
-def _default(default: object, factory: object) -> bytes:
+def _default(default: object) -> bytes:
     try:
-        return _encode(_meaning(_EMPTY.get(factory, default)))
+        return _encode(_meaning(default))
     except (TypeError, ValueError):
         return b""  # none, or made by user code: no value is equal to that

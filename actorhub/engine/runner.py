@@ -1,6 +1,7 @@
 """A runner: it hosts shards, and connects ownership, host and routing."""
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -332,7 +333,7 @@ class Runner:
         """Have a drain that is under way end within `grace` seconds."""
         self.host.hasten(shard, grace)
 
-    async def spare(self, shards: Collection[ShardId], within: float) -> None:
+    async def spare(self, shards: Collection[ShardId], within: float = math.inf) -> None:
         """Have runs that are about to be cut short not count as attempts."""
         hosted = [found for shard in shards if (found := self.host.shards.get(shard)) is not None]
         async with asyncio.TaskGroup() as tasks:

@@ -8,6 +8,7 @@ message's with the commit of the run before it (`runs.commits.next_to_count`).
 """
 
 import asyncio
+import math
 from asyncio import Future
 from collections.abc import Iterable
 from functools import partial
@@ -30,7 +31,7 @@ _log: Final = get_logger("actorhub.attempts")
 
 _CUT: Final = (QUEUED, RUNNING, COMMITTING)
 """Phases of messages whose run is counted, and has not ended."""
-GIVE_BACK_LIMIT: Final = 0.5
+_LIMIT: Final = 0.5
 """Seconds; beyond the grace time, so that it must be short."""
 _EARLY: Final = Backoff(initial=0.002, maximum=1.024)
 """How much longer to wait when the store says that a message is not due yet."""
@@ -88,7 +89,7 @@ class Attempts:
                 return first.next_change()
         return None
 
-    async def give_back(self, shard: HostedShard, within: float = GIVE_BACK_LIMIT) -> None:
+    async def give_back(self, shard: HostedShard, within: float = math.inf) -> None:
         """Take back the counts of the runs that a hand-over is about to cut short, while the shard is still owned.
 
         Else each deploy would cost a message an attempt whose run takes longer than the grace time. What kills its
@@ -98,7 +99,7 @@ class Attempts:
         given: set[RunStart] = set()
         cut: list[RunStart] = []
         try:
-            async with asyncio.timeout(within):
+            async with asyncio.timeout(min(within, _LIMIT)):
                 # What has its turn already may be counted while others are taken back: until there is nothing new.
                 await self._until_answered(shard)
                 while cut := [start for start in self._cut(shard) if start not in given]:

@@ -1,6 +1,5 @@
 """The forms in which earlier releases may have hashed arguments: without what has its default now, or untyped."""
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice, product
@@ -9,6 +8,7 @@ from typing import Any, Final, TypeAlias, cast
 import msgspec
 
 from actorhub.core.fidelity import first_difference
+from actorhub.core.fields import Field, fields_of
 from actorhub.engine.model.spec import HandlerSpec
 
 _MOST_FORMS: Final = 64
@@ -52,7 +52,7 @@ class _Survey:
     def visit(self, value: object) -> None:
         """Look at a value, and at everything in it."""
         kind: type[Any] = type(value)
-        fields = _fields_of(kind)
+        fields = fields_of(kind)
         if fields is not None:
             values = [getattr(value, field.name) for field in fields]
             defaults = [_default_of(field) for field in fields]
@@ -87,7 +87,7 @@ class _Form:
 
     def of(self, value: object) -> Any:
         """Return what stands for `value`: it is encoded as an earlier release would have encoded it."""
-        fields = _fields_of(type(value))
+        fields = fields_of(type(value))
         if fields is not None:
             return self._of_fields(value, fields)
         match value:
@@ -102,7 +102,7 @@ class _Form:
             case _:
                 return value
 
-    def _of_fields(self, value: object, fields: Sequence["_Field"]) -> Any:
+    def _of_fields(self, value: object, fields: Sequence[Field]) -> Any:
         kind: type[Any] = type(value)
         kept = fields[: len(fields) - self._drops.get(kind, 0)]
         if isinstance(value, msgspec.Struct) and value.__struct_config__.omit_defaults:
@@ -112,40 +112,7 @@ class _Form:
         return stand_in(*(self.of(getattr(value, field.name)) for field in kept))
 
 
-class _Field(msgspec.Struct, frozen=True):
-    """One field of a class that is encoded as an object."""
-
-    name: str
-    encoded: str
-    default: Any
-    factory: Any
-
-
-def _fields_of(kind: type[Any]) -> Sequence[_Field] | None:
-    if issubclass(kind, msgspec.Struct):
-        return [
-            _Field(
-                field.name,
-                field.encode_name,
-                field.default,
-                None if field.default_factory is msgspec.NODEFAULT else field.default_factory,
-            )
-            for field in msgspec.structs.fields(kind)
-        ]
-    if dataclasses.is_dataclass(kind):
-        return [
-            _Field(
-                field.name,
-                field.name,
-                msgspec.NODEFAULT if field.default is dataclasses.MISSING else field.default,
-                None if field.default_factory is dataclasses.MISSING else field.default_factory,
-            )
-            for field in dataclasses.fields(kind)
-        ]
-    return None
-
-
-def _stand_in(kind: type[Any], kept: Sequence[_Field]) -> type[msgspec.Struct]:
+def _stand_in(kind: type[Any], kept: Sequence[Field]) -> type[msgspec.Struct]:
     """Return a class that is encoded like `kind` would be with these fields only, in their order."""
     config = kind.__struct_config__ if issubclass(kind, msgspec.Struct) else None
     return msgspec.defstruct(
@@ -159,8 +126,8 @@ def _stand_in(kind: type[Any], kept: Sequence[_Field]) -> type[msgspec.Struct]:
     )
 
 
-def _default_of(field: _Field) -> Any:
-    return field.default if field.factory is None else field.factory()
+def _default_of(field: Field) -> Any:
+    return field.default if field.factory is msgspec.NODEFAULT else field.factory()
 
 
 def _spare(values: Sequence[Any], defaults: Sequence[Any]) -> int:

@@ -9,6 +9,7 @@ store, unlocks it and announces it. The order is what keeps owners from overlapp
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
@@ -29,8 +30,6 @@ TAKE_DEADLINE: Final = 10.0
 RELEASE_DEADLINE: Final = 2.0
 DRAIN_MARGIN: Final = 1.0
 """Seconds by which a drain may exceed its grace before the shard is revoked."""
-_SPARE_LIMIT: Final = 0.5
-"""Seconds for what is left to do for a drain that exceeded its margin."""
 SLOW_DRAIN: Final = 0.5
 """Seconds after which a drain no longer counts against the number of concurrent drains."""
 _LARGEST_BATCH: Final = 2000
@@ -62,10 +61,11 @@ class ShardHost(Protocol):
         """Have a drain that is under way end within `grace` seconds."""
         ...
 
-    async def spare(self, shards: Collection[ShardId], within: float) -> None:
+    async def spare(self, shards: Collection[ShardId], within: float = math.inf) -> None:
         """Have the runs of owned shards that are about to be revoked not count as attempts; nothing more comes in.
 
-        A drain does so itself, unless it overruns its time. This takes at most `within` seconds, and does not raise.
+        A drain does so itself, unless it overruns its time. This takes half a second at most, or `within` seconds if
+        these are fewer, and does not raise.
         """
         ...
 
@@ -220,7 +220,7 @@ class HandOvers:
         except TimeoutError:
             _log.warning("shard %s is revoked: its drain exceeded the grace time by %.3g s", shard, DRAIN_MARGIN)
             if self._holdings.owned.get(shard) == epoch and session is self._holdings.session:
-                await self._host.spare((shard,), _SPARE_LIMIT)
+                await self._host.spare((shard,))
         finally:
             self._drains.pop(shard, None)
             self._on_drain_ended(session, shard, epoch, drained=drained)
