@@ -1,7 +1,6 @@
 """A runner: it hosts shards, and connects ownership, host and routing."""
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -333,12 +332,12 @@ class Runner:
         """Have a drain that is under way end within `grace` seconds."""
         self.host.hasten(shard, grace)
 
-    async def spare(self, shards: Collection[ShardId], within: float = math.inf) -> None:
+    async def spare(self, shards: Collection[ShardId]) -> None:
         """Have runs that are about to be cut short not count as attempts."""
         hosted = [found for shard in shards if (found := self.host.shards.get(shard)) is not None]
         async with asyncio.TaskGroup() as tasks:
             for shard in hosted:
-                tasks.create_task(self.host.delivery.attempts.give_back(shard, within))
+                tasks.create_task(self.host.delivery.attempts.give_back(shard))
 
     def on_released(self, shards: Mapping[ShardId, RunnerAddress | None]) -> None:
         """Announce to all peers, the next owners among them, that these shards are free."""

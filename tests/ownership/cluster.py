@@ -1,7 +1,6 @@
 """Several runners' ownership in one process, with a ledger that judges every grant."""
 
 import asyncio
-import math
 import selectors
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -147,7 +146,7 @@ class RecordingHost:
         self.events.append(("drained", frozenset([shard])))
         self._node.cluster.ledger.ends(shard, self._node.incarnation)
 
-    async def spare(self, shards: Collection[ShardId], within: float = math.inf) -> None:
+    async def spare(self, shards: Collection[ShardId]) -> None:
         self.events.append(("spared", frozenset(shards)))
 
     def observe_time(self, now: float) -> None:

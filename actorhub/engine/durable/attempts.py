@@ -8,7 +8,6 @@ message's with the commit of the run before it (`runs.commits.next_to_count`).
 """
 
 import asyncio
-import math
 from asyncio import Future
 from collections.abc import Iterable
 from functools import partial
@@ -31,8 +30,8 @@ _log: Final = get_logger("actorhub.attempts")
 
 _CUT: Final = (QUEUED, RUNNING, COMMITTING)
 """Phases of messages whose run is counted, and has not ended."""
-_LIMIT: Final = 0.5
-"""Seconds; beyond the grace time, so that it must be short."""
+_LIMIT: Final = 2.0
+"""Seconds for giving attempts back, beyond the grace time: only a store that is slow then takes so long."""
 _EARLY: Final = Backoff(initial=0.002, maximum=1.024)
 """How much longer to wait when the store says that a message is not due yet."""
 
@@ -89,7 +88,7 @@ class Attempts:
                 return first.next_change()
         return None
 
-    async def give_back(self, shard: HostedShard, within: float = math.inf) -> None:
+    async def give_back(self, shard: HostedShard) -> None:
         """Take back the counts of the runs that a hand-over is about to cut short, while the shard is still owned.
 
         Else each deploy would cost a message an attempt whose run takes longer than the grace time. What kills its
@@ -99,7 +98,7 @@ class Attempts:
         given: set[RunStart] = set()
         cut: list[RunStart] = []
         try:
-            async with asyncio.timeout(min(within, _LIMIT)):
+            async with asyncio.timeout(_LIMIT):
                 # What has its turn already may be counted while others are taken back: until there is nothing new.
                 await self._until_answered(shard)
                 while cut := [start for start in self._cut(shard) if start not in given]:

@@ -262,6 +262,9 @@ class Ownership:
     async def leave(self, grace: float) -> None:
         """Hand over every shard and deregister, within `grace` seconds. Shards that are left by then are revoked.
 
+        Where runs have to be cut short, and the store is slow to take back that they count, it takes up to two seconds
+        more.
+
         On cancellation all shards are revoked at once. Calling it again does nothing.
         """
         if self._left:
@@ -273,7 +276,7 @@ class Ownership:
         self._handovers.hasten(max(0.0, grace - 2 * reserve))
         self._info = msgspec.structs.replace(self._info, draining=True)
         try:
-            reason = await self._hand_over_within(max(0.0, grace - reserve), reserve / 2)
+            reason = await self._hand_over_within(max(0.0, grace - reserve))
         except BaseException:
             self._stop("its shutdown was cancelled")
             raise
@@ -283,14 +286,14 @@ class Ownership:
         self._stop(reason)
         await self._deregister(session, reserve)
 
-    async def _hand_over_within(self, seconds: float, reserve: float) -> str:
-        """Hand over every shard; return why what is left is revoked now, after at most `reserve` seconds more."""
+    async def _hand_over_within(self, seconds: float) -> str:
+        """Hand over every shard; return why what is left is revoked now."""
         try:
             async with asyncio.timeout(seconds):
                 await self._hand_over_everything()
         except TimeoutError:
             if self.is_fresh():
-                await self._host.spare(tuple(self._holdings.owned), reserve)
+                await self._host.spare(tuple(self._holdings.owned))
             return "the grace time of the shutdown is over"
         return "this runner has left"
 

@@ -9,7 +9,6 @@ store, unlocks it and announces it. The order is what keeps owners from overlapp
 """
 
 import asyncio
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
@@ -61,11 +60,10 @@ class ShardHost(Protocol):
         """Have a drain that is under way end within `grace` seconds."""
         ...
 
-    async def spare(self, shards: Collection[ShardId], within: float = math.inf) -> None:
+    async def spare(self, shards: Collection[ShardId]) -> None:
         """Have the runs of owned shards that are about to be revoked not count as attempts; nothing more comes in.
 
-        A drain does so itself, unless it overruns its time. This takes half a second at most, or `within` seconds if
-        these are fewer, and does not raise.
+        A drain does so itself, unless it overruns its time. This takes two seconds at most, and does not raise.
         """
         ...
 
