@@ -1,6 +1,8 @@
 """The hash of what arguments mean: equal for equal ones, in whatever objects, processes and releases."""
 
 import enum
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -80,7 +82,11 @@ EQUAL: Final[dict[str, tuple[Any, Any, Any]]] = {
     "within dicts": (tuple[dict[str, float]], ({"a": 1, "b": 2},), ({"b": 2.0, "a": 1.0},)),
     "a tuple in a list's place": (tuple[list[int]], ((1, 2),), ([1, 2],)),
     "a set": (tuple[set[str]], ({*"abcdef"},), ({*"fedcba"},)),
-    "sets in a set": (tuple[Any], ({frozenset("ab"), frozenset("c")},), ({frozenset("c"), frozenset("ba")},)),
+    "sets in a set": (
+        tuple[set[frozenset[str]]],
+        ({frozenset("ab"), frozenset("c")},),
+        ({frozenset("c"), frozenset("ba")},),
+    ),
     "an enum": (tuple[Colour], (Colour.RED,), ("red",)),
     "a decimal": (tuple[Decimal], (Decimal("1.50"),), ("1.50",)),
 }
@@ -106,6 +112,29 @@ def test_arguments_that_mean_the_same_have_one_hash(name: str) -> None:
     declared, one, other = EQUAL[name]
     codec: Codec[tuple[Any, ...]] = Codec(declared, "arguments")
     hashes = {meaning_hash(codec.decode(codec.encode(value)), ()) for value in (one, other)}
+    assert len(hashes) == 1
+
+
+_PROGRAM: Final = """
+from tests.core.test_meaning import Any, Codec, meaning_hash
+codec = Codec(tuple[Any, ...], "arguments")
+names = {"ada", "grace", "barbara", "hedy", "joan"}
+print(meaning_hash(codec.decode(codec.encode_in_order((names, {"of": {1, 2, 2**40, 2**50}}))), ()))
+"""
+
+
+def test_sets_for_which_no_type_is_declared_mean_the_same_in_every_process() -> None:
+    """They come back as lists, and Python's hash seed does not say in which order."""
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", _PROGRAM],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
     assert len(hashes) == 1
 
 

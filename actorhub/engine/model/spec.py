@@ -95,7 +95,7 @@ class HandlerSpec:
         Raises:
             MalformedMessage: They cannot be encoded, or do not fit.
         """
-        typed = self.decode_arguments(self.arguments.encode(arguments))
+        typed = self.decode_arguments(self.arguments.encode_in_order(arguments))
         try:
             return meaning_hash(typed, self.defaults)
         except BaseException as exc:
