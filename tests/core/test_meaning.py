@@ -1,8 +1,6 @@
 """The hash of what arguments mean: equal for equal ones, in whatever objects, processes and releases."""
 
 import enum
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,6 +11,7 @@ import pytest
 
 from actorhub.core.codec import Codec
 from actorhub.core.meaning import meaning_hash
+from tests.support.hash_seeds import printed_with_each_seed
 
 
 class Line(msgspec.Struct):
@@ -125,16 +124,7 @@ print(meaning_hash(codec.decode(codec.encode_in_order((names, {"of": {1, 2, 2**4
 
 def test_sets_for_which_no_type_is_declared_mean_the_same_in_every_process() -> None:
     """They come back as lists, and Python's hash seed does not say in which order."""
-    hashes = {
-        subprocess.run(
-            [sys.executable, "-c", _PROGRAM],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(filter(None, sys.path))},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2", "3")
-    }
+    hashes = printed_with_each_seed(_PROGRAM)
     assert len(hashes) == 1
 
 

@@ -2,8 +2,6 @@
 
 import dataclasses
 import enum
-import subprocess
-import sys
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -23,6 +21,7 @@ from actorhub.core.idempotency import (
     scope_of_key,
     users_key,
 )
+from tests.support.hash_seeds import printed_with_each_seed
 
 TEXTS = st.text(st.characters(codec="utf-8"))
 PLAIN = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False) | TEXTS | st.binary()
@@ -136,16 +135,7 @@ print(payload_hash(({frozenset({n}): {n, 1} for n in names},)).hex())
 
 def test_sets_and_dicts_hash_alike_in_processes_that_iterate_them_otherwise() -> None:
     """Neither Python's hash seed nor the order in which a container was filled matters."""
-    hashes = {
-        subprocess.run(
-            [sys.executable, "-c", _PROGRAM],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(filter(None, sys.path))},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2", "3")
-    }
+    hashes = printed_with_each_seed(_PROGRAM)
     assert len(hashes) == 1
     assert len(set(hashes.pop().split())) == 3
 
