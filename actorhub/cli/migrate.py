@@ -15,7 +15,7 @@ from actorhub.storage.postgres.schema import migration_sql
 
 @click.command
 @setting_options("database_url", "namespace")
-@click.option("--print-sql", is_flag=True, help="Print the SQL that creates the schema, and change nothing.")
+@click.option("--print-sql", is_flag=True, help="Print the SQL that makes the schema or what it lacks; change nothing.")
 @click.option(
     "--role",
     "roles",
@@ -32,8 +32,8 @@ def migrate(print_sql: bool, roles: tuple[str, ...], **flags: object) -> None:
     if roles:
         raise click.UsageError("--role belongs to --print-sql: let the owner of the schema run what that prints")
     applied = asyncio.run(_migrate(settings))
-    done = {0: "is up to date", 1: "is now up to date: 1 migration applied"}
-    what = done.get(applied, f"is now up to date: {applied} migrations applied")
+    done = {0: "is up to date", 1: "is now up to date: 1 change applied"}
+    what = done.get(applied, f"is now up to date: {applied} changes applied")
     click.echo(f"schema {settings.namespace} of {database_shown(settings)} {what}")
 
 

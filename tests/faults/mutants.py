@@ -202,16 +202,17 @@ def _(patch: Patch) -> None:
 
 @mutant("the fence is off")
 def _(patch: Patch) -> None:
-    real_migrations, make = schema.migrations, PostgresStorage.__init__
+    make = PostgresStorage.__init__
 
-    def migrations() -> Sequence[schema.Migration]:
-        return [msgspec.structs.replace(step, sql=step.sql.replace(_OWNS, "true")) for step in real_migrations()]
+    def broken(steps: Callable[[], Sequence[schema.Step]]) -> Callable[[], Sequence[schema.Step]]:
+        return lambda: [msgspec.structs.replace(step, sql=step.sql.replace(_OWNS, "true")) for step in steps()]
 
     def without_fence(self: PostgresStorage, *arguments: Any, **options: Any) -> None:
         make(self, *arguments, **{**options, "fence": False})
 
-    assert any(_OWNS in step.sql for step in real_migrations())
-    patch(schema, "migrations", migrations)
+    assert any(_OWNS in step.sql for step in schema.migrations())
+    for kind in ("migrations", "additions"):
+        patch(schema, kind, broken(getattr(schema, kind)))
     patch(PostgresStorage, "__init__", without_fence)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from actorhub.core.clock import SystemClock
 from actorhub.storage.postgres import PostgresStorage
+from actorhub.storage.postgres.schema import migrations
 
 
 class PostgresWorld:
@@ -35,6 +36,15 @@ class PostgresWorld:
         made = await asyncpg.connect(self.url, server_settings={"search_path": namespace}, timeout=10)
         self._connections.append(made)
         return made
+
+    async def without_additions(self) -> None:
+        """Make the schema as a release does that knows no additions."""
+        sql = await self.sql("public")
+        await sql.execute(
+            "create schema actorhub; set search_path = actorhub; create table migration (number integer primary key, "
+            "name text not null, checksum text not null, applied_at timestamptz not null default clock_timestamp());"
+            + "".join(step.recorded for step in migrations())
+        )
 
     async def sql_at(self, url: str) -> "asyncpg.Connection[asyncpg.Record]":
         """Return a plain connection to another place."""

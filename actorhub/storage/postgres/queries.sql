@@ -534,7 +534,8 @@ tables as (
         (
             select string_agg(p.privilege, ', ' order by p.step)
             from unnest(array['select', 'insert', 'update', 'delete']) with ordinality as p (privilege, step)
-            where not has_table_privilege(c.oid, p.privilege) and (c.relname <> 'migration' or p.privilege = 'select')
+            where not has_table_privilege(c.oid, p.privilege)
+                and (c.relname not in ('migration', 'addition') or p.privilege = 'select')
         ) as lacking
     from mine
     join pg_class as c on c.relnamespace = mine.oid and c.relkind in ('r', 'p')
@@ -552,7 +553,7 @@ from (
             else string_agg(schema_name || '.' || quote_ident(relname), ', ' order by relname)
         end
     from tables
-    where lacking is not null and (relname <> 'migration' or not exists (
+    where lacking is not null and (relname not in ('migration', 'addition') or not exists (
         select from tables as other where other.relname = 'shard' and other.lacking like 'select,%'
     ))
     group by lacking
@@ -579,13 +580,17 @@ select
     current_setting('search_path') = format('"%s"', $1::text)
     and current_setting('default_transaction_isolation') = 'read committed';
 
--- name: migration_table
--- Whether the namespace has been migrated at all.
-select to_regclass(quote_ident($1) || '.migration') is not null;
+-- name: step_table
+-- Whether the namespace ($1) has the table of that kind of steps ($2).
+select to_regclass(quote_ident($1) || '.' || quote_ident($2)) is not null;
 
 -- name: migrations
 -- Which migrations were applied.
 select number, name, checksum from migration order by number;
+
+-- name: additions
+-- Which additions were applied.
+select number, name, checksum from addition order by number;
 
 -- name: namespace_exists
 -- Whether the schema is there.

@@ -1,6 +1,8 @@
-"""The numbered migrations of a namespace, and how they are applied.
+"""The steps of a namespace's schema, and how they are applied: migrations, then additions.
 
-A migration is a file `NNNN_name.sql`, or a folder `NNNN_name` of files that are applied in the order of their names.
+A step is a file `NNNN_name.sql`, or a folder `NNNN_name` of files that are applied in the order of their names. A
+migration is for all: a release refuses a schema with one that it does not know. An addition is something that earlier
+releases may ignore, so they go on with the schema, and can be started again on it.
 """
 
 import re
@@ -9,7 +11,7 @@ from functools import cache
 from hashlib import sha256
 from importlib import resources
 from importlib.resources.abc import Traversable
-from typing import Final
+from typing import Final, Literal
 
 import asyncpg
 import msgspec
@@ -22,7 +24,7 @@ from actorhub.storage.postgres.grants import check_grants, grants_sql
 from actorhub.storage.postgres.queries import queries, quoted
 
 LOCK_TIMEOUT: Final = "30s"
-_MIGRATION: Final = re.compile(r"(\d{4})_([a-z0-9_]+?)(?:\.sql)?")
+_STEP: Final = re.compile(r"(\d{4})_([a-z0-9_]+?)(?:\.sql)?")
 _BOOKKEEPING: Final = """\
 create table if not exists migration (
     number integer primary key,
@@ -30,12 +32,19 @@ create table if not exists migration (
     checksum text not null,
     applied_at timestamptz not null default clock_timestamp()
 );
+create table if not exists addition (
+    number integer not null,
+    name text primary key,
+    checksum text not null,
+    applied_at timestamptz not null default clock_timestamp()
+);
 """
 
 
-class Migration(msgspec.Struct, frozen=True):
-    """One step of the schema. Once released, its text never changes."""
+class Step(msgspec.Struct, frozen=True):
+    """One change of the schema. Once released, its text never changes."""
 
+    kind: Literal["migration", "addition"]
     number: int
     name: str
     sql: str
@@ -45,14 +54,30 @@ class Migration(msgspec.Struct, frozen=True):
         """What tells whether the applied text was this one."""
         return sha256(self.sql.encode()).hexdigest()
 
+    @property
+    def recorded(self) -> str:
+        """The step, and the row that says it was applied."""
+        values = f"({self.number}, '{self.name}', '{self.checksum}')"
+        return f"{self.sql}\ninsert into {self.kind} (number, name, checksum) values {values};"
+
+    @property
+    def unless_applied(self) -> str:
+        """A statement for the step and its row, which does nothing where it was applied before."""
+        applied = f"select from {self.kind} where name = '{self.name}'"
+        body = f"execute $step$\n{self.recorded}\n$step$"
+        return f"do $migrate$ begin if not exists ({applied}) then {body}; end if; end $migrate$;\n"
+
 
 @cache
-def migrations() -> tuple[Migration, ...]:
+def migrations() -> Sequence[Step]:
     """Return every migration that this release knows, in order."""
-    entries = (resources.files(__package__ or "") / "migrations").iterdir()
-    found = [(match, entry) for entry in entries if (match := _MIGRATION.fullmatch(entry.name))]
-    known = (Migration(int(match[1]), match[2], _text(entry)) for match, entry in found)
-    return tuple(sorted(known, key=lambda migration: migration.number))
+    return _steps("migration")
+
+
+@cache
+def additions() -> Sequence[Step]:
+    """Return every addition that this release knows, in order."""
+    return _steps("addition")
 
 
 def check_namespace(namespace: str) -> str:
@@ -70,17 +95,22 @@ def check_namespace(namespace: str) -> str:
 
 
 def migration_sql(namespace: str, roles: Sequence[str] = ()) -> str:
-    """Return one script that makes `namespace` from nothing, with what `migrate` writes down about it, for `roles`."""
-    steps = "\n".join(f"{step.sql}\n{_record(step)}" for step in migrations())
+    """Return one script that does what `migrate` does, and grants `roles` what they need.
+
+    It makes `namespace` from nothing, or applies what it lacks.
+    """
+    schema = quoted(check_namespace(namespace))
+    missing = f"to_regnamespace('{schema}') is null"
+    steps = "\n".join(step.unless_applied for step in (*migrations(), *additions()))
     return (
-        f"begin;\ncreate schema if not exists {quoted(check_namespace(namespace))};\n"
-        f"set local search_path = {quoted(namespace)};\n\n{_BOOKKEEPING}\n{steps}\n"
-        f"{grants_sql(namespace, roles)}commit;\n"
+        f"begin;\nselect pg_advisory_xact_lock({_lock(namespace)});\n"
+        f"do $migrate$ begin if {missing} then create schema {schema}; end if; end $migrate$;\n"
+        f"set local search_path = {schema};\n\n{_BOOKKEEPING}\n{steps}\n{grants_sql(namespace, roles)}commit;\n"
     )
 
 
 async def migrate(url: str, namespace: str) -> int:
-    """Apply the migrations that the namespace lacks, all or none; return how many those were.
+    """Apply the steps that the namespace lacks, all or none; return how many those were.
 
     Any number of processes may call it at once. An up-to-date namespace is only read.
 
@@ -103,7 +133,7 @@ async def migrate_over(connection: Connection, database: Database) -> int:
         # In one transaction, so that a pooler does not change the session in between.
         await connection.execute(begin(database.settings({"lock_timeout": LOCK_TIMEOUT})))
         await check_grants(connection, namespace)
-        if not missing(await _applied(connection, namespace)):
+        if not await _lacking(connection, namespace):
             await connection.execute("rollback")
             return 0
         applied = await _apply(connection, namespace)
@@ -118,45 +148,75 @@ async def migrate_over(connection: Connection, database: Database) -> int:
     return applied
 
 
-def missing(applied: Sequence[tuple[int, str, str]]) -> Sequence[Migration]:
+def missing_migrations(applied: Sequence[tuple[int, str, str]]) -> Sequence[Step]:
     """Return the migrations to apply, given (number, name, checksum) of those that were.
 
     Raises:
         ConfigurationError: something was applied that this release does not know, or knows differently.
     """
-    known = {migration.number: migration for migration in migrations()}
-    for number, name, checksum in applied:
-        if number not in known:
+    known = {(step.number, step.name) for step in migrations()}
+    for number, name, _ in applied:
+        if (number, name) not in known:
             raise ConfigurationError(
-                f"the schema has migration {number} ({name}), this release knows {max(known)}: "
+                f"the schema has migration {number} ({name}), which this release does not know: "
                 "install the newer release"
             )
-        if known[number].checksum != checksum:
+    return _missing(migrations(), applied)
+
+
+def missing_additions(applied: Sequence[tuple[int, str, str]]) -> Sequence[Step]:
+    """Return the additions to apply, given those that were. What a newer release added is its own business.
+
+    Raises:
+        ConfigurationError: one was applied that this release knows differently.
+    """
+    return _missing(additions(), applied)
+
+
+def _missing(steps: Sequence[Step], applied: Sequence[tuple[int, str, str]]) -> Sequence[Step]:
+    checksums = {name: checksum for _, name, checksum in applied}
+    for step in steps:
+        if checksums.get(step.name, step.checksum) != step.checksum:
             raise ConfigurationError(
-                f"migration {number} ({name}) was applied with another text: this release cannot use that schema; "
-                "use the release that made it, or another namespace"
+                f"{step.kind} {step.number} ({step.name}) was applied with another text: this release cannot use that "
+                "schema; use the release that made it, or another namespace"
             )
-    done = {number for number, _, _ in applied}
-    return [migration for migration in migrations() if migration.number not in done]
+    return [step for step in steps if step.name not in checksums]
 
 
 async def _apply(connection: Connection, namespace: str) -> int:
-    await connection.execute("select pg_advisory_xact_lock($1)", lock_key(namespace, "migration"))
+    await connection.execute("select pg_advisory_xact_lock($1)", _lock(namespace))
     # `create schema if not exists` wants the right to create one even where it exists.
     if not await connection.fetchval(queries()["namespace_exists"], namespace):
         await connection.execute(f"create schema {quoted(namespace)}")
     await connection.execute(f"set local search_path = {quoted(namespace)}")
     await connection.execute(_BOOKKEEPING)
-    steps = missing(await _applied(connection, namespace))
+    steps = await _lacking(connection, namespace)
     for step in steps:
-        await connection.execute(f"{step.sql}\n{_record(step)}")
+        await connection.execute(step.recorded)
     return len(steps)
 
 
-async def _applied(connection: Connection, namespace: str) -> Sequence[tuple[int, str, str]]:
-    if not await connection.fetchval(queries()["migration_table"], namespace):
+async def _lacking(connection: Connection, namespace: str) -> Sequence[Step]:
+    """Return the steps to apply, in order."""
+    migrated = await _applied(connection, namespace, "migration", "migrations")
+    added = await _applied(connection, namespace, "addition", "additions")
+    return [*missing_migrations(migrated), *missing_additions(added)]
+
+
+async def _applied(connection: Connection, namespace: str, table: str, query: str) -> Sequence[tuple[int, str, str]]:
+    if not await connection.fetchval(queries()["step_table"], namespace, table):
         return []
-    return [(row["number"], row["name"], row["checksum"]) for row in await connection.fetch(queries()["migrations"])]
+    return [(row["number"], row["name"], row["checksum"]) for row in await connection.fetch(queries()[query])]
+
+
+def _steps(kind: Literal["migration", "addition"]) -> Sequence[Step]:
+    entries = (resources.files(__package__ or "") / f"{kind}s").iterdir()
+    found = [(match, entry) for entry in entries if (match := _STEP.fullmatch(entry.name))]
+    return sorted(
+        (Step(kind, int(match[1]), match[2], _text(entry)) for match, entry in found),
+        key=lambda step: (step.number, step.name),
+    )
 
 
 def _text(entry: Traversable) -> str:
@@ -164,6 +224,5 @@ def _text(entry: Traversable) -> str:
     return "\n".join(file.read_text(encoding="utf-8") for file in files)
 
 
-def _record(step: Migration) -> str:
-    values = f"({step.number}, '{step.name}', '{step.checksum}')"
-    return f"insert into migration (number, name, checksum) values {values};\n"  # noqa: S608 - our own file's name
+def _lock(namespace: str) -> int:
+    return lock_key(namespace, "migration")
