@@ -166,9 +166,8 @@ class Hub:
             await stack.enter_async_context(http_server(settings, acceptor, clock))
             storage = await _network.postgres_storage(settings, clock, stack)
             # If the port is 0, the transport replaces it by the one that was bound.
-            hello = Hello(
-                PROTOCOL_VERSION, settings.namespace, str(settings.advertise or settings.listen), clock.token()
-            )
+            address = str(settings.advertise or settings.listen)
+            hello = Hello(PROTOCOL_VERSION, settings.namespace, address, clock.token(), relays=True)
             transport = _network.runner_transport(settings, hello, acceptor, self.specs)
             yield await self.assemble(
                 settings, stack, clock=clock, storage=storage, transport=transport, acceptor=acceptor

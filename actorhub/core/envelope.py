@@ -39,10 +39,14 @@ COMPLETED: Final = 10
 """News that the deferred value whose token has the hash in the body was completed, for runs that wait for it."""
 HEALTH: Final = 11
 """Report the health of the runner that gets this request."""
+ECHO: Final = 12
+"""Answer at once, with nothing: by then everything has arrived that was sent before over the same link."""
+DIAL: Final = 13
+"""Connect to the sender at the address that it advertises. The reply, a text, is why that failed; empty: it did not."""
 
 ABOUT_MESSAGES: Final = frozenset({CANCEL_MESSAGE, RETRY_MESSAGE})
 """Requests about stored messages, for the owners of their shards; the body may name the shard, such as `default:42`."""
-ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH})
+ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH, ECHO, DIAL})
 """Requests that belong to no shard. Their effect does not depend on who owns which shard."""
 
 
@@ -56,6 +60,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     incarnation: str
     machine_id_wanted: bool = False
     """Whether the sender, a client without a database, asks the runner to lease it a machine id."""
+    relays: bool = False
+    """Whether the sender is a runner that passes on, and takes, links through other runners (`Relayed`)."""
 
 
 class Durable(msgspec.Struct, array_like=True):
@@ -173,12 +179,32 @@ class Leaving(msgspec.Struct, array_like=True, tag=10):
     reason: str = ""
 
 
+class Relayed(msgspec.Struct, array_like=True, tag=11):
+    """A piece of a link that goes through a third process, a runner that both ends have a link to.
+
+    Only sent to processes whose `Hello` says that they know this envelope, and by them.
+    """
+
+    link: str
+    """A random id, chosen by the process that opens the link."""
+    frame: bytes = b""
+    """Envelopes, encoded. The first frame in each direction begins with a `Hello`."""
+    target: str = ""
+    """In the first one: the incarnation of the runner that the link is to lead to."""
+    source: str = ""
+    """Added to the first one by the runner in between: the incarnation of the process that it came from."""
+    taken: int = 0
+    """Bytes of frames that the sender has taken, so that as many more may be sent to it."""
+    ended: str = ""
+    """Why the link is over; empty while it is not."""
+
+
 Envelope: TypeAlias = (
-    Hello | Request | Reply | Failure | NotOwner | Chunk | Credit | Cancel | Owners | Members | Leaving
+    Hello | Request | Reply | Failure | NotOwner | Chunk | Credit | Cancel | Owners | Members | Leaving | Relayed
 )
 
 _ENVELOPES: Final[tuple[type[msgspec.Struct], ...]] = (
-    Hello, Request, Reply, Failure, NotOwner, Chunk, Credit, Cancel, Owners, Members, Leaving
+    Hello, Request, Reply, Failure, NotOwner, Chunk, Credit, Cancel, Owners, Members, Leaving, Relayed
 )  # fmt: skip
 _KIND_OF: Final = {kind.__struct_config__.tag: kind for kind in _ENVELOPES}
 _FIELD: Final = re.compile(r" - at `\$\[(\d+)\]\S*")

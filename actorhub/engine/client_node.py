@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Final
 
-from actorhub.core.address import ShardId
+from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import Members, Owners
 from actorhub.core.errors import ActorhubError, PersistenceError, RunnerUnavailable
@@ -74,7 +74,7 @@ class ClientNode:
         self.node = Node(process, events=self)
         self.key_values: KeyValues = RemoteKeyValues(self.node) if storage is None else storage.key_values
         """The key-value store, reached directly or through a runner."""
-        self._runners: list[str] = []
+        self._runners: Sequence[RunnerAddress] = ()
         self._ready = asyncio.Event()
         self._last_error = "no runner is registered"
 
@@ -160,7 +160,8 @@ class ClientNode:
 
     def on_lost(self, peer: Peer) -> None:
         """Forget what the peer owned, until the next owners announce themselves."""
-        self.node.table.forget_runner(peer.runner)
+        if self.node.peers.by_runner(peer.runner) is None:
+            self.node.table.forget_runner(peer.runner)
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
         """Do nothing: the routing table knows already."""
@@ -175,7 +176,7 @@ class ClientNode:
             self._ready.set()
 
     def _join(self, news: Members) -> None:
-        self._runners = [runner.address for runner in news.runners]
+        self._runners = news.runners
         self.node.router.known_types = frozenset(news.entity_types)
         self.node.connector.want(self._runners)
         if self.node.router.sharding.shards_per_group == 0:
@@ -190,9 +191,13 @@ class ClientNode:
         """
         return self.node.clock.monotonic() + MACHINE_LEASE.total_seconds() - 2 * RENEW_MACHINE
 
-    def on_refused(self, address: str, error: ActorhubError) -> None:
+    def on_refused(self, runner: RunnerAddress, error: ActorhubError, is_first: bool) -> None:
         """Keep the reason, for the error of a start that fails."""
         self._last_error = str(error)
+
+    def on_leaving(self, peer: Peer) -> None:
+        """Have links that go through the runner replaced."""
+        self.node.connector.on_leaving(peer)
 
     def on_stranded(self) -> None:
         """Do nothing: the loop that finds runners also routes parked calls again."""
@@ -205,7 +210,9 @@ class ClientNode:
                 except PersistenceError as error:
                     self._last_error = str(error)
                     found = ()
-                self.node.connector.want({*found, *self._runners})
+                known = {runner.address for runner in self._runners}
+                others = [RunnerAddress(address, "") for address in found if address not in known]
+                self.node.connector.want([*self._runners, *others])
             elif self._storage is None:
                 self.ids.extended(self._lease_end())
             if self.node.router.parked_shards():

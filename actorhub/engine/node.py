@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from actorhub.core.address import ShardId
+from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, ShuttingDown
 from actorhub.core.logger import get_logger
@@ -21,11 +21,13 @@ from actorhub.engine.routing.connector import Connector
 from actorhub.engine.routing.exchange import Exchange, NodeEvents
 from actorhub.engine.routing.inbound import Inbound
 from actorhub.engine.routing.peers import Peers
+from actorhub.engine.routing.relays import Relays
 from actorhub.engine.routing.router import Router
+from actorhub.engine.routing.switching import LinkSwitch
 from actorhub.engine.runs.observing import CallTracing
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore
-from actorhub.transport.ports import Transport
+from actorhub.transport.ports import Link, LinkEvents, Transport
 
 _log: Final = get_logger("actorhub.node")
 
@@ -88,6 +90,7 @@ class Node:
             store=process.store,
             supervisor=process.supervisor,
             on_stranded=events.on_stranded,
+            unreached=self._unreached,
         )
         self.table = self.router.table
         self.deadlines = self.router.deadlines
@@ -105,11 +108,27 @@ class Node:
                 on_dropped=self.on_tell_failed,
             )
         )
-        self.exchange = Exchange(peers=self.peers, router=self.router, inbound=self.inbound, clock=clock, events=events)
+        self.relays = Relays(
+            hello=process.transport.hello,
+            peers=self.peers,
+            acceptor=self,
+            clock=clock,
+            max_message_bytes=process.limits.max_message_bytes,
+        )
+        self.exchange = Exchange(
+            peers=self.peers,
+            router=self.router,
+            relays=self.relays,
+            switch=LinkSwitch(self.router, process.supervisor),
+            inbound=self.inbound,
+            clock=clock,
+            events=events,
+        )
         self.connector = Connector(
             transport=process.transport,
             peers=self.peers,
             events=self.exchange,
+            relays=self.relays,
             on_refused=events.on_refused,
             supervisor=process.supervisor,
             clock=clock,
@@ -121,6 +140,14 @@ class Node:
         self.failed_tells = 0
         """How many tells failed after they were accepted, or were never sent."""
         _nodes.add(self)
+
+    def accept(self, link: Link) -> LinkEvents:
+        """Take a link, whoever opened it.
+
+        Raises:
+            ActorhubError: The link is refused.
+        """
+        return self.connector.accept(link)
 
     def on_tell_failed(self, message: Message, error: ActorhubError) -> None:
         """Log and count a failed tell, because nobody waits for its error."""
@@ -153,6 +180,9 @@ class Node:
         except TimeoutError:
             _log.warning("asks that were not answered within the grace time: %d; %s is one", len(asks), asks[0].what)
 
+    def _unreached(self, owner: RunnerAddress | None) -> str:
+        return self.connector.unreached.text(owner)
+
     async def aclose(self, grace: float) -> None:
         """End every link and task. What still waits fails with `ShuttingDown`.
 
@@ -161,6 +191,7 @@ class Node:
         self.closed = True
         self.router.close(ShuttingDown("this process is leaving the cluster"))
         self.connector.want(())
+        await self.relays.aclose(grace)
         await self.transport.aclose(grace)
         await self.supervisor.aclose(1.0)
 

@@ -10,6 +10,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.envelope import (
     COMPLETE,
     COMPLETED,
+    ECHO,
     FIND_MESSAGE,
     HEALTH,
     KEY_VALUE,
@@ -159,7 +160,7 @@ class Runner:
         self._served: Mapping[int, Callable[[Message], None]] = {
             FIND_MESSAGE: self.host.delivery.requests.find,
             KEY_VALUE: self._key_value_requests.serve,
-            **dict.fromkeys((POLL_STORAGE, COMPLETE, COMPLETED, HEALTH), self._requests.serve),
+            **dict.fromkeys((POLL_STORAGE, COMPLETE, COMPLETED, HEALTH, ECHO), self._requests.serve),
         }
         self.watch = BlockedLoopWatch(self.node.loop, clock)
 
@@ -300,7 +301,7 @@ class Runner:
 
     def accept(self, link: Link) -> LinkEvents:
         """Take a link that a peer has opened."""
-        return self.node.connector.accept(link)
+        return self.node.accept(link)
 
     def on_granted(self, shards: Mapping[ShardId, int]) -> None:
         """Start to serve these shards, at these epochs.
@@ -355,7 +356,7 @@ class Runner:
         live = [runner.info for runner in runners]
         self.node.router.known_types = frozenset(name for info in (*live, self.info) for name in info.entity_types)
         own = self.info.runner
-        self.node.connector.want([i.runner.address for i in live if i.runner.incarnation != own.incarnation])
+        self.node.connector.want([i.runner for i in live if i.runner.incarnation != own.incarnation])
         self._tell_members([peer for peer in self.node.peers.linked.values() if not peer.is_runner])
         self.node.router.reconsider()
         self._give_up_if_last()
@@ -378,10 +379,13 @@ class Runner:
         peer.link.send(Owners(owned, complete=True))
 
     def on_lost(self, peer: Peer) -> None:
-        """Suspect the peer if it is a runner: its locks will tell whether it is dead."""
-        if peer.is_runner and self.node.peers.by_runner(peer.runner) is None:
+        """Suspect the peer if it is a runner and there is no other link to it: its locks will tell whether it is dead."""
+        if not peer.is_runner:
+            return
+        # Also if there is another link: what was told over the lost one may be stored, and this runner not know of it.
+        self.host.on_new_senders()
+        if self.node.peers.by_runner(peer.runner) is None:
             self.ownership.suspect(peer.runner.incarnation)
-            self.host.on_new_senders()
             self._give_up_if_last()
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
@@ -427,14 +431,19 @@ class Runner:
     def _mistrust(self, shard: ShardId) -> None:
         self.ownership.mistrust(shard)
 
-    def on_refused(self, address: str, error: ActorhubError) -> None:
+    def on_refused(self, runner: RunnerAddress, error: ActorhubError, is_first: bool) -> None:
         """Suspect a registered runner that cannot be reached.
 
-        It may have died before this runner started, so that there never was a link whose end would have told.
+        It may have died before this runner started, so that there never was a link whose end would have told. Later
+        attempts say nothing new: its heartbeats tell whether it lives, and the locks of one that lives need not be
+        tried again and again.
         """
-        for known in self.known_runners:
-            if known.info.runner.address == address:
-                self.ownership.suspect(known.info.runner.incarnation)
+        if is_first and self.node.peers.by_runner(runner) is None:
+            self.ownership.suspect(runner.incarnation)
+
+    def on_leaving(self, peer: Peer) -> None:
+        """Have links that go through the runner replaced."""
+        self.node.connector.on_leaving(peer)
 
     def _tell_members(self, peers: Sequence[Peer]) -> None:
         live = [runner.info.runner for runner in self.known_runners] or [self.info.runner]

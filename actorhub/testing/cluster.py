@@ -278,7 +278,12 @@ class MemoryCluster:
 
     def _transport(self, address: str, *, machine_id_wanted: bool = False) -> MemoryTransport:
         hello = Hello(
-            PROTOCOL_VERSION, self.settings.namespace, address, self.clock.token(), machine_id_wanted=machine_id_wanted
+            PROTOCOL_VERSION,
+            self.settings.namespace,
+            address,
+            self.clock.token(),
+            machine_id_wanted=machine_id_wanted,
+            relays=bool(address),
         )
         limits = LinkLimits(max_message_bytes=self.settings.max_message_bytes)
         return MemoryTransport(self.network, hello, limits=limits)

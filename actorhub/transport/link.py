@@ -25,7 +25,7 @@ from actorhub.core.envelope import (
 )
 from actorhub.core.errors import MalformedMessage
 from actorhub.core.logger import get_logger
-from actorhub.transport.outbox import LinkLimits, Outbox
+from actorhub.transport.outbox import LinkLimits, Outbox, estimated_bytes
 from actorhub.transport.ports import Acceptor, Link, LinkEvents
 from actorhub.transport.statistics import Counters
 
@@ -54,6 +54,10 @@ class QueuedLink(Link, abc.ABC):
         self._context = Context()
         self._events: LinkEvents | None = None
         self._open = True
+        self._takes = True
+        """Whether what is sent goes to the queue: the link is open and does not hold it."""
+        self._held: list[Envelope] = []
+        self._held_bytes = 0
         self._idle = False
         """Whether the subclass must be woken by `_wake` because it found nothing to send."""
         self._late: list[Envelope] = []
@@ -73,7 +77,7 @@ class QueuedLink(Link, abc.ABC):
     @property
     @override
     def queued_bytes(self) -> int:
-        return self._outbox.queued_bytes
+        return self._outbox.queued_bytes + self._held_bytes
 
     @property
     @override
@@ -82,9 +86,8 @@ class QueuedLink(Link, abc.ABC):
 
     @override
     def send(self, envelope: Envelope) -> None:
-        if not self._open:
-            if not self._reported.done():
-                self._late.append(envelope)
+        if not self._takes:
+            self._set_aside(envelope)
             return
         outbox = self._outbox
         outbox.put(envelope)
@@ -92,7 +95,31 @@ class QueuedLink(Link, abc.ABC):
             self._idle = False
             self._wake()
         if outbox.queued_bytes > self._max_queued_bytes:
-            self._break(f"more than {self._max_queued_bytes} bytes are waiting for a peer that does not take them")
+            self._break_for_size()
+
+    def _set_aside(self, envelope: Envelope) -> None:
+        if self._open:
+            self._held.append(envelope)
+            self._held_bytes += estimated_bytes(envelope)
+            if self.queued_bytes > self._max_queued_bytes:
+                self._break_for_size()
+        elif not self._reported.done():
+            self._late.append(envelope)
+
+    def _break_for_size(self) -> None:
+        self._break(f"more than {self._max_queued_bytes} bytes are waiting for a peer that does not take them")
+
+    @override
+    def hold(self) -> None:
+        self._takes = False
+
+    @override
+    def release(self) -> None:
+        self._takes = self._open
+        held, self._held = self._held, []
+        self._held_bytes = 0
+        for envelope in held:
+            self.send(envelope)
 
     @override
     def close(self, reason: str) -> None:
@@ -100,7 +127,7 @@ class QueuedLink(Link, abc.ABC):
 
     @override
     async def drain(self) -> None:
-        target = self._outbox.taken + len(self._outbox)
+        target = self._outbox.taken + len(self._outbox) + len(self._held)
         if self._broken.done() or self._written >= target:
             return
         drained: asyncio.Future[None] = self._loop.create_future()
@@ -135,9 +162,14 @@ class QueuedLink(Link, abc.ABC):
         """Call at the loop's next turn, away from the context of whoever happens to send."""
         self._loop.call_soon(call, *args, context=self._context)
 
+    def _stop_taking(self) -> None:
+        """Take nothing more, before what is queued or held is flushed."""
+        self.release()
+        self._open = self._takes = False
+
     def _break(self, reason: str) -> None:
         """End the link; the first reason counts."""
-        self._open = False
+        self._open = self._takes = False
         if not self._broken.done():
             self._broken.set_result(reason)
             self._soon(self._report_closed)
@@ -147,8 +179,8 @@ class QueuedLink(Link, abc.ABC):
         self._reported.set_result(None)
         self._finish_drains(None)
         # Our Hello is not the user's: the accepting end queues it before it asks who listens.
-        unsent = [each for each in (*self._outbox.remove_all(), *self._late) if type(each) is not Hello]
-        self._late = []
+        unsent = [each for each in (*self._outbox.remove_all(), *self._held, *self._late) if type(each) is not Hello]
+        self._held, self._late = [], []
         if self._events is None:
             return
         self._counters.links_closed += 1

@@ -123,7 +123,7 @@ class MemoryLink(QueuedLink):
 
     async def finish(self) -> None:
         """Flush the queue, then end the link; what was flushed arrives before the end does."""
-        self._open = False
+        self._stop_taking()
         await self.drain()
         self._break("closed")
 

@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from actorhub.core.codec import encode_error
-from actorhub.core.envelope import Chunk, Envelope, Failure, Members, Owners, Reply, Request, encode_frame
+from actorhub.core.envelope import Chunk, Envelope, Failure, Members, Owners, Relayed, Reply, Request, encode_frame
 from actorhub.core.errors import ActorhubError, MalformedMessage, MessageTooLarge
 from actorhub.core.logger import get_logger
 from actorhub.transport.statistics import Counters
@@ -30,11 +30,13 @@ class LinkLimits(msgspec.Struct, frozen=True, kw_only=True):
     """Estimated size at which a frame is full; an envelope that is larger travels alone."""
     max_queued_bytes: int = 256 << 20
     """Estimated size of the queue at which the link breaks, because its peer has stopped taking anything."""
+    margin_bytes: int = 1 << 20
+    """Room for what surrounds the largest body."""
 
     @property
     def max_frame_bytes(self) -> int:
         """Largest encoded frame: the largest body with room for what surrounds it, or a full frame of small ones."""
-        return max(self.max_message_bytes, 2 * self.frame_bytes) + (1 << 20)
+        return max(self.max_message_bytes, 2 * self.frame_bytes) + self.margin_bytes
 
 
 def estimated_bytes(envelope: Envelope) -> int:
@@ -42,6 +44,8 @@ def estimated_bytes(envelope: Envelope) -> int:
     match envelope:
         case Request() | Reply() | Failure():
             return len(envelope.body) + ENVELOPE_BYTES
+        case Relayed():
+            return len(envelope.frame) + ENVELOPE_BYTES
         case Chunk():
             return sum(map(len, envelope.bodies)) + ENVELOPE_BYTES
         case Owners():

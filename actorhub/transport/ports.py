@@ -47,8 +47,16 @@ class Link(Protocol):
         """
         ...
 
+    def hold(self) -> None:
+        """Keep what is sent from now on, in order, until `release`. What was sent before leaves."""
+        ...
+
+    def release(self) -> None:
+        """Send what was held, and hold nothing from now on."""
+        ...
+
     def close(self, reason: str) -> None:
-        """Break the link now; what is queued is reported as unsent."""
+        """Break the link now; what is queued or held is reported as unsent."""
         ...
 
     async def drain(self) -> None:

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from actorhub.core.codec import decode_answer
-from actorhub.core.envelope import COMPLETE, COMPLETED, HEALTH, POLL_STORAGE
+from actorhub.core.envelope import COMPLETE, COMPLETED, ECHO, HEALTH, POLL_STORAGE
 from actorhub.core.errors import ActorhubError, MalformedMessage
 from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.ask import AnycastRequest, ask, ask_any
@@ -77,6 +77,8 @@ class RunnerRequests:
         caller.phase = SENT
         if caller.kind == HEALTH:
             caller.complete_waiting(encode(self._health()))
+        elif caller.kind == ECHO:
+            caller.complete_waiting(b"")
         elif caller.kind == POLL_STORAGE:
             self._host.poll()
             caller.complete_waiting(b"")

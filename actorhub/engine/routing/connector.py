@@ -4,26 +4,34 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import Final
 
+from actorhub.core.address import RunnerAddress
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError, RunnerUnavailable
 from actorhub.core.logger import get_logger
 from actorhub.engine.routing.peers import Peer, PeerEvents, Peers
-from actorhub.engine.supervision import Supervisor
-from actorhub.transport.ports import Link, LinkEvents, Transport
+from actorhub.engine.routing.relays import RelayedLink, Relays
+from actorhub.engine.routing.unreached import Unreached
+from actorhub.engine.supervision import Supervisor, set_or_time
+from actorhub.transport.ports import Acceptor, Link, LinkEvents, Transport
 
 _log: Final = get_logger("actorhub.peers")
 
 _CONNECT_DEADLINE: Final = 2.0
 """Seconds that one attempt may take."""
 _BACKOFF: Final = Backoff(initial=0.1, maximum=1.0)
+_WAYS_AT_ONCE: Final = 3
+"""Runners that are asked in one round whether they reach a runner that this process does not reach."""
 
 
 class Connector:
-    """Connects to the wanted addresses, reconnects when a link breaks, and takes the links that others open.
+    """Connects to the wanted runners, reconnects when a link breaks, and takes the links that others open.
 
     Two runners that start together may connect to each other at the same moment, and both attempts may succeed. That
     does no harm: each process sends over the link that it learned of last, and serves what comes over either.
+
+    While a runner cannot be reached, a link to it is opened through another one, by the one of the two that has the
+    smaller incarnation, and the attempts to reach it directly go on.
     """
 
     def __init__(
@@ -32,7 +40,8 @@ class Connector:
         transport: Transport,
         peers: Peers,
         events: PeerEvents,
-        on_refused: Callable[[str, ActorhubError], None],
+        relays: Relays,
+        on_refused: Callable[[RunnerAddress, ActorhubError, bool], None],
         supervisor: Supervisor,
         clock: Clock,
     ) -> None:
@@ -42,58 +51,167 @@ class Connector:
             transport: Opens links.
             peers: The open links.
             events: Told of what comes over them.
-            on_refused: Told of each failed attempt to connect, with address and error.
+            relays: Opens links through other runners.
+            on_refused: Told of each failed attempt to connect, with the runner, the error, and whether it is the first
+                of a series. The incarnation is empty if it is not known.
             supervisor: Owns the attempts.
-            clock: Source of jitter.
+            clock: Source of time and jitter.
         """
         self._transport = transport
         self._peers = peers
         self._events = events
+        self._relays = relays
         self._on_refused = on_refused
         self._supervisor = supervisor
         self._clock = clock
-        self._wanted: set[str] = set()
+        self._wanted: dict[str, RunnerAddress] = {}
         self._connecting: dict[str, asyncio.Task[None]] = {}
+        self._way_lost = asyncio.Event()
+        """Set when a link through another runner has ended, or will soon."""
+        self.unreached = Unreached(clock, self._way_to)
+        """The wanted runners that cannot be connected to."""
+        self._reached_itself = False
 
     def accept(self, link: Link) -> LinkEvents:
-        """Take a link, whoever opened it."""
-        peer = Peer(link, self._events, self._connect_missing)
+        """Take a link, whoever opened it.
+
+        Raises:
+            RunnerUnavailable: This process has opened it itself; see `reach_itself`.
+        """
+        if link.peer.incarnation == self._transport.hello.incarnation:
+            self._reached_itself = True
+            raise RunnerUnavailable("this process is at both ends of the link")
+        via = link.via if isinstance(link, RelayedLink) else None
+        peer = Peer(link, self._events, self._on_link_ended, via)
         try:
             self._events.on_linked(peer)
         except BaseException:
             # The transport refuses the link then, and nobody would ever hear that it is closed.
             self._peers.remove(peer)
             raise
+        if via is None:
+            self.unreached.on_reached(peer.runner.address)
         return peer
 
-    def want(self, addresses: Collection[str]) -> None:
-        """Keep a link to each of these addresses. Attempts at others end; other open links stay until they break."""
-        self._wanted = set(addresses)
+    def want(self, runners: Collection[RunnerAddress]) -> None:
+        """Keep a link to each of these runners. Attempts at others end; other open links stay until they break.
+
+        Args:
+            runners: With an empty incarnation, whoever answers at the address.
+        """
+        self._wanted = {runner.address: runner for runner in runners}
         for address in [a for a in self._connecting if a not in self._wanted]:
             self._connecting.pop(address).cancel()
+        self.unreached.keep(self._wanted)
+        self._connect_missing()
+
+    def on_leaving(self, peer: Peer) -> None:
+        """Have links that go through `peer`, which is leaving, replaced."""
+        self._way_lost.set()
+
+    async def reach_itself(self, deadline: float) -> str:
+        """Return why this process cannot be connected to at the address that it advertises; empty: it can."""
+        self._reached_itself = False
+        address = self._transport.hello.address
+        try:
+            await self._transport.connect(
+                address, _Refusing("it was only meant to reach this process"), deadline=deadline
+            )
+        except RunnerUnavailable as error:
+            return "" if self._reached_itself else str(error)
+        raise AssertionError
+
+    def _on_link_ended(self) -> None:
+        # Nothing watches an open link, whoever opened it, so each link calls this when it has ended.
+        self._way_lost.set()
         self._connect_missing()
 
     def _connect_missing(self) -> None:
-        # Nothing watches an open link, whoever opened it, so each link calls this when it has ended.
-        linked = {peer.runner.address for peer in self._peers.linked.values()}
-        for address in self._wanted - linked - self._connecting.keys():
+        linked = self._peers.direct_addresses()
+        for address in self._wanted.keys() - linked - self._connecting.keys():
             self._connecting[address] = self._supervisor.spawn(self._connect(address), "connect")
 
     async def _connect(self, address: str) -> None:
         failures = 0
         try:
-            while address in self._wanted and not self._is_linked(address):
+            while address in self._wanted and address not in self._peers.direct_addresses():
+                runner = self._wanted[address]
                 try:
-                    await self._transport.connect(address, self, deadline=_CONNECT_DEADLINE)
+                    await self._transport.connect(address, _Caller(self, runner), deadline=_CONNECT_DEADLINE)
                 except RunnerUnavailable as error:
                     _log.debug("no link to %s: %s", address, error)
-                    self._on_refused(address, error)
+                    self._on_refused(runner, error, self.unreached.on_failed(runner, error))
+                    self._way_lost.clear()
+                    await self._go_around(runner)
                     failures += 1
-                    await asyncio.sleep(_BACKOFF.delay(failures, self._clock.random()))
+                    await self._pause(runner, failures)
+                else:
+                    if not runner.incarnation:
+                        return  # Who answered may advertise another address.
         finally:
             # If the address was dropped and wanted again meanwhile, a later attempt has its place in the table by now.
             if self._connecting.get(address) is asyncio.current_task():
                 del self._connecting[address]
 
-    def _is_linked(self, address: str) -> bool:
-        return any(peer.runner.address == address for peer in self._peers.linked.values())
+    async def _pause(self, runner: RunnerAddress, failures: int) -> None:
+        seconds = _BACKOFF.delay(failures, self._clock.random())
+        if self._needs_way(runner):
+            await asyncio.sleep(seconds)
+        else:
+            await set_or_time(self._way_lost, seconds)
+
+    def _way_to(self, runner: RunnerAddress) -> str:
+        peer = self._peers.by_runner(runner)
+        return "" if peer is None or peer.via is None else peer.via.runner.address
+
+    def _needs_way(self, runner: RunnerAddress) -> bool:
+        peer = self._peers.by_runner(runner)
+        return peer is None or (peer.via is not None and peer.via.is_leaving)
+
+    async def _go_around(self, runner: RunnerAddress) -> None:
+        """Open a link to a runner that cannot be reached through one that can, if there is none yet."""
+        ours = self._transport.hello
+        # One of two runners opens it, so that there are not two of them. A client is never opened to.
+        if not runner.incarnation or (ours.address and ours.incarnation > runner.incarnation):
+            return
+        for via in self._relays.candidates(runner.incarnation, _WAYS_AT_ONCE):
+            if not self._needs_way(runner):
+                return
+            try:
+                await self._relays.connect(via, runner, _CONNECT_DEADLINE)
+            except RunnerUnavailable as error:
+                _log.debug("no way to %s: %s", runner, error)
+
+
+class _Caller:
+    """Takes a link that was opened to a known runner, and nobody else's."""
+
+    def __init__(self, connector: Connector, wanted: RunnerAddress) -> None:
+        self._connector = connector
+        self._wanted = wanted
+
+    def accept(self, link: Link) -> LinkEvents:
+        """Take the link if it leads to the runner, or to a later start of it.
+
+        Raises:
+            RunnerUnavailable: Another process answered.
+        """
+        found, wanted = link.peer, self._wanted
+        if wanted.incarnation and wanted.incarnation != found.incarnation and wanted.address != found.address:
+            raise RunnerUnavailable(f"the runner at {found.address} answers at {wanted.address}")
+        return self._connector.accept(link)
+
+
+class _Refusing(Acceptor):
+    """Takes no link."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def accept(self, link: Link) -> LinkEvents:
+        """Refuse the link.
+
+        Raises:
+            RunnerUnavailable: Always.
+        """
+        raise RunnerUnavailable(self._reason)

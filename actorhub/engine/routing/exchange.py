@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+from actorhub.core.address import RunnerAddress
 from actorhub.core.clock import Clock
 from actorhub.core.codec import decode_error
 from actorhub.core.envelope import (
+    ECHO,
     Cancel,
     Chunk,
     Credit,
@@ -15,6 +17,7 @@ from actorhub.core.envelope import (
     Members,
     NotOwner,
     Owners,
+    Relayed,
     Reply,
     Request,
 )
@@ -23,7 +26,9 @@ from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import DONE, SENT, Message
 from actorhub.engine.routing.inbound import Inbound
 from actorhub.engine.routing.peers import Peer, Peers
+from actorhub.engine.routing.relays import Relays
 from actorhub.engine.routing.router import Router
+from actorhub.engine.routing.switching import LinkSwitch
 
 _log: Final = get_logger("actorhub.exchange")
 
@@ -47,8 +52,12 @@ class NodeEvents(Protocol):
         """A runner has announced who is in the cluster."""
         ...
 
-    def on_refused(self, address: str, error: ActorhubError) -> None:
-        """An attempt to connect has failed."""
+    def on_refused(self, runner: RunnerAddress, error: ActorhubError, is_first: bool) -> None:
+        """An attempt to connect has failed; `is_first` of a series. The incarnation is empty if it is not known."""
+        ...
+
+    def on_leaving(self, peer: Peer) -> None:
+        """A runner has announced that it is leaving."""
         ...
 
     def on_stranded(self) -> None:
@@ -60,10 +69,20 @@ class Exchange:
     """Handles what comes over the links. A client has no inbound side: it drops requests, and counts them."""
 
     def __init__(
-        self, *, peers: Peers, router: Router, inbound: Inbound | None, clock: Clock, events: NodeEvents
+        self,
+        *,
+        peers: Peers,
+        router: Router,
+        relays: Relays,
+        switch: LinkSwitch,
+        inbound: Inbound | None,
+        clock: Clock,
+        events: NodeEvents,
     ) -> None:
         self._peers = peers
         self._router = router
+        self._relays = relays
+        self._switch = switch
         self._inbound = inbound
         self._monotonic = clock.monotonic
         self._node_events = events
@@ -71,8 +90,15 @@ class Exchange:
         """How many envelopes made no sense coming from their peer. They were dropped."""
 
     def on_linked(self, peer: Peer) -> None:
-        """Add the link, and send what was waiting for it."""
-        self._peers.add(peer)
+        """Add the link, and send what was waiting for it.
+
+        Two direct links are used one after the other without further ado: where there are two, the earlier one is
+        either as young as the later one, or broken without a sign. One that goes through another runner works, and
+        calls may be under way on it that must not be overtaken.
+        """
+        former = self._peers.add(peer)
+        if former is not None and (former.via or peer.via):
+            self._switch.begin(former, peer)
         self._node_events.on_linked(peer)
         # Owners are read from the store, too, so messages may have been waiting for a link to a runner that was known
         # to own their shards.
@@ -86,6 +112,7 @@ class Exchange:
         """
         _log.info("the link to %s is closed: %s", peer.runner, reason)
         self._peers.remove(peer)
+        self._relays.on_link_lost(peer)
         if self._inbound is not None:
             self._inbound.on_link_lost(peer)
         self._router.on_link_lost(peer, [e.id for e in unsent if type(e) is Request], reason)
@@ -140,12 +167,22 @@ class Exchange:
                     message.on_items(envelope.bodies)
             case Credit() | Cancel() if self._inbound is not None:
                 self._inbound.on_control(peer, envelope)
+            case _:
+                self._on_news(peer, envelope)
+
+    def _on_news(self, peer: Peer, envelope: Envelope) -> None:
+        match envelope:
             case Owners():
                 self._on_owners(peer, envelope)
             case Members():
                 self._node_events.on_members(peer, envelope)
+            case Relayed():
+                self._relays.on_piece(peer, envelope)
+            case Request() if envelope.kind == ECHO:
+                peer.link.send(Reply(envelope.id, 0, b""))  # A client serves no other request.
             case Leaving():
                 peer.is_leaving = True
+                self._node_events.on_leaving(peer)
                 _log.info("runner %s is leaving the cluster: %s", peer.runner, envelope.reason)
             case _:
                 self.unexpected += 1

@@ -38,19 +38,21 @@ class Peer:
     will come, even if there is another link to the same process.
     """
 
-    __slots__ = ("_events", "_on_ended", "is_leaving", "link", "pending", "runner", "serving")
+    __slots__ = ("_events", "_on_ended", "is_leaving", "link", "pending", "runner", "serving", "via")
 
-    def __init__(self, link: Link, events: PeerEvents, on_ended: Callable[[], None]) -> None:
+    def __init__(self, link: Link, events: PeerEvents, on_ended: Callable[[], None], via: "Peer | None" = None) -> None:
         """Take an open link.
 
         Args:
             link: Leads to the peer.
             events: Told of what happens on it.
             on_ended: Called when the link is gone, after `events` has been told.
+            via: The runner that the link goes through; `None`: it is direct.
         """
         self._events = events
         self._on_ended = on_ended
         self.link = link
+        self.via = via
         self.runner = RunnerAddress(link.peer.address, link.peer.incarnation)
         """A client's address is empty."""
         self.pending: dict[int, Message] = {}
@@ -98,11 +100,17 @@ class Peer:
 
 
 class Peers:
-    """The peers with an open link, runners and clients: one for each incarnation."""
+    """The peers with an open link, runners and clients.
+
+    A process may have several links to one incarnation: both have opened one, or there is a direct one again. It sends
+    over one of them, and serves what comes over any.
+    """
 
     def __init__(self) -> None:
         self.linked: dict[str, Peer] = {}
-        """By incarnation."""
+        """By incarnation, the peer over whose link new calls go."""
+        self._others: dict[str, list[Peer]] = {}
+        """By incarnation, the other open links, oldest first."""
 
     def runners(self) -> list[Peer]:
         """Return the peers that host shards."""
@@ -117,14 +125,49 @@ class Peers:
         """Return the peer of that incarnation; `None` if there is no link to it."""
         return self.linked.get(runner.incarnation)
 
-    def add(self, peer: Peer) -> None:
-        """Add a link. If there is one to the same incarnation already, new calls go over the later one."""
-        self.linked[peer.runner.incarnation] = peer
+    def direct(self, incarnation: str) -> Peer | None:
+        """Return a peer of that incarnation whose link goes through nobody else; `None` if there is none."""
+        linked = self.linked.get(incarnation)
+        known = self._others.get(incarnation, []) if linked is None else [linked, *self._others.get(incarnation, [])]
+        return next((peer for peer in known if peer.via is None), None)
+
+    def direct_addresses(self) -> set[str]:
+        """Return the addresses of the runners that there is a direct link to."""
+        known = [*self.linked.values(), *(peer for others in self._others.values() for peer in others)]
+        return {peer.runner.address for peer in known if peer.via is None}
+
+    def add(self, peer: Peer) -> Peer | None:
+        """Add a link, for new calls unless it goes through another runner and an open one does not.
+
+        Returns:
+            The peer over whose link calls went until now; `None` if there was none, or if it stays.
+        """
+        incarnation = peer.runner.incarnation
+        former = self.linked.get(incarnation)
+        if former is None:
+            self.linked[incarnation] = peer
+            return None
+        peer.is_leaving = former.is_leaving
+        stays = peer.via is not None and former.via is None
+        if not stays:
+            self.linked[incarnation] = peer
+        self._others.setdefault(incarnation, []).append(peer if stays else former)
+        return None if stays else former
 
     def remove(self, peer: Peer) -> None:
-        """Remove a closed link, unless a later one has taken its place."""
-        if self.linked.get(peer.runner.incarnation) is peer:
-            del self.linked[peer.runner.incarnation]
+        """Remove a closed link. New calls go over the newest of the others."""
+        incarnation = peer.runner.incarnation
+        others = self._others.get(incarnation, [])
+        if self.linked.get(incarnation) is not peer:
+            if peer in others:
+                others.remove(peer)
+        elif others:
+            self.linked[incarnation] = next((other for other in reversed(others) if other.via is None), others[-1])
+            others.remove(self.linked[incarnation])
+        else:
+            del self.linked[incarnation]
+        if not others:
+            self._others.pop(incarnation, None)
 
     def send_to_all(self, envelope: Envelope) -> None:
         """Queue `envelope` on every open link."""

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from actorhub.core.address import ShardId, ShardOwner
+from actorhub.core.address import RunnerAddress, ShardId, ShardOwner
 from actorhub.core.clock import Clock
 from actorhub.core.envelope import ABOUT_MESSAGES, ANY_RUNNER, ASK, TELL, Cancel, Request
 from actorhub.core.errors import (
@@ -86,6 +86,7 @@ class Router:
         store: MessageStore | None,
         supervisor: Supervisor,
         on_stranded: Callable[[], None],
+        unreached: Callable[[RunnerAddress | None], str],
     ) -> None:
         """Prepare.
 
@@ -97,6 +98,7 @@ class Router:
             store: Takes durable tells that find no owner; `None` if a runner must be asked to store them.
             supervisor: Owns the tasks of what takes more than one request to the store.
             on_stranded: Told when a message begins to wait for an owner.
+            unreached: Returns, for an error, which runners cannot be reached: that one, or any; empty for none.
         """
         self.sharding = sharding
         self.table = RoutingTable()
@@ -108,6 +110,7 @@ class Router:
         self._peers = peers
         self._monotonic = clock.monotonic
         self._on_stranded = on_stranded
+        self._unreached = unreached
         self._parked: dict[ShardId, deque[Message]] = {}
         self._parked_since: dict[ShardId, float] = {}
         """Since when some message has been waiting for each shard, in monotonic seconds."""
@@ -295,7 +298,7 @@ class Router:
         left = message.what + "(" + message.entity_id + ")"
         if phase in (NEW, PARKED):
             message.phase = DONE
-            text = f"{left}: no runner owned its shard {message.shard_id} before the deadline"
+            text = f"{left}: {self._why_parked(message.shard_id)}"
             message.on_failed(EntityNotAssigned(text, possibly_executed=message.was_sent_before))
         elif phase == QUEUED:
             # It is in a mailbox of this process and has not started, so it can be taken out for certain.
@@ -313,6 +316,17 @@ class Router:
             error.possibly_executed = True
             message.on_failed(error)
             self.withdraw(message, error)
+
+    def _why_parked(self, shard: ShardId | None) -> str:
+        owner = None if shard is None else self.table.owner(shard)
+        unreached = self._unreached(None if owner is None else owner.runner)
+        if owner is not None and unreached:
+            return (
+                f"the owner of its shard {shard} was not reached before the deadline, neither directly nor through "
+                f"another runner: {unreached}"
+            )
+        text = f"no runner owned its shard {shard} before the deadline"
+        return f"{text}, as far as runners were reached, but for {unreached}" if unreached else text
 
     def _timed_out(self, message: Message, text: str) -> CallTimeout:
         return CallTimeout(text if self.host is None else text + deadlock_of(message, self.host.types))

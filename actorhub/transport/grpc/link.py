@@ -84,7 +84,7 @@ class GrpcLink(QueuedLink):
 
     async def finish(self) -> None:
         """Flush the queue, then end the link so that none of it is lost on the way."""
-        self._open = False
+        self._stop_taking()
         await self.drain()
         if self._half_close is not None and not self._broken.done():
             # `drain` means that gRPC has the frames, not that they are on the wire. Cancelling a call drops what the

@@ -1,0 +1,68 @@
+"""From one link to another one to the same process, without a call that overtakes another one (invariant G)."""
+
+import asyncio
+from typing import Final
+
+from actorhub.core.envelope import ECHO
+from actorhub.core.errors import ActorhubError
+from actorhub.core.logger import get_logger
+from actorhub.engine.model.records import AwaitedMessage
+from actorhub.engine.model.spec import operation_spec
+from actorhub.engine.routing.peers import Peer
+from actorhub.engine.routing.router import Router
+from actorhub.engine.supervision import Supervisor
+
+_log: Final = get_logger("actorhub.peers")
+
+_SPEC: Final = operation_spec("runner", "echo")
+_PATIENCE: Final = 10.0
+"""Seconds after which a link that does not answer is given up for the one that has taken its place."""
+_RETRY: Final = 0.05
+_QUIET_CHECKS: Final = 5
+_CHECK: Final = 1.0
+
+
+class LinkSwitch:
+    """Moves calls from a link that goes through another runner to a later link."""
+
+    def __init__(self, router: Router, supervisor: Supervisor) -> None:
+        self._router = router
+        self._supervisor = supervisor
+
+    def begin(self, former: Peer, later: Peer) -> None:
+        """Hold what is sent over the later link until everything has arrived that was sent over the former one."""
+        later.link.hold()
+        _ = self._supervisor.spawn(self._switch(former, later), "switch links")
+
+    async def _switch(self, former: Peer, later: Peer) -> None:
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                await self._until_flushed(former)
+        except TimeoutError:
+            former.link.close(f"it did not answer within {_PATIENCE:g} s, and there is another link")
+        finally:
+            later.link.release()
+        await self._retire(former)
+
+    async def _until_flushed(self, former: Peer) -> None:
+        while former.link.is_open:
+            echo = AwaitedMessage(_SPEC, "", ECHO)
+            self._router.send_to(echo, former)
+            try:
+                await echo.future
+            except ActorhubError:
+                # It is broken, or there is no room for one more call.
+                await asyncio.sleep(_RETRY)
+            else:
+                return
+
+    async def _retire(self, former: Peer) -> None:
+        """Close the former link once nothing has been in flight on it, in either direction, for some seconds.
+
+        What one side waits for, the other one serves as soon as it has arrived, so both sides have nothing left.
+        """
+        quiet = 0
+        while former.link.is_open and quiet < _QUIET_CHECKS:
+            await asyncio.sleep(_CHECK)
+            quiet = 0 if former.pending or former.serving else quiet + 1
+        former.link.close("another link has taken its place")
