@@ -1,13 +1,13 @@
 """`actorhub shards`, `runners` and `entities`: what the cluster says about itself, as tables or as JSON."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import click
 import grpc.aio
 
 from actorhub.cli.options import load, setting_options
-from actorhub.cli.output import Row, json_option, show_rows
+from actorhub.cli.output import Row, harmless, iso_time, json_option, show_rows
 from actorhub.cli.remote import ANSWER_SECONDS, CONNECTION_SETTINGS, ask
 from actorhub.ops.channels import Metadata
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
@@ -45,13 +45,22 @@ def shards(group: str, as_json: bool, **flags: object) -> None:
 def runners(as_json: bool, **flags: object) -> None:
     """List the runners of the cluster."""
 
-    async def question(channel: grpc.aio.Channel, metadata: Metadata) -> list[Row]:
+    async def question(channel: grpc.aio.Channel, metadata: Metadata) -> Sequence[pb.Runner]:
         stub = pb_grpc.AdminStub(channel)
         reply = await stub.ListRunners(pb.ListRunnersRequest(), timeout=ANSWER_SECONDS, metadata=metadata)
-        return [_runner_row(runner) for runner in reply.runners]
+        return reply.runners
 
-    rows = ask(load(flags), question)
-    show_rows(rows, as_json=as_json, leave_out=("incarnation", "pid", "entity_types", "version"))
+    found = ask(load(flags), question)
+    leave_out = ("incarnation", "pid", "entity_types", "version", "unreached")
+    show_rows([_runner_row(runner) for runner in found], as_json=as_json, leave_out=leave_out)
+    for runner in found:
+        for one in runner.numbers.unreached:
+            calls = f"calls go through {one.via}" if one.via else "calls to it wait"
+            click.echo(
+                f"{runner.address} has not reached {one.address} since {iso_time(one.since)}, {calls}: "
+                f"{harmless(one.reason)}",
+                err=True,
+            )
 
 
 @click.command
@@ -115,6 +124,17 @@ def _runner_row(runner: pb.Runner) -> Row:
         "silent_seconds": round(runner.silent_seconds, 3),
         "pid": numbers.pid if numbers else None,
         "version": runner.version,
+        "unreached": [_unreached_row(one) for one in numbers.unreached] if numbers else None,
+    }
+
+
+def _unreached_row(runner: pb.UnreachedRunner) -> Row:
+    return {
+        "address": runner.address,
+        "incarnation": runner.incarnation,
+        "since": iso_time(runner.since),
+        "reason": runner.reason,
+        "via": runner.via or None,
     }
 
 

@@ -179,6 +179,37 @@ class TransportSuite:
             assert numbers(recorder.envelopes) == list(range(len(recorder.envelopes)))
             assert len(recorder.envelopes) <= sent
 
+    async def test_what_is_held_leaves_in_order_when_it_is_released(self, world: TransportWorld) -> None:
+        """What was sent before leaves at once, and what is sent after the release comes last."""
+        pair = Pair(world)
+        link = await pair.link()
+        _, recorder = pair.far()
+        link.send(reply(0))
+        link.hold()
+        for number in range(1, 50):
+            link.send(reply(number))
+        await recorder.until_received(1)
+        assert link.queued_bytes > 0
+        link.release()
+        link.send(reply(50))
+        await recorder.until_received(51)
+        assert numbers(recorder.envelopes) == list(range(51))
+        assert link.queued_bytes == 0
+
+    async def test_what_is_held_is_reported_as_unsent(self, world: TransportWorld) -> None:
+        """The peer did not get it, in whatever order the link is closed and released."""
+        pair = Pair(world)
+        link = await pair.link()
+        _, recorder = pair.far()
+        link.hold()
+        link.send(reply(1))
+        link.close("enough")
+        link.send(reply(2))
+        link.release()
+        await pair.near.until_closed()
+        assert numbers(pair.near.unsent) == [1, 2]
+        assert recorder.envelopes == []
+
     async def test_both_ends_learn_the_end_exactly_once(self, world: TransportWorld) -> None:
         """However often a link is closed, from whichever end."""
         pair = Pair(world)

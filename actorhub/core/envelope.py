@@ -39,14 +39,12 @@ COMPLETED: Final = 10
 """News that the deferred value whose token has the hash in the body was completed, for runs that wait for it."""
 HEALTH: Final = 11
 """Report the health of the runner that gets this request."""
-ECHO: Final = 12
+ECHO: Final = 13
 """Answer at once, with nothing: by then everything has arrived that was sent before over the same link."""
-DIAL: Final = 13
-"""Connect to the sender at the address that it advertises. The reply, a text, is why that failed; empty: it did not."""
 
 ABOUT_MESSAGES: Final = frozenset({CANCEL_MESSAGE, RETRY_MESSAGE})
 """Requests about stored messages, for the owners of their shards; the body may name the shard, such as `default:42`."""
-ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH, ECHO, DIAL})
+ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH, ECHO})
 """Requests that belong to no shard. Their effect does not depend on who owns which shard."""
 
 
@@ -197,6 +195,8 @@ class Relayed(msgspec.Struct, array_like=True, tag=11):
     """Bytes of frames that the sender has taken, so that as many more may be sent to it."""
     ended: str = ""
     """Why the link is over; empty while it is not."""
+    done: bool = False
+    """The sender makes no more calls over this link, and has had the answers to those that it made."""
 
 
 Envelope: TypeAlias = (

@@ -109,30 +109,14 @@ class Node:
             )
         )
         self.relays = Relays(
-            hello=process.transport.hello,
+            transport=process.transport,
             peers=self.peers,
             acceptor=self,
             clock=clock,
             max_message_bytes=process.limits.max_message_bytes,
         )
-        self.exchange = Exchange(
-            peers=self.peers,
-            router=self.router,
-            relays=self.relays,
-            switch=LinkSwitch(self.router, process.supervisor),
-            inbound=self.inbound,
-            clock=clock,
-            events=events,
-        )
-        self.connector = Connector(
-            transport=process.transport,
-            peers=self.peers,
-            events=self.exchange,
-            relays=self.relays,
-            on_refused=events.on_refused,
-            supervisor=process.supervisor,
-            clock=clock,
-        )
+        self.exchange = self._make_exchange(events)
+        self.connector = self._make_connector(events)
         self.tracing: CallTracing | None = None
         """Told of calls, if traces are wanted."""
         self.closed = False
@@ -140,6 +124,33 @@ class Node:
         self.failed_tells = 0
         """How many tells failed after they were accepted, or were never sent."""
         _nodes.add(self)
+
+    def _make_exchange(self, events: NodeEvents) -> Exchange:
+        return Exchange(
+            peers=self.peers,
+            router=self.router,
+            relays=self.relays,
+            switch=LinkSwitch(self.router, self.supervisor),
+            inbound=self.inbound,
+            clock=self.clock,
+            events=events,
+        )
+
+    def _make_connector(self, events: NodeEvents) -> Connector:
+        return Connector(
+            transport=self.transport,
+            peers=self.peers,
+            events=self.exchange,
+            relays=self.relays,
+            on_refused=events.on_refused,
+            supervisor=self.supervisor,
+            clock=self.clock,
+        )
+
+    @property
+    def itself(self) -> RunnerAddress:
+        """This process; a client's address is empty."""
+        return RunnerAddress(self.transport.hello.address, self.incarnation)
 
     def accept(self, link: Link) -> LinkEvents:
         """Take a link, whoever opened it.

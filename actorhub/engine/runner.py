@@ -1,8 +1,7 @@
 """A runner: it hosts shards, and connects ownership, host and routing."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
@@ -39,6 +38,7 @@ from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.engine.node import Node, Process, Serving
 from actorhub.engine.ownership.loop import Ownership
+from actorhub.engine.retention import Retention
 from actorhub.engine.routing.peers import Peer
 from actorhub.engine.singletons.health import RunnerHealth, SingletonHealth
 from actorhub.engine.supervision import Supervisor
@@ -56,14 +56,6 @@ _FORWARDING: Final = 2.0
 """Seconds that a leaving runner waits at most for the next owners to accept what was queued here."""
 _POLL: Final = 10.0
 """Seconds between scans of the store, in case this runner was not told of a message."""
-_EXPIRY_STEP: Final = 1000
-"""Rows that are removed at a time, so that nobody has to wait for long."""
-_ORPHAN_AGE: Final = 3600.0
-"""Seconds after which the checkpoints of a message that has ended are removed."""
-_EXPIRY_PAUSE: Final = 0.02
-"""Seconds between removals while there is more to remove."""
-_EXPIRY_POLL: Final = 10.0
-"""Seconds between searches for rows to remove: messages whose retention is over, expired values and the like."""
 
 
 class LinkAcceptor:
@@ -189,16 +181,9 @@ class Runner:
         _ = self.node.supervisor.loop("backlog", self.host.delivery.loader.run)
         _ = self.node.supervisor.loop("schedule", self.host.delivery.due.run)
         _ = self.node.supervisor.loop("scan the store", self._keep_polling)
-        remove_messages = partial(self._keep_removing, self.storage.messages.remove_expired)
-        _ = self.node.supervisor.loop("retention", remove_messages)
-        remove_checkpoints = partial(self.storage.checkpoints.remove_orphans, _ORPHAN_AGE)
-        _ = self.node.supervisor.loop("checkpoint retention", partial(self._keep_removing, remove_checkpoints))
-        if self.host.singletons.has_any:
-            _ = self.node.supervisor.loop(
-                "singleton retention", partial(self._keep_removing, self._remove_abandoned_singletons)
-            )
-        remove_values = partial(self._keep_removing, self.storage.key_values.remove_expired)
-        _ = self.node.supervisor.loop("value expiry", remove_values)
+        Retention(self.storage, self.node.supervisor, self.node.clock).start(
+            with_singletons=self.host.singletons.has_any
+        )
 
     async def leave(self, grace: float) -> None:
         """Hand over every shard, then end, within about `grace` seconds. What is left by then is cut off.
@@ -221,6 +206,8 @@ class Runner:
         await self._key_value_requests.leave(min(grace, _FORWARDING))
         # Asks of this process, of its admin RPC's callers among others: who made them was promised a reply.
         await self.node.until_answered(self._left(until))
+        # Those whose calls to each other go through here have been told, and look for another way.
+        await self.node.relays.until_unused(min(self._left(until), _FORWARDING))
         await self.host.carriers.aclose()
         await self.host.singletons.aclose(1.0)
         await self.node.aclose(1.0)
@@ -261,6 +248,7 @@ class Runner:
             shards_owned=len(self.ownership.owned),
             live_runners=len(self.ownership.members),
             singletons=singletons,
+            unreached=self.node.connector.unreached.reported(),
         )
 
     def _obstacle(self, singletons: Sequence[SingletonHealth]) -> str:
@@ -379,7 +367,7 @@ class Runner:
         peer.link.send(Owners(owned, complete=True))
 
     def on_lost(self, peer: Peer) -> None:
-        """Suspect the peer if it is a runner and there is no other link to it: its locks will tell whether it is dead."""
+        """Suspect the peer if it is a runner that no other link leads to: its locks will tell whether it is dead."""
         if not peer.is_runner:
             return
         # Also if there is another link: what was told over the lost one may be stored, and this runner not know of it.
@@ -415,18 +403,6 @@ class Runner:
         while True:
             await asyncio.sleep(_POLL * (0.5 + self.node.clock.random()))
             self.host.poll()
-
-    async def _keep_removing(self, remove_expired: Callable[[int], Awaitable[int]]) -> None:
-        """Remove what has expired, in small steps, so that nobody has to wait for long."""
-        while True:
-            removed = await remove_expired(_EXPIRY_STEP)
-            # All runners do this without agreeing on who does. The one that finds a full step goes on; the others,
-            # which find little, come back rarely.
-            full = removed >= _EXPIRY_STEP
-            await asyncio.sleep(_EXPIRY_PAUSE if full else _EXPIRY_POLL * (0.5 + self.node.clock.random()))
-
-    async def _remove_abandoned_singletons(self, limit: int) -> int:
-        return await self.storage.singletons.remove_abandoned()
 
     def _mistrust(self, shard: ShardId) -> None:
         self.ownership.mistrust(shard)

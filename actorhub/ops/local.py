@@ -9,6 +9,8 @@ import os
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from typing import Final
 
+import msgspec
+
 from actorhub import _call as calls
 from actorhub.cluster import Cluster, cluster_here
 from actorhub.core.address import ShardId
@@ -133,6 +135,7 @@ class LocalRunner:
             resident_entities=hosted.resident,
             queued_messages=hosted.queued,
             pid=os.getpid(),
+            unreached=[pb.UnreachedRunner(**msgspec.structs.asdict(one)) for one in self._runner.health().unreached],
         )
 
     async def held_shards(self, shards: Iterable[ShardId], limit: int) -> list[pb.Shard]:

@@ -83,6 +83,12 @@ def _shards(read: Reading) -> Iterator[Sample]:
     yield Sample(("draining",), read.ownership.shards_draining)
 
 
+def _unreached(read: Reading) -> Iterator[Sample]:
+    around = sum(bool(one.via) for one in read.unreached)
+    yield Sample(("through others",), around)
+    yield Sample(("not at all",), len(read.unreached) - around)
+
+
 def _lock_age(read: Reading) -> Iterator[Sample]:
     if read.lock_age is not None:
         yield Sample((), read.lock_age)
@@ -111,6 +117,18 @@ _CLUSTER: Final = (
     _gauge("runners", "Runners in the cluster's table, including silent ones.", lambda read: read.ownership.registered),
     _gauge(
         "runners_healthy", "Runners that sent a heartbeat recently and are not leaving.", lambda read: read.live_runners
+    ),
+    Family(
+        "actorhub_unreached_runners",
+        "gauge",
+        "Live runners that this one cannot connect to, by how calls reach them; /healthz names them.",
+        ("reached",),
+        _unreached,
+    ),
+    _gauge(
+        "unreached_seconds",
+        "How long this runner has not reached the one of them that it has not reached for longest.",
+        lambda read: read.unreached_for,
     ),
     Family("actorhub_shards", "gauge", "Shards of this runner.", ("state",), _shards),
     Family(
@@ -241,6 +259,9 @@ _PROCESS: Final = (
     _counter("links_opened", "Links to other processes opened.", lambda read: read.transport.links_opened),
     _counter("links_closed", "Links closed.", lambda read: read.transport.links_closed),
     _counter("links_refused", "Incoming links refused.", lambda read: read.transport.links_refused),
+    _gauge("relayed_links", "Links of this runner that go through another one.", lambda read: read.relays.links),
+    _gauge("carried_links", "Links between others that go through this runner.", lambda read: read.relays.carried),
+    _counter("carried_frames", "Frames of those that were passed on.", lambda read: read.relays.frames_carried),
     _counter("sent_envelopes", "Envelopes sent.", lambda read: read.transport.envelopes_sent),
     _counter("sent_frames", "Frames that held them.", lambda read: read.transport.frames_sent),
     _counter("sent_bytes", "Bytes in those frames.", lambda read: read.transport.bytes_sent),

@@ -26,8 +26,18 @@ def page(report: RunnerHealth, reading: Reading | None) -> str:
     status = "<p>Serving.</p>" if report.serving else f'<p class="bad">Not serving: {escape(report.reason)}.</p>'
     parts = [_HEAD, status]
     if reading is not None:
-        parts += [_numbers(report, reading), _types(reading), _singletons(report)]
+        parts += [_unreached(report), _numbers(report, reading), _types(reading), _singletons(report)]
     return "".join((*parts, f"<p>{links}</p></body></html>"))
+
+
+def _unreached(report: RunnerHealth) -> str:
+    if not report.unreached:
+        return ""
+    rows = (
+        (one.address, _time(one.since), one.reason, f"go through {one.via}" if one.via else "wait")
+        for one in report.unreached
+    )
+    return _table(("runner not reached", "since", "reason", "calls to it"), rows)
 
 
 def _numbers(report: RunnerHealth, reading: Reading) -> str:

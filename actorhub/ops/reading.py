@@ -14,10 +14,11 @@ from actorhub.engine.durable.delivery import DeliveryStatistics
 from actorhub.engine.model.lease import NEVER
 from actorhub.engine.model.records import RUNNING, HostedType
 from actorhub.engine.ownership.loop import OwnershipStatistics
+from actorhub.engine.routing.relays import RelayStatistics
 from actorhub.engine.routing.router import RouterStatistics
 from actorhub.engine.runner import Runner
 from actorhub.engine.runs.completion import CompletionStatistics
-from actorhub.engine.singletons.health import SingletonHealth
+from actorhub.engine.singletons.health import SingletonHealth, UnreachedRunner
 from actorhub.engine.supervision import SupervisorStatistics
 from actorhub.ops.observer import RunObserver, Tally
 from actorhub.storage.ports import LEASE
@@ -49,6 +50,11 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     delivery: DeliveryStatistics
     ownership: OwnershipStatistics
     router: RouterStatistics
+    relays: RelayStatistics
+    unreached: Sequence[UnreachedRunner]
+    """The live runners that it cannot connect to."""
+    unreached_for: float
+    """For how many seconds that has been so for the one that has been unreached for longest."""
     storage: StorageStatistics
     transport: TransportStatistics
     supervisor: SupervisorStatistics
@@ -86,6 +92,9 @@ def read(runner: Runner) -> Reading:
         delivery=host.delivery.statistics(),
         ownership=runner.ownership.statistics(),
         router=node.router.statistics(),
+        relays=node.relays.statistics(),
+        unreached=health.unreached,
+        unreached_for=max((node.clock.time() - one.since for one in health.unreached), default=0.0),
         storage=runner.storage.statistics(),
         transport=node.transport.statistics(),
         supervisor=node.supervisor.statistics(),

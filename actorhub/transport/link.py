@@ -115,7 +115,9 @@ class QueuedLink(Link, abc.ABC):
 
     @override
     def release(self) -> None:
-        self._takes = self._open
+        if not self._open:
+            return  # What is held is reported as unsent, with what was sent since.
+        self._takes = True
         held, self._held = self._held, []
         self._held_bytes = 0
         for envelope in held:

@@ -20,6 +20,7 @@ from actorhub.core.envelope import (
     Members,
     NotOwner,
     Owners,
+    Relayed,
     Reply,
     Request,
     decode_frame,
@@ -45,6 +46,7 @@ ENVELOPES: dict[str, Envelope] = {
     "Owners([OWNER])": Owners([OWNER]),
     'Members([RUNNER], 300, ["orders"])': Members([RUNNER], 300, ["orders"]),
     'Leaving("bye")': Leaving("bye"),
+    'Relayed("l", b"x", "b", "a")': Relayed("l", b"x", "b", "a"),
 }
 
 

@@ -81,6 +81,8 @@ async def test_a_serving_runner_passes_every_probe(ports: Ports, said: Callable[
         "shards_owned": 300,
         "live_runners": 1,
         "singletons": [],
+        "unreached": [],
+        "via": "",
     }
     assert answers["/metrics"].headers["content-type"].startswith("text/plain; version=")
     assert runner.address in answers["/"].text

@@ -4,57 +4,21 @@ import asyncio
 
 import pytest
 
-from actorhub import Cluster
+from actorhub import RunnerUnavailable
 from actorhub.cluster import part_of
-from actorhub.engine.routing.peers import Peer
+from actorhub.core.envelope import Relayed, encode_frame
 from actorhub.testing import MemoryCluster, until
+from tests.partitions.cuts import Cut, cut_off
 from tests.partitions.entities import KINDS, Desk, hub
-from tests.support.gates import gates, soon
+from tests.support.gates import failure, gates, soon
 
 __all__ = ["hub"]
 
 
-class Cut:
-    """A caller that is cut off from the owner of `far`, and from nobody else."""
-
-    def __init__(self, memory: MemoryCluster, caller: Cluster, owner: Cluster, third: Cluster) -> None:
-        self.memory = memory
-        self.caller = caller
-        self.owner = owner
-        self.third = third
-        self.far = next(name for name in (f"e{n}" for n in range(400)) if owner.is_local(Desk, name))
-        self.near = next(name for name in (f"e{n}" for n in range(400)) if third.is_local(Desk, name))
-
-    def heal(self) -> None:
-        """Make the network whole again."""
-        for runner in self.memory.runners:
-            if runner is not self.caller:
-                self.memory.heal(self.caller, runner)
-
-    def link(self) -> Peer | None:
-        """Return over which link the caller calls the owner."""
-        return part_of(self.caller).node.peers.linked.get(part_of(self.owner).node.incarnation)
-
-    async def goes_around(self) -> None:
-        """Wait until there is a link through the third process."""
-        await until(lambda: (link := self.link()) is not None and link.via is not None, "a way around")
-
-    async def is_direct(self) -> None:
-        """Wait until there is a direct link."""
-        await until(lambda: (link := self.link()) is not None and link.via is None, "a direct link")
-
-
 @pytest.fixture(params=["runner", "client"])
 async def cut(request: pytest.FixtureRequest, memory: MemoryCluster) -> Cut:
-    """Three runners and a client; one of them is cut off from one of the others."""
-    one, owner, third = [await memory.start_runner() for _ in range(3)]
-    client = await memory.client()
-    await memory.settled()
-    cut = Cut(memory, one if request.param == "runner" else client, owner, third)
-    memory.cut(cut.caller, owner)
-    if cut.caller is client:
-        memory.cut(client, one)
-    return cut
+    """A runner, or a client, that is cut off from the owner of some entities."""
+    return await cut_off(memory, request.param)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -102,3 +66,78 @@ async def test_the_way_around_ends_with_the_runner_that_it_goes_through(cut: Cut
     assert link is not None
     assert link.via is not None
     assert link.via.runner == fourth.runner
+
+
+async def test_a_way_around_that_breaks_on_its_far_side_fails_what_was_on_it(cut: Cut) -> None:
+    """The caller learns at once that its call may have run, and the handler that nobody waits for it."""
+    asked = soon(failure(cut.caller.client(Desk)(cut.far).hold()))
+    await gates[cut.far].came()
+    cut.memory.cut(cut.third, cut.owner)
+    async with asyncio.timeout(2):
+        error = await asked
+        assert isinstance(error, RunnerUnavailable)
+        assert error.possibly_executed
+        while gates[cut.far].left != ["cancelled"]:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_way_around_that_breaks_on_its_near_side_ends_what_was_on_it(cut: Cut) -> None:
+    """The owner learns that nobody waits."""
+    asked = soon(failure(cut.caller.client(Desk)(cut.far).hold()))
+    await gates[cut.far].came()
+    cut.memory.cut(cut.caller, cut.third)
+    async with asyncio.timeout(2):
+        error = await asked
+        assert isinstance(error, RunnerUnavailable)
+        assert error.possibly_executed
+        while gates[cut.far].left != ["cancelled"]:
+            await asyncio.sleep(0.01)
+
+
+async def test_nobody_can_pass_for_somebody_else_through_a_third_process(cut: Cut) -> None:
+    """The runner in between says who a link comes from, and the other end compares that with the Hello."""
+    await cut.goes_around()
+    owner, third = part_of(cut.owner).node, part_of(cut.third).node
+    between = part_of(cut.caller).node.peers.direct(third.incarnation)
+    assert between is not None
+    taken, carried = owner.relays.counters.links_opened, third.relays.statistics().carried
+    pretended = encode_frame([third.transport.hello])
+    between.link.send(Relayed("forged", pretended, target=owner.incarnation, source=third.incarnation))
+    assert await cut.caller.client(Desk)(cut.far).note(1) == 1
+    assert owner.relays.counters.links_opened == taken
+    await until(lambda: third.relays.statistics().carried == carried)
+
+
+async def test_there_is_no_way_around_through_two_runners(memory: MemoryCluster) -> None:
+    """Frames are passed on once: between two direct links, and never in a circle."""
+    one, two, three, four = [await memory.start_runner() for _ in range(4)]
+    await memory.settled()
+    for pair in ((one, three), (one, four), (two, four)):
+        memory.cut(*pair)
+    # From the first to the last it takes two in between.
+    first, second, third, last = [part_of(each).node for each in (one, two, three, four)]
+    await until(lambda: last.incarnation not in first.peers.linked)
+    await until(lambda: (way := first.peers.linked.get(third.incarnation)) is not None and way.via is not None)
+    between = first.peers.direct(second.incarnation)
+    assert between is not None
+    assert third.incarnation in second.peers.linked
+    with pytest.raises(RunnerUnavailable, match="there is no link to the runner from here either"):
+        await first.relays.connect(between, last.itself, 2.0)
+    assert last.incarnation not in first.peers.linked
+
+
+async def test_a_runner_that_leaves_gracefully_fails_no_call_that_goes_through_it(memory: MemoryCluster) -> None:
+    """Another way is opened while the first one still works, and its calls are answered before it ends."""
+    cut = await cut_off(memory, "runner")
+    await cut.goes_around()
+    fourth = await memory.start_runner()
+    await until(lambda: part_of(cut.caller).node.peers.direct(part_of(fourth).node.incarnation) is not None)
+    desk = cut.caller.client(Desk)(cut.far)
+    asked = soon(desk.hold())
+    await gates[cut.far].came()
+    leaving = soon(memory.stop(cut.third))
+    await until(lambda: (way := cut.link()) is not None and way.via is not None and way.via.runner == fourth.runner)
+    gates[cut.far].open()
+    assert await asked == 1
+    await leaving
+    assert await desk.note(1) == 1

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
@@ -17,7 +18,7 @@ from actorhub.engine.model.spec import operation_spec
 from actorhub.engine.node import Node
 from actorhub.engine.routing.peers import Peer
 from actorhub.engine.runs.deferred import completion
-from actorhub.engine.singletons.health import RunnerHealth
+from actorhub.engine.singletons.health import RunnerHealth, UnreachedRunner
 from actorhub.storage.checkpoint_ports import CheckpointStore, CompletionKind
 
 COMPLETE_SPEC: Final = operation_spec("deferred value", "complete")
@@ -128,18 +129,33 @@ async def ask_to_complete(node: Node, outcome: DeferredOutcome) -> bool:
 
 
 async def ask_health(node: Node) -> list[RunnerHealth]:
-    """Return the health of each linked runner that answers within a second."""
+    """Return the health of each linked runner that answers within a second, and of those that cannot be reached."""
     requests = [(AnycastRequest(HEALTH_SPEC, HEALTH, b""), peer) for peer in node.peers.runners()]
     for request, _ in requests:
         request.deadline = node.clock.monotonic() + _HEALTH_PATIENCE
     async with asyncio.TaskGroup() as tasks:
         asked = [tasks.create_task(_answer(node, request, peer)) for request, peer in requests]
-    return [health for task in asked if (health := task.result()) is not None]
+    missing = [unreached for unreached in node.connector.unreached.reported() if not unreached.via]
+    return [health for task in asked if (health := task.result()) is not None] + list(map(_not_reached, missing))
+
+
+def _not_reached(runner: UnreachedRunner) -> RunnerHealth:
+    since = datetime.fromtimestamp(runner.since, UTC).isoformat(" ", "seconds")
+    return RunnerHealth(
+        serving=False,
+        reason=f"this client has not reached it since {since}, directly or through another runner: {runner.reason}",
+        runner=runner.address,
+        incarnation=runner.incarnation,
+        version="",
+        shards_owned=0,
+        live_runners=0,
+    )
 
 
 async def _answer(node: Node, request: AnycastRequest, peer: Peer) -> RunnerHealth | None:
     try:
-        return decode_answer(await ask(node, request, peer), RunnerHealth)
+        health = decode_answer(await ask(node, request, peer), RunnerHealth)
     except ActorhubError as error:
         _log.info("the runner at %s did not report its health: %s", peer.runner.address, error)
         return None
+    return health if peer.via is None else msgspec.structs.replace(health, via=peer.via.runner.address)

@@ -13,7 +13,7 @@ from actorhub.engine.routing.peers import Peer, PeerEvents, Peers
 from actorhub.engine.routing.relays import RelayedLink, Relays
 from actorhub.engine.routing.unreached import Unreached
 from actorhub.engine.supervision import Supervisor, set_or_time
-from actorhub.transport.ports import Acceptor, Link, LinkEvents, Transport
+from actorhub.transport.ports import Link, LinkEvents, Transport
 
 _log: Final = get_logger("actorhub.peers")
 
@@ -70,17 +70,9 @@ class Connector:
         """Set when a link through another runner has ended, or will soon."""
         self.unreached = Unreached(clock, self._way_to)
         """The wanted runners that cannot be connected to."""
-        self._reached_itself = False
 
     def accept(self, link: Link) -> LinkEvents:
-        """Take a link, whoever opened it.
-
-        Raises:
-            RunnerUnavailable: This process has opened it itself; see `reach_itself`.
-        """
-        if link.peer.incarnation == self._transport.hello.incarnation:
-            self._reached_itself = True
-            raise RunnerUnavailable("this process is at both ends of the link")
+        """Take a link, whoever opened it."""
         via = link.via if isinstance(link, RelayedLink) else None
         peer = Peer(link, self._events, self._on_link_ended, via)
         try:
@@ -108,18 +100,6 @@ class Connector:
     def on_leaving(self, peer: Peer) -> None:
         """Have links that go through `peer`, which is leaving, replaced."""
         self._way_lost.set()
-
-    async def reach_itself(self, deadline: float) -> str:
-        """Return why this process cannot be connected to at the address that it advertises; empty: it can."""
-        self._reached_itself = False
-        address = self._transport.hello.address
-        try:
-            await self._transport.connect(
-                address, _Refusing("it was only meant to reach this process"), deadline=deadline
-            )
-        except RunnerUnavailable as error:
-            return "" if self._reached_itself else str(error)
-        raise AssertionError
 
     def _on_link_ended(self) -> None:
         # Nothing watches an open link, whoever opened it, so each link calls this when it has ended.
@@ -200,18 +180,3 @@ class _Caller:
         if wanted.incarnation and wanted.incarnation != found.incarnation and wanted.address != found.address:
             raise RunnerUnavailable(f"the runner at {found.address} answers at {wanted.address}")
         return self._connector.accept(link)
-
-
-class _Refusing(Acceptor):
-    """Takes no link."""
-
-    def __init__(self, reason: str) -> None:
-        self._reason = reason
-
-    def accept(self, link: Link) -> LinkEvents:
-        """Refuse the link.
-
-        Raises:
-            RunnerUnavailable: Always.
-        """
-        raise RunnerUnavailable(self._reason)

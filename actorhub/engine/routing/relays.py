@@ -25,7 +25,7 @@ from actorhub.engine.routing.peers import MAX_QUEUED_BYTES, Peer, Peers
 from actorhub.transport.handshake import check_hello
 from actorhub.transport.link import QueuedLink
 from actorhub.transport.outbox import LinkLimits
-from actorhub.transport.ports import Acceptor
+from actorhub.transport.ports import Acceptor, Transport
 from actorhub.transport.statistics import Counters
 
 _log: Final = get_logger("actorhub.peers")
@@ -36,6 +36,9 @@ MAX_CARRIED: Final = 4096
 """Links of one peer that a runner passes frames on for."""
 _MARGIN_BYTES: Final = 4096
 """Room that a frame within a frame leaves for the outer one."""
+
+
+_UNUSED_POLL: Final = 0.02
 
 
 class RelayStatistics(msgspec.Struct, frozen=True):
@@ -63,6 +66,8 @@ class RelayedLink(QueuedLink):
         """Bytes that were sent and that the other end has not taken yet."""
         self._taken = 0
         """Bytes that were taken here and that the other end has not been told of."""
+        self.is_done_there = False
+        """Whether the other end makes no more calls over this link, and has had the answers to those that it made."""
 
     def start(self, rest: "list[Envelope]") -> None:
         """Begin to move frames, `rest` first: what came with the peer's `Hello`."""
@@ -88,8 +93,14 @@ class RelayedLink(QueuedLink):
                 self._receive(piece.frame)
             except MalformedMessage as exc:
                 self._break(f"the peer sent a malformed frame: {exc}")
+        if piece.done:
+            self.is_done_there = True
         if piece.ended:
             self.lost(piece.ended)
+
+    def say_done(self) -> None:
+        """Tell the other end that no more calls are made from here, and that those that were made are answered."""
+        self.via.link.send(Relayed(self.id, done=True))
 
     def lost(self, reason: str) -> None:
         """Break; the other end knows, or cannot be told."""
@@ -140,17 +151,19 @@ class _Opening:
 class Relays:
     """Opens and takes such links for this process, and passes frames on between others."""
 
-    def __init__(self, *, hello: Hello, peers: Peers, acceptor: Acceptor, clock: Clock, max_message_bytes: int) -> None:
+    def __init__(
+        self, *, transport: Transport, peers: Peers, acceptor: Acceptor, clock: Clock, max_message_bytes: int
+    ) -> None:
         """Prepare.
 
         Args:
-            hello: What this process says of itself.
+            transport: Knows what this process says of itself.
             peers: The open links.
             acceptor: Asked who listens to a link that comes or was opened through another runner.
             clock: Source of the ids of links.
             max_message_bytes: Largest body.
         """
-        self._hello = hello
+        self._transport = transport
         self._peers = peers
         self._acceptor = acceptor
         self._clock = clock
@@ -187,7 +200,7 @@ class Relays:
         """
         link_id = self._clock.token()
         opening = self._opening[link_id] = _Opening(via, runner)
-        via.link.send(Relayed(link_id, encode_frame([self._hello]), target=runner.incarnation))
+        via.link.send(Relayed(link_id, encode_frame([self._transport.hello]), target=runner.incarnation))
         try:
             async with asyncio.timeout(deadline):
                 await opening.answer
@@ -213,7 +226,7 @@ class Relays:
             pass  # Both ends ended it at the same time.
         elif not piece.target:
             peer.link.send(Relayed(piece.link, ended="the link is over"))
-        elif piece.target == self._hello.incarnation:
+        elif piece.target == self._transport.hello.incarnation:
             self._take(peer, piece)
         else:
             self._carry(peer, piece)
@@ -233,6 +246,12 @@ class Relays:
         if self._links.get(link.id) is link:
             del self._links[link.id]
 
+    async def until_unused(self, limit: float) -> None:
+        """Wait, for at most `limit` seconds, until no link between others goes through this process."""
+        until = self._clock.monotonic() + limit
+        while self._carried and self._clock.monotonic() < until:  # noqa: ASYNC110 - once per life
+            await asyncio.sleep(_UNUSED_POLL)
+
     async def aclose(self, grace: float) -> None:
         """Flush and end the links of this process."""
         for link in list(self._links.values()):
@@ -246,12 +265,12 @@ class Relays:
         """Take a link that another process has opened to this one."""
         try:
             first = decode_frame(piece.frame)
-            hello = check_hello(first, self._hello)
+            hello = check_hello(first, self._transport.hello)
             if not via.is_runner or not piece.source or hello.incarnation != piece.source:
                 raise MalformedMessage(f"{via.runner} passed on the Hello of somebody else")
             link = RelayedLink(piece.link, hello, via, self)
             # Queued before the acceptor is asked, so that our Hello leads whatever the acceptor sends.
-            link.send(self._hello)
+            link.send(self._transport.hello)
             link.offer_to(self._acceptor)
         except ActorhubError as error:
             via.link.send(Relayed(piece.link, ended=f"the runner refused the link: {error}"))
@@ -266,7 +285,7 @@ class Relays:
             return
         try:
             first = decode_frame(piece.frame)
-            hello = check_hello(first, self._hello)
+            hello = check_hello(first, self._transport.hello)
             if hello.incarnation != opening.runner.incarnation:
                 raise MalformedMessage(f"{hello.address} answered, in another incarnation")
             link = RelayedLink(piece.link, hello, via, self)
@@ -305,7 +324,7 @@ class Relays:
             for end in self._carried[piece.link]:
                 self._end_carried(piece.link, end, f"too much waits to be sent to {to.runner}")
         else:
-            to.link.send(Relayed(piece.link, piece.frame, taken=piece.taken))
+            to.link.send(Relayed(piece.link, piece.frame, taken=piece.taken, done=piece.done))
 
     def _end_carried(self, link_id: str, tell: Peer, reason: str) -> None:
         self._carried.pop(link_id, None)

@@ -1,14 +1,17 @@
 """From one link to another one to the same process, without a call that overtakes another one (invariant G)."""
 
 import asyncio
+import itertools
 from typing import Final
 
+from actorhub.core.backoff import Backoff
 from actorhub.core.envelope import ECHO
 from actorhub.core.errors import ActorhubError
 from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import AwaitedMessage
 from actorhub.engine.model.spec import operation_spec
 from actorhub.engine.routing.peers import Peer
+from actorhub.engine.routing.relays import RelayedLink
 from actorhub.engine.routing.router import Router
 from actorhub.engine.supervision import Supervisor
 
@@ -18,8 +21,7 @@ _SPEC: Final = operation_spec("runner", "echo")
 _PATIENCE: Final = 10.0
 """Seconds after which a link that does not answer is given up for the one that has taken its place."""
 _RETRY: Final = 0.05
-_QUIET_CHECKS: Final = 5
-_CHECK: Final = 1.0
+_CHECKS: Final = Backoff(initial=0.05, maximum=1.0)
 
 
 class LinkSwitch:
@@ -57,12 +59,13 @@ class LinkSwitch:
                 return
 
     async def _retire(self, former: Peer) -> None:
-        """Close the former link once nothing has been in flight on it, in either direction, for some seconds.
-
-        What one side waits for, the other one serves as soon as it has arrived, so both sides have nothing left.
-        """
-        quiet = 0
-        while former.link.is_open and quiet < _QUIET_CHECKS:
-            await asyncio.sleep(_CHECK)
-            quiet = 0 if former.pending or former.serving else quiet + 1
-        former.link.close("another link has taken its place")
+        """Close the former link once neither side has a call in flight on it, or will make another one."""
+        link = former.link
+        assert isinstance(link, RelayedLink)
+        pauses = itertools.count(1)
+        while link.is_open and former.pending:  # noqa: ASYNC110 - once per link
+            await asyncio.sleep(_CHECKS.longest(next(pauses)))
+        link.say_done()
+        while link.is_open and not link.is_done_there:  # noqa: ASYNC110 - as above
+            await asyncio.sleep(_CHECKS.longest(next(pauses)))
+        link.close("another link has taken its place")

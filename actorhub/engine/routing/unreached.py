@@ -9,30 +9,18 @@ from actorhub.core.address import RunnerAddress
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError
 from actorhub.core.logger import get_logger
+from actorhub.engine.singletons.health import UnreachedRunner
 
 _log: Final = get_logger("actorhub.peers")
 
 REPORT_AFTER: Final = 4.0
-"""Seconds after which a runner that cannot be reached is reported. One that is dead is no member by then."""
+"""Seconds after which a runner that cannot be reached is reported. One that is dead has left the cluster by then."""
 _MOST_NAMED: Final = 3
 """Runners that one error names."""
 _NO_WAY: Final = (
     "no other runner passes calls on to it either, so they wait: check the network to it, and the address that it "
     "advertises"
 )
-
-
-class UnreachedRunner(msgspec.Struct, frozen=True, kw_only=True):
-    """A live runner that cannot be connected to."""
-
-    address: str
-    incarnation: str
-    since: float
-    """When the first attempt failed, in Unix seconds by the clock of the process that reports it."""
-    reason: str
-    """Why the last attempt failed."""
-    via: str
-    """The address of the runner through which it is reached instead; empty: it is not reached at all."""
 
 
 class _Failing(msgspec.Struct):
@@ -95,12 +83,7 @@ class Unreached:
 
     def reported(self) -> Sequence[UnreachedRunner]:
         """Return those that have been reported, by address."""
-        return [self._of(failing) for _, failing in sorted(self._failing.items()) if failing.is_reported]
-
-    def is_reported(self, address: str) -> bool:
-        """Whether the runner at that address is one of those."""
-        failing = self._failing.get(address)
-        return failing is not None and failing.is_reported
+        return tuple(self._of(failing) for _, failing in sorted(self._failing.items()) if failing.is_reported)
 
     def text(self, owner: RunnerAddress | None) -> str:
         """Return, for the error of a call that waited for an owner, who was not reached; empty: nobody is missing.

@@ -1,4 +1,7 @@
-"""The health of runners, singletons and schedules, as values. Times are in Unix seconds by the store's clock."""
+"""The health of runners, singletons and schedules, as values.
+
+Times are in Unix seconds by the store's clock where nothing else is said.
+"""
 
 from collections.abc import Sequence
 from typing import Final, Literal
@@ -63,6 +66,19 @@ class SingletonHealth(msgspec.Struct, frozen=True, kw_only=True):
     schedules: Sequence[ScheduleHealth]
 
 
+class UnreachedRunner(msgspec.Struct, frozen=True, kw_only=True):
+    """A live runner that a process has not been able to connect to for some seconds."""
+
+    address: str
+    incarnation: str
+    since: float
+    """When the first attempt failed, by the clock of the process."""
+    reason: str
+    """Why the last attempt failed."""
+    via: str
+    """The address of the runner through which calls go instead; empty: there is no way, and they wait."""
+
+
 class RunnerHealth(msgspec.Struct, frozen=True, kw_only=True):
     """The health of a runner."""
 
@@ -79,6 +95,10 @@ class RunnerHealth(msgspec.Struct, frozen=True, kw_only=True):
     """How many runners are alive, as far as it knows."""
     singletons: Sequence[SingletonHealth] = ()
     """The singletons that it leads."""
+    unreached: Sequence[UnreachedRunner] = ()
+    """The live runners that it cannot connect to. It is serving nevertheless."""
+    via: str = ""
+    """Where a client has asked: the address of the runner through which it did, if it cannot connect to this one."""
 
 
 def is_stale(*, heartbeat_at: float | None, since: float, now: float) -> bool:

@@ -254,6 +254,7 @@ class RunnerNumbers(_message.Message):
     RESIDENT_ENTITIES_FIELD_NUMBER: _builtins.int
     QUEUED_MESSAGES_FIELD_NUMBER: _builtins.int
     PID_FIELD_NUMBER: _builtins.int
+    UNREACHED_FIELD_NUMBER: _builtins.int
     serving: _builtins.bool
     shards_owned: _builtins.int
     shards_acquiring: _builtins.int
@@ -261,6 +262,10 @@ class RunnerNumbers(_message.Message):
     resident_entities: _builtins.int
     queued_messages: _builtins.int
     pid: _builtins.int
+    @_builtins.property
+    def unreached(self) -> _containers.RepeatedCompositeFieldContainer[Global___UnreachedRunner]:
+        """Live runners that it cannot connect to."""
+
     def __init__(
         self,
         *,
@@ -271,14 +276,49 @@ class RunnerNumbers(_message.Message):
         resident_entities: _builtins.int = ...,
         queued_messages: _builtins.int = ...,
         pid: _builtins.int = ...,
+        unreached: _abc.Iterable[Global___UnreachedRunner] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "queued_messages", b"queued_messages", "resident_entities", b"resident_entities", "serving", b"serving", "shards_acquiring", b"shards_acquiring", "shards_draining", b"shards_draining", "shards_owned", b"shards_owned"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "queued_messages", b"queued_messages", "resident_entities", b"resident_entities", "serving", b"serving", "shards_acquiring", b"shards_acquiring", "shards_draining", b"shards_draining", "shards_owned", b"shards_owned", "unreached", b"unreached"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunnerNumbers: _TypeAlias = RunnerNumbers  # noqa: Y015
+
+@_typing.final
+class UnreachedRunner(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    VIA_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    incarnation: _builtins.str
+    since: _builtins.float
+    """When the first attempt failed, in seconds since the Unix epoch."""
+    reason: _builtins.str
+    """Why the last one did."""
+    via: _builtins.str
+    """Address of the runner through which calls go instead; empty: they wait."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        since: _builtins.float = ...,
+        reason: _builtins.str = ...,
+        via: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "reason", b"reason", "since", b"since", "via", b"via"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnreachedRunner: _TypeAlias = UnreachedRunner  # noqa: Y015
 
 @_typing.final
 class ListShardsRequest(_message.Message):
