@@ -94,6 +94,19 @@ async def test_a_way_around_that_breaks_on_its_near_side_ends_what_was_on_it(cut
             await asyncio.sleep(0.01)
 
 
+async def test_a_call_that_has_not_left_goes_another_way(cut: Cut) -> None:
+    """The link to the runner in between breaks while the call is queued there, so it has certainly not run."""
+    await cut.goes_around()
+    note = cut.caller.client(Desk)(cut.far).note
+    asked = [soon(note(1)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # The calls are in a frame of the way around, and that in the queue of the link below it.
+    cut.memory.cut(cut.caller, cut.third)
+    cut.heal()
+    async with asyncio.timeout(10):
+        assert sorted([await one for one in asked]) == [1, 2, 3]
+
+
 async def test_nobody_can_pass_for_somebody_else_through_a_third_process(cut: Cut) -> None:
     """The runner in between says who a link comes from, and the other end compares that with the Hello."""
     await cut.goes_around()

@@ -112,7 +112,7 @@ class Exchange:
         """
         _log.info("the link to %s is closed: %s", peer.runner, reason)
         self._peers.remove(peer)
-        self._relays.on_link_lost(peer)
+        self._relays.on_link_lost(peer, unsent)
         if self._inbound is not None:
             self._inbound.on_link_lost(peer)
         self._router.on_link_lost(peer, [e.id for e in unsent if type(e) is Request], reason)

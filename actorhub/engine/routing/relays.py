@@ -11,6 +11,7 @@ to one direct link on either side: its frames keep their order, and it ends with
 
 import asyncio
 import itertools
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -102,9 +103,12 @@ class RelayedLink(QueuedLink):
         """Tell the other end that no more calls are made from here, and that those that were made are answered."""
         self.via.link.send(Relayed(self.id, done=True))
 
-    def lost(self, reason: str) -> None:
-        """Break; the other end knows, or cannot be told."""
+    def lost(self, reason: str, unsent: Iterable[bytes] = ()) -> None:
+        """Break; the other end knows, or cannot be told. Frames that have not left this process count as unsent."""
         self._is_known_there = False
+        left = [envelope for frame in unsent for envelope in decode_frame(frame)] + self._outbox.remove_all()
+        for envelope in left:
+            self._outbox.put(envelope)
         self._break(reason)
 
     async def finish(self) -> None:
@@ -231,10 +235,12 @@ class Relays:
         else:
             self._carry(peer, piece)
 
-    def on_link_lost(self, peer: Peer) -> None:
-        """End what goes through a link that has ended."""
+    def on_link_lost(self, peer: Peer, unsent: Sequence[Envelope]) -> None:
+        """End what goes through a link that has ended; `unsent` has not left this process."""
         for link in [link for link in self._links.values() if link.via is peer]:
-            link.lost(f"the link to {peer.runner}, through which it went, is closed")
+            frames = [piece.frame for piece in unsent if isinstance(piece, Relayed) and piece.link == link.id]
+            reason = f"the link to {peer.runner}, through which it went, is closed"
+            link.lost(reason, [frame for frame in frames if frame])
         for link_id in [link_id for link_id, opening in self._opening.items() if opening.via is peer]:
             self._opening.pop(link_id).fail("the link to it broke")
         for link_id, ends in [(link_id, ends) for link_id, ends in self._carried.items() if peer in ends]:
