@@ -191,12 +191,6 @@ class Hub:
 
         stack.push_async_callback(storage.aclose)
         await storage.open()
-        await storage.agree(
-            ClusterValues(
-                shards_per_group=settings.shards_per_group, hash_version=f"{HASH_VERSION},{PLACEMENT_VERSION}"
-            ),
-            groups=len(settings.groups or self._groups()),
-        )
         stack.push_async_callback(transport.aclose, 1.0)
         await transport.listen(acceptor)
         hello = transport.hello
@@ -216,7 +210,9 @@ class Hub:
             transport=transport,
             clock=clock,
             limits=_limits(settings),
-            shards_per_group=settings.shards_per_group,
+            values=ClusterValues(
+                shards_per_group=settings.shards_per_group, hash_version=f"{HASH_VERSION},{PLACEMENT_VERSION}"
+            ),
         )
         telemetry.observe_runner(runner, settings)
         cluster = Cluster(runner, self.specs)

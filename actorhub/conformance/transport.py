@@ -330,6 +330,25 @@ class TransportSuite:
             await stranger.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
         assert len(pair.acceptor.links) == 1
 
+    async def test_another_cluster_or_era_is_refused_until_both_are_in_the_same(self, world: TransportWorld) -> None:
+        """Open links stay; who names none is let in."""
+        pair = Pair(world)
+        await pair.link()
+        stranger = world.client(hello("stranger", cluster="a", era="1"))
+        await stranger.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
+        pair.accepting.enter("a", "2")
+        assert pair.accepting.hello.era == "2"
+        with pytest.raises(RunnerUnavailable, match="one side is in era"):
+            await stranger.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
+        stranger.enter("b", "2")
+        with pytest.raises(RunnerUnavailable, match="one side uses the database of cluster"):
+            await stranger.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
+        stranger.enter("a", "2")
+        link = await stranger.connect(pair.address, Recorder(), deadline=PATIENCE_SECONDS)
+        assert (link.peer.cluster, link.peer.era) == ("a", "2")
+        assert len(pair.acceptor.links) == 3
+        assert all(link.is_open for link in pair.acceptor.links)
+
     async def test_an_address_in_use_is_a_configuration_error(self, world: TransportWorld) -> None:
         """The second one to listen is told which address, and what to do."""
         pair = Pair(world)

@@ -148,9 +148,11 @@ class RecordingAcceptor:
         return events
 
 
-def hello(incarnation: str, *, namespace: str = "suite", protocol: int = PROTOCOL_VERSION) -> Hello:
+def hello(
+    incarnation: str, *, namespace: str = "suite", protocol: int = PROTOCOL_VERSION, cluster: str = "", era: str = ""
+) -> Hello:
     """Return what a process says of itself before it knows its address."""
-    return Hello(protocol, namespace, "", incarnation)
+    return Hello(protocol, namespace, "", incarnation, cluster=cluster, era=era)
 
 
 def reply(number: int, size: int = 0) -> Reply:

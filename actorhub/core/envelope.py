@@ -60,6 +60,10 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     """Whether the sender, a client without a database, asks the runner to lease it a machine id."""
     relays: bool = False
     """Whether the sender is a runner that passes on, and takes, links through other runners (`Relayed`)."""
+    cluster: str = ""
+    """Which cluster the sender's database says that it belongs to; empty for a client without one."""
+    era: str = ""
+    """In which era of that database the sender is. Later ones are greater."""
 
 
 class Durable(msgspec.Struct, array_like=True):

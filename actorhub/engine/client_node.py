@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from actorhub.core.address import RunnerAddress, ShardId
@@ -11,6 +12,7 @@ from actorhub.core.errors import ActorhubError, PersistenceError, RunnerUnavaila
 from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.remote_key_values import RemoteKeyValues
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, ask_health, ask_to_complete
+from actorhub.engine.eras import Eras
 from actorhub.engine.ids import MACHINE_LEASE, RENEW_MACHINE, ProcessIds
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.model.sharding import Sharding
@@ -74,6 +76,12 @@ class ClientNode:
         self.node = Node(process, events=self)
         self.key_values: KeyValues = RemoteKeyValues(self.node) if storage is None else storage.key_values
         """The key-value store, reached directly or through a runner."""
+        if storage is not None:
+            _ = Eras(self.node, storage, lease_machine_id=partial(self._lease_machine_id, storage))
+        self._era = ""
+        """The latest that a runner was in; without a database of its own, a client knows no other."""
+        self._is_doubtful = False
+        """Whether a runner was lost, or refused this client: it may be in another era."""
         self._runners: Sequence[RunnerAddress] = ()
         self._ready = asyncio.Event()
         self._last_error = "no runner is registered"
@@ -156,12 +164,25 @@ class ClientNode:
         self.ids.leased(machine, asked + MACHINE_LEASE.total_seconds())
 
     def on_linked(self, peer: Peer) -> None:
-        """Do nothing: the runner will announce what it owns and who is in the cluster."""
+        """Have the runner announce what it owns and who is in the cluster, which it does by itself.
+
+        Raises:
+            RunnerUnavailable: The runner has not noticed yet that the database was restarted.
+        """
+        era = peer.link.peer.era
+        if self._storage is not None or not era or era == self._era:
+            return
+        if era < self._era:
+            raise RunnerUnavailable(f"{peer.runner} is still in era {era} of the database, others are in {self._era}")
+        before, self._era = self._era, era
+        if before:
+            self.node.forget_era(f"era {era} of the database began", keep=peer)
 
     def on_lost(self, peer: Peer) -> None:
         """Forget what the peer owned, until the next owners announce themselves."""
         if self.node.peers.by_runner(peer.runner) is None:
             self.node.table.forget_runner(peer.runner)
+        self._is_doubtful = True
 
     def on_owners(self, peer: Peer, news: Owners) -> None:
         """Do nothing: the routing table knows already."""
@@ -194,6 +215,7 @@ class ClientNode:
     def on_refused(self, runner: RunnerAddress, error: ActorhubError, is_first: bool) -> None:
         """Keep the reason, for the error of a start that fails."""
         self._last_error = str(error)
+        self._is_doubtful = True
 
     def on_leaving(self, peer: Peer) -> None:
         """Have links that go through the runner replaced."""
@@ -204,6 +226,7 @@ class ClientNode:
 
     async def _keep_linked(self) -> None:
         while True:
+            await self._remove_doubts()
             if not self.node.peers.runners():
                 try:
                     found = await self._find_runners()
@@ -218,3 +241,14 @@ class ClientNode:
             if self.node.router.parked_shards():
                 self.node.router.reconsider()
             await asyncio.sleep(_REFRESH)
+
+    async def _remove_doubts(self) -> None:
+        """Look whether the database is still the one that it was, if there is a reason to."""
+        if self._storage is None or not self._is_doubtful:
+            return
+        self._is_doubtful = False
+        try:
+            await self._storage.check_era()
+        except PersistenceError as error:
+            self._is_doubtful = True
+            self._last_error = str(error)

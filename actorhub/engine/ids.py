@@ -1,5 +1,6 @@
 """The ids that this process makes: snowflakes that contain the machine id that is leased to it."""
 
+import math
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -42,6 +43,10 @@ class ProcessIds:
         """Use `machine` from now on, until that time in monotonic seconds."""
         self.machine = machine
         self.leased_until = until
+
+    def revoke(self) -> None:
+        """Make no more ids until a machine id is leased again: another process may have this one by now."""
+        self.leased_until = -math.inf
 
     def extended(self, until: float) -> None:
         """Take note that the lease has been renewed until that time in monotonic seconds."""

@@ -20,7 +20,7 @@ from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.routing.connector import Connector
 from actorhub.engine.routing.exchange import Exchange, NodeEvents
 from actorhub.engine.routing.inbound import Inbound
-from actorhub.engine.routing.peers import Peers
+from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.relays import Relays
 from actorhub.engine.routing.router import Router
 from actorhub.engine.routing.switching import LinkSwitch
@@ -159,6 +159,21 @@ class Node:
             ActorhubError: The link is refused.
         """
         return self.connector.accept(link)
+
+    def enter_era(self, cluster: str, era: str, reason: str) -> None:
+        """Forget who owns what, and end every link: what is heard over a link is meant in the era in which it began.
+
+        Peers connect again as soon as both sides are in the same era.
+        """
+        self.transport.enter(cluster, era)
+        self.forget_era(reason)
+
+    def forget_era(self, reason: str, keep: Peer | None = None) -> None:
+        """Forget who owns what, and end every link but one."""
+        self.table.clear()
+        for peer in self.peers.every():
+            if peer is not keep:
+                peer.link.close(reason)
 
     def on_tell_failed(self, message: Message, error: ActorhubError) -> None:
         """Log and count a failed tell, because nobody waits for its error."""

@@ -29,6 +29,7 @@ from actorhub.engine.anycast.key_value_requests import KeyValueRequests
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
 from actorhub.engine.blocking import BlockedLoopWatch
 from actorhub.engine.durable.server_clock import ServerClock
+from actorhub.engine.eras import Eras
 from actorhub.engine.host import Host, Surroundings
 from actorhub.engine.ids import MACHINE_LEASE, RENEW_MACHINE, ProcessIds
 from actorhub.engine.model.lease import Lease
@@ -43,7 +44,7 @@ from actorhub.engine.routing.peers import Peer
 from actorhub.engine.singletons.health import RunnerHealth, SingletonHealth
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.key_value_ports import KeyValues
-from actorhub.storage.ports import LiveRunner, Storage
+from actorhub.storage.ports import ClusterValues, LiveRunner, Storage
 from actorhub.transport.ports import Link, LinkEvents, Transport
 
 _log: Final = get_logger("actorhub.runner")
@@ -93,15 +94,14 @@ class Runner:
         transport: Transport,
         clock: Clock,
         limits: Limits,
-        shards_per_group: int,
+        values: ClusterValues,
     ) -> None:
         self.info = info
         self.storage = storage
-        self.shards_per_group = shards_per_group
+        self.values = values
         self.is_leaving = False
         self.known_runners: Sequence[LiveRunner] = ()
         self._refreshing: asyncio.Task[None] | None = None
-        incarnation = info.runner.incarnation
         lease = Lease(clock)
         supervisor = Supervisor(clock)
         sharding = Sharding(specs)
@@ -110,7 +110,7 @@ class Runner:
         self.host = Host(
             Surroundings(
                 address=info.runner.address,
-                incarnation=incarnation,
+                incarnation=info.runner.incarnation,
                 types=types,
                 limits=limits,
                 sharding=sharding,
@@ -127,7 +127,7 @@ class Runner:
             )
         )
         process = Process(
-            incarnation=incarnation,
+            incarnation=info.runner.incarnation,
             clock=clock,
             limits=limits,
             supervisor=supervisor,
@@ -142,11 +142,12 @@ class Runner:
             storage=storage,
             clock=clock,
             info=info,
-            shards_per_group=shards_per_group,
+            shards_per_group=values.shards_per_group,
             lease=lease,
             host=self,
             supervisor=supervisor,
         )
+        self.eras = Eras(self.node, storage, lease_machine_id=self._renew_machine_id, on_ended=self._on_era_ended)
         self._key_value_requests = KeyValueRequests(storage.key_values, supervisor)
         self._requests = RunnerRequests(node=self.node, store=storage.checkpoints, host=self.host, health=self.health)
         self._served: Mapping[int, Callable[[Message], None]] = {
@@ -168,10 +169,8 @@ class Runner:
 
     async def start(self) -> None:
         """Register, and acquire a first share of the shards. The transport must listen already."""
-        self.node.router.on_cluster_values(self.shards_per_group)
-        # Handlers and singletons start with the first shard that is granted. They need ids and tokens.
-        await self._renew_machine_id()
-        self.host.deferrals.secret = await self.storage.secret()
+        await self.prepare()
+        self.node.router.on_cluster_values(self.values.shards_per_group)
         await self.ownership.start()
         self.watch.start()
         _ = self.node.supervisor.loop("waits", self.host.lookout.run)
@@ -184,6 +183,28 @@ class Runner:
         Retention(self.storage, self.node.supervisor, self.node.clock).start(
             with_singletons=self.host.singletons.has_any
         )
+
+    async def prepare(self) -> None:
+        """Have what handlers and singletons need, which start with the first shard that is granted: ids and tokens.
+
+        Raises:
+            ConfigurationError: The cluster has agreed on other values.
+            PersistenceError: The store failed.
+        """
+        era = self.storage.era
+        if not self.is_prepared():
+            await self.storage.agree(self.values, groups=len(self.info.groups))
+            await self._renew_machine_id()
+            self.host.deferrals.secret = await self.storage.secret()
+            self.eras.prepared = era
+
+    def is_prepared(self) -> bool:
+        """Whether `prepare` was called in the present era."""
+        return self.eras.prepared == self.storage.era
+
+    def _on_era_ended(self, reason: str) -> None:
+        self.ownership.let_go(reason)
+        self._server.distrust()
 
     async def leave(self, grace: float) -> None:
         """Hand over every shard, then end, within about `grace` seconds. What is left by then is cut off.
@@ -249,6 +270,7 @@ class Runner:
             live_runners=len(self.ownership.members),
             singletons=singletons,
             unreached=self.node.connector.unreached.reported(),
+            lost=self.eras.last_loss,
         )
 
     def _obstacle(self, singletons: Sequence[SingletonHealth]) -> str:
@@ -257,7 +279,7 @@ class Runner:
         if self.is_leaving:
             return "it is leaving the cluster"
         if not self.ownership.is_fresh():
-            return "it cannot prove its ownership: the database does not answer"
+            return f"it cannot prove its ownership: {self.storage.obstacle or 'the database does not answer'}"
         if stale := [singleton.name for singleton in singletons if singleton.is_stale]:
             return f"it leads singletons that show no sign of life: {', '.join(stale)}"
         return ""
@@ -425,7 +447,7 @@ class Runner:
         live = [runner.info.runner for runner in self.known_runners] or [self.info.runner]
         types = sorted(self.node.router.known_types or self.info.entity_types)
         for peer in peers:
-            peer.link.send(Members(live, self.shards_per_group, types))
+            peer.link.send(Members(live, self.values.shards_per_group, types))
 
     def on_stranded(self) -> None:
         """Read the owners from the store as well, while calls wait for owners."""

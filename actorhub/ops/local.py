@@ -70,7 +70,7 @@ class LocalRunner:
     @property
     def shards_per_group(self) -> int:
         """How many shards each group of the cluster has."""
-        return self._runner.shards_per_group
+        return self._runner.values.shards_per_group
 
     @property
     def storage(self) -> Storage:

@@ -149,6 +149,11 @@ _CLUSTER: Final = (
     _counter(
         "lock_sessions_lost", "Lock sessions lost, and all shards with them.", lambda read: read.ownership.sessions_lost
     ),
+    _counter(
+        "history_losses",
+        "Times that the database came back without something that this runner had seen acknowledged.",
+        lambda read: read.losses,
+    ),
     _counter("lease_expirations", "Times that the lease ran out.", lambda read: read.ownership.self_fenced),
 )
 

@@ -70,6 +70,8 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """Tells that were accepted, and ended in an error that nobody waited for or never left."""
     standstills: int
     """Times that the event loop was blocked for more than a second."""
+    losses: int
+    """Times that the database came back without what this runner had seen acknowledged."""
     traces_not_begun: int
     """Calls and runs outside any trace for which none was begun, because of the limit."""
     failed_spans: int
@@ -105,6 +107,7 @@ def read(runner: Runner) -> Reading:
         queue_age=max(node.router.longest_wait(), _longest_due(runner)),
         failed_tells=node.failed_tells,
         standstills=runner.watch.standstills,
+        losses=runner.eras.losses,
         traces_not_begun=tracing.not_begun if tracing is not None else 0,
         failed_spans=tracing.failures if tracing is not None else 0,
     )

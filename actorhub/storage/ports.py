@@ -1,7 +1,7 @@
 """What the engine asks of a store. Two implementations keep these promises: `memory` and `postgres`."""
 
 from asyncio import Future
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final, Protocol
 
@@ -36,6 +36,27 @@ class VersionConflict(PersistenceError):
     """The entity's stored version is not the one before the commit's: nothing was written."""
 
     possibly_executed = True
+
+
+class Era(msgspec.Struct, frozen=True):
+    """One run of the server that has the cluster's database. Epochs are compared within one era only.
+
+    A server that comes back may have older data: a standby that lagged was promoted, or a backup put back. So whatever
+    a process learned in one era it forgets in the next one.
+    """
+
+    cluster: str
+    """Identifies the cluster. It is made with the schema; a copy of the database that is adopted gets another one."""
+    token: str
+    """Identifies the era. Later ones are greater."""
+
+
+class EraChange(msgspec.Struct, frozen=True):
+    """The database is in another era."""
+
+    era: Era
+    lost: str
+    """What this process saw acknowledged and is gone, in a sentence; empty if nothing, as far as is known."""
 
 
 class ClusterValues(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +167,28 @@ class Storage(Protocol):
     @property
     def key_values(self) -> KeyValueStore:
         """The key-value store; open and closed with the storage."""
+        ...
+
+    @property
+    def era(self) -> Era:
+        """The era that this process works in, as found by `open`, and later whenever the store is another one."""
+        ...
+
+    @property
+    def obstacle(self) -> str:
+        """Why the store, though it answers, cannot be used as it is now; empty if it can."""
+        ...
+
+    def on_era(self, listener: Callable[[EraChange], None]) -> None:
+        """Have `listener` called, synchronously, when another era begins for this process.
+
+        Nothing is asked in an era before that. What was asked in the one before fails if something was lost, and is
+        repeated, if at all, otherwise.
+        """
+        ...
+
+    async def check_era(self) -> None:
+        """Find out whether the era is still the present one; if not, the present one is entered."""
         ...
 
     def statistics(self) -> StorageStatistics:

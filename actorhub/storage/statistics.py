@@ -33,6 +33,8 @@ class StorageStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Runs recorded as failed, to be tried again or as dead letters."""
     message_batches: int = 0
     """Round trips for all of these, repeats included."""
+    acknowledged: int = 0
+    """How far the store's log had come before the last write that was acknowledged; 0: none was, or it is not known."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -51,6 +53,12 @@ class StorageCounters:
     settled: int = 0
     failed_runs: int = 0
     message_batches: int = 0
+    acknowledged: int = 0
+
+    def acknowledge(self, position: int | None) -> None:
+        """Take note that a write was acknowledged, which came in the store's log after `position`."""
+        if position is not None and position > self.acknowledged:
+            self.acknowledged = position
 
     def snapshot(self, waiting: int) -> StorageStatistics:
         """Return the counts as they are now, and how many requests wait."""

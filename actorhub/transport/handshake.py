@@ -11,7 +11,7 @@ def check_hello(frame: Sequence[Envelope], ours: Hello) -> Hello:
 
     Raises:
         MalformedMessage: the frame does not begin with a `Hello`.
-        ConfigurationError: the peer speaks another protocol version or belongs to another namespace.
+        ConfigurationError: the peer speaks another protocol version or belongs to another namespace, cluster or era.
     """
     if not frame or not isinstance(frame[0], Hello):
         raise MalformedMessage("the first frame of a link must begin with a Hello")
@@ -26,4 +26,26 @@ def check_hello(frame: Sequence[Envelope], ours: Hello) -> Hello:
             f"one side has namespace {hello.namespace!r}, the other {ours.namespace!r}: "
             "use the same `namespace` on both, or connect to another cluster"
         )
+    check_era(hello, ours)
     return hello
+
+
+def check_era(hello: Hello, ours: Hello) -> None:
+    """Compare whose database the two sides use. Who has none, or is of a release that does not say, fits everywhere.
+
+    A copy of a database names the original's runners, and holds epochs that look like theirs.
+
+    Raises:
+        ConfigurationError: the databases are not the same, or one side has not noticed yet that theirs was restarted.
+    """
+    if hello.cluster and ours.cluster and hello.cluster != ours.cluster:
+        raise ConfigurationError(
+            f"one side uses the database of cluster {hello.cluster}, the other that of cluster {ours.cluster}; "
+            "one may be a copy of the other: name the same database on both sides"
+        )
+    if hello.era and ours.era and hello.era != ours.era:
+        raise ConfigurationError(
+            f"one side is in era {hello.era} of the database, the other in era {ours.era}: the server was restarted, "
+            "which one side has not noticed yet, or the two sides use different servers, one with a copy of the other's"
+            " data"
+        )

@@ -7,6 +7,7 @@ same run.
 import asyncio
 from collections import deque
 
+import msgspec
 from typing_extensions import override
 
 from actorhub.core.envelope import Hello, decode_frame, encode_frame
@@ -203,6 +204,10 @@ class MemoryTransport(Transport):
     @override
     def hello(self) -> Hello:
         return self._hello
+
+    @override
+    def enter(self, cluster: str, era: str) -> None:
+        self._hello = msgspec.structs.replace(self._hello, cluster=cluster, era=era)
 
     @override
     def statistics(self) -> TransportStatistics:

@@ -90,6 +90,13 @@ class Transport(Protocol):
         """What this process says of itself when a link opens."""
         ...
 
+    def enter(self, cluster: str, era: str) -> None:
+        """Say of this process from now on that its database is that cluster's, in that era.
+
+        Links that are open stay as they are; it is for their user to close those of another era.
+        """
+        ...
+
     def statistics(self) -> TransportStatistics:
         """Return what is counted over all links so far."""
         ...

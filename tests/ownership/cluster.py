@@ -124,6 +124,12 @@ class RecordingHost:
         self.members: Sequence[LiveRunner] = ()
         self.reasons: list[str] = []
 
+    async def prepare(self) -> None:
+        """Nothing: what it records needs nothing."""
+
+    def is_prepared(self) -> bool:
+        return True
+
     def on_granted(self, shards: Mapping[ShardId, int]) -> None:
         self.events.append(("granted", frozenset(shards)))
         for shard, epoch in shards.items():

@@ -7,10 +7,11 @@ import signal
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import asyncpg
+from typing_extensions import override
 
 from actorhub.core.clock import SystemClock
 from actorhub.storage.postgres.local_server import LocalServer, StopMode
@@ -76,7 +77,15 @@ class _Directory:
         shutil.rmtree(self.path, ignore_errors=True)
 
 
-class PostgresTemplate:
+class Origin(Protocol):
+    """What a server's data is copied from."""
+
+    def copy(self, data: Path) -> None:
+        """Make a server's data directory."""
+        ...
+
+
+class PostgresTemplate(Origin):
     """Data of a server that never ran, to be copied: initdb takes ten times as long."""
 
     def __init__(self) -> None:
@@ -84,8 +93,8 @@ class PostgresTemplate:
         self._data = self._directory.path / "data"
         LocalServer(self._data, find_programs(server_account(self._data)), self._directory.path / "log").initialize()
 
+    @override
     def copy(self, data: Path) -> None:
-        """Make a server's data directory."""
         # Unlike shutil, cp keeps the owner, and shares blocks where the file system can.
         subprocess.run(["cp", "-a", str(self._data), str(data)], check=True, cwd="/")
 
@@ -100,15 +109,16 @@ class PostgresServer:
     The constructor starts it. Verbs are coroutines, so that what shares the loop goes on while the server changes.
     """
 
-    def __init__(self, template: PostgresTemplate | None = None) -> None:
+    def __init__(self, template: Origin | None = None) -> None:
         """Make the data, from a template where there is one, and start the server."""
         self._directory = _Directory()
         self.directory = self._directory.path
-        data = self.directory / "data"
+        self.data = data = self.directory / "data"
         self._uses: dict[str, int] = {}
         self._empty: list[str] = []
         self._clock = SystemClock()
-        self._server = LocalServer(data, find_programs(server_account(data)), self.log)
+        self._programs = find_programs(server_account(data))
+        self._server = LocalServer(data, self._programs, self.log)
         try:
             if template is not None:
                 template.copy(data)
@@ -152,6 +162,25 @@ class PostgresServer:
             os.kill(pid, signal.SIGKILL)
         while self.pid is not None:
             await asyncio.sleep(0.005)
+
+    async def run(self, program: str, *arguments: str) -> None:
+        """Run one of Postgres's programs to its end, as the server's user.
+
+        Raises:
+            AssertionError: it failed; shows its output.
+        """
+        with tempfile.TemporaryFile() as output:
+            code = await asyncio.to_thread(self._programs.run, program, *arguments, timeout=60, output=output)
+            output.seek(0)
+            assert code == 0, f"{program} failed: {output.read().decode(errors='replace')}"
+
+    async def sql(self, statement: str, url: str | None = None) -> list[tuple[Any, ...]]:
+        """Run one statement, in a transaction of its own, and return its rows."""
+        connection = await asyncpg.connect(url or self.url, timeout=10)
+        try:
+            return [tuple(row) for row in await connection.fetch(statement, timeout=30)]
+        finally:
+            await connection.close(timeout=5)
 
     async def create_database(self) -> str:
         """Return the URL of an empty database: a new one, or one that was emptied."""

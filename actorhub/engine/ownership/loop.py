@@ -40,6 +40,7 @@ _SESSION_CHECK: Final = 0.1
 when peers may already own the shards."""
 _SHORTEST_INTERVAL: Final = 0.02
 """Seconds between heartbeats, at the least, however many peers give a reason to read the runner table."""
+_PREPARE_DEADLINE: Final = 10.0
 _DRAINS_AT_ONCE: Final = 16
 """Shards that are handed over at a time, or one sixty-fourth of the owned ones if that is more."""
 _DRAINS_AT_LEAVE: Final = 32
@@ -232,6 +233,11 @@ class Ownership:
         if shard not in self._holdings.releasing:
             self._handovers.give_back({shard: epoch})
 
+    def let_go(self, reason: str) -> None:
+        """Let go of everything at once, the lock session too; a new one will acquire what is desired then."""
+        if not self._left:
+            self._fence(reason)
+
     async def start(self) -> None:
         """Register, open the first lock session, and return once all desired shards have been tried.
 
@@ -333,9 +339,14 @@ class Ownership:
             await held.changed.wait()
 
     async def _open_session(self) -> None:
+        # Before there is a session, which would be ended if this took long.
+        await store_call(self._supervisor, self._host.prepare(), "prepare for a lock session", _PREPARE_DEADLINE)
         raw = await open_session(
             self._storage, self.incarnation, supervisor=self._supervisor, again=self._sessions_opened > 0
         )
+        if not self._host.is_prepared():
+            _ = self._supervisor.spawn(raw.aclose(), "lock session: close")
+            raise PersistenceError("another era of the database began: the lock session is opened again in a moment")
         self._sessions_opened += 1
         self._holdings.session = GuardedSession(
             raw, supervisor=self._supervisor, clock=self._clock, on_lost=self._on_session_lost

@@ -40,6 +40,18 @@ ShardState = Literal["owned", "acquiring", "draining", "unowned"]
 class ShardHost(Protocol):
     """What acts for the owned shards. The synchronous methods must neither block nor raise."""
 
+    async def prepare(self) -> None:
+        """Have everything that shards need before one is granted; called before each new lock session.
+
+        Raises:
+            ActorhubError: something cannot be had.
+        """
+        ...
+
+    def is_prepared(self) -> bool:
+        """Whether that is so in the present era of the store."""
+        ...
+
     def on_granted(self, shards: Mapping[ShardId, int]) -> None:
         """Start to serve these shards, at these epochs."""
         ...

@@ -133,8 +133,11 @@ class Peers:
 
     def direct_addresses(self) -> set[str]:
         """Return the addresses of the runners that there is a direct link to."""
-        known = [*self.linked.values(), *(peer for others in self._others.values() for peer in others)]
-        return {peer.runner.address for peer in known if peer.via is None}
+        return {peer.runner.address for peer in self.every() if peer.via is None}
+
+    def every(self) -> list[Peer]:
+        """Return a peer for every open link."""
+        return [*self.linked.values(), *(peer for others in self._others.values() for peer in others)]
 
     def add(self, peer: Peer) -> Peer | None:
         """Add a link, for new calls unless it goes through another runner and an open one does not.

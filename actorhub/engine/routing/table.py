@@ -54,6 +54,12 @@ class RoutingTable:
                 changed.append(owner.shard)
         return changed
 
+    def clear(self) -> None:
+        """Forget everything: epochs begin again, perhaps below those that were announced."""
+        self._owners.clear()
+        self.newest.clear()
+        self._since.clear()
+
     def forget(self, shard: ShardId, runner: RunnerAddress) -> None:
         """Take in that `runner` does not own the shard. Does nothing if another runner is known as its owner."""
         owner = self._owners.get(shard)

@@ -99,6 +99,8 @@ class RunnerHealth(msgspec.Struct, frozen=True, kw_only=True):
     """The live runners that it cannot connect to. It is serving nevertheless."""
     via: str = ""
     """Where a client has asked: the address of the runner through which it did, if it cannot connect to this one."""
+    lost: str = ""
+    """What the database lost last, since this runner started, of what it had acknowledged to it; empty: nothing."""
 
 
 def is_stale(*, heartbeat_at: float | None, since: float, now: float) -> bool:

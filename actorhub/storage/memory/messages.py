@@ -43,12 +43,20 @@ class MemoryMessages(MessageStore):
         table: The server's side.
         counters: Where what is done is counted.
         check_open: Raises `PersistenceError` while nothing can be done.
+        on_written: Told of each write.
     """
 
-    def __init__(self, table: MessageTable, counters: StorageCounters, check_open: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        table: MessageTable,
+        counters: StorageCounters,
+        check_open: Callable[[], None],
+        on_written: Callable[[], None],
+    ) -> None:
         self._table = table
         self._counters = counters
         self._check_open = check_open
+        self._on_written = on_written
         self._waiting: list[Callable[[], None]] = []
 
     def __len__(self) -> int:
@@ -82,6 +90,7 @@ class MemoryMessages(MessageStore):
         except (Fenced, VersionConflict, NotPending, DuplicateKey):
             self._counters.refused += 1
             raise
+        self._on_written()
         self._counters.settled += 1
         self._counters.started += counted
         return counted
@@ -206,4 +215,6 @@ class MemoryMessages(MessageStore):
             self._counters.failed += 1
             future.set_exception(exc)
         else:
+            if writes:
+                self._on_written()
             future.set_result(result)

@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import Future
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 from typing_extensions import override
@@ -16,8 +16,11 @@ from actorhub.storage.memory.messages import MemoryMessages
 from actorhub.storage.memory.session import MemoryLockSession
 from actorhub.storage.memory.singletons import MemorySingletons
 from actorhub.storage.memory.store import MemoryStore
+from actorhub.storage.past import Past
 from actorhub.storage.ports import (
     ClusterValues,
+    Era,
+    EraChange,
     Fenced,
     LiveRunner,
     ShardRow,
@@ -41,7 +44,10 @@ class MemoryStorage(Storage):
         self._commits: list[tuple[StateCommit, str, Future[None]]] = []
         self._loads: list[tuple[tuple[str, str], Future[StoredState | None]]] = []
         self._closed = False
-        self._messages = MemoryMessages(store.messages, self._counters, self._check_open)
+        self._past = Past()
+        self._lost = ""
+        """What was lost, in the step of the loop in which that was found."""
+        self._messages = MemoryMessages(store.messages, self._counters, self._check_open, self._written)
         self._checkpoints = MemoryCheckpoints(store, self._check_open)
         self._singletons = MemorySingletons(store.singletons, self._counters, self._check_open)
         self._key_values = MemoryKeyValues(store.key_values, self._check_open)
@@ -66,6 +72,24 @@ class MemoryStorage(Storage):
     def key_values(self) -> MemoryKeyValues:
         return self._key_values
 
+    @property
+    @override
+    def era(self) -> Era:
+        return self._past.present
+
+    @property
+    @override
+    def obstacle(self) -> str:
+        return ""
+
+    @override
+    def on_era(self, listener: Callable[[EraChange], None]) -> None:
+        self._past.listen(listener)
+
+    @override
+    async def check_era(self) -> None:
+        await self._reached()
+
     @override
     def statistics(self) -> StorageStatistics:
         return self._counters.snapshot(len(self._commits) + len(self._loads) + len(self._messages))
@@ -75,6 +99,8 @@ class MemoryStorage(Storage):
         if not self._store.available:
             raise ConfigurationError("the memory store is unreachable: make it available first")
         self._closed = False
+        if self._store.era != self._past.present:
+            self._enter_era()
 
     @override
     async def aclose(self) -> None:
@@ -165,6 +191,28 @@ class MemoryStorage(Storage):
         if self._closed:
             raise PersistenceError("the storage is closed")
         self._store.check_available()
+        if self._store.era != self._past.present:
+            self._enter_era()
+        if self._lost:
+            raise PersistenceError(self._lost, possibly_executed=True)
+
+    def _enter_era(self) -> None:
+        store = self._store
+        acknowledged, self._counters.acknowledged = self._counters.acknowledged, 0
+        parted_at = store.parted_at(self._past.tokens)
+        self._lost = self._past.enter(store.era, parted_at=parted_at, acknowledged=acknowledged).lost
+        if self._lost:
+            # What was asked in the same step was asked in the belief of the era before.
+            asyncio.get_running_loop().call_soon(self._forget_loss)
+        else:
+            self._counters.acknowledge(acknowledged)
+
+    def _forget_loss(self) -> None:
+        self._lost = ""
+
+    def _written(self) -> None:
+        self._counters.acknowledge(self._store.position)
+        self._store.position += 1
 
     def _flush_loads(self) -> None:
         batch, self._loads = self._loads, []
@@ -201,4 +249,5 @@ class MemoryStorage(Storage):
                 future.set_exception(exc)
             else:
                 self._counters.commits += 1
+                self._written()
                 future.set_result(None)

@@ -1,10 +1,11 @@
 """What a server would keep: one `MemoryStore` stands for one database."""
 
 import asyncio
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
@@ -19,6 +20,7 @@ from actorhub.storage.memory.state_table import StateRow, StateTable
 from actorhub.storage.ports import (
     SESSION_IDLE_LIMIT,
     ClusterValues,
+    Era,
     Fenced,
     LiveRunner,
     ShardRow,
@@ -27,6 +29,8 @@ from actorhub.storage.ports import (
 )
 
 MACHINE_IDS: Final = 1024
+_KEPT: Final = ("_values", "_secret", "_runners", "_shards", "_machine_ids", "_eras", "position")
+"""What a backup contains beside the tables."""
 _LIVE_SECONDS: Final = 10.0
 """A runner that was heard of so long ago still leads its singletons."""
 
@@ -40,6 +44,19 @@ class _Registration(msgspec.Struct):
     info: RunnerInfo
     heartbeat_at: float
     started_at: float
+
+
+class _EraRow(msgspec.Struct, frozen=True):
+    era: Era
+    recovered_to: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Backup:
+    """What a store held at one moment."""
+
+    parts: Mapping[str, Mapping[str, Any]]
+    values: Mapping[str, Any]
 
 
 class _Lease(msgspec.Struct):
@@ -88,6 +105,52 @@ class MemoryStore:
         self.key_values = KeyValueTable(clock)
         """The key-value store."""
         self._machine_ids: dict[str, _Lease] = {}
+        self.position = 0
+        """How far the log has come: it grows with every write that matters."""
+        self._eras: list[_EraRow] = []
+        self._begin_era()
+
+    @property
+    def era(self) -> Era:
+        """The present era: it ends with a restart."""
+        return self._eras[-1].era
+
+    def parted_at(self, tokens: Sequence[str]) -> int:
+        """Return how far the log had come where the past of this store and that of a process in those eras part."""
+        common = [place for place, row in enumerate(self._eras[:-1]) if row.era.token in tokens]
+        return self._eras[common[-1] + 1].recovered_to if common else 0
+
+    def back_up(self) -> Backup:
+        """Return a copy of everything that is stored."""
+        parts = {name: dict(vars(part)) for name, part in self._parts().items()}
+        return copy.deepcopy(Backup(parts, {name: getattr(self, name) for name in _KEPT}), self._references())
+
+    def restore(self, backup: Backup) -> None:
+        """Put a backup in the place of what is stored, and restart: what was written since is lost."""
+        found = copy.deepcopy(backup, self._references())
+        for name, part in self._parts().items():
+            vars(part).update(found.parts[name])
+        for name, value in found.values.items():
+            setattr(self, name, value)
+        self.restart()
+
+    def _parts(self) -> Mapping[str, object]:
+        return {
+            "states": self._states,
+            "checkpoints": self.checkpoints,
+            "messages": self.messages,
+            "singletons": self.singletons,
+            "key_values": self.key_values,
+        }
+
+    def _references(self) -> dict[int, Any]:
+        """Return what a backup refers to and does not contain, as `copy.deepcopy` wants it."""
+        return {id(one): one for one in (self, self._clock, *self._parts().values())}
+
+    def _begin_era(self) -> None:
+        cluster = self._eras[-1].era.cluster if self._eras else self._clock.token()
+        token = f"{round(self._clock.time() * 1000):013d}-{self._clock.token()}"
+        self._eras.append(_EraRow(Era(cluster, token), self.position))
 
     def freeze_sessions(self, incarnation: str) -> int:
         """Make the lock sessions of `incarnation` silent, as a stopped process is; return how many there are."""
@@ -109,6 +172,7 @@ class MemoryStore:
         """End every lock session, as a restart of the server does; what was committed stays."""
         for session in list(self._sessions):
             self.end_session(session)
+        self._begin_era()
 
     def check_available(self) -> None:
         """Do nothing while the store answers.

@@ -93,6 +93,10 @@ class Batcher(Generic[RequestT, ResultT]):
             self._wake.set()
         return future
 
+    def give_up(self, error: ActorhubError) -> None:
+        """Fail what was asked and has no result yet."""
+        self._fail([*self._batch, *self._waiting.drain()], error)
+
     async def aclose(self) -> None:
         """Finish what waits if that takes less than `CLOSE_LIMIT`, fail the rest."""
         self._closing = True

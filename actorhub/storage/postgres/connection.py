@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 import asyncpg
 
 from actorhub.core.errors import ConfigurationError
-from actorhub.storage.postgres.errors import FOREIGN_ERRORS, refused_connection
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, is_other_era, refused_connection
 from actorhub.storage.postgres.queries import quoted
 from actorhub.storage.postgres.target import Target, target_of
 
@@ -38,6 +38,8 @@ _BASE_SETTINGS: Final = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "5s",
 }
+_ERAS: Final = 3
+"""How often one connection is made again because it led to another run of the server."""
 _STATEMENTS: Final = 300
 """More than the engine has; those of handlers replace each other."""
 
@@ -50,12 +52,36 @@ class PoolMode(enum.Enum):
     TRANSACTION = "a pooler in transaction mode"
 
 
+class Guard(Protocol):
+    """Keeps connections to another run of the server, or to another database, from being used unawares."""
+
+    @property
+    def statement(self) -> str:
+        """What fails with `OTHER_ERA` over such a connection; empty while nothing is known."""
+        ...
+
+    @property
+    def era(self) -> str:
+        """The token of the era that connections are let into; empty while nothing is known."""
+        ...
+
+    async def renew(self, failed: str) -> None:
+        """Find out where the database is now, because a connection failed the statement `failed`.
+
+        Raises:
+            FOREIGN_ERRORS: it cannot be found out, or what is there cannot be used.
+        """
+        ...
+
+
 class Database:
     """Where to connect, and as what: a database and a namespace in it."""
 
     def __init__(self, url: str, namespace: str) -> None:
         self.url = url
         self.namespace = namespace
+        self.guard: Guard | None = None
+        """Whom connections are checked by."""
         self.mode = PoolMode.DIRECT
         """As far as is known: the start finds out, before anything is set."""
         self._target: Target | None = None
@@ -89,18 +115,32 @@ class Database:
         Raises:
             FOREIGN_ERRORS: it failed.
         """
-        if self.mode is PoolMode.TRANSACTION:
-            return await self.bare_connect(name)
-        if self.mode is PoolMode.DIRECT:
-            return await self.bare_connect(name, settings)
+        for attempt in range(1, _ERAS + 1):
+            statement = self.check
+            try:
+                return await self._checked_connect(name, settings, statement)
+            except FOREIGN_ERRORS as exc:
+                if self.guard is None or not is_other_era(exc) or attempt == _ERAS:
+                    raise
+                await self.guard.renew(statement)
+        raise AssertionError("it is tried once at least")
+
+    @property
+    def check(self) -> str:
+        """The statement that a connection, or behind a pooler in transaction mode a transaction, begins with."""
+        return "" if self.guard is None else self.guard.statement
+
+    async def _checked_connect(self, name: str, settings: Mapping[str, str], check: str) -> Connection:
         # A pooler refuses what it does not know at the start of a connection.
-        connection = await self.bare_connect(name, {})
-        try:
-            async with deadline(connection, timedelta(seconds=self.target.limit)):
-                await connection.execute(set_all(settings))
-        except BaseException:
-            connection.terminate()
-            raise
+        at_start = {PoolMode.DIRECT: settings, PoolMode.SESSION: {}}.get(self.mode)
+        connection = await self.bare_connect(name, at_start)
+        if first := f"{set_all(settings)}; {check}" if self.mode is PoolMode.SESSION else check:
+            try:
+                async with deadline(connection, timedelta(seconds=self.target.limit)):
+                    await connection.execute(first)
+            except BaseException:
+                connection.terminate()
+                raise
         return connection
 
     async def bare_connect(self, name: str, settings: Mapping[str, str] | None = None) -> Connection:

@@ -67,7 +67,8 @@ class Line:
         """
         if self._database.mode is PoolMode.TRANSACTION:
             settings = self._database.settings({**_SETTINGS, **settings})
-            return _InTransaction(self.connection, begin(settings), lambda *args: self.connection.fetch(sql, *args))
+            checked = f"{begin(settings)}; {self._database.check}"
+            return _InTransaction(self.connection, checked, lambda *args: self.connection.fetch(sql, *args))
         statement = self._prepared.get(sql)
         if statement is None:
             self._prepared[sql] = statement = await self.connection.prepare(sql)
@@ -78,7 +79,8 @@ class Line:
         transaction = self.connection.transaction(isolation="read_committed")
         await transaction.start()
         if self._database.mode is PoolMode.TRANSACTION:
-            await self.connection.execute(set_all(self._database.settings(_SETTINGS), local=True))
+            settings = set_all(self._database.settings(_SETTINGS), local=True)
+            await self.connection.execute(f"{settings}; {self._database.check}")
         return transaction
 
 
@@ -233,6 +235,12 @@ class Connections:
             if place.done() and not place.cancelled() and place.exception() is None:
                 self._connecting -= 1
                 self._serve()
+
+    def renew(self) -> None:
+        """End every line, so that nothing goes on over a connection to a former run of the server."""
+        for line in self._lines:
+            line.connection.terminate()
+        self._serve()
 
     def give_way(self, refused: BaseException) -> None:
         """End a line that is not needed, because a server that is full refused a connection for something else."""

@@ -41,6 +41,10 @@ _LIMITS: Final = (
 """What the message of a limit says, and what to do."""
 
 
+OTHER_ERA: Final = "57AER"
+"""What a connection fails with that leads to another run of the server, or to another database, than is known."""
+_MISSING: Final = ("42P01", "42883", "3F000")
+"""A table, a function or a schema."""
 _FOREIGN_STATEMENTS: Final = ("26000", "42P05")
 """A prepared statement that is missing, or there already: another server session answered."""
 
@@ -79,6 +83,11 @@ def spoils_connection(error: BaseException) -> bool:
         is_outdated = isinstance(error, asyncpg.InvalidCachedStatementError)
         return is_outdated or state.startswith(_LOST_CLASSES) or state in _FOREIGN_STATEMENTS
     return isinstance(error, TRANSPORT_ERRORS) and not isinstance(error, ValueError)
+
+
+def is_other_era(error: BaseException) -> bool:
+    """Whether the check of a new connection found another era; a database without our schema is another one, too."""
+    return isinstance(error, asyncpg.PostgresError) and str(error.sqlstate or "") in (OTHER_ERA, *_MISSING)
 
 
 def limit_met(error: BaseException) -> bool:

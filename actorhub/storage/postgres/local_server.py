@@ -76,12 +76,12 @@ class LocalServer:
 
     @property
     def ready(self) -> bool:
-        """Whether the server takes connections.
+        """Whether the server takes connections, if it is a standby only to read.
 
         A listening socket alone says nothing: it outlives a killed postmaster in its orphans, for as long as they live.
         """
         lines = self._pid_file()
-        return len(lines) > 7 and lines[7].strip() == "ready" and self.pid is not None and self._listens()
+        return len(lines) > 7 and lines[7].strip() in ("ready", "standby") and self.pid is not None and self._listens()
 
     def initialize(self) -> None:
         """Make the data directory unless it is there; either it is complete or nothing is there.

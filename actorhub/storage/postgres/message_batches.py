@@ -80,7 +80,10 @@ class StoreBatches:
             Stored(verdict=Verdict.NEW, message_id=message.message_id) for message in messages
         ]
         new = len(messages)
+        self._counters.acknowledge(answers[0]["position"])
         for answer in answers:
+            if answer[0] is None:
+                break  # All are plainly stored.
             outcome = Again() if answer[1] == _ASK_AGAIN else stored(answer)
             outcomes[answer[0] - 1] = outcome
             new -= isinstance(outcome, Again) or outcome.verdict is not Verdict.NEW
@@ -142,6 +145,7 @@ class CommitBatches:
                     outbox = tuple(map(repeated, run.outbox))
                     batch[place].request = msgspec.structs.replace(run, outbox=outbox)
             raise
+        self._counters.acknowledge(answer[0][1])
         verdicts: Sequence[int] = answer[0][0] or [RunVerdict.WRITTEN] * len(runs)
         for place, run, verdict in zip(places, runs, verdicts, strict=True):
             outcomes[place] = run_outcome(verdict, run, owner)

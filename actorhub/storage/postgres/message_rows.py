@@ -28,7 +28,7 @@ _SHOWN: Final = 200
 
 def stored(row: asyncpg.Record) -> Stored:
     """Return the answer in a row of `store_messages`."""
-    _, code, message_id, due, now, outcome, body = row
+    _, code, message_id, due, now, outcome, body, _ = row
     verdict = Verdict(code)
     if verdict is Verdict.SETTLED:
         return Stored(verdict=verdict, message_id=message_id, reply=StoredReply(Outcome(outcome), body))

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
-from actorhub.core.errors import DuplicateKey
+from actorhub.core.errors import ActorhubError, DuplicateKey
 from actorhub.storage.message_ports import (
     CancelResult,
     KeyUse,
@@ -87,6 +87,11 @@ class PostgresMessages(MessageStore):
         """How many batched requests have no result yet."""
         batchers = (self._stores, self._deposits, self._starts, self._commits, self._failures)
         return sum(batcher.pending for batcher in batchers)
+
+    def give_up(self, error: ActorhubError) -> None:
+        """Fail the batched requests that have no result yet."""
+        for batcher in (self._stores, self._deposits, self._starts, self._commits, self._failures):
+            batcher.give_up(error)
 
     async def aclose(self) -> None:
         """Take no more requests, after at most a few seconds for those that wait. Can be called twice."""

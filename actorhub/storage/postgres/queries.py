@@ -25,7 +25,9 @@ def quoted(name: str) -> str:
 
 def statement_in(namespace: str, name: str) -> str:
     """Return the statement that calls the function of its own name, for connections with another search path."""
-    return queries()[name].replace(f"select {name}(", f"select {quoted(namespace)}.{name}(")
+    schema = quoted(namespace)
+    text = queries()[name].replace(f"select {name}(", f"select {schema}.{name}(")
+    return text.replace(" log_position(", f" {schema}.log_position(")
 
 
 def _statement(body: str) -> str:

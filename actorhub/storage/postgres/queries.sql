@@ -1,5 +1,5 @@
 -- name: heartbeat
--- Write the caller's row and return every runner's, with the server process that ran this.
+-- Write the caller's row and return every runner's, with the server process that ran this, and the present era.
 with mine as (
     insert into runner as r (
         incarnation, address, weight, groups, entity_types, draining, version, slot, backend_pid, heartbeat_at
@@ -21,7 +21,8 @@ select
     greatest(extract(epoch from clock_timestamp() - e.heartbeat_at), 0)::double precision as silent_for,
     extract(epoch from e.started_at)::double precision as started_at,
     extract(epoch from clock_timestamp())::double precision as read_at,
-    pg_backend_pid() as this_backend
+    pg_backend_pid() as this_backend,
+    (select x.token from era as x order by x.number desc limit 1) as era
 from everyone as e;
 
 -- name: runners
@@ -118,13 +119,15 @@ from (
 ) as found;
 
 -- name: commit_states
--- Write a batch of states: null when all were written, else a verdict for each.
-select commit_states($1, $2, $3);
+-- Write a batch of states: null when all were written, else a verdict for each; and how far the log had come by then.
+select commit_states($1, $2, $3), log_position();
 
 -- name: store_messages
--- Store messages, for their owner (fence, incarnation) or, where that is null, for whoever owns their shards.
-select place, verdict, found_id, found_due, clock, found_outcome, found_body
-from store_messages($1, $2, $3, $4);
+-- Store messages, for their owner (fence, incarnation) or, where that is null, for whoever owns their shards. A row for
+-- each that is not plainly stored, and how far the log had come by then: on a row of its own where all are.
+select place, verdict, found_id, found_due, clock, found_outcome, found_body, log_position() as position
+from (select) as once
+left join store_messages($1, $2, $3, $4) on true;
 
 -- name: start_runs
 -- Count runs before they start: null when all may, else a verdict for each.
@@ -172,8 +175,9 @@ from held
 where held.owned and m.message_id = $6 and m.attempts = $7;
 
 -- name: commit_runs
--- Write what runs leave behind: null when all was written and every next run counted, else a verdict for each.
-select commit_runs($1, $2, $3, $4, $5, $6);
+-- Write what runs leave behind: null when all was written and every next run counted, else a verdict for each; and how
+-- far the log had come by then.
+select commit_runs($1, $2, $3, $4, $5, $6), log_position();
 
 -- name: fail_runs
 -- Record failed runs: for each when the next one is due, or why it was not recorded. The keys of the dead letters $4, at
@@ -564,6 +568,32 @@ from (
     having count(*) > 0
 ) as lacked
 order by lacked.step, lacked.objects;
+
+-- name: enter_era
+-- The present era; with $1, a copy is adopted. When the server started is in microseconds.
+select
+    (found.present).token, (found.present).cluster, (found.present).begun_at, found.is_copy, found.is_adopted,
+    (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as server_started_at,
+    'era'::regclass::oid as table_oid
+from enter_era($1) as found;
+
+-- name: present_era
+-- The token of the present era.
+select e.token from era as e order by e.number desc limit 1;
+
+-- name: parted_at
+-- How far the log had come where the database's past and that of a process that was in these eras part.
+select case when common.number is null then 0 else coalesce(following.recovered_to, 0) end
+from (select max(e.number) as number from era as e where e.token = any ($1::text[])) as common
+left join lateral (
+    select e.recovered_to from era as e where e.number > common.number order by e.number limit 1
+) as following on true;
+
+-- name: pending_work
+-- What a copy would do that its original may be doing as well.
+select
+    (select count(*) from (select from message limit 100000) as m) as messages,
+    (select count(*) from cron_schedule) as schedules;
 
 -- name: sees_lock
 -- Whether a session of this database holds that advisory lock.

@@ -18,6 +18,7 @@ from actorhub.storage.postgres.errors import (
     POOLER,
     Cause,
     cause,
+    is_other_era,
     refused_connection,
     summary,
     translate,
@@ -85,10 +86,13 @@ async def open_lock_session(
     try:
         connection = await database.connect(name, database.settings({**_SETTINGS, "application_name": name}))
     except FOREIGN_ERRORS as exc:
+        if is_other_era(exc) and is_seen is not None:
+            raise _elsewhere(database) from exc
         # Waiting does not cure a wrong password.
         if cause(exc) is Cause.PERMANENT:
             raise refused_connection(exc, database.place) from exc
         raise translate(exc, "open a lock session") from exc
+    era = "" if database.guard is None else database.guard.era
     try:
         async with deadline(connection, OPERATION_LIMIT):
             key = lock_key(database.namespace, f"probe/{incarnation}")
@@ -111,11 +115,15 @@ async def open_lock_session(
         raise _unfit(database, symptom)
     if not is_same:
         await close(connection)
-        raise ConfigurationError(
-            f"--lock-database leads to {database.place}, and its locks are not seen where --database leads: both must "
-            "name one database of one server"
-        )
-    return PostgresLockSession(connection, database.namespace, first.pid)
+        raise _elsewhere(database)
+    return PostgresLockSession(connection, database.namespace, first.pid, era)
+
+
+def _elsewhere(database: Database) -> ConfigurationError:
+    return ConfigurationError(
+        f"--lock-database leads to {database.place}, and its locks are not seen where --database leads: both must "
+        "name one database of one server"
+    )
 
 
 def _unfit(database: Database, symptom: str) -> ConfigurationError:
@@ -136,9 +144,10 @@ class PostgresLockSession(LockSession):
     failure, or a cancellation in the middle of an operation, the connection is ended, which frees whatever it holds.
     """
 
-    def __init__(self, connection: Connection, namespace: str, pid: int) -> None:
+    def __init__(self, connection: Connection, namespace: str, pid: int, era: str = "") -> None:
         self.pid = pid
         """The server process."""
+        self._era = era
         self._connection = connection
         self._namespace = namespace
         self._held: dict[int, ShardId] = {}
@@ -167,6 +176,10 @@ class PostgresLockSession(LockSession):
                 info.version,
             )
             self._check(rows[0]["this_backend"])
+            if self._era and rows[0]["era"] != self._era:
+                # A restore may put other data under a server that runs on.
+                self._lose("the database has other data than before: another era began")
+                raise SessionLost(self._loss)
         return live_runners(rows)
 
     @override

@@ -5,6 +5,7 @@ from typing import Final
 from actorhub.core.errors import ConfigurationError
 from actorhub.core.logger import get_logger
 from actorhub.storage.postgres.connection import Database, PoolMode, close
+from actorhub.storage.postgres.eras import Entered, describe_copy, enter_era
 from actorhub.storage.postgres.errors import FOREIGN_ERRORS, POOLER, translate
 from actorhub.storage.postgres.pool_mode import find_mode
 from actorhub.storage.postgres.queries import queries
@@ -14,8 +15,8 @@ from actorhub.storage.postgres.server import ServerFacts, check_server, server_f
 _log: Final = get_logger(__name__)
 
 
-async def start(database: Database) -> ServerFacts:
-    """Find out how Postgres is reached, check it, and bring the schema up to date.
+async def start(database: Database) -> tuple[ServerFacts, Entered]:
+    """Find out how Postgres is reached, check it, bring the schema up to date, and enter the present era.
 
     Raises:
         ConfigurationError: the database cannot be used; says what to do.
@@ -34,7 +35,10 @@ async def start(database: Database) -> ServerFacts:
         facts = server_facts(row)
         check_server(facts, database.place)
         await migrate_over(connection, database)
-        return facts
+        entered = await enter_era(connection, database)
+        if entered.is_copy:
+            raise ConfigurationError(await describe_copy(connection, database, entered))
+        return facts, entered
     finally:
         await close(connection)
 

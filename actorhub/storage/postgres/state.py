@@ -72,6 +72,7 @@ class StateCommits:
         fence = fence_lock_key(self._namespace, committer) if self._fence else None
         rows = await statement.fetch(fence, committer, STATES.encode([entry.request for entry in batch]))
         verdicts: Sequence[int] | None = rows[0][0]
+        self._counters.acknowledge(rows[0][1])
         if verdicts is None:
             self._counters.commits += len(batch)
             return [None] * len(batch)

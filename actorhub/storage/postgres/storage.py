@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import Future
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
@@ -14,12 +14,22 @@ from actorhub.core.address import RunnerInfo, ShardId, fence_lock_key, lock_key
 from actorhub.core.clock import Clock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.agreement import check_agreement
-from actorhub.storage.ports import ClusterValues, LiveRunner, ShardRow, StateCommit, Storage, StoredState
+from actorhub.storage.ports import (
+    ClusterValues,
+    Era,
+    EraChange,
+    LiveRunner,
+    ShardRow,
+    StateCommit,
+    Storage,
+    StoredState,
+)
 from actorhub.storage.postgres.batcher import Batcher
 from actorhub.storage.postgres.checkpoints import PostgresCheckpoints
 from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.connections import NEEDED, Connections
 from actorhub.storage.postgres.control import LONG, Lane
+from actorhub.storage.postgres.eras import Eras
 from actorhub.storage.postgres.errors import limit_met
 from actorhub.storage.postgres.key_values import PostgresKeyValues
 from actorhub.storage.postgres.messages import PostgresMessages
@@ -88,6 +98,9 @@ class PostgresStorage(Storage):
         self._clock = clock
         self._fence = fence
         self._counters = StorageCounters()
+        self._eras = Eras(self._database, self._counters)
+        self._database.guard = self._lock_database.guard = self._eras
+        self._eras.past.listen(self._on_era)
         most, kept = (min(max_connections, _MOST_OF_CLIENT), 1) if client else (max_connections - 1, NEEDED)
         self._connections = Connections(self._database, clock, most=most, kept=kept, counters=self._counters)
         self._warm = () if client else HOT_QUERIES
@@ -128,6 +141,35 @@ class PostgresStorage(Storage):
     def key_values(self) -> PostgresKeyValues:
         return self._key_values
 
+    @property
+    @override
+    def era(self) -> Era:
+        return self._eras.past.present
+
+    @property
+    @override
+    def obstacle(self) -> str:
+        return self._eras.obstacle
+
+    @override
+    def on_era(self, listener: Callable[[EraChange], None]) -> None:
+        self._eras.past.listen(listener)
+
+    @override
+    async def check_era(self) -> None:
+        # A new connection is checked; one that is there already may be to a database that other data was put into.
+        rows = await self._control.fetch("read the database's era", "present_era")
+        if not rows or rows[0][0] != self._eras.era:
+            self._connections.renew()
+            await self._control.fetch("read the database's era", "present_era")
+
+    def _on_era(self, change: EraChange) -> None:
+        self._connections.renew()
+        if change.lost:
+            # Repeated, it could be taken for something that is still known.
+            for part in (self._loads, self._commits, self._messages):
+                part.give_up(PersistenceError(change.lost, possibly_executed=True))
+
     @override
     def statistics(self) -> StorageStatistics:
         parts = (self._loads, self._commits, self._messages, self._key_values)
@@ -136,7 +178,8 @@ class PostgresStorage(Storage):
     @override
     async def open(self) -> None:
         try:
-            self._facts = await start(self._database)
+            self._facts, entered = await start(self._database)
+            self._eras.on_entered(entered)
             if self._lock_database is not self._database:
                 await check_lock_way(self._lock_database)
             await self._connections.open(self._warm)

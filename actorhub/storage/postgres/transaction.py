@@ -94,6 +94,7 @@ class Transactions:
         self._counters = counters
         self._pool: TransactionPool | None = None
         self._making = asyncio.Lock()
+        self._checked_by = self._database.check
         self._alone = asyncio.Semaphore(connections.most_transactions)
         """More would be in the way of the other statements."""
         self._closed = False
@@ -114,7 +115,7 @@ class Transactions:
             async with deadline(_Ending(connection), BEGIN_LIMIT):
                 await outer.start()
                 if self._database.mode is PoolMode.TRANSACTION:
-                    await connection.execute(set_all(self._settings(), local=True))
+                    await connection.execute(f"{set_all(self._settings(), local=True)}; {self._database.check}")
         except FOREIGN_ERRORS as exc:
             await _let_go(pool, connection)
             if isinstance(exc, TimeoutError) and connection is None and pool.get_size():
@@ -169,6 +170,10 @@ class Transactions:
                     reset=self._reset,
                     max_inactive_connection_lifetime=IDLE_LIMIT,
                 )
+            if self._checked_by != self._database.check:
+                # What is in the pool leads to a former run of the server.
+                self._checked_by = self._database.check
+                await self._pool.expire_connections()
             return self._pool
 
     async def _take(self, pool: "TransactionPool") -> "PooledConnection":
@@ -222,6 +227,8 @@ class PostgresTransaction(RunTransaction):
         self._statements = statements
         self._fence_of = fence_of
         self._counters = counters
+        self._position: int | None = None
+        """How far the log had come when the run was written."""
         self._ended = False
 
     @property
@@ -249,6 +256,7 @@ class PostgresTransaction(RunTransaction):
             self._counters.failed += 1
             raise _failure(exc) from exc
         await self.roll_back()
+        self._counters.acknowledge(self._position)
         self._counters.settled += 1
         self._counters.started += counted
         return counted
@@ -285,7 +293,9 @@ class PostgresTransaction(RunTransaction):
         """Return whether all was written now, and whether the next run was counted with it."""
         arguments = (self._fence_of(incarnation), incarnation, *run_arguments([run]))
         async with deadline(_Ending(self._connection), COMMIT_LIMIT):
-            verdicts = await self._connection.fetchval(self._statements.commit_runs, *arguments)
+            row = await self._connection.fetchrow(self._statements.commit_runs, *arguments)
+        assert row is not None
+        verdicts, self._position = row
         verdict = verdicts[0] if verdicts else RunVerdict.WRITTEN
         outcome = run_outcome(verdict, run, incarnation)
         if isinstance(outcome, bool):

@@ -21,7 +21,7 @@ from actorhub.transport.grpc.streams import (
     read_first_frame,
     stream_handler,
 )
-from actorhub.transport.handshake import check_hello
+from actorhub.transport.handshake import check_era, check_hello
 from actorhub.transport.outbox import LinkLimits
 from actorhub.transport.ports import Acceptor
 from actorhub.transport.statistics import Counters
@@ -84,7 +84,9 @@ def make_server(interceptors: Sequence[TokenCheck], options: ChannelOptions) -> 
 class LinkService:
     """Turns incoming streams into links."""
 
-    def __init__(self, hello: Hello, acceptor: Acceptor, *, limits: LinkLimits, counters: Counters) -> None:
+    def __init__(
+        self, hello: Callable[[], Hello], acceptor: Acceptor, *, limits: LinkLimits, counters: Counters
+    ) -> None:
         self._hello = hello
         self._acceptor = acceptor
         self._limits = limits
@@ -140,11 +142,13 @@ class LinkService:
         try:
             async with asyncio.timeout(HELLO_SECONDS):
                 first = await read_first_frame(context)
-            peer = check_hello(first, self._hello)
+            peer = check_hello(first, self._hello())
             # Not with the first frame, and without a time-out: while a batch with the metadata is under way, or once
             # its wait was cancelled, gRPC sends them again with the status. The C core refuses that, and the peer would
             # wait for its status until its own deadline, or without end.
             await context.send_initial_metadata(())
+            hello = self._hello()
+            check_era(peer, hello)  # Ours may be another one by now.
         except TimeoutError as exc:
             text = f"no Hello arrived within {HELLO_SECONDS:g} s"
             raise _Refused(grpc.StatusCode.DEADLINE_EXCEEDED, text) from exc
@@ -160,7 +164,7 @@ class LinkService:
         # the link is pumped, which a refused one never is: the peer's `connect` returns when our Hello has arrived, and
         # a link that is established must be one that serves. A runner that is still starting refuses, and its peers
         # try again.
-        link.send(self._hello)
+        link.send(hello)
         try:
             link.offer_to(self._acceptor)
         except ActorhubError as exc:

@@ -92,6 +92,10 @@ class GrpcTransport(Transport):
         return self._hello
 
     @override
+    def enter(self, cluster: str, era: str) -> None:
+        self._hello = msgspec.structs.replace(self._hello, cluster=cluster, era=era)
+
+    @override
     def statistics(self) -> TransportStatistics:
         return self._counters.snapshot()
 
@@ -113,7 +117,7 @@ class GrpcTransport(Transport):
             raise
         address = join_address(host, bound)
         self._hello = msgspec.structs.replace(self._hello, address=_advertised(self._hello.address, address))
-        self._incoming = LinkService(self._hello, acceptor, limits=self._limits, counters=self._counters)
+        self._incoming = LinkService(lambda: self._hello, acceptor, limits=self._limits, counters=self._counters)
         self._incoming.add_to(server)
         for add_service in self._services:
             add_service(server)

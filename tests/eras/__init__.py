@@ -1,0 +1,1 @@
+"""A database that comes back older, or as a copy."""
