@@ -5,8 +5,9 @@ suites in a test module, under names that pytest collects, and provide the fixtu
 and pytest-asyncio in its auto mode (`asyncio_mode = "auto"`), each test in an event loop of its own.
 
 Every suite but those of key values takes `world`, which makes the storages of one test: all on one empty store, each as
-another process would have it. `actorhub.conformance.storage.StorageWorld` says what a world is. The key-value suites
-take `store` and `other`: one key-value store, as two processes have it.
+another process would have it. `actorhub.conformance.storage.StorageWorld` says what a world is, and
+`actorhub.conformance.eras.EraWorld` what it must do besides for `EraSuite`. The key-value suites take `store` and
+`other`: one key-value store, as two processes have it.
 
 Example:
     # test_my_storage.py
@@ -14,7 +15,7 @@ Example:
 
     import pytest
 
-    from actorhub.conformance import checkpoints, key_values, message_care, message_keys, message_runs
+    from actorhub.conformance import checkpoints, eras, key_values, message_care, message_keys, message_runs
     from actorhub.conformance import messages, singletons, slots, storage, unreadable_messages
     from my_storage import MyKeyValues, MyStorage, empty_store
 
@@ -29,6 +30,15 @@ Example:
             self._made.append(made)
             await made.open()
             return made
+
+        async def restart(self) -> None:
+            self._store.restart()
+
+        async def back_up(self) -> None:
+            self._backup = self._store.back_up()
+
+        async def restore(self) -> None:
+            self._store.restore(self._backup)
 
         async def aclose(self) -> None:
             for made in self._made:
@@ -56,6 +66,9 @@ Example:
 
 
     class TestState(storage.StateSuite): ...
+
+
+    class TestEras(eras.EraSuite): ...
 
 
     class TestMessages(messages.StoreSuite, messages.LoadSuite): ...
