@@ -132,7 +132,9 @@ class Database:
 
     async def _checked_connect(self, name: str, settings: Mapping[str, str], check: str) -> Connection:
         # A pooler refuses what it does not know at the start of a connection.
-        at_start = {PoolMode.DIRECT: settings, PoolMode.SESSION: {}}.get(self.mode)
+        at_start: Mapping[str, str] | None = settings if self.mode is PoolMode.DIRECT else {}
+        if self.mode is PoolMode.TRANSACTION:
+            at_start = None
         connection = await self.bare_connect(name, at_start)
         if first := f"{set_all(settings)}; {check}" if self.mode is PoolMode.SESSION else check:
             try:

@@ -8,13 +8,13 @@ import asyncpg
 import msgspec
 from typing_extensions import override
 
-from actorhub.core.errors import ConfigurationError
+from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.core.logger import get_logger
 from actorhub.storage.past import Past
 from actorhub.storage.ports import Era
 from actorhub.storage.postgres.connection import Connection, Database, Guard, begin, close, deadline
 from actorhub.storage.postgres.control import STATEMENT_LIMIT
-from actorhub.storage.postgres.errors import FOREIGN_ERRORS, translate
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, is_other_era, translate
 from actorhub.storage.postgres.queries import queries, quoted
 from actorhub.storage.postgres.schema import LOCK_TIMEOUT, migrate_over
 from actorhub.storage.statistics import StorageCounters
@@ -47,14 +47,11 @@ async def enter_era(connection: Connection, database: Database, *, adopts: bool 
         adopts: Make a copy a cluster of its own.
 
     Raises:
-        PersistenceError: Postgres failed.
+        FOREIGN_ERRORS: Postgres failed.
     """
-    try:
-        await connection.execute(begin(database.settings({"lock_timeout": LOCK_TIMEOUT})))
-        row = await connection.fetchrow(queries()["enter_era"], adopts)
-        await connection.execute("commit")
-    except FOREIGN_ERRORS as exc:
-        raise translate(exc, "enter the database's era") from exc
+    await connection.execute(begin(database.settings({"lock_timeout": LOCK_TIMEOUT})))
+    row = await connection.fetchrow(queries()["enter_era"], adopts)
+    await connection.execute("commit")
     assert row is not None
     return Entered(
         era=Era(row["cluster"], row["token"]),
@@ -68,12 +65,9 @@ async def enter_era(connection: Connection, database: Database, *, adopts: bool 
 
 async def describe_copy(connection: Connection, database: Database, found: Entered) -> str:
     """Return what to tell whoever meets a copy that nobody has adopted: what it would do, and the remedy."""
-    try:
-        await connection.execute(begin(database.settings({})))
-        row = await connection.fetchrow(queries()["pending_work"])
-        await connection.execute("commit")
-    except FOREIGN_ERRORS as exc:
-        raise translate(exc, "look into a copy of a database") from exc
+    await connection.execute(begin(database.settings({})))
+    row = await connection.fetchrow(queries()["pending_work"])
+    await connection.execute("commit")
     assert row is not None
     messages = f"{row['messages']}{' or more' if row['messages'] >= _MANY else ''}"
     since = found.begun_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -105,6 +99,8 @@ async def visit_era(url: str, namespace: str, *, adopts: bool) -> Visit:
     try:
         entered = await enter_era(connection, database, adopts=adopts)
         return Visit(entered, await describe_copy(connection, database, entered) if entered.is_copy else "")
+    except FOREIGN_ERRORS as exc:
+        raise translate(exc, "enter the database's era") from exc
     finally:
         await close(connection)
 
@@ -168,9 +164,7 @@ class Eras(Guard):
 
     async def _enter(self, connection: Connection) -> None:
         try:
-            # Where the data is older than an upgrade of the schema.
-            await migrate_over(connection, self._database)
-            found = await enter_era(connection, self._database)
+            found = await self._find(connection)
             if found.is_copy:
                 raise ConfigurationError(await describe_copy(connection, self._database, found))
             await connection.execute(begin(self._database.settings({})))
@@ -181,5 +175,18 @@ class Eras(Guard):
                 _log.error("the database cannot be used as it is now: %s", exc)
             self.obstacle = str(exc)
             raise asyncpg.CannotConnectNowError(str(exc)) from exc
+        except PersistenceError as exc:
+            raise asyncpg.CannotConnectNowError(str(exc)) from exc
         self.obstacle = ""
         self.on_entered(found, parted_at)
+
+    async def _find(self, connection: Connection) -> Entered:
+        try:
+            return await enter_era(connection, self._database)
+        except asyncpg.PostgresError as exc:
+            if not is_other_era(exc):
+                raise
+        # The data is older than the schema of this release.
+        await connection.execute("rollback")
+        await migrate_over(connection, self._database)
+        return await enter_era(connection, self._database)

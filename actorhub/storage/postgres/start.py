@@ -35,9 +35,12 @@ async def start(database: Database) -> tuple[ServerFacts, Entered]:
         facts = server_facts(row)
         check_server(facts, database.place)
         await migrate_over(connection, database)
-        entered = await enter_era(connection, database)
-        if entered.is_copy:
-            raise ConfigurationError(await describe_copy(connection, database, entered))
+        try:
+            entered = await enter_era(connection, database)
+            if entered.is_copy:
+                raise ConfigurationError(await describe_copy(connection, database, entered))
+        except FOREIGN_ERRORS as exc:
+            raise translate(exc, "enter the database's era") from exc
         return facts, entered
     finally:
         await close(connection)
