@@ -248,6 +248,19 @@ class TransportSuite:
         assert world.dead_address in str(caught.value)
         assert not caught.value.possibly_executed
 
+    async def test_who_listens_at_an_address_is_told_before_it_takes_links(self, world: TransportWorld) -> None:
+        """Whoever listens says its incarnation, also while it refuses links, and no link comes of the question."""
+        pair = Pair(world, acceptor=RecordingAcceptor(refusal=ShuttingDown("not now")))
+        await pair.listen()
+        assert await pair.connecting.identify(pair.address, deadline=PATIENCE_SECONDS) == "accepting"
+        assert pair.acceptor.links == []
+
+    async def test_nobody_listens_where_connections_are_refused(self, world: TransportWorld) -> None:
+        """That answer is known at once, well before the deadline."""
+        began = asyncio.get_running_loop().time()
+        assert await world.client(hello("asking")).identify(world.dead_address, deadline=PATIENCE_SECONDS) is None
+        assert asyncio.get_running_loop().time() - began < 1
+
     async def test_each_end_is_asked_once_and_before_it_is_told_anything(self, world: TransportWorld) -> None:
         """Both acceptors get the very link of their end, know its peer, and have heard nothing yet."""
         heard: list[tuple[str, int]] = []

@@ -225,14 +225,7 @@ class MemoryTransport(Transport):
     @override
     async def connect(self, address: str, acceptor: Acceptor, *, deadline: float) -> MemoryLink:
         self._check_open()
-        there, back = self.network.route(self.name, address), self.network.route(address, self.name)
-        try:
-            async with asyncio.timeout(deadline):
-                await asyncio.sleep(there.delay_seconds + back.delay_seconds)
-                await there.passable.wait()
-                await back.passable.wait()
-        except TimeoutError as exc:
-            raise RunnerUnavailable(f"the runner at {address} did not answer within {deadline:g} s") from exc
+        there, back = await self._reach(address, deadline)
         self._check_open()
         found = self.network.listeners.get(address)
         if found is None or there.cut or back.cut:
@@ -250,6 +243,14 @@ class MemoryTransport(Transport):
             ours.join(theirs)
             theirs.join(ours)
         return ours
+
+    @override
+    async def identify(self, address: str, *, deadline: float) -> str | None:
+        self._check_open()
+        if any(way.cut for way in await self._reach(address, deadline)):
+            raise RunnerUnavailable(f"the runner at {address} cannot be reached")
+        found = self.network.listeners.get(address)
+        return None if found is None else found[0].hello.incarnation
 
     def meet(self, caller: "MemoryTransport", acceptor: Acceptor) -> MemoryLink:
         """Return this process's end of a link from `caller`, which is to be joined with the other end.
@@ -283,6 +284,18 @@ class MemoryTransport(Transport):
                 link.close("closed; its queue could not be flushed in time")
         for link in self._links:
             await link.wait_reported()
+
+    async def _reach(self, address: str, deadline: float) -> tuple[Route, Route]:
+        """Return the ways there and back, once both let something pass."""
+        there, back = self.network.route(self.name, address), self.network.route(address, self.name)
+        try:
+            async with asyncio.timeout(deadline):
+                await asyncio.sleep(there.delay_seconds + back.delay_seconds)
+                await there.passable.wait()
+                await back.passable.wait()
+        except TimeoutError as exc:
+            raise RunnerUnavailable(f"the runner at {address} did not answer within {deadline:g} s") from exc
+        return there, back
 
     def _check_open(self) -> None:
         if self._closing:

@@ -124,6 +124,21 @@ class Transport(Protocol):
         """
         ...
 
+    async def identify(self, address: str, *, deadline: float) -> str | None:
+        """Return the incarnation of the process that listens at `address`; `None` if nobody does.
+
+        Nobody listens where every attempt to connect is refused. Whoever listens says who it is even while it takes no
+        links yet.
+
+        Args:
+            address: `host:port`.
+            deadline: Seconds that it may take.
+
+        Raises:
+            RunnerUnavailable: that cannot be known: nothing answers in time, or not with an incarnation.
+        """
+        ...
+
     async def aclose(self, grace: float) -> None:
         """Stop listening and close every link after flushing what is queued, within `grace` seconds."""
         ...

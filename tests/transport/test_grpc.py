@@ -44,6 +44,18 @@ async def test_a_peer_that_says_nothing_fails_the_connect_at_its_deadline(
     assert 0.29 <= loop.time() - begin < 1.5
 
 
+async def test_a_process_that_hangs_is_not_taken_for_a_dead_one(world: GrpcWorld, silent_address: str) -> None:
+    """Its kernel takes the connection: who listens is unknown, at the deadline."""
+    with pytest.raises(RunnerUnavailable, match=r"answered within 0\.3 s"):
+        await world.client(hello("asking")).identify(silent_address, deadline=0.3)
+
+
+async def test_a_name_that_does_not_resolve_says_nothing_about_a_process(world: GrpcWorld) -> None:
+    """Its name may be gone before it is."""
+    with pytest.raises(RunnerUnavailable, match="cannot be known"):
+        await world.client(hello("asking")).identify("no-such-host.invalid:7400", deadline=5)
+
+
 async def test_a_cancelled_connect_leaves_nothing_behind(world: GrpcWorld, silent_address: str) -> None:
     """Neither a task nor a link remains."""
     transport = world.client(hello("connecting"))

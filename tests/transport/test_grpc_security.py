@@ -30,6 +30,19 @@ async def test_processes_with_certificates_of_one_authority_link(world: GrpcWorl
     await acceptor.recorders[0].until_received(1)
 
 
+async def test_who_listens_is_told_to_members_alone(world: GrpcWorld, tmp_path: Path) -> None:
+    """The question needs the certificate and the token that a link needs."""
+    authority = Authority(tmp_path / "ours")
+    address = await world.listener(hello("listening"), tls=authority.issue("runner"), token="t0").listen(
+        RecordingAcceptor()
+    )
+    member = world.client(hello("member"), tls=authority.issue("client"), token="t0")
+    assert await member.identify(address, deadline=10) == "listening"
+    for stranger in (world.client(hello("a"), tls=authority.issue("other")), world.client(hello("b"), token="t0")):
+        with pytest.raises(RunnerUnavailable):
+            await stranger.identify(address, deadline=2)
+
+
 async def test_a_stranger_without_the_right_certificate_gets_no_link(world: GrpcWorld, tmp_path: Path) -> None:
     """Neither in plain text, nor with a certificate of another authority, at either end."""
     ours, theirs = Authority(tmp_path / "ours"), Authority(tmp_path / "theirs")

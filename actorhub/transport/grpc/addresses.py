@@ -41,6 +41,28 @@ async def numeric_host(host: str) -> str:
     return str(found[0][4][0])
 
 
+async def is_refused(address: str) -> bool:
+    """Return whether each IP address of `address` refuses connections: nobody listens there.
+
+    A connection that is cut off on its way, or that nobody answers, is not refused: the process may be alive.
+
+    Raises:
+        OSError: the name does not resolve, or an IP address is out of reach.
+    """
+    host, port = split_address(address)
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    for family, kind, protocol, _, place in found:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setblocking(False)
+            try:
+                await loop.sock_connect(probe, place)
+            except ConnectionRefusedError:
+                continue
+            return False
+    return True
+
+
 def is_loopback(host: str) -> bool:
     """Return whether only processes of this machine reach the numeric `host`."""
     return ipaddress.ip_address(host.partition("%")[0]).is_loopback

@@ -18,6 +18,7 @@ from actorhub.transport.grpc.streams import (
     ServerStream,
     add_stream_service,
     explain,
+    pack_hello,
     read_first_frame,
     stream_handler,
 )
@@ -98,7 +99,10 @@ class LinkService:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Make `server` take links."""
-        add_stream_service(server, self._serve)
+        add_stream_service(server, self._serve, self._identify)
+
+    async def _identify(self, _request: bytes, _context: object) -> bytes:
+        return pack_hello(self._hello)
 
     async def _serve(self, _requests: object, context: ServerStream) -> None:
         """Carry one stream from its Hello to its end; cancelled by gRPC when the peer is gone."""

@@ -13,6 +13,7 @@ from actorhub.transport.grpc._pb.runner_v1_pb2 import DESCRIPTOR, Frame
 
 SERVICE: Final = DESCRIPTOR.services_by_name["Runner"].full_name
 METHOD: Final = f"/{SERVICE}/Link"
+IDENTIFY: Final = f"/{SERVICE}/Identify"
 
 STREAM_ERRORS: Final = (
     grpc.aio.AioRpcError,
@@ -70,15 +71,29 @@ class ClientStream(Stream, Protocol):
 
 
 ServeStream: TypeAlias = Callable[[object, ServerStream], Awaitable[None]]
+ServeUnary: TypeAlias = Callable[[bytes, object], Awaitable[bytes]]
 
 
 def open_stream(channel: grpc.aio.Channel, token: str | None) -> ClientStream:
     """Begin the call; it connects when it is first written to."""
-    metadata = (("authorization", f"Bearer {token}"),) if token is not None else None
     # No protobuf serializers at either end, so that a message arrives as the bytes that it is: one that does not parse
     # is then ours to answer and to count. gRPC would end the stream with a status of its own.
     call = cast("Callable[..., ClientStream]", channel.stream_stream(METHOD, None, None))  # pyright: ignore[reportUnknownMemberType]
-    return call(metadata=metadata)
+    return call(metadata=_metadata(token))
+
+
+async def ask_identity(channel: grpc.aio.Channel, token: str | None) -> Hello:
+    """Return what the process at the other end of `channel` says of itself.
+
+    Raises:
+        MalformedMessage: it does not begin with a Hello.
+        grpc.aio.AioRpcError: it does not answer, or refuses to.
+    """
+    call = cast("Callable[..., Awaitable[bytes]]", channel.unary_unary(IDENTIFY, None, None))  # pyright: ignore[reportUnknownMemberType]
+    frame = decode_frame(unpack_frame(await call(b"", metadata=_metadata(token))))
+    if not frame or not isinstance(frame[0], Hello):
+        raise MalformedMessage("it answers without a Hello")
+    return frame[0]
 
 
 def stream_handler(serve: ServeStream) -> "grpc.RpcMethodHandler[bytes, bytes]":
@@ -87,9 +102,10 @@ def stream_handler(serve: ServeStream) -> "grpc.RpcMethodHandler[bytes, bytes]":
     return make(serve)
 
 
-def add_stream_service(server: grpc.aio.Server, serve: ServeStream) -> None:
-    """Make `server` give the streams of our service to `serve`."""
-    handlers = {"Link": stream_handler(serve)}
+def add_stream_service(server: grpc.aio.Server, serve: ServeStream, identify: ServeUnary) -> None:
+    """Make `server` give the streams of our service to `serve`, and the question who listens to `identify`."""
+    make = cast("Callable[[ServeUnary], grpc.RpcMethodHandler[bytes, bytes]]", grpc.unary_unary_rpc_method_handler)  # pyright: ignore[reportUnknownMemberType]
+    handlers = {"Link": stream_handler(serve), "Identify": make(identify)}
     handler = grpc.method_handlers_generic_handler(SERVICE, handlers)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     server.add_generic_rpc_handlers((handler,))  # pyright: ignore[reportUnknownMemberType]
 
@@ -135,6 +151,10 @@ async def read_first_frame(stream: Stream) -> list[Envelope]:
         MalformedMessage: it opens it with something else, or says nothing.
     """
     return decode_frame(unpack_frame(await read_message(stream)))
+
+
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...] | None:
+    return (("authorization", f"Bearer {token}"),) if token is not None else None
 
 
 def explain(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from actorhub.core.envelope import Hello
 from actorhub.core.errors import ActorhubError, ConfigurationError, MalformedMessage, RunnerUnavailable
-from actorhub.transport.grpc.addresses import is_loopback, is_wildcard, join_address, numeric_host, split_address
+from actorhub.transport.grpc.addresses import is_loopback, is_refused, is_wildcard, join_address, numeric_host, split_address
 from actorhub.transport.grpc.link import GrpcLink
 from actorhub.transport.grpc.options import (
     TlsFiles,
@@ -25,7 +25,7 @@ from actorhub.transport.grpc.options import (
     server_options,
 )
 from actorhub.transport.grpc.service import LinkService, TokenCheck, make_server
-from actorhub.transport.grpc.streams import explain, open_stream, pack_hello, read_first_frame
+from actorhub.transport.grpc.streams import ask_identity, explain, open_stream, pack_hello, read_first_frame
 from actorhub.transport.handshake import check_hello
 from actorhub.transport.outbox import LinkLimits
 from actorhub.transport.ports import Acceptor, Transport
@@ -145,6 +145,24 @@ class GrpcTransport(Transport):
         self._outgoing.add(link)
         self._tasks.start(self._carry(link, channel), f"actorhub-link-{address}")
         return link
+
+    @override
+    async def identify(self, address: str, *, deadline: float) -> str | None:
+        channel = self._channel(address)
+        try:
+            async with asyncio.timeout(deadline):
+                # By a connection of its own: gRPC tells refused connections from others by text alone.
+                if await is_refused(address):
+                    return None
+                return (await ask_identity(channel, self._token)).incarnation
+        except TimeoutError as exc:
+            raise RunnerUnavailable(f"nothing at {address} answered within {deadline:g} s") from exc
+        except grpc.aio.AioRpcError as exc:
+            _raise_unavailable(address, exc)
+        except (MalformedMessage, OSError) as exc:
+            raise RunnerUnavailable(f"who listens at {address} cannot be known: {exc}") from exc
+        finally:
+            await channel.close(None)
 
     @override
     async def aclose(self, grace: float) -> None:

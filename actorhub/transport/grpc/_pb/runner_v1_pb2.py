@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+actorhub/transport/grpc/_pb/runner_v1.proto\x12\x12\x61\x63torhub.runner.v1\"\x1a\n\x05\x46rame\x12\x11\n\tenvelopes\x18\x01 \x01(\x0c\x32J\n\x06Runner\x12@\n\x04Link\x12\x19.actorhub.runner.v1.Frame\x1a\x19.actorhub.runner.v1.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+actorhub/transport/grpc/_pb/runner_v1.proto\x12\x12\x61\x63torhub.runner.v1\"\x1a\n\x05\x46rame\x12\x11\n\tenvelopes\x18\x01 \x01(\x0c\x32\x8c\x01\n\x06Runner\x12@\n\x04Link\x12\x19.actorhub.runner.v1.Frame\x1a\x19.actorhub.runner.v1.Frame(\x01\x30\x01\x12@\n\x08Identify\x12\x19.actorhub.runner.v1.Frame\x1a\x19.actorhub.runner.v1.Frameb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,6 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FRAME']._serialized_start=67
   _globals['_FRAME']._serialized_end=93
-  _globals['_RUNNER']._serialized_start=95
-  _globals['_RUNNER']._serialized_end=169
+  _globals['_RUNNER']._serialized_start=96
+  _globals['_RUNNER']._serialized_end=236
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,11 @@ class RunnerStub:
                 request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.SerializeToString,
                 response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.FromString,
                 _registered_method=True)
+        self.Identify = channel.unary_unary(
+                '/actorhub.runner.v1.Runner/Identify',
+                request_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.SerializeToString,
+                response_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.FromString,
+                _registered_method=True)
 
 
 class RunnerServicer:
@@ -52,11 +57,24 @@ class RunnerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Identify(self, request, context):
+        """Who listens here: the answer holds its Hello. Also while it is starting, when it takes no links yet. The request is
+        empty.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunnerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Link': grpc.stream_stream_rpc_method_handler(
                     servicer.Link,
+                    request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.FromString,
+                    response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.SerializeToString,
+            ),
+            'Identify': grpc.unary_unary_rpc_method_handler(
+                    servicer.Identify,
                     request_deserializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.FromString,
                     response_serializer=actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.SerializeToString,
             ),
@@ -86,6 +104,33 @@ class Runner:
             request_iterator,
             target,
             '/actorhub.runner.v1.Runner/Link',
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.SerializeToString,
+            actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Identify(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/actorhub.runner.v1.Runner/Identify',
             actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.SerializeToString,
             actorhub_dot_transport_dot_grpc_dot___pb_dot_runner__v1__pb2.Frame.FromString,
             options,

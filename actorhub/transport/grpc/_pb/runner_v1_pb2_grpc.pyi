@@ -18,6 +18,10 @@ class RunnerStub:
     """The first frame in each direction begins with the sender's Hello. If the cluster has a token, calls need
     `authorization: Bearer TOKEN` in their metadata.
     """
+    Identify: _aio.UnaryUnaryMultiCallable[_runner_v1_pb2.Frame, _runner_v1_pb2.Frame]
+    """Who listens here: the answer holds its Hello. Also while it is starting, when it takes no links yet. The request is
+    empty.
+    """
 
 class RunnerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -28,6 +32,16 @@ class RunnerServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_runner_v1_pb2.Frame]:
         """The first frame in each direction begins with the sender's Hello. If the cluster has a token, calls need
         `authorization: Bearer TOKEN` in their metadata.
+        """
+
+    @_abc_1.abstractmethod
+    def Identify(
+        self,
+        request: _runner_v1_pb2.Frame,
+        context: _aio.ServicerContext[_runner_v1_pb2.Frame, _abc.Awaitable[_runner_v1_pb2.Frame]],
+    ) -> _abc.Awaitable[_runner_v1_pb2.Frame]:
+        """Who listens here: the answer holds its Hello. Also while it is starting, when it takes no links yet. The request is
+        empty.
         """
 
 def add_RunnerServicer_to_server(servicer: RunnerServicer, server: _aio.Server) -> None: ...
