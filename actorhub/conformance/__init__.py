@@ -16,7 +16,7 @@ Example:
     import pytest
 
     from actorhub.conformance import checkpoints, eras, key_values, message_care, message_keys, message_runs
-    from actorhub.conformance import messages, singletons, slots, storage, unreadable_messages
+    from actorhub.conformance import messages, singletons, slots, storage, takeovers, unreadable_messages
     from my_storage import MyKeyValues, MyStorage, empty_store
 
 
@@ -62,7 +62,7 @@ Example:
         return (await world.storage()).key_values
 
 
-    class TestOwnership(storage.OwnershipSuite, slots.SlotSuite): ...
+    class TestOwnership(storage.OwnershipSuite, slots.SlotSuite, takeovers.TakeoverSuite): ...
 
 
     class TestState(storage.StateSuite): ...

@@ -24,7 +24,7 @@ from actorhub.conformance.messages import (
     stored,
 )
 from actorhub.conformance.singletons import leadership
-from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, MeasuredStorage, StorageWorld, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, MeasuredStorage, StorageWorld, runner, take_over
 from actorhub.core.address import ShardId
 from actorhub.core.errors import DuplicateKey
 from actorhub.storage.checkpoint_ports import (
@@ -208,7 +208,7 @@ class CheckpointWriteSuite:
         await messages.start_run(start(1, 3), "a")
         refused = changed(run(message(1), 1), checkpoints=closing(1))
         if reason is Fenced:
-            await storage.take(SHARDS[:1], runner("b"))
+            await take_over(storage, SHARDS[:1], runner("b"))
         elif reason is VersionConflict:
             refused = changed(refused, version=2)
         elif reason is NotPending:
@@ -229,7 +229,7 @@ class CheckpointWriteSuite:
         storage, peer = await owned(world), await world.storage()
         await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"1"})), "a")
         await storage.checkpoints.complete(outcome("t"))
-        await peer.take(SHARDS[:1], runner("b"))
+        await take_over(peer, SHARDS[:1], runner("b"))
         for notes in (steps({"late": b"2"}), steps({"late": b"2"}, 7), closing(), closing(7)):
             for epoch, incarnation in ((1, "a"), (2, "a"), (1, "b"), (3, "b")):
                 with pytest.raises(Fenced):
@@ -328,7 +328,7 @@ class CheckpointWriteSuite:
         await storage.messages.commit_with_checkpoints(made, "a")
         await storage.messages.commit_with_checkpoints(noted(steps({"fetch": b"1"})), "a")
         await storage.messages.commit_with_checkpoints(made, "a")
-        await peer.take(SHARDS, runner("b"))
+        await take_over(peer, SHARDS, runner("b"))
         await storage.messages.commit_with_checkpoints(made, "a")
         assert await storage.checkpoints.load(scope()) == Saved(generation=1, checkpoints={"fetch": b"1"})
 

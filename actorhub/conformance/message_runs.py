@@ -20,7 +20,7 @@ from actorhub.conformance.messages import (
     store_time,
     stored,
 )
-from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, StorageWorld, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, StorageWorld, runner, take_over
 from actorhub.core.errors import DuplicateKey
 from actorhub.storage.message_ports import (
     MessageState,
@@ -93,7 +93,7 @@ class StartSuite:
         """Another incarnation and another epoch count nothing."""
         messages = await opened(world)
         await stored(messages, [message(1)])
-        await (await world.storage()).take(SHARDS, runner("b"))
+        await take_over(await world.storage(), SHARDS, runner("b"))
         refused = [(start(1), "a"), (start(1, epoch=2), "a"), (start(1), "b"), (start(1, epoch=3), "b")]
         found = await results([messages.start_run(each, incarnation) for each, incarnation in refused])
         assert found == [Readiness.FENCED] * 4
@@ -165,7 +165,7 @@ class CommitSuite:
         told = (message(10), keyed(message(11), "free"), message(12))
         refused = changed(run(message(1), 1), outbox=told)
         if reason is Fenced:
-            await storage.take(SHARDS[:1], runner("b"))
+            await take_over(storage, SHARDS[:1], runner("b"))
         elif reason is VersionConflict:
             refused = changed(refused, version=2)
         elif reason is NotPending:
@@ -187,7 +187,7 @@ class CommitSuite:
         await storage.take(SHARDS, runner("a"))
         made = [message(number, f"e{number}", shard=SHARDS[number % 2]) for number in range(1, 11)]
         await stored(messages, [*made[:8], keyed(message(99), "used", b"other")])
-        await storage.take(SHARDS[3:4], runner("b"))
+        await take_over(storage, SHARDS[3:4], runner("b"))
         runs = [changed(run(each, 1), outbox=(message(100 + each.message_id, "told"),)) for each in made]
         runs[1] = changed(runs[1], shard=SHARDS[3])
         runs[3] = changed(runs[3], version=5)
@@ -284,7 +284,7 @@ class CommitSuite:
         await messages.commit_run(run(made[1], 2), "a")
         await messages.commit_run(run(message(10)), "a")
         await messages.commit_run(first, "a")
-        await storage.take(SHARDS, runner("b"))
+        await take_over(storage, SHARDS, runner("b"))
         await messages.commit_run(first, "a")
         assert await storage.load_state("orders", "ada") == StoredState(2, b"v2")
         assert await backlog(messages) == [11]
@@ -436,7 +436,7 @@ class FailureSuite:
         made = [message(1), message(2), message(3, shard=SHARDS[1])]
         await stored(messages, made)
         await messages.commit_run(run(made[1]), "a")
-        await storage.take(SHARDS[1:2], runner("b"))
+        await take_over(storage, SHARDS[1:2], runner("b"))
         before = storage.statistics().refused
         noted = [made[0], made[1], made[2], changed(made[2], epoch=2), message(9)]
         outcome = await failures([messages.fail_run(failure(each), "a") for each in noted])

@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, StorageWorld, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, StorageWorld, runner, take_over
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.message_ports import (
@@ -258,7 +258,7 @@ class StoreSuite:
         storage, peer = await world.storage(), await world.storage()
         unowned = await storage.messages.store(message(9, epoch=0), "a")
         await storage.take(SHARDS, runner("a"))
-        await peer.take(SHARDS[:1], runner("b"))
+        await take_over(peer, SHARDS[:1], runner("b"))
         await storage.release({SHARDS[1]: 1}, "a")
         refused = [
             storage.messages.store(message(1), "a"),
@@ -341,7 +341,7 @@ class StoreSuite:
             deposits = tasks.create_task(deposit())
             while not deposits.done():
                 before = list(acknowledged)
-                await owner.take(SHARDS, runner("b"))
+                await take_over(owner, SHARDS, runner("b"))
                 assert set(before) <= set(await backlog(owner.messages))
         assert await backlog(owner.messages) == acknowledged
 

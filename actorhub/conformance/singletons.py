@@ -18,6 +18,7 @@ from actorhub.conformance.storage import (
     StorageWorld,
     lock_session,
     runner,
+    take_over,
 )
 from actorhub.core.address import ShardId
 from actorhub.storage.checkpoint_ports import (
@@ -195,7 +196,7 @@ class LeaderSuite:
         )
         await storage.singletons.record(leadership(), BUSY, heartbeat=True)
         before = await only(storage.singletons)
-        await peer.take(SHARDS, runner("b"))
+        await take_over(peer, SHARDS, runner("b"))
         row, _ = await peer.singletons.lead(leadership(epoch=2, incarnation="b"), "127.0.0.1:8000", 60.0)
         assert row.since > before.since
         assert row == changed(
@@ -221,7 +222,7 @@ class LeaderSuite:
         storage, peer = await led(world), await world.storage()
         await storage.singletons.keep_schedule(leadership(), schedule())
         before = await only(storage.singletons)
-        await peer.take(SHARDS[:1], runner("b"))
+        await take_over(peer, SHARDS[:1], runner("b"))
         refused = storage.statistics().refused
         stale = [
             leadership(epoch=1),

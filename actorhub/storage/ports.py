@@ -3,6 +3,7 @@
 from asyncio import Future
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from types import MappingProxyType
 from typing import Final, Protocol
 
 import msgspec
@@ -20,6 +21,9 @@ LEASE: Final = timedelta(seconds=2.5)
 """A runner whose last acknowledged heartbeat was *sent* longer ago than this may act for no shard."""
 SESSION_IDLE_LIMIT: Final = timedelta(seconds=4)
 """The server ends a lock session that was silent for this long, which frees its locks."""
+
+
+NOBODY: Final[Mapping[ShardId, int]] = MappingProxyType({})
 
 
 class SessionLost(ActorhubError):
@@ -244,8 +248,14 @@ class Storage(Protocol):
         """Delete the runner's row; nothing happens when there is none."""
         ...
 
-    async def take(self, shards: Sequence[ShardId], info: RunnerInfo) -> Mapping[ShardId, int]:
-        """Become owner of `shards`, whose locks the caller holds; return their new epochs.
+    async def take(
+        self, shards: Sequence[ShardId], info: RunnerInfo, gone: Mapping[ShardId, int] = NOBODY
+    ) -> Mapping[ShardId, int]:
+        """Become owner of those of `shards` that are free, whose locks the caller holds; return their new epochs.
+
+        Free are those without an owner, those that this incarnation owned itself, and those that are still at the epoch
+        that `gone` names: the caller knows that their owner acts for them no longer. The others stay as they are. So
+        nobody is robbed of a shard by a caller that has lost its locks and does not know it.
 
         Each epoch grows by one. When this returns, no commit of a former owner is under way, and none will be accepted:
         the former incarnations' fences are taken exclusively while owner and epoch are written.

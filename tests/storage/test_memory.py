@@ -15,6 +15,7 @@ from actorhub.conformance.storage import (
     outcomes,
     runner,
 )
+from actorhub.conformance.takeovers import TakeoverSuite
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.memory import MemoryStorage, MemoryStore
@@ -63,6 +64,10 @@ class TestMemoryOwnership(OwnershipSuite):
 
 class TestMemorySlots(SlotSuite):
     """Slots on the memory store."""
+
+
+class TestMemoryTakeovers(TakeoverSuite):
+    """Takeovers on the memory store."""
 
 
 class TestMemoryState(StateSuite):

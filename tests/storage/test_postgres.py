@@ -4,6 +4,7 @@ import pytest
 
 from actorhub.conformance.slots import SlotSuite
 from actorhub.conformance.storage import OwnershipSuite, StateSuite
+from actorhub.conformance.takeovers import TakeoverSuite
 from tests.storage.conftest import PostgresWorld
 
 
@@ -19,6 +20,10 @@ class TestPostgresOwnership(OwnershipSuite):
 
 class TestPostgresSlots(SlotSuite):
     """Slots on Postgres."""
+
+
+class TestPostgresTakeovers(TakeoverSuite):
+    """Takeovers on Postgres."""
 
 
 class TestPostgresState(StateSuite):

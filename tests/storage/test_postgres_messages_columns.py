@@ -5,7 +5,7 @@ from asyncio import Future
 import pytest
 
 from actorhub.conformance.messages import backlog, changed, failures, keyed, message, opened, results, run, stored
-from actorhub.conformance.storage import SHARDS, runner
+from actorhub.conformance.storage import SHARDS, runner, take_over
 from actorhub.core.address import ShardId
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.message_ports import NewMessage, Readiness, RunCommit, RunStart, Stored, Verdict
@@ -40,7 +40,7 @@ async def test_one_shard_at_two_epochs_is_judged_by_each(postgres_world: Postgre
     storage = await postgres_world.storage()
     messages = storage.messages
     for incarnation in ("a", "b", "a"):
-        await storage.take(SHARDS[:1], runner(incarnation))
+        await take_over(storage, SHARDS[:1], runner(incarnation))
     made = [message(1, "e1", epoch=1), message(2, "e2", epoch=3), message(3, "e3", epoch=1), message(4, "e4", epoch=3)]
     verdicts = [answer.verdict for answer in await stored(messages, made)]
     assert verdicts == [Verdict.FENCED, Verdict.NEW] * 2

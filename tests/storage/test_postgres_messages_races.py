@@ -17,7 +17,7 @@ from actorhub.conformance.messages import (
     run,
     stored,
 )
-from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner, take_over
 from actorhub.core.address import ShardId
 from actorhub.storage.message_ports import (
     CancelResult,
@@ -45,7 +45,7 @@ async def test_a_deposit_before_a_take_is_found_by_the_new_owner(postgres_world:
         async with held(postgres_world, "lock table message in access exclusive mode") as observer:
             deposit = storage.messages.deposit(message(1, shard=shard))
             await until_blocked(observer)
-            take = tasks.create_task(peer.take([shard], runner("b")))
+            take = tasks.create_task(take_over(peer, [shard], runner("b")))
             await until_blocked(observer, 2)
             assert not take.done()
         await take
@@ -61,7 +61,7 @@ async def test_a_deposit_during_a_take_waits_for_it(postgres_world: PostgresWorl
     async with asyncio.timeout(PATIENCE_SECONDS), asyncio.TaskGroup() as tasks:
         fence = "select pg_advisory_xact_lock_shared(owner_fence) from shard where number = 0"
         async with held(postgres_world, fence) as observer:
-            take = tasks.create_task(peer.take(SHARDS[:1], runner("b")))
+            take = tasks.create_task(take_over(peer, SHARDS[:1], runner("b")))
             await until_blocked(observer)
             deposit = storage.messages.deposit(message(2))
             await until_blocked(observer, 2)
@@ -78,7 +78,7 @@ async def test_takes_and_deposits_of_many_shards_do_not_deadlock(postgres_world:
 
     async def take_often(number: int) -> None:
         for _ in range(15):
-            await storages[number].take(shards[:: 1 - 2 * number], runner("ab"[number]))
+            await take_over(storages[number], shards[:: 1 - 2 * number], runner("ab"[number]))
 
     async def deposit_often(number: int) -> None:
         for first in range(0, 300, 20):
@@ -104,7 +104,7 @@ async def test_taking_waits_for_a_run_that_is_being_committed(postgres_world: Po
         async with held(postgres_world, "select from message where message_id = 1 for update") as observer:
             early = messages.commit_run(run(made[0], 1), "a")
             await until_blocked(observer)
-            take = tasks.create_task(peer.take(SHARDS[:1], runner("b")))
+            take = tasks.create_task(take_over(peer, SHARDS[:1], runner("b")))
             await until_blocked(observer, 2)
             assert not take.done()
             late = messages.commit_run(run(made[1], 1), "a")
@@ -131,7 +131,7 @@ async def test_without_the_fence_a_late_run_would_be_accepted(postgres_world: Po
     async with held(postgres_world, "select from message where message_id = 1 for update") as observer:
         late = storage.messages.commit_run(run(message(1), 1), "a")
         await until_blocked(observer)
-        assert await peer.take(SHARDS[:1], runner("b")) == {SHARDS[0]: 2}
+        assert await take_over(peer, SHARDS[:1], runner("b")) == {SHARDS[0]: 2}
         assert await peer.load_state("orders", "ada") is None
     await late
     assert await peer.load_state("orders", "ada") == StoredState(1, b"v1")

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from actorhub.conformance.messages import FAR, backlog, changed, keyed, message, results, run, stored
-from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner, take_over
 from actorhub.core.errors import DuplicateKey, PersistenceError
 from actorhub.storage.message_ports import MessageState, NotPending, RolledBack, RunStart
 from actorhub.storage.ports import Fenced, StoredState, VersionConflict
@@ -168,7 +168,7 @@ async def test_a_zombie_cannot_commit_its_sql(shop: Shop, postgres_world: Postgr
     made = await shop.messages.begin()
     await made.connection.execute("insert into invoice values ('undone')")
     async with asyncio.timeout(PATIENCE_SECONDS):
-        await peer.take(SHARDS, runner("b"))
+        await take_over(peer, SHARDS, runner("b"))
     with pytest.raises(Fenced):
         await made.commit(run(message(1), 1), "a")
     assert await shop.invoices() == []

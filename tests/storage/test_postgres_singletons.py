@@ -28,7 +28,7 @@ from actorhub.conformance.singletons import (
     schedule,
     with_everything,
 )
-from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner
+from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, runner, take_over
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.checkpoint_ports import BODY, Saved
 from actorhub.storage.message_ports import MessageState
@@ -174,7 +174,7 @@ async def test_a_takeover_waits_for_the_leaders_write_under_way(world: PostgresW
     async with held(world, "select from singleton for update") as observer:
         writing = asyncio.Task(write())
         await until_blocked(observer)
-        taking = asyncio.Task(peer.take(SHARDS[:1], runner("b")))
+        taking = asyncio.Task(take_over(peer, SHARDS[:1], runner("b")))
         await until_blocked(observer, 2)
     async with asyncio.timeout(PATIENCE_SECONDS):
         await writing

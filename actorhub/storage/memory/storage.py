@@ -18,6 +18,7 @@ from actorhub.storage.memory.singletons import MemorySingletons
 from actorhub.storage.memory.store import MemoryStore
 from actorhub.storage.past import Past
 from actorhub.storage.ports import (
+    NOBODY,
     ClusterValues,
     Era,
     EraChange,
@@ -139,8 +140,11 @@ class MemoryStorage(Storage):
         (await self._reached()).remove_runner(incarnation)
 
     @override
-    async def take(self, shards: Sequence[ShardId], info: RunnerInfo) -> Mapping[ShardId, int]:
-        return (await self._reached()).take(shards, info.runner)
+    async def take(
+        self, shards: Sequence[ShardId], info: RunnerInfo, gone: Mapping[ShardId, int] = NOBODY
+    ) -> Mapping[ShardId, int]:
+        store = await self._reached()
+        return store.take([shard for shard in shards if store.is_free(shard, info.runner, gone)], info.runner)
 
     @override
     async def release(self, shards: Mapping[ShardId, int], incarnation: str) -> None:

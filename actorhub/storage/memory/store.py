@@ -267,6 +267,13 @@ class MemoryStore:
         """Delete a runner's row."""
         self._runners.pop(incarnation, None)
 
+    def is_free(self, shard: ShardId, runner: RunnerAddress, gone: Mapping[ShardId, int]) -> bool:
+        """Return whether `runner` may take a shard: it has no other owner, or one that is `gone` at the present epoch."""
+        row = self._shards.get(shard)
+        if row is None or row.owner is None or row.owner.incarnation == runner.incarnation:
+            return True
+        return row.epoch == gone.get(shard)
+
     def take(self, shards: Sequence[ShardId], runner: RunnerAddress) -> Mapping[ShardId, int]:
         """Make `runner` owner at the next epochs; return those."""
         epochs: dict[ShardId, int] = {}

@@ -79,8 +79,38 @@ where l.locktype = 'advisory' and l.granted and l.mode = 'ShareLock' and l.objsu
     );
 
 -- name: take
--- Become owner of shards: their new epochs.
-select taken_group, taken_number, taken_epoch from take_shards($1, $2, $3, $4, $5);
+-- Become owner of those shards that have no owner, had the caller, or are still at the epoch $6: their new epochs. The
+-- rows are locked before the check, in the order of take_shards, so that what is checked holds until they are written. A
+-- row that another session makes meanwhile is not seen here, and its shard is not taken.
+with made as (
+    insert into shard (shard_group, number, epoch)
+    select r.g, r.n, 0 from unnest($1::text[], $2::integer[]) as r (g, n)
+    order by r.g, r.n
+    on conflict do nothing
+    returning shard_group as g, number as n
+),
+locked as materialized (
+    select s.shard_group as g, s.number as n, s.epoch, s.owner_incarnation
+    from shard as s
+    join unnest($1::text[], $2::integer[]) as r (g, n) on s.shard_group = r.g and s.number = r.n
+    order by s.shard_group, s.number
+    for update of s
+),
+free as (
+    select array_agg(f.g) as groups, array_agg(f.n) as numbers
+    from (
+        select made.g, made.n from made
+        union all
+        select l.g, l.n
+        from locked as l
+        join unnest($1::text[], $2::integer[], $6::bigint[]) as r (g, n, gone) using (g, n)
+        where l.owner_incarnation is null or l.owner_incarnation = $3 or l.epoch = r.gone
+    ) as f
+)
+select t.taken_group, t.taken_number, t.taken_epoch
+from free
+cross join lateral take_shards(free.groups, free.numbers, $3, $4, $5) as t
+where free.groups is not null;
 
 -- name: release
 -- Leave shards without an owner where the caller still owns them.

@@ -15,6 +15,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.agreement import check_agreement
 from actorhub.storage.ports import (
+    NOBODY,
     ClusterValues,
     Era,
     EraChange,
@@ -260,11 +261,14 @@ class PostgresStorage(Storage):
         await self._control.fetch("remove a runner", "remove_runner", incarnation)
 
     @override
-    async def take(self, shards: Sequence[ShardId], info: RunnerInfo) -> Mapping[ShardId, int]:
+    async def take(
+        self, shards: Sequence[ShardId], info: RunnerInfo, gone: Mapping[ShardId, int] = NOBODY
+    ) -> Mapping[ShardId, int]:
         wanted = {(shard.group, shard.number): shard for shard in shards}
         if not wanted:
             return {}
         groups, numbers = [key[0] for key in wanted], [key[1] for key in wanted]
+        epochs = [gone.get(shard) for shard in wanted.values()]
         runner = info.runner
         fence = self._fence_key(runner.incarnation)
         attempt = 1
@@ -274,7 +278,7 @@ class PostgresStorage(Storage):
         while True:
             try:
                 rows = await self._ownership.fetch(
-                    "take shards", "take", groups, numbers, runner.incarnation, runner.address, fence
+                    "take shards", "take", groups, numbers, runner.incarnation, runner.address, fence, epochs
                 )
                 return {wanted[group, number]: epoch for group, number, epoch in rows}
             except PersistenceError as exc:
