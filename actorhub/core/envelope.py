@@ -39,12 +39,15 @@ COMPLETED: Final = 10
 """News that the deferred value whose token has the hash in the body was completed, for runs that wait for it."""
 HEALTH: Final = 11
 """Report the health of the runner that gets this request."""
+LET_GO: Final = 12
+"""Act no longer for tenures of the receiver that the body lists (`ShardOwner`), because the sender has their locks. The
+reply is whether it acts for none of them. Earlier releases refuse the request, and their leases are waited out."""
 ECHO: Final = 13
 """Answer at once, with nothing: by then everything has arrived that was sent before over the same link."""
 
 ABOUT_MESSAGES: Final = frozenset({CANCEL_MESSAGE, RETRY_MESSAGE})
 """Requests about stored messages, for the owners of their shards; the body may name the shard, such as `default:42`."""
-ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH, ECHO})
+ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH, LET_GO, ECHO})
 """Requests that belong to no shard. Their effect does not depend on who owns which shard."""
 
 

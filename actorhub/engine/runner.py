@@ -13,6 +13,7 @@ from actorhub.core.envelope import (
     FIND_MESSAGE,
     HEALTH,
     KEY_VALUE,
+    LET_GO,
     POLL_STORAGE,
     Leaving,
     Members,
@@ -25,6 +26,7 @@ from actorhub.core.errors import (
     ShuttingDown,
 )
 from actorhub.core.logger import get_logger
+from actorhub.engine.anycast.former_owners import FormerOwnerRequests
 from actorhub.engine.anycast.key_value_requests import KeyValueRequests
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
 from actorhub.engine.blocking import BlockedLoopWatch
@@ -138,6 +140,7 @@ class Runner:
         )
         serving = Serving(host=self.host, lease=lease, is_coming=self._is_coming, serve=self._serve)
         self.node = Node(process, events=self, serving=serving)
+        self._former_owners = FormerOwnerRequests(self.node)
         self.ownership = Ownership(
             storage=storage,
             clock=clock,
@@ -149,13 +152,25 @@ class Runner:
         )
         self.eras = Eras(self.node, storage, lease_machine_id=self._renew_machine_id, on_ended=self._on_era_ended)
         self._key_value_requests = KeyValueRequests(storage.key_values, supervisor)
-        self._requests = RunnerRequests(node=self.node, store=storage.checkpoints, host=self.host, health=self.health)
-        self._served: Mapping[int, Callable[[Message], None]] = {
+        self._requests = self._make_requests()
+        self._served = self._make_served()
+        self.watch = BlockedLoopWatch(self.node.loop, clock)
+
+    def _make_requests(self) -> RunnerRequests:
+        return RunnerRequests(
+            node=self.node,
+            store=self.storage.checkpoints,
+            host=self.host,
+            health=self.health,
+            let_go=self.ownership.let_go,
+        )
+
+    def _make_served(self) -> Mapping[int, Callable[[Message], None]]:
+        return {
             FIND_MESSAGE: self.host.delivery.requests.find,
             KEY_VALUE: self._key_value_requests.serve,
-            **dict.fromkeys((POLL_STORAGE, COMPLETE, COMPLETED, HEALTH, ECHO), self._requests.serve),
+            **dict.fromkeys((POLL_STORAGE, COMPLETE, COMPLETED, HEALTH, ECHO, LET_GO), self._requests.serve),
         }
-        self.watch = BlockedLoopWatch(self.node.loop, clock)
 
     @property
     def address(self) -> RunnerAddress:
@@ -203,7 +218,7 @@ class Runner:
         return self.eras.prepared == self.storage.era
 
     def _on_era_ended(self, reason: str) -> None:
-        self.ownership.let_go(reason)
+        self.ownership.let_everything_go(reason)
         self._server.distrust()
 
     async def leave(self, grace: float) -> None:
@@ -363,6 +378,7 @@ class Runner:
     def on_members_changed(self, runners: Sequence[LiveRunner]) -> None:
         """Link to the runners that are alive, tell the clients, and route what is parked."""
         self.known_runners = runners
+        self._former_owners.forget_others([runner.info.runner.incarnation for runner in runners])
         live = [runner.info for runner in runners]
         self.node.router.known_types = frozenset(name for info in (*live, self.info) for name in info.entity_types)
         own = self.info.runner
@@ -380,6 +396,7 @@ class Runner:
         owned = [ShardOwner(shard, self.info.runner, epoch) for shard, epoch in self.ownership.owned.items()]
         if peer.is_runner:
             self.ownership.trust(peer.runner.incarnation)
+            _ = self.node.supervisor.spawn(self._former_owners.check_address(peer), "check address")
             if all(known.info.runner != peer.runner for known in self.known_runners):
                 self.ownership.refresh()
         else:
@@ -428,6 +445,10 @@ class Runner:
 
     def _mistrust(self, shard: ShardId) -> None:
         self.ownership.mistrust(shard)
+
+    async def has_let_go(self, owner: RunnerAddress, tenures: Sequence[ShardOwner], seconds: float) -> bool:
+        """Return whether a former owner is known to act for none of `tenures`, or to be dead."""
+        return await self._former_owners.has_let_go(owner, tenures, seconds)
 
     def on_refused(self, runner: RunnerAddress, error: ActorhubError, is_first: bool) -> None:
         """Suspect a registered runner that cannot be reached.

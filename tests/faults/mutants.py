@@ -12,10 +12,11 @@ import msgspec
 from actorhub import context
 from actorhub.cluster import cluster_of_handler
 from actorhub.context import Current
-from actorhub.core.address import ShardId
+from actorhub.core.address import RunnerAddress, ShardId, ShardOwner
 from actorhub.core.clock import Clock
 from actorhub.core.idempotency import run_key
 from actorhub.core.retry import Retry
+from actorhub.engine.anycast.former_owners import FormerOwnerRequests
 from actorhub.engine.durable.attempts import Attempts
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.intake import Intake
@@ -26,6 +27,7 @@ from actorhub.engine.model.asked import AskedMessage
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import Cell, HostedShard, Message
 from actorhub.engine.model.run import Run
+from actorhub.engine.ownership.former_owners import FormerOwners
 from actorhub.engine.runs import completion
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.saving import StepRun
@@ -264,3 +266,23 @@ def _(patch: Patch) -> None:
         return list(self._memory.table(shard).spared.values())
 
     patch(Attempts, "_cut", broken)
+
+
+@mutant("a free lock is taken at once")
+def _(patch: Patch) -> None:
+    async def broken(self: FormerOwners, *what: Any, **options: Any) -> bool:
+        return True
+
+    patch(FormerOwners, "until_gone", broken)
+
+
+@mutant("whoever cannot be asked counts as dead")
+def _(patch: Patch) -> None:
+    has_let_go = FormerOwnerRequests.has_let_go
+
+    async def broken(
+        self: FormerOwnerRequests, owner: RunnerAddress, tenures: Sequence[ShardOwner], seconds: float
+    ) -> bool:
+        return self._node.peers.by_runner(owner) is None or await has_let_go(self, owner, tenures, seconds)
+
+    patch(FormerOwnerRequests, "has_let_go", broken)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
+from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
 from actorhub.core.clock import Clock, SystemClock
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.ownership.loop import Ownership
@@ -169,6 +169,16 @@ class RecordingHost:
             if theirs and node is not self._node and not node.dead:
                 node.ownership.nudge(theirs)
 
+    async def has_let_go(self, owner: RunnerAddress, tenures: Sequence[ShardOwner], seconds: float) -> bool:
+        """Ask the former owner, if there is a way to it."""
+        cluster = self._node.cluster
+        cluster.asked.append((self._node.info.runner.address, owner.address))
+        await asyncio.sleep(0)
+        former = next((node for node in cluster.nodes if node.info.runner == owner), None)
+        if former is None or former.dead:
+            return True
+        return owner not in cluster.unreachable and await former.ownership.let_go(tenures, self._node.incarnation)
+
     def order(self, shard: ShardId) -> list[str]:
         """Return what happened to `shard`, in order."""
         return [event for event, shards in self.events if shard in shards]
@@ -213,6 +223,10 @@ class Cluster:
         self.ledger = Ledger(clock)
         self.changed = asyncio.Event()
         self.nodes: list[Node] = []
+        self.unreachable: set[RunnerAddress] = set()
+        """Runners that nobody reaches, but for the store."""
+        self.asked: list[tuple[str, str]] = []
+        """Who asked which former owner to let go."""
 
     def node(self, address: str, *, weight: float = 1.0, handover_grace: float = 10.0) -> Node:
         """Prepare a runner."""

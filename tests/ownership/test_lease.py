@@ -12,7 +12,7 @@ from actorhub.engine.ownership.plan import desired_shards
 from actorhub.engine.ownership.session import Watchdog
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.memory.session import MemoryLockSession
-from actorhub.storage.ports import LEASE
+from actorhub.storage.ports import LEASE, NOBODY
 from tests.ownership.cluster import SHARDS, Cluster, VirtualClock, VirtualLoop, in_virtual_time
 
 
@@ -237,11 +237,13 @@ class _StuckTakes(MemoryStorage):
 
     stuck: frozenset[ShardId] = frozenset()
 
-    async def take(self, shards: Sequence[ShardId], info: RunnerInfo) -> Mapping[ShardId, int]:
+    async def take(
+        self, shards: Sequence[ShardId], info: RunnerInfo, gone: Mapping[ShardId, int] = NOBODY
+    ) -> Mapping[ShardId, int]:
         """Take, unless a shard is stuck."""
         if self.stuck.intersection(shards):
             raise PersistenceError("the fence of the former owner is held")
-        return await super().take(shards, info)
+        return await super().take(shards, info, gone)
 
 
 def test_a_take_that_fails_strands_nothing_and_holds_no_other_shard() -> None:

@@ -1,14 +1,15 @@
 """Requests that any runner answers about itself, and outcomes of deferred values."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final
 
 import msgspec
 
+from actorhub.core.address import ShardOwner
 from actorhub.core.codec import decode_answer
-from actorhub.core.envelope import COMPLETE, COMPLETED, ECHO, HEALTH, POLL_STORAGE
+from actorhub.core.envelope import COMPLETE, COMPLETED, ECHO, HEALTH, LET_GO, POLL_STORAGE
 from actorhub.core.errors import ActorhubError, MalformedMessage
 from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.ask import AnycastRequest, ask, ask_any
@@ -16,9 +17,11 @@ from actorhub.engine.host import Host
 from actorhub.engine.model.records import SENT, Message
 from actorhub.engine.model.spec import operation_spec
 from actorhub.engine.node import Node
+from actorhub.engine.routing.inbound import RemoteMessage
 from actorhub.engine.routing.peers import Peer
 from actorhub.engine.runs.deferred import completion
 from actorhub.engine.singletons.health import RunnerHealth, UnreachedRunner
+from actorhub.engine.singletons.leader import LOSS_LIMIT
 from actorhub.storage.checkpoint_ports import CheckpointStore, CompletionKind
 
 COMPLETE_SPEC: Final = operation_spec("deferred value", "complete")
@@ -42,6 +45,7 @@ class DeferredOutcome(msgspec.Struct, frozen=True, array_like=True):
 
 
 _outcome: Final = msgspec.msgpack.Decoder(DeferredOutcome).decode
+_tenures: Final = msgspec.msgpack.Decoder(list[ShardOwner]).decode
 
 
 class CompletionNotice(Message):
@@ -67,11 +71,20 @@ class CompletionNotice(Message):
 class RunnerRequests:
     """Answers them on a runner."""
 
-    def __init__(self, *, node: Node, store: CheckpointStore, host: Host, health: Callable[[], RunnerHealth]) -> None:
+    def __init__(
+        self,
+        *,
+        node: Node,
+        store: CheckpointStore,
+        host: Host,
+        health: Callable[[], RunnerHealth],
+        let_go: Callable[[Sequence[ShardOwner], str], Awaitable[bool]],
+    ) -> None:
         self._node = node
         self._store = store
         self._host = host
         self._health = health
+        self._let_go = let_go
 
     def serve(self, caller: Message) -> None:
         """Answer the request in the caller's body."""
@@ -86,6 +99,8 @@ class RunnerRequests:
         elif caller.kind == COMPLETED:
             self._host.deferrals.on_completed([caller.body])
             caller.complete_waiting(b"")
+        elif caller.kind == LET_GO:
+            _ = self._node.supervisor.spawn(self._serve_let_go(caller), "let go of shards")
         else:
             _ = self._node.supervisor.spawn(self._serve_completion(caller), "complete a deferred value")
 
@@ -112,6 +127,23 @@ class RunnerRequests:
         except msgspec.MsgspecError as exc:
             raise MalformedMessage(f"outcome of a deferred value: {exc}") from exc
         return await self.complete(outcome)
+
+    async def _serve_let_go(self, caller: Message) -> None:
+        """Let go of tenures, and answer once the hooks of singletons that were led here have run.
+
+        The peer begins when it has the answer: its `on_become_leader` comes after our `on_lose_leadership`.
+        """
+        assert isinstance(caller, RemoteMessage)
+        try:
+            tenures = _tenures(caller.body)
+        except msgspec.MsgspecError as exc:
+            caller.fail_waiting(MalformedMessage(f"tenures to let go of: {exc}"))
+            return
+        ending = self._host.singletons.supervisions([tenure.shard for tenure in tenures])
+        has_let_go = await self._let_go(tenures, caller.caller.runner.incarnation)
+        if has_let_go and ending:
+            await asyncio.wait(ending, timeout=LOSS_LIMIT)
+        caller.complete_waiting(encode(has_let_go))
 
     async def _serve_completion(self, caller: Message) -> None:
         try:

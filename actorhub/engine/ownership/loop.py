@@ -19,14 +19,16 @@ from typing import Final
 
 import msgspec
 
-from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
+from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId, ShardOwner
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError
 from actorhub.core.logger import get_logger
 from actorhub.engine.model.lease import NEVER, Lease
+from actorhub.engine.ownership.acquisitions import Acquisitions
+from actorhub.engine.ownership.former_owners import FormerOwners, StoreTime
 from actorhub.engine.ownership.members import Membership
-from actorhub.engine.ownership.moves import SLOW_DRAIN, Acquisitions, HandOvers, Holdings, ShardHost, ShardState
+from actorhub.engine.ownership.moves import SLOW_DRAIN, HandOvers, Holdings, ShardHost, ShardState
 from actorhub.engine.ownership.plan import decide
 from actorhub.engine.ownership.session import GuardedSession, Watchdog, open_session
 from actorhub.engine.supervision import Supervisor, set_or_time, store_call
@@ -92,7 +94,7 @@ class Ownership:
             info: What this runner declares about itself; its incarnation is the one of this start.
             shards_per_group: The value that the cluster agreed on.
             lease: Tells everybody else until when this runner may act for its shards.
-            host: Acts for the owned shards.
+            host: Acts for the owned shards, and asks about former owners.
             supervisor: Owns the loops.
             handover_grace: Seconds that running handlers get to finish when a shard moves to another runner.
         """
@@ -103,7 +105,6 @@ class Ownership:
         self._host = host
         self._supervisor = supervisor
         self._handover_grace = handover_grace
-        self._wake = asyncio.Event()
         self._holdings = Holdings(lease)
         self._handovers = HandOvers(
             holdings=self._holdings,
@@ -113,7 +114,14 @@ class Ownership:
             clock=clock,
             incarnation=self.incarnation,
             next_owner=self.next_owner,
-            rebalance=self._wake.set,
+        )
+        self._store_time = StoreTime()
+        self._former_owners = FormerOwners(
+            storage=storage,
+            supervisor=supervisor,
+            clock=clock,
+            store_time=self._store_time,
+            neighbours=host,
         )
         self._acquisitions = Acquisitions(
             holdings=self._holdings,
@@ -121,9 +129,9 @@ class Ownership:
             host=host,
             supervisor=supervisor,
             clock=clock,
+            former_owners=self._former_owners,
             desired=self._desired,
             give_back=self._handovers.give_back,
-            rebalance=self._wake.set,
         )
         self._watchdog: Watchdog | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -203,7 +211,7 @@ class Ownership:
     def trust(self, incarnation: str) -> None:
         """End the suspicion of a peer that there is a link to again."""
         if self._membership.suspects.trust(incarnation):
-            self._wake.set()
+            self._holdings.wake.set()
 
     def nudge(self, shards: Iterable[ShardId]) -> None:
         """Try the locks of shards that a peer has just released, if they are ours.
@@ -233,10 +241,26 @@ class Ownership:
         if shard not in self._holdings.releasing:
             self._handovers.give_back({shard: epoch})
 
-    def let_go(self, reason: str) -> None:
+    def let_everything_go(self, reason: str) -> None:
         """Let go of everything at once, the lock session too; a new one will acquire what is desired then."""
         if not self._left:
             self._fence(reason)
+
+    async def let_go(self, tenures: Sequence[ShardOwner], peer: str) -> bool:
+        """Act for none of `tenures` when this returns `True`. It returns `False` if the store does not know the peer.
+
+        A peer that has the lock of a shard which this runner owns shows that the lock session of this runner has ended.
+
+        Args:
+            tenures: Of this runner, as the peer has read them in the store.
+            peer: Incarnation of the runner that asks.
+        """
+        if not await self._membership.is_registered(peer):
+            return False
+        held = self._holdings
+        if any(held.owned.get(one.shard) == one.epoch or one.shard in held.taking for one in tenures):
+            self._fence(f"runner {peer[:6]} has locks that the lock session of this one had")
+        return True
 
     async def start(self) -> None:
         """Register, open the first lock session, and return once all desired shards have been tried.
@@ -313,7 +337,7 @@ class Ownership:
             except (PersistenceError, SessionLost) as error:
                 _log.warning("the store could not be told that this runner is leaving: %s", error)
         self._holdings.leaving = True
-        self._wake.set()
+        self._holdings.wake.set()
         await self._until_settled(empty=True)
 
     async def _deregister(self, session: GuardedSession | None, reserve: float) -> None:
@@ -367,6 +391,7 @@ class Ownership:
         if session is None:
             return
         sent, rows = await session.heartbeat(self._info)
+        self._store_time.observe(rows, sent, self._clock.monotonic())
         if rows:
             self._host.observe_time(rows[0].read_at)
         if session is not self._holdings.session:
@@ -383,7 +408,7 @@ class Ownership:
             self._info = msgspec.structs.replace(self._info, slot=slot)
         if self._membership.observe(rows, self._info):
             self._host.on_members_changed(self._membership.living)
-        self._wake.set()
+        self._holdings.wake.set()
 
     async def _rest(self) -> None:
         """Wait until the next heartbeat is due, or until there is a reason to send it now."""
@@ -399,8 +424,8 @@ class Ownership:
     async def _run_balance(self) -> None:
         while True:
             # Cleared before the comparison: what changes during or after it sets the event again and is not missed.
-            self._wake.clear()
-            await set_or_time(self._wake, self._balance())
+            self._holdings.wake.clear()
+            await set_or_time(self._holdings.wake, self._balance())
 
     def _balance(self) -> float | None:
         """Start the acquisitions and hand-overs that are due; return the seconds until there may be more to do."""

@@ -34,6 +34,7 @@ _NAMESAKE_IS_DEAD: Final = 1.5
 """Seconds of silence after which a former runner at our address counts as dead; a living one sends one every second."""
 _NAMESAKE_POLL: Final = 0.1
 _DEADLINE: Final = 2.0
+_PEER_DEADLINE: Final = 0.5
 
 
 class Membership:
@@ -68,6 +69,18 @@ class Membership:
     def registered(self) -> int:
         """How many runners the table had when it was last read, silent ones included."""
         return len(self._rows)
+
+    async def is_registered(self, incarnation: str) -> bool:
+        """Return whether the table has the runner; also `True` if the store does not answer, so that nobody knows."""
+        if any(row.info.runner.incarnation == incarnation for row in self._rows):
+            return True
+        try:
+            # Not by a heartbeat: this runner's lock session may be what has ended.
+            rows = await store_call(self._supervisor, self._storage.runners(), "list runners", _PEER_DEADLINE)
+        except PersistenceError as error:
+            _log.warning("whether runner %r is registered is not known: %s", incarnation[:6], error)
+            return True
+        return any(row.info.runner.incarnation == incarnation for row in rows)
 
     def forgive(self, seconds: float) -> None:
         """Ignore up to `seconds` of everybody's silence for the next few seconds.

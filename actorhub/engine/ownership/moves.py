@@ -1,10 +1,12 @@
-"""How shards come and go.
+"""What a runner holds, and how shards go. How they come is in `acquisitions`.
 
 An acquisition locks a shard, takes it in the store and grants it to the host. A hand-over drains it, releases it in the
 store, unlocks it and announces it. The order is what keeps owners from overlapping:
 
 - The lock comes before the take. The lock keeps two runners from *running* the shard; the take waits for commits that a
   former owner has under way, then raises the epoch, so that nothing the former owner sends later can be *committed*.
+- Between the two, if the former owner did not release the shard, comes the wait until it can no longer act for it: the
+  lock is free as soon as its session has ended, and it may not know (`FormerOwners`).
 - The unlock comes after the drain. Whoever gets the lock may start handlers at once, so none may run here by then.
 """
 
@@ -12,32 +14,28 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
-from actorhub.core.address import RunnerAddress, RunnerInfo, ShardId
-from actorhub.core.backoff import Backoff
+from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError, ShuttingDown
 from actorhub.core.logger import get_logger
 from actorhub.engine.model.lease import NEVER, Lease
+from actorhub.engine.ownership.former_owners import Neighbours
 from actorhub.engine.ownership.session import GuardedSession
 from actorhub.engine.supervision import Supervisor, store_call
 from actorhub.storage.ports import LiveRunner, SessionLost, Storage
 
 _log: Final = get_logger("actorhub.ownership")
 
-TAKE_DEADLINE: Final = 10.0
-"""Seconds. A take may have to wait until the store ends a former owner that is stuck in a transaction (2 s)."""
 RELEASE_DEADLINE: Final = 2.0
 DRAIN_MARGIN: Final = 1.0
 """Seconds by which a drain may exceed its grace before the shard is revoked."""
 SLOW_DRAIN: Final = 0.5
 """Seconds after which a drain no longer counts against the number of concurrent drains."""
-_LARGEST_BATCH: Final = 2000
-_SHRINK: Final = 8
 
 ShardState = Literal["owned", "acquiring", "draining", "unowned"]
 
 
-class ShardHost(Protocol):
+class ShardHost(Neighbours, Protocol):
     """What acts for the owned shards. The synchronous methods must neither block nor raise."""
 
     async def prepare(self) -> None:
@@ -110,10 +108,14 @@ class Holdings:
         self._lease = lease
         self.owned: dict[ShardId, int] = {}
         self.acquiring: set[ShardId] = set()
+        self.taking: set[ShardId] = set()
+        """Those of `acquiring` whose take is under way: the store may name this runner as their owner already."""
         self.releasing: dict[ShardId, float] = {}
         """When the hand-over of each shard began, in monotonic seconds."""
         self.session: GuardedSession | None = None
         self.leaving = False
+        self.wake = asyncio.Event()
+        """Has the balance loop run once more."""
         self.changed = asyncio.Event()
         """Set whenever an acquisition or a hand-over has ended, whatever came of it."""
 
@@ -145,7 +147,6 @@ class HandOvers:
         clock: Tells how long a drain has taken.
         incarnation: Of this runner.
         next_owner: Returns the runner that should own a shard next.
-        rebalance: Has the balance loop run once more.
     """
 
     def __init__(
@@ -158,7 +159,6 @@ class HandOvers:
         clock: Clock,
         incarnation: str,
         next_owner: Callable[[ShardId], RunnerAddress | None],
-        rebalance: Callable[[], None],
     ) -> None:
         self._holdings = holdings
         self._storage = storage
@@ -167,7 +167,6 @@ class HandOvers:
         self._clock = clock
         self._incarnation = incarnation
         self._next_owner = next_owner
-        self._rebalance = rebalance
         self._drains: dict[ShardId, asyncio.Task[None]] = {}
         self._drained: dict[ShardId, int] = {}
         """Epochs of the shards that wait for the next batch of releases."""
@@ -248,7 +247,7 @@ class HandOvers:
         else:
             self._holdings.releasing.pop(shard, None)
             self._holdings.changed.set()
-            self._rebalance()
+            self._holdings.wake.set()
 
     async def _release_drained(self) -> None:
         while self._drained:
@@ -260,7 +259,7 @@ class HandOvers:
                     self._holdings.releasing.pop(shard, None)
                 self.released += len(batch)
                 self._holdings.changed.set()
-                self._rebalance()
+                self._holdings.wake.set()
                 self._host.on_released({shard: self._next_owner(shard) for shard in batch})
 
     async def _release(self, batch: Mapping[ShardId, int]) -> None:
@@ -277,141 +276,3 @@ class HandOvers:
                 await session.unlock(list(batch))
             except SessionLost as error:
                 _log.warning("the locks of %d released shards ended with the lock session: %s", len(batch), error)
-
-
-class Acquisitions:
-    """Locks desired shards, becomes their owner in the store, and grants them to the host.
-
-    Args:
-        holdings: What this runner holds.
-        storage: Where a take is written.
-        host: Told of granted shards.
-        supervisor: Owns the tasks.
-        clock: Source of time and jitter.
-        desired: Returns the shards that this runner should own now.
-        give_back: Releases shards that were taken too late.
-        rebalance: Has the balance loop run once more.
-    """
-
-    def __init__(
-        self,
-        *,
-        holdings: Holdings,
-        storage: Storage,
-        host: ShardHost,
-        supervisor: Supervisor,
-        clock: Clock,
-        desired: Callable[[], frozenset[ShardId]],
-        give_back: Callable[[Mapping[ShardId, int]], None],
-        rebalance: Callable[[], None],
-    ) -> None:
-        self._holdings = holdings
-        self._storage = storage
-        self._host = host
-        self._supervisor = supervisor
-        self._clock = clock
-        self._desired = desired
-        self._give_back = give_back
-        self._rebalance = rebalance
-        self._batch = _LARGEST_BATCH
-        self._backoff = Backoff(0.05, 1.0)
-        self._failures = 0
-        self._retries_requested = 0
-        """Counts `retry`: an attempt compares it at its start and at its end."""
-        self.takeovers = 0
-        self.last_duration = 0.0
-
-    def start(self, shards: Sequence[ShardId], info: RunnerInfo, since: float) -> None:
-        """Begin to acquire `shards`, in batches.
-
-        Args:
-            shards: Neither owned nor being acquired or released.
-            info: This runner, as the store is to name it.
-            since: Monotonic seconds at which the shards became desired, for the statistics.
-        """
-        session = self._holdings.session
-        if session is None:
-            return
-        for first in range(0, len(shards), self._batch):
-            batch = shards[first : first + self._batch]
-            self._holdings.acquiring.update(batch)
-            _ = self._supervisor.spawn(self._acquire(session, batch, info, since), "acquire shards")
-
-    def retry(self) -> None:
-        """Try now the locks that are desired and not held; something suggests that some of them are free.
-
-        An attempt that is under way may have asked for its locks just before they became free, and until it ends the
-        balance loop leaves its shards alone. So each attempt that began before this call is followed by one more run of
-        the balance loop. It is one, and not a run whenever some attempt ends: batches end one after the other, and if
-        each end called for the others to be repeated, locks that a living peer holds would be tried without a pause, on
-        the very session that must send the heartbeats.
-        """
-        self._retries_requested += 1
-        self._rebalance()
-
-    async def _acquire(
-        self, session: GuardedSession, shards: Sequence[ShardId], info: RunnerInfo, since: float
-    ) -> None:
-        requested = self._retries_requested
-        locked = shards
-        epochs: Mapping[ShardId, int] = {}
-        try:
-            locked = await session.try_lock(shards)
-            # Placement may have changed while the locks were awaited. A lock that is kept without the shard being
-            # desired would never be freed: the balance loop releases only what is owned.
-            desired = self._desired()
-            kept = [shard for shard in locked if shard in desired]
-            if len(kept) < len(locked):
-                await session.unlock(sorted(set(locked).difference(kept)))
-            locked = kept
-            if kept and self._holdings.may_act(session):
-                work = self._storage.take(kept, info)
-                epochs = await store_call(self._supervisor, work, "take shards", TAKE_DEADLINE)
-        except SessionLost as error:
-            _log.info("%d shards were not acquired, because the lock session ended: %s", len(shards), error)
-        except PersistenceError as error:
-            await self._on_take_failed(session, locked, error)
-        finally:
-            self._holdings.acquiring.difference_update(shards)
-            self._grant(session, epochs, since)
-            self._holdings.changed.set()
-            # With a new session the locks that this attempt got are gone, and the balance loop may have run already
-            # while these shards still counted as being acquired.
-            if requested != self._retries_requested or session is not self._holdings.session:
-                self._rebalance()
-
-    def _grant(self, session: GuardedSession, epochs: Mapping[ShardId, int], since: float) -> None:
-        # A take can last seconds. If the lease ran out or the session was lost meanwhile, the store names this runner
-        # as the owner of shards that it must not act for: it takes them again, at higher epochs, once it has a new
-        # session.
-        if not epochs or not self._holdings.may_act(session):
-            return
-        self._failures = 0
-        self._batch = min(_LARGEST_BATCH, self._batch * _SHRINK)
-        if self._holdings.leaving:
-            self._give_back(epochs)
-            return
-        self._holdings.owned.update(epochs)
-        self.takeovers += len(epochs)
-        self.last_duration = self._clock.monotonic() - since
-        self._host.on_granted(epochs)
-
-    async def _on_take_failed(
-        self, session: GuardedSession, locked: Sequence[ShardId], error: PersistenceError
-    ) -> None:
-        """Free the locks, so that another runner can try, and retry soon in smaller batches.
-
-        One shard whose former owner is stuck in a transaction fails the take of its whole batch. Smaller batches keep
-        it from holding up the others.
-        """
-        self._failures += 1
-        self._batch = max(1, min(self._batch, len(locked)) // _SHRINK)
-        delay = self._backoff.delay(self._failures, self._clock.random())
-        _log.warning("could not take %d shards, next attempt in %.3g s: %s", len(locked), delay, error)
-        # `retry`, because freeing the locks below may last longer than the delay: until then the shards count as being
-        # acquired, and a plain run of the balance loop would pass them over.
-        asyncio.get_running_loop().call_later(delay, self.retry)
-        try:
-            await session.unlock(locked)
-        except SessionLost as lost:
-            _log.info("the locks of %d shards ended with the lock session: %s", len(locked), lost)

@@ -1,11 +1,12 @@
 """The singletons that this runner leads, which are those whose shard it owns."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import Any, Final
 
 import msgspec
 
+from actorhub.core.address import ShardId
 from actorhub.core.backoff import Backoff
 from actorhub.core.errors import NotConnected, PersistenceError, SingletonError, SingletonErrorReason
 from actorhub.engine.model.records import Cell, HostedShard, HostedType
@@ -142,6 +143,10 @@ class SingletonLeaders:
     async def run_scheduled(self, run: Run, call: Callable[[], Awaitable[Any]]) -> Any:
         """Run the method with `@cron` for the fire time of a message, unless that is to be skipped."""
         return await self.leader_of(run.cell).schedules.run(run, call)
+
+    def supervisions(self, shards: Collection[ShardId]) -> "list[asyncio.Task[None]]":
+        """Return what leads the singletons of these shards here; each ends when its leader has lost the shard."""
+        return [self._supervisions[name] for name, led in self._leaders.items() if led.leadership.shard in shards]
 
     async def handed_over(self, shard: HostedShard, limit: float) -> None:
         """Wait, for at most `limit` seconds, until the shard's leaders have done everything and written that they left.

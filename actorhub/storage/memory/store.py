@@ -268,7 +268,7 @@ class MemoryStore:
         self._runners.pop(incarnation, None)
 
     def is_free(self, shard: ShardId, runner: RunnerAddress, gone: Mapping[ShardId, int]) -> bool:
-        """Return whether `runner` may take a shard: it has no other owner, or one that is `gone` at the present epoch."""
+        """Return whether `runner` may take a shard: it has no other owner, or one that is `gone` at its epoch."""
         row = self._shards.get(shard)
         if row is None or row.owner is None or row.owner.incarnation == runner.incarnation:
             return True

@@ -58,7 +58,7 @@ async def is_refused(address: str) -> bool:
             try:
                 await loop.sock_connect(probe, place)
             except ConnectionRefusedError:
-                continue
+                continue  # Another IP address of the name may accept.
             return False
     return True
 

@@ -14,7 +14,14 @@ from typing_extensions import override
 
 from actorhub.core.envelope import Hello
 from actorhub.core.errors import ActorhubError, ConfigurationError, MalformedMessage, RunnerUnavailable
-from actorhub.transport.grpc.addresses import is_loopback, is_refused, is_wildcard, join_address, numeric_host, split_address
+from actorhub.transport.grpc.addresses import (
+    is_loopback,
+    is_refused,
+    is_wildcard,
+    join_address,
+    numeric_host,
+    split_address,
+)
 from actorhub.transport.grpc.link import GrpcLink
 from actorhub.transport.grpc.options import (
     TlsFiles,

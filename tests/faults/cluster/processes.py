@@ -89,6 +89,7 @@ class RunnerProcess:
         self.close()
         self.generation += 1
         self.frozen = False
+        self.front.listen()
         stem = self._directory / f"{self.name}.{self.generation}"
         self._out = stem.with_name(f"{stem.name}.out")
         arguments = {
@@ -137,10 +138,11 @@ class RunnerProcess:
         return None if self._process is None else self._process.poll()
 
     def kill(self) -> None:
-        """End it as power loss would, but for its connections, which the system closes."""
+        """End it as power loss would; but the system closes its connections, and refuses new ones."""
         self._signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
+            self.front.refuse()
         self.frozen = False
 
     def freeze(self) -> None:
@@ -271,22 +273,24 @@ class ClusterProcesses:
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[asyncpg.Record]:
         """Ask Postgres directly."""
+        async with self.connection() as connection:
+            return await connection.fetch(query, *arguments, timeout=10)
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncGenerator["asyncpg.Connection[asyncpg.Record]", None]:
+        """Return a connection to Postgres that no fault concerns."""
         connection = await asyncpg.connect(self.postgres.url, timeout=10)
         try:
-            return await connection.fetch(query, *arguments, timeout=10)
+            yield connection
         finally:
             await connection.close(timeout=5)
 
     @asynccontextmanager
     async def transaction(self, statement: str) -> AsyncGenerator[None, None]:
         """Keep a transaction open that began with `statement`."""
-        connection = await asyncpg.connect(self.postgres.url, timeout=10)
-        try:
-            async with connection.transaction():
-                await connection.execute(statement, timeout=10)
-                yield
-        finally:
-            await connection.close(timeout=5)
+        async with self.connection() as connection, connection.transaction():
+            await connection.execute(statement, timeout=10)
+            yield
 
     def report(self) -> str:
         """Return what the runners logged, but for its beginnings."""

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from actorhub import Entity, Hub, current, handler
-from actorhub.cluster import part_of
+from actorhub.cluster import Cluster, part_of
 from actorhub.engine.runner import Runner
 
 
@@ -122,8 +122,10 @@ async def _read_commands() -> asyncio.StreamReader:
     return reader
 
 
-async def main(settings: dict[str, Any], served: Hub) -> None:
-    """Be a runner of `served` until SIGTERM or the end of the commands."""
+async def main(
+    settings: dict[str, Any], served: Hub, beside: Callable[[Cluster], Coroutine[Any, Any, None]] | None = None
+) -> None:
+    """Be a runner of `served` until SIGTERM or the end of the commands; `beside` runs meanwhile."""
     commands = await _read_commands()
     leave = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, leave.set)
@@ -132,9 +134,11 @@ async def main(settings: dict[str, Any], served: Hub) -> None:
         assert isinstance(runner, Runner)
         async with asyncio.TaskGroup() as tasks:
             obeying = tasks.create_task(_obey(commands, runner))
+            running = [obeying, *([tasks.create_task(beside(cluster))] if beside is not None else [])]
             _say(ready=runner.info.runner.address, incarnation=runner.info.runner.incarnation)
             await leave.wait()
-            obeying.cancel()
+            for task in running:
+                task.cancel()
     _say(left=True)
 
 

@@ -1,6 +1,7 @@
 """A TCP proxy whose connections can be cut and starved, told apart by what their clients say first."""
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -62,6 +63,7 @@ class TcpProxy:
         self._modes: dict[str, Mode] = {}
         self._open: set[_Connection] = set()
         self._server: asyncio.Server | None = None
+        self._listening: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -76,12 +78,27 @@ class TcpProxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.close()
+        if self._listening is not None:
+            await self._listening
+        self.refuse()
         self.cut()
         async with asyncio.timeout(5):
             while self._open:
                 await asyncio.sleep(0.005)
+
+    def refuse(self) -> None:
+        """Take no connections until `listen`, as if the target listened itself and were gone."""
+        assert self._server is not None
+        self._server.close()
+
+    def listen(self) -> None:
+        """Take connections at the same port again; those that come at once wait a moment."""
+        assert self._server is not None
+        if not self._server.is_serving() and (self._listening is None or self._listening.done()):
+            self._listening = asyncio.Task(self._listen(socket.create_server(("127.0.0.1", self.port))))
+
+    async def _listen(self, listener: socket.socket) -> None:
+        self._server = await asyncio.start_server(self._serve, sock=listener)
 
     def cut(self, label: str = "") -> None:
         """Reset connections now, and new ones until `heal`."""
