@@ -128,13 +128,17 @@ async def serve_ping(_: object, context: ServerStream) -> None:
         await context.write(pack_frame(encode_frame([Reply(request.id, 1, request.body)])))
 
 
+async def _identify(_request: bytes, _context: object) -> bytes:
+    return b""
+
+
 async def serve(mode: str) -> None:
     if mode == "link":
         transport = GrpcTransport(Hello(PROTOCOL_VERSION, "bench", "", "server"), listen="127.0.0.1:0")
         print(await transport.listen(EchoAcceptor()), flush=True)
         await asyncio.Event().wait()
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    add_stream_service(server, serve_ping if mode == "ping" else serve_raw)
+    add_stream_service(server, serve_ping if mode == "ping" else serve_raw, _identify)
     print(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}", flush=True)
     await server.start()
     await server.wait_for_termination()

@@ -259,7 +259,7 @@ def targets(found: dict[str, Any]) -> list[dict[str, Any]]:
         ]
     if freeze := found.get("freeze"):
         reached += [
-            target("takeover after SIGSTOP, p99 of shards", freeze["each_shard"]["p99_s"], at_most=6.0),
+            target("takeover after SIGSTOP, p99 of shards", freeze["each_shard"]["p99_s"], at_most=5.0),
             target("takeover after SIGSTOP, max", freeze["each_shard"]["max_s"], at_most=10.0),
             target("commits of thawed runners that were refused", freeze["refused"], at_least=1),
             target("commits forced past a thawed runner's checks: refused", freeze["forced_refused"], at_least=1),

@@ -25,8 +25,8 @@ shards = st.sets(st.integers(0, SHARDS - 1).map(lambda number: ShardId("default"
 
 
 def test_silent_runners_do_not_count_as_living() -> None:
-    """A peer silent for three seconds is gone, this runner lives whatever its row says."""
-    rows = [row(ME, 9.0), row(PEER, 2.9), row(OTHER, 3.0)]
+    """A peer that is silent for longer than a lease is gone, this runner lives whatever its row says."""
+    rows = [row(ME, 9.0), row(PEER, 2.7), row(OTHER, 2.75)]
     assert [one.info for one in living(rows, ME)] == [ME, PEER]
     assert [one.info for one in living([], ME)] == [ME]
 

@@ -97,15 +97,19 @@ async def test_releasing_waits_for_own_commits(postgres_world: PostgresWorld) ->
 
 
 async def test_a_former_owner_stuck_in_a_transaction_is_ended(postgres_world: PostgresWorld) -> None:
-    """A zombie that holds its fence forever costs a take seconds, and its own connection."""
+    """A zombie that holds its fence forever costs a take a moment, and its own connection; nobody else's is ended."""
     peer = await postgres_world.storage()
-    zombie = await postgres_world.sql()
-    await peer.take(SHARDS, runner("a"))
-    await zombie.execute("begin")
-    await zombie.execute("select pg_advisory_xact_lock_shared($1)", fence_lock_key("actorhub", "a"))
+    zombie, busy = await postgres_world.sql(), await postgres_world.sql()
+    await peer.take(SHARDS[:2], runner("a"))
+    await peer.take(SHARDS[2:], runner("c"))
+    for owner, connection in (("a", zombie), ("c", busy)):
+        await connection.execute("begin")
+        await connection.execute("select pg_advisory_xact_lock_shared($1)", fence_lock_key("actorhub", owner))
     async with asyncio.timeout(PATIENCE_SECONDS):
-        assert await take_over(peer, SHARDS[:2], runner("b")) == dict.fromkeys(SHARDS[:2], 2)
+        taken = await peer.take(SHARDS, runner("b"), dict.fromkeys(SHARDS[:2], 1))
+    assert taken == dict.fromkeys(SHARDS[:2], 2)
     await _until(lambda: _closed(zombie))
+    await busy.execute("commit")
 
 
 async def test_two_runners_that_take_the_same_shards_do_not_deadlock(postgres_world: PostgresWorld) -> None:

@@ -11,11 +11,11 @@ from actorhub.core.backoff import Backoff
 from actorhub.engine.ownership.placement import Candidate, place
 from actorhub.storage.ports import LiveRunner
 
-LIVE_WITHIN: Final = 3.0
+LIVE_WITHIN: Final = 2.75
 """A runner that has not sent a heartbeat for this many seconds gets no shards."""
-STALE_AFTER: Final = 3.5
-"""Seconds of silence after which peers end a runner's lock sessions. By then its lease (2.5 s) has run out, so it has
-stopped acting for its shards even if it is only cut off."""
+STALE_AFTER: Final = 2.75
+"""Seconds of silence after which peers end a runner's lock sessions. By then its lease (2.5 s) has run out: it has let
+go of its shards and given its session up, unless it is frozen. So nobody loses anything by it."""
 FORGET_AFTER: Final = 10.0
 """Seconds of silence after which the row of a runner without lock sessions is deleted."""
 RECEPTIVE_WITHIN: Final = 2.5

@@ -67,7 +67,8 @@ from pg_stat_activity
 where application_name = $1 and datname = current_database() and pid <> pg_backend_pid();
 
 -- name: end_fence_holders
--- End the sessions that hold shared fences of the present owners of these shards; returns how many there were.
+-- End the sessions that hold shared fences of present owners of these shards: of $3, and of those at the epochs $4;
+-- returns how many there were.
 select count(pg_terminate_backend(l.pid, 1000))
 from pg_locks as l
 where l.locktype = 'advisory' and l.granted and l.mode = 'ShareLock' and l.objsubid = 1 and l.pid <> pg_backend_pid()
@@ -75,7 +76,9 @@ where l.locktype = 'advisory' and l.granted and l.mode = 'ShareLock' and l.objsu
     and (l.classid::bigint << 32) | l.objid::bigint in (
         select s.owner_fence
         from shard as s
-        join unnest($1::text[], $2::integer[]) as r (g, n) on s.shard_group = r.g and s.number = r.n
+        join unnest($1::text[], $2::integer[], $4::bigint[]) as r (g, n, gone)
+            on s.shard_group = r.g and s.number = r.n
+        where s.owner_incarnation = $3 or s.epoch = r.gone
     );
 
 -- name: take

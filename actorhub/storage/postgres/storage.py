@@ -108,6 +108,7 @@ class PostgresStorage(Storage):
         self._control = Lane(self._connections)
         # A take may wait for a fence. What ends the fence's holder must not queue behind it.
         self._ownership = Lane(self._connections, LONG, slow=True)
+        self._takeovers = Lane(self._connections, {**LONG, "lock_timeout": "500ms"}, slow=True)
         self._endings = Lane(self._connections, LONG)
         self._loads = Batcher(self._connections, clock, StateLoads(self._counters), self._counters)
         self._commits = Batcher(
@@ -272,12 +273,13 @@ class PostgresStorage(Storage):
         runner = info.runner
         fence = self._fence_key(runner.incarnation)
         attempt = 1
-        # A former owner that froze in the middle of a commit still holds its fence. It has lost its shard locks, so it
-        # may not finish: after two seconds (lock_timeout) the server processes that hold the fences of these shards are
-        # ended, which rolls their transactions back, and the take is tried again.
+        # A former owner that froze in the middle of a transaction still holds its fence. It may not finish: after a
+        # while (lock_timeout) the server processes that hold the fences are ended, which rolls their transactions back,
+        # and the take is tried again. What is left of an owner that is gone gets less time than our own commits.
+        lane = self._takeovers if gone else self._ownership
         while True:
             try:
-                rows = await self._ownership.fetch(
+                rows = await lane.fetch(
                     "take shards", "take", groups, numbers, runner.incarnation, runner.address, fence, epochs
                 )
                 return {wanted[group, number]: epoch for group, number, epoch in rows}
@@ -285,7 +287,8 @@ class PostgresStorage(Storage):
                 if not isinstance(exc.__cause__, asyncpg.LockNotAvailableError) or attempt == _TAKE_ATTEMPTS:
                     raise
                 attempt += 1
-                await self._endings.fetch("end a former owner's commits", "end_fence_holders", groups, numbers)
+                what = "end commits that hold up a take"
+                await self._endings.fetch(what, "end_fence_holders", groups, numbers, runner.incarnation, epochs)
 
     @override
     async def release(self, shards: Mapping[ShardId, int], incarnation: str) -> None:
