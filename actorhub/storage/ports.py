@@ -82,6 +82,17 @@ class LiveRunner(msgspec.Struct, frozen=True):
     """When the store was asked, by its clock, likewise."""
 
 
+class TableSlice(msgspec.Struct, frozen=True, kw_only=True):
+    """Some rows of the runner table."""
+
+    after: str
+    """The incarnation that they follow, in the order of the store; empty: the first ones."""
+    most: int
+    """How many there may be."""
+    besides: tuple[str, ...] = ()
+    """Incarnations whose rows are wanted too, wherever they are. They do not count."""
+
+
 class ShardRow(msgspec.Struct, frozen=True):
     """The stored owner of a shard; `owner` is `None` after a graceful release."""
 
@@ -129,8 +140,11 @@ class LockSession(Protocol):
         """Whether the session is known to be gone."""
         ...
 
-    async def heartbeat(self, info: RunnerInfo) -> Sequence[LiveRunner]:
-        """Prove the session alive, write `info`'s row (again, if somebody deleted it), return all registered runners.
+    async def heartbeat(self, info: RunnerInfo, only: TableSlice | None = None) -> Sequence[LiveRunner]:
+        """Prove the session alive, write `info`'s row (again, if somebody deleted it), return registered runners.
+
+        They are all, or with `only` that slice of the table, and `info`'s in any case, each once. What it costs depends
+        on how many are returned, and not on how many there are. The rows of the slice come in its order.
 
         A new row gets the slot of a row with the same address if there is one, else the lowest that no row of an
         overlapping set of groups has, and keeps it. `info.slot` is ignored.

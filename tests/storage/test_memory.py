@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from actorhub.conformance.slots import SlotSuite
+from actorhub.conformance.slots import SliceSuite, SlotSuite
 from actorhub.conformance.storage import (
     SHARDS,
     OwnershipSuite,
@@ -62,7 +62,7 @@ class TestMemoryOwnership(OwnershipSuite):
     """Ownership on the memory store."""
 
 
-class TestMemorySlots(SlotSuite):
+class TestMemorySlots(SlotSuite, SliceSuite):
     """Slots on the memory store."""
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from actorhub.conformance.slots import SlotSuite
+from actorhub.conformance.slots import SliceSuite, SlotSuite
 from actorhub.conformance.storage import OwnershipSuite, StateSuite
 from actorhub.conformance.takeovers import TakeoverSuite
 from tests.storage.conftest import PostgresWorld
@@ -18,7 +18,7 @@ class TestPostgresOwnership(OwnershipSuite):
     """Ownership on Postgres."""
 
 
-class TestPostgresSlots(SlotSuite):
+class TestPostgresSlots(SlotSuite, SliceSuite):
     """Slots on Postgres."""
 
 

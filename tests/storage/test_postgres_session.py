@@ -5,7 +5,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
+import asyncpg
+import msgspec
 import pytest
 
 from actorhub.conformance.storage import PATIENCE_SECONDS, SHARDS, lock_session, locked, runner, with_slot
@@ -14,6 +17,7 @@ from actorhub.core.clock import SystemClock
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.ports import SessionLost
 from actorhub.storage.postgres import PostgresStorage
+from actorhub.storage.postgres.queries import queries
 from tests.storage.conftest import PostgresWorld
 from tests.support.postgres_server import PostgresServer
 
@@ -155,3 +159,36 @@ async def test_a_thousand_locks_take_two_round_trips_worth_of_time(postgres_worl
 async def _loses(operation: object) -> None:
     with pytest.raises(SessionLost):
         await operation  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("plans", ["force_custom_plan", "force_generic_plan"])
+async def test_a_heartbeat_visits_no_more_rows_in_a_large_cluster(postgres_url: str, plans: str) -> None:
+    """What it costs the server is the same at 3 registered runners and at 300."""
+    storage = PostgresStorage(postgres_url, clock=SystemClock())
+    await storage.open()
+    await storage.aclose()
+    visited: dict[int, float] = {}
+    connection = await asyncpg.connect(postgres_url)
+    await connection.execute(f"set search_path to actorhub, pg_catalog; set plan_cache_mode = {plans}")
+    for count in (3, 300):
+        await connection.execute(
+            "insert into runner (incarnation, address, weight, groups, entity_types, draining, version, slot, "
+            "backend_pid) select 'r' || n, 'h:' || n, 1, '{default}', '{orders}', false, '', n, 1 "
+            f"from generate_series(1, {count}) as n on conflict do nothing"
+        )
+        await connection.execute("vacuum analyze runner")
+        own = ("r2", "h:2", 1.0, ["default"], ["orders"], False, "")
+        explained = await connection.fetchval(
+            f"explain (analyze, format json) {queries()['heartbeat']}", *own, "r2", 16, ["r1"]
+        )
+        visited[count] = _visited(msgspec.json.decode(explained)[0]["Plan"])
+    await connection.close()
+    assert visited[300] <= visited[3] + 2 * 16
+
+
+def _visited(plan: dict[str, Any]) -> float:
+    """Return how many rows the scans of a plan have looked at."""
+    here = 0.0
+    if plan["Node Type"].endswith("Scan"):
+        here = (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)) * plan["Actual Loops"]
+    return here + sum(map(_visited, plan.get("Plans", ())))

@@ -205,6 +205,7 @@ class Ownership:
         """
         if incarnation == self.incarnation:
             return
+        self._membership.read_all()
         self._membership.suspects.add(incarnation, self._clock.monotonic())
         self._acquisitions.retry()
 
@@ -221,10 +222,12 @@ class Ownership:
         """
         if any(shard.group in self._info.groups for shard in shards):
             self._acquisitions.retry()
+            self._membership.read_all()
             self._beat_now.set()
 
     def refresh(self) -> None:
         """Read the runner table now instead of at the next heartbeat, because a peer appeared or disappeared."""
+        self._membership.read_all()
         self._beat_now.set()
 
     def mistrust(self, shard: ShardId) -> None:
@@ -372,6 +375,7 @@ class Ownership:
             _ = self._supervisor.spawn(raw.aclose(), "lock session: close")
             raise PersistenceError("another era of the database began: the lock session is opened again in a moment")
         self._sessions_opened += 1
+        self._membership.read_all()
         self._holdings.session = GuardedSession(
             raw, supervisor=self._supervisor, clock=self._clock, on_lost=self._on_session_lost
         )
@@ -390,7 +394,8 @@ class Ownership:
         session = self._holdings.session
         if session is None:
             return
-        sent, rows = await session.heartbeat(self._info)
+        asked = self._membership.next_slice()
+        sent, rows = await session.heartbeat(self._info, asked)
         self._store_time.observe(rows, sent, self._clock.monotonic())
         if rows:
             self._host.observe_time(rows[0].read_at)
@@ -406,7 +411,7 @@ class Ownership:
         slot = next((row.info.slot for row in rows if row.info.runner == self._info.runner), self._info.slot)
         if slot != self._info.slot:
             self._info = msgspec.structs.replace(self._info, slot=slot)
-        if self._membership.observe(rows, self._info):
+        if self._membership.observe(rows, asked, self._info):
             self._host.on_members_changed(self._membership.living)
         self._holdings.wake.set()
 
@@ -459,6 +464,8 @@ class Ownership:
         desired, owned = self._membership.desired(self._info), self._holdings.owned
         if self._holdings.leaving:
             return frozenset(owned)
+        if owned.keys() <= desired.mine:
+            return frozenset()
         return desired.given_away(owned.keys(), self._membership.receptive())
 
     def _grace(self, now: float) -> float:

@@ -19,8 +19,9 @@ from actorhub.engine.ownership.plan import (
     namesakes,
     stale,
 )
+from actorhub.engine.ownership.roster import Roster
 from actorhub.engine.supervision import Supervisor, store_call
-from actorhub.storage.ports import HEARTBEAT_INTERVAL, LiveRunner, Storage
+from actorhub.storage.ports import HEARTBEAT_INTERVAL, LiveRunner, Storage, TableSlice
 
 _log: Final = get_logger("actorhub.ownership")
 
@@ -54,12 +55,16 @@ class Membership:
         self._clock = clock
         self._shards_per_group = shards_per_group
         self._rebalance = rebalance
-        self._rows: Sequence[LiveRunner] = ()
+        self._roster = Roster()
+        self._late: frozenset[str] = frozenset()
+        """The runners that were overdue when their rows were last read."""
         self.living: tuple[LiveRunner, ...] = ()
         """The runners that were alive when the table was last read, this one included."""
         self.suspects = Suspects()
         self.last_desired = DesiredShards(frozenset(), {}, frozenset())
-        self._desired_for: object = None
+        self._infos: tuple[RunnerInfo, ...] = ()
+        """What `living` declare; another object when that has changed."""
+        self._desired_for: tuple[tuple[RunnerInfo, ...], frozenset[str], RunnerInfo] | None = None
         self._evicted: dict[str, float] = {}
         self._known_namesakes: set[str] = set()
         self._forgiven = 0.0
@@ -68,11 +73,19 @@ class Membership:
     @property
     def registered(self) -> int:
         """How many runners the table had when it was last read, silent ones included."""
-        return len(self._rows)
+        return len(self._roster.rows)
+
+    def read_all(self) -> None:
+        """Have the next heartbeat read the whole runner table, because there may be something new anywhere in it."""
+        self._roster.read_all()
+
+    def next_slice(self) -> TableSlice | None:
+        """Return what the next heartbeat should read of the runner table; `None`: all of it."""
+        return self._roster.next_slice(self._late | self.suspects.incarnations)
 
     async def is_registered(self, incarnation: str) -> bool:
         """Return whether the table has the runner; also `True` if the store does not answer, so that nobody knows."""
-        if any(row.info.runner.incarnation == incarnation for row in self._rows):
+        if incarnation in self._roster.rows:
             return True
         try:
             # Not by a heartbeat: this runner's lock session may be what has ended.
@@ -93,15 +106,29 @@ class Membership:
         self._forgiven = seconds
         self._forgiven_until = self._clock.monotonic() + LIVE_WITHIN
 
-    def observe(self, rows: Sequence[LiveRunner], me: RunnerInfo) -> bool:
-        """Take in the runner table; return whether the living runners, or what they declare, changed."""
+    def observe(self, rows: Sequence[LiveRunner], asked: TableSlice | None, me: RunnerInfo) -> bool:
+        """Take in what a heartbeat has read of the runner table, where it asked for `asked`.
+
+        Returns:
+            Whether the living runners, or what they declare, changed.
+        """
         now = self._clock.monotonic()
         forgiven = self._forgiven if now < self._forgiven_until else 0.0
+        has_changed = self._roster.take(rows, asked, me.runner.incarnation)
+        known = self._roster.rows
         # Suspects first: what is desired, and who may be given shards, depends on them.
-        self._rows = rows
-        self.suspects.observe([row for row in rows if row.info.runner != me.runner], now, forgiven)
-        before = [row.info for row in self.living]
-        self.living = living(rows, me, forgiven)
+        others = [row for row in rows if row.info.runner != me.runner]
+        self.suspects.observe(others, now, forgiven, registered=known)
+        were_late, self._late = (
+            self._late,
+            frozenset(row.info.runner.incarnation for row in others if row.silent_for >= _OVERDUE),
+        )
+        if not (has_changed or were_late or self._late or asked is None):
+            return False
+        self.living = living(list(known.values()), me, forgiven)
+        before, infos = self._infos, tuple(row.info for row in self.living)
+        if infos != before:
+            self._infos = infos
         for incarnation, forget in stale(rows, me, forgiven).items():
             # All runners see the silence at about the same time, and each of them evicts. That does no harm: ending a
             # session that has ended, or removing a row that is gone, does nothing.
@@ -109,18 +136,17 @@ class Membership:
                 self._evicted[incarnation] = now
                 _ = self._supervisor.spawn(self._evict(incarnation, forget=forget), "evict silent runner")
         self._evicted = {name: at for name, at in self._evicted.items() if now - at < 2 * _EVICTION_INTERVAL}
-        self._report_namesakes(rows, me)
-        return before != [row.info for row in self.living]
+        self._report_namesakes(list(known.values()), me)
+        return self._infos is not before
 
     def desired(self, me: RunnerInfo) -> DesiredShards:
         """Return the shards that `me` should own, by what is known now. Computed only when that has changed."""
-        excluded = frozenset(
-            row.info.runner.incarnation for row in self.living if row.info.runner.incarnation in self.suspects
-        )
-        infos = tuple(me if row.info.runner == me.runner else row.info for row in self.living)
-        if self._desired_for != (infos, excluded):
-            self.last_desired = desired_shards(infos, excluded, me, self._shards_per_group)
-            self._desired_for = (infos, excluded)
+        suspects, of = self.suspects.incarnations, self._desired_for
+        # Each heartbeat asks, so that all runners are compared as one object, which `observe` replaces.
+        if of is None or of[0] is not self._infos or of[1:] != (suspects, me):
+            infos = tuple(me if info.runner == me.runner else info for info in self._infos)
+            self.last_desired = desired_shards(infos, suspects, me, self._shards_per_group)
+            self._desired_for = (self._infos, suspects, me)
         return self.last_desired
 
     def receptive(self) -> frozenset[RunnerAddress]:
@@ -133,8 +159,7 @@ class Membership:
 
     def interval(self) -> float:
         """Return the seconds until the next heartbeat: fewer while a peer is overdue, and always with some jitter."""
-        overdue = any(row.silent_for >= _OVERDUE for row in self._rows)
-        return (_WATCHFUL_INTERVAL if overdue else _INTERVAL) * (0.9 + 0.1 * self._clock.random())
+        return (_WATCHFUL_INTERVAL if self._late else _INTERVAL) * (0.9 + 0.1 * self._clock.random())
 
     async def replace_namesakes(self, me: RunnerInfo) -> None:
         """Wait until former runners at this address are known to be dead, and remove their rows.

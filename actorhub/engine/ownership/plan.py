@@ -1,6 +1,6 @@
 """What a runner should do about shards, as pure functions: from the runner table to desired shards to a plan."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -205,10 +205,19 @@ class Suspects:
         """End the suspicion of a runner; return whether there was one."""
         return self._suspicions.pop(incarnation, None) is not None
 
-    def observe(self, rows: Sequence[LiveRunner], now: float, forgiven: float = 0.0) -> None:
-        """Begin and end suspicions by the runner table as it was read at `now`."""
+    def observe(
+        self, rows: Sequence[LiveRunner], now: float, forgiven: float = 0.0, *, registered: Container[str] = ()
+    ) -> None:
+        """Begin and end suspicions by rows of the runner table that were read at `now`.
+
+        Args:
+            rows: Those of other runners.
+            now: Monotonic seconds.
+            forgiven: Seconds of silence that prove nothing.
+            registered: Further runners that have a row, which was not read.
+        """
         silence = {row.info.runner.incarnation: row.silent_for for row in rows}
-        for incarnation in self._suspicions.keys() - silence.keys():
+        for incarnation in [name for name in self._suspicions if name not in silence and name not in registered]:
             del self._suspicions[incarnation]
         for incarnation, silent_for in silence.items():
             suspicion = self._suspicions.get(incarnation)

@@ -14,7 +14,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.errors import PersistenceError, ShuttingDown
 from actorhub.engine.model.lease import NEVER
 from actorhub.engine.supervision import Supervisor, store_call
-from actorhub.storage.ports import LiveRunner, LockSession, SessionLost, Storage
+from actorhub.storage.ports import LiveRunner, LockSession, SessionLost, Storage, TableSlice
 
 T = TypeVar("T")
 
@@ -105,8 +105,8 @@ class GuardedSession:
         if self.lost:
             raise self._lose("the connection of the lock session broke")
 
-    async def heartbeat(self, info: RunnerInfo) -> tuple[float, Sequence[LiveRunner]]:
-        """Return when the heartbeat was sent, in monotonic seconds, and the registered runners.
+    async def heartbeat(self, info: RunnerInfo, only: TableSlice | None) -> tuple[float, Sequence[LiveRunner]]:
+        """Return when the heartbeat was sent, in monotonic seconds, and the registered runners, or `only` some.
 
         The lease counts from the sending. Peers count this runner's silence from when the store received the heartbeat,
         which is later, so this runner's lease always ends before they act on its silence.
@@ -117,7 +117,7 @@ class GuardedSession:
             nonlocal sent
             # Taken here and not by the caller, who may wait for another operation of the session first.
             sent = self._clock.monotonic()
-            return await self._session.heartbeat(info)
+            return await self._session.heartbeat(info, only)
 
         rows = await self._run(beat, "lock session: heartbeat")
         return sent, rows

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from actorhub.core.address import RunnerInfo, ShardId
 from actorhub.storage.memory.store import MemoryStore, ServerSession
-from actorhub.storage.ports import LiveRunner, LockSession, SessionLost
+from actorhub.storage.ports import LiveRunner, LockSession, SessionLost, TableSlice
 
 OPERATION_LIMIT: Final = timedelta(seconds=2)
 
@@ -31,11 +31,11 @@ class MemoryLockSession(LockSession):
         return self._lost
 
     @override
-    async def heartbeat(self, info: RunnerInfo) -> Sequence[LiveRunner]:
+    async def heartbeat(self, info: RunnerInfo, only: TableSlice | None = None) -> Sequence[LiveRunner]:
         async with self._turn:
             await self._reach_server()
             self._store.register(info)
-            return self._store.runners()
+            return self._store.runners() if only is None else self._store.some_runners(only, info.runner.incarnation)
 
     @override
     async def try_lock(self, shards: Sequence[ShardId]) -> Sequence[ShardId]:

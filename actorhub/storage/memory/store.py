@@ -26,6 +26,7 @@ from actorhub.storage.ports import (
     ShardRow,
     StateCommit,
     StoredState,
+    TableSlice,
 )
 
 MACHINE_IDS: Final = 1024
@@ -262,6 +263,13 @@ class MemoryStore:
         """Return every registered runner."""
         now, read_at = self._clock.monotonic(), self._clock.time()
         return [LiveRunner(row.info, now - row.heartbeat_at, row.started_at, read_at) for row in self._runners.values()]
+
+    def some_runners(self, only: TableSlice, own: str) -> Sequence[LiveRunner]:
+        """Return the slice of the registered runners, and the caller's own."""
+        rows = {row.info.runner.incarnation: row for row in self.runners()}
+        apart = {own, *only.besides}
+        following = [name for name in sorted(rows) if name > only.after and name not in apart]
+        return [rows[name] for name in (*following[: only.most], *sorted(apart)) if name in rows]
 
     def remove_runner(self, incarnation: str) -> None:
         """Delete a runner's row."""

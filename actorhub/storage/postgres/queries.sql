@@ -1,5 +1,6 @@
 -- name: heartbeat
--- Write the caller's row and return every runner's, with the server process that ran this, and the present era.
+-- Write the caller's row and return every runner's, or if $8 is not null the $9 that follow it and those of $10, with
+-- the server process that ran this, and the present era.
 with mine as (
     insert into runner as r (
         incarnation, address, weight, groups, entity_types, draining, version, slot, backend_pid, heartbeat_at
@@ -12,7 +13,16 @@ with mine as (
     returning r.*
 ),
 everyone as (
-    select r.* from runner as r where r.incarnation <> $1
+    select r.* from runner as r where $8::text is null and r.incarnation <> $1
+    union all
+    (
+        select r.* from runner as r
+        where r.incarnation > $8 and r.incarnation <> $1 and r.incarnation <> all ($10::text[])
+        order by r.incarnation
+        limit $9
+    )
+    union all
+    select r.* from runner as r where $8 is not null and r.incarnation <> $1 and r.incarnation = any ($10)
     union all
     select mine.* from mine
 )

@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from actorhub.core.address import RunnerInfo, ShardId, lock_key, shard_lock_key
 from actorhub.core.errors import ConfigurationError
-from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, LockSession, SessionLost
+from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, LockSession, SessionLost, TableSlice
 from actorhub.storage.postgres.connection import Connection, Database, PoolMode, close, deadline
 from actorhub.storage.postgres.errors import (
     FOREIGN_ERRORS,
@@ -162,7 +162,7 @@ class PostgresLockSession(LockSession):
         return bool(self._loss)
 
     @override
-    async def heartbeat(self, info: RunnerInfo) -> Sequence[LiveRunner]:
+    async def heartbeat(self, info: RunnerInfo, only: TableSlice | None = None) -> Sequence[LiveRunner]:
         runner = info.runner
         async with self._turn:
             rows = await self._fetch(
@@ -174,6 +174,9 @@ class PostgresLockSession(LockSession):
                 info.entity_types,
                 info.draining,
                 info.version,
+                None if only is None else only.after,
+                0 if only is None else only.most,
+                () if only is None else only.besides,
             )
             self._check(rows[0]["this_backend"])
             if self._era and rows[0]["era"] != self._era:
