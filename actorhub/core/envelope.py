@@ -44,10 +44,12 @@ LET_GO: Final = 12
 reply is whether it acts for none of them. Earlier releases refuse the request, and their leases are waited out."""
 ECHO: Final = 13
 """Answer at once, with nothing: by then everything has arrived that was sent before over the same link."""
+DIAL: Final = 14
+"""Connect to the sender at the address that it advertises. The reply, a text, is why that failed; empty: it did not."""
 
 ABOUT_MESSAGES: Final = frozenset({CANCEL_MESSAGE, RETRY_MESSAGE})
 """Requests about stored messages, for the owners of their shards; the body may name the shard, such as `default:42`."""
-ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH, LET_GO, ECHO})
+ANY_RUNNER: Final = frozenset({FIND_MESSAGE, POLL_STORAGE, KEY_VALUE, COMPLETE, COMPLETED, HEALTH, LET_GO, ECHO, DIAL})
 """Requests that belong to no shard. Their effect does not depend on who owns which shard."""
 
 

@@ -9,6 +9,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.envelope import (
     COMPLETE,
     COMPLETED,
+    DIAL,
     ECHO,
     FIND_MESSAGE,
     HEALTH,
@@ -28,6 +29,7 @@ from actorhub.core.errors import (
 from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.former_owners import FormerOwnerRequests
 from actorhub.engine.anycast.key_value_requests import KeyValueRequests
+from actorhub.engine.anycast.own_address import OwnAddress
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
 from actorhub.engine.blocking import BlockedLoopWatch
 from actorhub.engine.durable.server_clock import ServerClock
@@ -153,6 +155,7 @@ class Runner:
         self.eras = Eras(self.node, storage, lease_machine_id=self._renew_machine_id, on_ended=self._on_era_ended)
         self._key_value_requests = KeyValueRequests(storage.key_values, supervisor)
         self._requests = self._make_requests()
+        self._own_address = OwnAddress(self.node)
         self._served = self._make_served()
         self.watch = BlockedLoopWatch(self.node.loop, clock)
 
@@ -163,13 +166,14 @@ class Runner:
             host=self.host,
             health=self.health,
             let_go=self.ownership.let_go,
+            is_member=self._is_member,
         )
 
     def _make_served(self) -> Mapping[int, Callable[[Message], None]]:
         return {
             FIND_MESSAGE: self.host.delivery.requests.find,
             KEY_VALUE: self._key_value_requests.serve,
-            **dict.fromkeys((POLL_STORAGE, COMPLETE, COMPLETED, HEALTH, ECHO, LET_GO), self._requests.serve),
+            **dict.fromkeys((POLL_STORAGE, COMPLETE, COMPLETED, HEALTH, ECHO, LET_GO, DIAL), self._requests.serve),
         }
 
     @property
@@ -188,6 +192,7 @@ class Runner:
         self.node.router.on_cluster_values(self.values.shards_per_group)
         await self.ownership.start()
         self.watch.start()
+        _ = self.node.supervisor.loop("own address", self._own_address.run)
         _ = self.node.supervisor.loop("waits", self.host.lookout.run)
         _ = self.node.supervisor.loop("residency", self.host.residency.run)
         _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
@@ -286,6 +291,7 @@ class Runner:
             singletons=singletons,
             unreached=self.node.connector.unreached.reported(),
             lost=self.eras.last_loss,
+            address_problem=self._own_address.problem,
         )
 
     def _obstacle(self, singletons: Sequence[SingletonHealth]) -> str:
@@ -397,7 +403,7 @@ class Runner:
         if peer.is_runner:
             self.ownership.trust(peer.runner.incarnation)
             _ = self.node.supervisor.spawn(self._former_owners.check_address(peer), "check address")
-            if all(known.info.runner != peer.runner for known in self.known_runners):
+            if not self._is_member(peer.runner):
                 self.ownership.refresh()
         else:
             self._tell_members([peer])
@@ -424,6 +430,9 @@ class Runner:
 
     def on_members(self, peer: Peer, news: Members) -> None:
         """Do nothing: runners learn of members from the store, not from each other."""
+
+    def _is_member(self, runner: RunnerAddress) -> bool:
+        return any(known.info.runner == runner for known in self.known_runners)
 
     def _is_coming(self, shard: ShardId) -> bool:
         return self.ownership.state(shard) == "acquiring"

@@ -7,10 +7,10 @@ from typing import Final
 
 import msgspec
 
-from actorhub.core.address import ShardOwner
+from actorhub.core.address import RunnerAddress, ShardOwner
 from actorhub.core.codec import decode_answer
-from actorhub.core.envelope import COMPLETE, COMPLETED, ECHO, HEALTH, LET_GO, POLL_STORAGE
-from actorhub.core.errors import ActorhubError, MalformedMessage
+from actorhub.core.envelope import COMPLETE, COMPLETED, DIAL, ECHO, HEALTH, LET_GO, POLL_STORAGE
+from actorhub.core.errors import ActorhubError, MalformedMessage, RunnerNotRegistered
 from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.ask import AnycastRequest, ask, ask_any
 from actorhub.engine.host import Host
@@ -79,8 +79,10 @@ class RunnerRequests:
         host: Host,
         health: Callable[[], RunnerHealth],
         let_go: Callable[[Sequence[ShardOwner], str], Awaitable[bool]],
+        is_member: Callable[[RunnerAddress], bool],
     ) -> None:
         self._node = node
+        self._is_member = is_member
         self._store = store
         self._host = host
         self._health = health
@@ -93,6 +95,8 @@ class RunnerRequests:
             caller.complete_waiting(encode(self._health()))
         elif caller.kind == ECHO:
             caller.complete_waiting(b"")
+        elif caller.kind == DIAL:
+            _ = self._node.supervisor.spawn(self._serve_dial(caller), "connect to a runner that asks for it")
         elif caller.kind == POLL_STORAGE:
             self._host.poll()
             caller.complete_waiting(b"")
@@ -144,6 +148,15 @@ class RunnerRequests:
         if has_let_go and ending:
             await asyncio.wait(ending, timeout=LOSS_LIMIT)
         caller.complete_waiting(encode(has_let_go))
+
+    async def _serve_dial(self, caller: Message) -> None:
+        assert isinstance(caller, RemoteMessage)
+        runner = caller.caller.runner
+        if self._is_member(runner):
+            caller.complete_waiting((await self._node.connector.dial(runner)).encode())
+        else:
+            # Nobody has this process connect to wherever it likes.
+            caller.fail_waiting(RunnerNotRegistered(f"the runner at {runner.address} is not in the runner table yet"))
 
     async def _serve_completion(self, caller: Message) -> None:
         try:

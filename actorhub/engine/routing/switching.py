@@ -21,6 +21,8 @@ _SPEC: Final = operation_spec("runner", "echo")
 _PATIENCE: Final = 10.0
 """Seconds after which a link that does not answer is given up for the one that has taken its place."""
 _RETRY: Final = 0.05
+_QUIET: Final = 30.0
+"""Seconds without a call from the other end after which it is taken to be done."""
 _CHECKS: Final = Backoff(initial=0.05, maximum=1.0)
 
 
@@ -66,6 +68,10 @@ class LinkSwitch:
         while link.is_open and former.pending:  # noqa: ASYNC110 - once per link
             await asyncio.sleep(_CHECKS.longest(next(pauses)))
         link.say_done()
-        while link.is_open and not link.is_done_there:  # noqa: ASYNC110 - as above
-            await asyncio.sleep(_CHECKS.longest(next(pauses)))
+        quiet = 0.0
+        # The other end says nothing if it never called over this link, because it had a direct one all the time.
+        while link.is_open and not link.is_done_there and quiet < _QUIET:
+            pause = _CHECKS.longest(next(pauses))
+            await asyncio.sleep(pause)
+            quiet = 0.0 if former.serving else quiet + pause
         link.close("another link has taken its place")

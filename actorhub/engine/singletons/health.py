@@ -97,6 +97,8 @@ class RunnerHealth(msgspec.Struct, frozen=True, kw_only=True):
     """The singletons that it leads."""
     unreached: Sequence[UnreachedRunner] = ()
     """The live runners that it cannot connect to. It is serving nevertheless."""
+    address_problem: str = ""
+    """Why nobody can connect to it at the address that it advertises; empty: somebody can, or that is not known yet."""
     via: str = ""
     """Where a client has asked: the address of the runner through which it did, if it cannot connect to this one."""
     lost: str = ""
