@@ -34,6 +34,8 @@ _SETTINGS: Final = {
     "lock_timeout": "1000",
     # A heartbeat that a crashed server forgets is worth nothing anyway, and must not wait for a slow disk or standby.
     "synchronous_commit": "off",
+    # A heartbeat either reads the whole table of runners or a slice of it. Plans made for each would cost more than it.
+    "plan_cache_mode": "force_generic_plan",
 }
 
 
