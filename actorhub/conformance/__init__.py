@@ -16,7 +16,8 @@ Example:
     import pytest
 
     from actorhub.conformance import checkpoints, eras, key_values, message_care, message_keys, message_runs
-    from actorhub.conformance import messages, singletons, slots, storage, takeovers, unreadable_messages
+    from actorhub.conformance import messages, moved_entities, singletons, slots, storage, takeovers
+    from actorhub.conformance import unreadable_messages
     from my_storage import MyKeyValues, MyStorage, empty_store
 
 
@@ -78,6 +79,9 @@ Example:
 
 
     class TestCare(message_care.InspectionSuite, message_care.CareSuite, message_keys.KeySuite): ...
+
+
+    class TestMovedEntities(moved_entities.MovedEntitySuite): ...
 
 
     class TestUnreadable(unreadable_messages.UnreadableSuite): ...

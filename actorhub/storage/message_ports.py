@@ -7,7 +7,7 @@ the store holds no claims, and there is nothing to give back when an owner dies.
 
 import enum
 from asyncio import Future
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -420,6 +420,15 @@ class MessageStore(Protocol):
         """Return the first `limit` messages by due time, of these shards, due before `until`; and the store's clock.
 
         Overdue ones included. Messages with a due time are found here only, until `promote_due` moves them.
+        """
+        ...
+
+    async def strays(
+        self, types: Collection[str], groups: Collection[str], limit: int
+    ) -> Sequence[tuple[ShardId, str, str]]:
+        """Return (shard, type, id) of entities with pending messages in shards of other groups than `groups`.
+
+        Those of `types`, and at most `limit` of each shard.
         """
         ...
 

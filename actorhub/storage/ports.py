@@ -102,12 +102,14 @@ class ShardRow(msgspec.Struct, frozen=True):
 
 
 class StoredState(msgspec.Struct, frozen=True, eq=False):
-    """The committed state of an entity; two are equal whatever their age."""
+    """The committed state of an entity; two are equal whatever their age and shard."""
 
     version: int
     data: bytes
     age: float = 0.0
     """Seconds since it was committed, by the store's clock."""
+    shard: ShardId | None = None
+    """The shard in which it was committed, or to which the entity was moved since; `None` where nobody knows."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StoredState) and (self.version, self.data) == (other.version, other.data)
@@ -305,6 +307,26 @@ class Storage(Protocol):
             Fenced: ownership was lost. Nothing was written.
             VersionConflict: another version is stored. Nothing was written.
             PersistenceError: Postgres failed it for another reason, or stayed unreachable.
+        """
+        ...
+
+    async def move_entity(
+        self, entity: tuple[str, str], *, source: ShardId, source_owner: str | None, target: ShardId, incarnation: str
+    ) -> int:
+        """Move the stored state and the pending messages of an entity from one shard to another, in one step.
+
+        Keys, due times and counts stay as they are. What lies in a third shard stays there. When this returns, no
+        commit of a former or other owner of `source` is under way. Returns how many messages were moved.
+
+        Args:
+            entity: Type and id.
+            source: The shard in which it was.
+            source_owner: The incarnation that owns `source`, and agrees; `None`: nobody who is alive owns it.
+            target: The shard in which it is to be.
+            incarnation: Who asks; it must own `source` or `target`.
+
+        Raises:
+            Fenced: the shards have other owners. Nothing was moved.
         """
         ...
 

@@ -8,6 +8,7 @@ from actorhub.conformance.message_care import CareSuite, InspectionSuite
 from actorhub.conformance.message_keys import KeySuite
 from actorhub.conformance.message_runs import CommitSuite, FailureSuite, StartSuite
 from actorhub.conformance.messages import LoadSuite, StoreSuite, message
+from actorhub.conformance.moved_entities import MovedEntitySuite
 from actorhub.conformance.storage import SHARDS, runner
 from actorhub.conformance.unreadable_messages import UnreadableSuite
 from actorhub.core.errors import ConfigurationError, PersistenceError
@@ -48,6 +49,10 @@ class TestMemoryInspection(InspectionSuite):
 
 class TestMemoryUnreadable(UnreadableSuite):
     """Rows in memory that cannot be read."""
+
+
+class TestMemoryMovedEntities(MovedEntitySuite):
+    """Entities that move to other shards in memory."""
 
 
 class TestMemoryCare(CareSuite):

@@ -124,11 +124,16 @@ async def test_functions_of_others_in_the_schema_stay_as_they_are(postgres_world
     assert await sql.fetchval("select actorhub.total()") == 7
 
 
+_MENDED = {"commit_states", "commit_one_by_one", "commit_verdicts"}
+"""Of the baseline's functions those that an addition replaces: with them the release before did something wrong."""
+
+
 def test_no_function_is_made_twice() -> None:
     """Whoever reads a function need not look for a later one that replaces it."""
     text = "".join(step.sql for step in (*migrations(), *additions()))
     made = re.findall(r"create (?:or replace )?function (\w+)", text)
-    assert len(made) == len(set(made)) > 20
+    assert {name for name in made if made.count(name) > 1} == _MENDED
+    assert len(set(made)) > 20
 
 
 def test_the_files_of_a_migration_are_one_text_in_order() -> None:

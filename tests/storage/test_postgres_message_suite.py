@@ -6,6 +6,7 @@ from actorhub.conformance.message_care import CareSuite, InspectionSuite
 from actorhub.conformance.message_keys import KeySuite
 from actorhub.conformance.message_runs import CommitSuite, FailureSuite, StartSuite
 from actorhub.conformance.messages import LoadSuite, StoreSuite
+from actorhub.conformance.moved_entities import MovedEntitySuite
 from actorhub.conformance.unreadable_messages import UnreadableSuite
 from tests.storage.conftest import PostgresWorld
 
@@ -42,6 +43,10 @@ class TestPostgresInspection(InspectionSuite):
 
 class TestPostgresUnreadable(UnreadableSuite):
     """Rows in Postgres that cannot be read."""
+
+
+class TestPostgresMovedEntities(MovedEntitySuite):
+    """Entities that move to other shards on Postgres."""
 
 
 class TestPostgresCare(CareSuite):

@@ -2,7 +2,7 @@
 
 import heapq
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from actorhub.core.address import ShardId
 from actorhub.storage.memory.message_rows import Row
@@ -41,6 +41,21 @@ class MessageQueues:
         """Return an entity's first `count` messages due at once, by id."""
         line = self._lines[shard].get(entity, {})
         return (line[message_id] for message_id in heapq.nsmallest(count, line))
+
+    def of_entity(self, shard: ShardId, entity: EntityKey) -> list[Row]:
+        """Return all pending messages of an entity in a shard."""
+        later = (row for row in self._scheduled[shard].values() if row.entity == entity)
+        return [*self._lines[shard].get(entity, {}).values(), *later]
+
+    def outside(self, types: Collection[str], groups: Collection[str], limit: int) -> list[tuple[ShardId, str, str]]:
+        """Return the entities of `types` with pending messages in shards of other groups, at most `limit` of each."""
+        found: list[tuple[ShardId, str, str]] = []
+        for shard in sorted({*self._lines, *self._scheduled}):
+            if shard.group not in groups:
+                entities = {*self._lines[shard], *(row.entity for row in self._scheduled[shard].values())}
+                wanted = sorted(entity for entity in entities if entity[0] in types)
+                found += [(shard, *entity) for entity in wanted[:limit]]
+        return found
 
     def scheduled(self, shards: set[ShardId], until: float, count: int) -> list[Row]:
         """Return the first `count` messages of `shards` by due time, due before `until`."""

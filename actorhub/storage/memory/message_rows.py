@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from actorhub.core.address import ShardId
 from actorhub.storage.message_ports import (
     FailedRun,
     MessageFilter,
@@ -32,6 +33,7 @@ KeyName = tuple[str, str, str, str]
 class CommitMark(msgspec.Struct, frozen=True):
     """Tells one run's commit from another's, so that a repeated one is known."""
 
+    shard: ShardId
     epoch: int
     version: int
     reply: StoredReply | None
@@ -40,7 +42,7 @@ class CommitMark(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, run: RunCommit) -> "CommitMark":
         """Return the mark that `run` leaves on the message that it settles."""
-        return cls(run.epoch, run.version, run.reply, tuple(told.message_id for told in run.outbox))
+        return cls(run.shard, run.epoch, run.version, run.reply, tuple(told.message_id for told in run.outbox))
 
 
 class Row(msgspec.Struct, eq=False):

@@ -1,7 +1,7 @@
 """The durable messages of a memory store: what a server would keep."""
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -195,6 +195,19 @@ class MessageTable:
             for shard, entity_type, entity_id in dict.fromkeys(entities)
             for row in self._queues.line(shard, (entity_type, entity_id), per_entity)
         ]
+
+    def strays(self, types: Collection[str], groups: Collection[str], limit: int) -> list[tuple[ShardId, str, str]]:
+        """Return entities of `types` with pending messages in shards of other groups than `groups`."""
+        return self._queues.outside(types, groups, limit)
+
+    def move(self, entity: EntityKey, source: ShardId, target: ShardId) -> int:
+        """Move an entity's pending messages to another shard; return how many those were."""
+        rows = self._queues.of_entity(source, entity)
+        for row in rows:
+            self._queues.discard(row)
+            row.message = msgspec.structs.replace(row.message, shard=target)
+            self._queues.add(row)
+        return len(rows)
 
     def load_scheduled(
         self, shards: Sequence[ShardId], until: float, limit: int
@@ -405,7 +418,7 @@ class MessageTable:
 
 
 def _state_of(run: RunCommit) -> tuple[EntityKey, StateRow]:
-    return (run.entity_type, run.entity_id), StateRow(run.version, run.epoch, run.data)
+    return (run.entity_type, run.entity_id), StateRow(run.version, run.epoch, run.data, run.shard)
 
 
 def _is_other_payload(message: NewMessage, earlier: NewMessage) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import Future
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 from typing_extensions import override
@@ -116,6 +116,12 @@ class MemoryMessages(MessageStore):
         self, shards: Sequence[ShardId], until: float, limit: int
     ) -> tuple[Sequence[PendingMessage], float]:
         return (await self._reached()).load_scheduled(shards, until, limit)
+
+    @override
+    async def strays(
+        self, types: Collection[str], groups: Collection[str], limit: int
+    ) -> Sequence[tuple[ShardId, str, str]]:
+        return (await self._reached()).strays(types, groups, limit)
 
     @override
     async def promote_due(self, message_ids: Sequence[int]) -> None:

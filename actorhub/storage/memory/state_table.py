@@ -4,6 +4,7 @@ import math
 
 import msgspec
 
+from actorhub.core.address import ShardId
 from actorhub.core.clock import Clock
 from actorhub.storage.ports import StoredState, VersionConflict
 
@@ -12,11 +13,13 @@ EntityKey = tuple[str, str]
 
 
 class StateRow(msgspec.Struct, frozen=True):
-    """A state and the epoch at which it was committed."""
+    """A state, and the epoch and the shard in which it was committed."""
 
     version: int
     epoch: int
     data: bytes
+    shard: ShardId | None = None
+    """`None`: written without asking who owns what."""
 
 
 class StateTable:
@@ -30,7 +33,7 @@ class StateTable:
     def load(self, key: EntityKey) -> StoredState | None:
         """Return an entity's committed state."""
         row = self._rows.get(key)
-        return None if row is None else StoredState(row.version, row.data, self.age(key))
+        return None if row is None else StoredState(row.version, row.data, self.age(key), row.shard)
 
     def age(self, key: EntityKey) -> float:
         """Return how many seconds ago an entity's state was written; infinite where there is none."""
@@ -50,6 +53,12 @@ class StateTable:
         stored = self._rows.get(key)
         if (stored.version if stored else 0) != row.version - 1:
             raise VersionConflict(f"{'/'.join(key)}: version {row.version - 1} is not the stored one")
+
+    def move(self, key: EntityKey, source: ShardId, target: ShardId) -> None:
+        """Have a state of `source` be one of `target`, where any epoch may follow."""
+        row = self._rows.get(key)
+        if row is not None and row.shard == source:
+            self._rows[key] = msgspec.structs.replace(row, epoch=0, shard=target)
 
     def write(self, key: EntityKey, row: StateRow, age: float = 0.0) -> None:
         """Write what was checked, as if that was `age` seconds ago."""

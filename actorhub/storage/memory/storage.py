@@ -176,6 +176,14 @@ class MemoryStorage(Storage):
         return future
 
     @override
+    async def move_entity(
+        self, entity: tuple[str, str], *, source: ShardId, source_owner: str | None, target: ShardId, incarnation: str
+    ) -> int:
+        return (await self._reached()).move_entity(
+            entity, source=source, source_owner=source_owner, target=target, incarnation=incarnation
+        )
+
+    @override
     async def lease_machine_id(self, holder: str, duration: timedelta) -> int:
         leased = (await self._reached()).lease_machine_id(holder, duration)
         if leased is None:

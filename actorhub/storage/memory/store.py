@@ -321,13 +321,28 @@ class MemoryStore:
             VersionConflict: another version is stored.
         """
         key = (commit.entity_type, commit.entity_id)
-        made = StateRow(commit.version, commit.epoch, commit.data)
+        made = StateRow(commit.version, commit.epoch, commit.data, commit.shard)
         if self._states.holds(key, made):
             return
         if not self._owns(incarnation, commit.shard, commit.epoch):
             raise Fenced(f"{commit.shard} no longer belongs to {incarnation} at epoch {commit.epoch}")
         self._states.check(key, made)
         self._states.write(key, made)
+
+    def move_entity(
+        self, key: tuple[str, str], *, source: ShardId, source_owner: str | None, target: ShardId, incarnation: str
+    ) -> int:
+        """Move an entity's state and pending messages to another shard; return how many messages that were.
+
+        Raises:
+            Fenced: the shards have other owners.
+        """
+        former, its_own = self._owner_of(source), self._owner_of(target)
+        is_agreed = former == source_owner or (source_owner is None and not self._is_live(former or ""))
+        if not is_agreed or incarnation not in (former, its_own):
+            raise Fenced(f"{source} or {target} has another owner: nothing of {'/'.join(key)} was moved")
+        self._states.move(key, source, target)
+        return self.messages.move(key, source, target)
 
     def lease_machine_id(self, holder: str, duration: timedelta) -> int | None:
         """Return the holder's id, renewed, else a fresh one, else the one that expired first; `None`: all are taken."""
@@ -353,6 +368,10 @@ class MemoryStore:
     def _owns(self, incarnation: str, shard: ShardId, epoch: int) -> bool:
         row = self._shards.get(shard)
         return row is not None and row.epoch == epoch and row.owner is not None and row.owner.incarnation == incarnation
+
+    def _owner_of(self, shard: ShardId) -> str | None:
+        row = self._shards.get(shard)
+        return None if row is None or row.owner is None else row.owner.incarnation
 
     def _is_live(self, incarnation: str) -> bool:
         row = self._runners.get(incarnation)

@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import Future
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import asyncpg
@@ -211,6 +211,13 @@ class PostgresMessages(MessageStore):
         )
         await self._mend(rows)
         return [pending_message(row, shard_of(row)) for row in rows if row["message_id"] is not None], rows[0]["clock"]
+
+    @override
+    async def strays(
+        self, types: Collection[str], groups: Collection[str], limit: int
+    ) -> Sequence[tuple[ShardId, str, str]]:
+        rows = await self._loads.fetch("find messages of unhosted groups", "strays", list(types), list(groups), limit)
+        return [(shard_of(row), row["entity_type"], row["entity_id"]) for row in rows]
 
     @override
     async def promote_due(self, message_ids: Sequence[int]) -> None:

@@ -151,15 +151,40 @@ select
     found.position - 1 as position,
     found.version,
     case when found.bytes_so_far - octet_length(found.data) < $3 then found.data end as data,
-    found.age
+    found.age,
+    found.shard_group,
+    found.shard_number
 from (
     select
-        r.position, x.version, x.data,
+        r.position, x.version, x.data, x.shard_group, x.shard_number,
         greatest(extract(epoch from clock_timestamp() - x.updated_at), 0)::double precision as age,
         sum(octet_length(x.data)) over (order by r.position) as bytes_so_far
     from unnest($1::text[], $2::text[]) with ordinality as r (t, i, position)
     join entity_state as x on x.entity_type = r.t and x.entity_id = r.i
 ) as found;
+
+-- name: move_entity
+-- Move what is stored of an entity ($3, $4) from a shard ($5, $6), which $2 owns, to another ($7, $8), for the owner $1 of
+-- one of them; how many messages that were, -1: the shards have other owners.
+select move_entity($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- name: strays
+-- Entities of these types ($1) with pending messages in shards of other groups than these ($2): at most $3 of each shard.
+select s.shard_group, s.number as shard_number, found.entity_type, found.entity_id
+from shard as s
+cross join lateral (
+    select x.entity_type, x.entity_id
+    from message as x
+    where x.shard_number = s.number and x.shard_group = s.shard_group collate "C" and x.deliver_at is null
+        and x.entity_type = any ($1::text[])
+    union
+    select y.entity_type, y.entity_id
+    from message as y
+    where y.shard_number = s.number and y.shard_group = s.shard_group collate "C" and y.deliver_at is not null
+        and y.entity_type = any ($1::text[])
+    limit $3
+) as found
+where s.shard_group <> all ($2::text[]);
 
 -- name: commit_states
 -- Write a batch of states: null when all were written, else a verdict for each; and how far the log had come by then.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from actorhub.core.address import fence_lock_key
+from actorhub.core.address import ShardId, fence_lock_key
 from actorhub.core.errors import PersistenceError
 from actorhub.storage.ports import Fenced, StateCommit, StoredState, VersionConflict
 from actorhub.storage.postgres.batching import MAX_BATCH_BYTES, Again, Entry
@@ -46,8 +46,8 @@ class StateLoads:
         rows = await statement.fetch([key[0] for key in keys], [key[1] for key in keys], MAX_BATCH_BYTES)
         found: list[StoredState | Again | None] = [None] * len(batch)
         again = 0
-        for position, version, data, age in rows:
-            found[position] = Again() if data is None else StoredState(version, data, age)
+        for position, version, data, age, group, number in rows:
+            found[position] = Again() if data is None else StoredState(version, data, age, ShardId(group, number))
             again += data is None
         self._counters.loads += len(batch) - again
         return found

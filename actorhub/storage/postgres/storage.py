@@ -19,6 +19,7 @@ from actorhub.storage.ports import (
     ClusterValues,
     Era,
     EraChange,
+    Fenced,
     LiveRunner,
     ShardRow,
     StateCommit,
@@ -314,6 +315,16 @@ class PostgresStorage(Storage):
         return self._commits.submit_nowait(
             commit, (commit.entity_type, commit.entity_id), incarnation, len(commit.data)
         )
+
+    @override
+    async def move_entity(
+        self, entity: tuple[str, str], *, source: ShardId, source_owner: str | None, target: ShardId, incarnation: str
+    ) -> int:
+        shards = (source.group, source.number, target.group, target.number)
+        rows = await self._ownership.fetch("move an entity", "move_entity", incarnation, source_owner, *entity, *shards)
+        if (moved := int(rows[0][0])) < 0:
+            raise Fenced(f"{source} or {target} has another owner: nothing of {'/'.join(entity)} was moved")
+        return moved
 
     @override
     async def lease_machine_id(self, holder: str, duration: timedelta) -> int:
