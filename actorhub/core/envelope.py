@@ -27,6 +27,12 @@ header `TERMINATE`, which earlier releases do not look at, a run of it ends with
 TERMINATE: Final = "actorhub-terminate"
 RETRY_MESSAGE: Final = 5
 """Make the durable message `message_id` due now, with no attempt counted. The reply is whether it will run."""
+HOME: Final = "actorhub-home"
+"""Header of a `RETRY_MESSAGE` about message 0, which is none: asks the owner of the shard that it names whether it has
+the entity there. If so there is a reply, whatever it says; else `NotOwner` names another shard. The release before does
+not look at the header, and answers so by its own declaration if it has the handler that the request names."""
+MAY_MOVE: Final = "actorhub-may-move"
+"""Header beside `HOME`: who asks has declared the entity for a shard that it owns."""
 FIND_MESSAGE: Final = 6
 """Return the state of the durable message `message_id`. Any runner answers."""
 POLL_STORAGE: Final = 7
@@ -114,6 +120,8 @@ class Request(msgspec.Struct, array_like=True, tag=1):
     durable: Durable | None = None
     skip: int = 0
     """For a durable stream: how many items the consumer already has."""
+    shard: ShardId | None = None
+    """The shard to whose owner it was sent; `None` if the sender's release does not say."""
 
 
 class Reply(msgspec.Struct, array_like=True, tag=2):

@@ -5,21 +5,17 @@ tells a higher one comes in at the host's own methods.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from actorhub.core.address import ShardId
-from actorhub.core.clock import Clock
 from actorhub.core.errors import ActorhubError
 from actorhub.core.logger import get_logger
 from actorhub.engine.durable.delivery import Delivery
+from actorhub.engine.durable.homes import Homes, Neighbours
 from actorhub.engine.durable.owner import Owner
-from actorhub.engine.durable.server_clock import ServerClock
-from actorhub.engine.model.lease import Lease
-from actorhub.engine.model.limits import Limits
 from actorhub.engine.model.records import (
     ACTIVE,
     CLOSING,
@@ -33,10 +29,8 @@ from actorhub.engine.model.records import (
     HostedType,
     Message,
 )
-from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.runs.activation import Activations
 from actorhub.engine.runs.carriers import Carriers
-from actorhub.engine.runs.completion import CompletionStatistics
 from actorhub.engine.runs.draining import Draining, unfinished
 from actorhub.engine.runs.drains import Drains
 from actorhub.engine.runs.newcomers import Newcomers
@@ -46,53 +40,13 @@ from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.runs.services import RunServices, services
 from actorhub.engine.singletons.registry import SingletonLeaders
 from actorhub.engine.singletons.services import LeaderServices
-from actorhub.engine.supervision import Supervisor
-from actorhub.storage.ports import Storage
+from actorhub.engine.surroundings import HostStatistics, Surroundings
+from actorhub.storage.singleton_ports import Leadership
 
 _log: Final = get_logger("actorhub.host")
 
 _TOLD_POLL: Final = 0.005
 """Seconds between checks of whether everything that was told has arrived, while a shard is handed over."""
-
-
-class HostStatistics(msgspec.Struct, frozen=True):
-    """What is hosted now, and counts since the start of this process."""
-
-    shards: int
-    resident: int
-    queued: int
-    started: int
-    activated: int
-    passivated: int
-    failed_activations: int
-    results: CompletionStatistics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
-    """What a host needs from its runner."""
-
-    address: str
-    incarnation: str
-    types: Mapping[str, HostedType]
-    limits: Limits
-    sharding: Sharding
-    storage: Storage
-    clock: Clock
-    lease: Lease
-    supervisor: Supervisor
-    route: Callable[[Message], None]
-    """Routes a message that a handler told."""
-    reroute: Callable[[Message], None]
-    """Takes back a message that did not start here and whose shard is, or will be, another runner's."""
-    hosted_elsewhere: Callable[[str], bool]
-    """Returns whether another live runner hosts an entity type that this one does not host."""
-    mistrust: Callable[[ShardId], None]
-    """Told of a shard for which the store refused a commit, so that its ownership is checked."""
-    new_id: Callable[[], int]
-    """Returns the id of a new message."""
-    server: ServerClock
-    """The store's clock."""
 
 
 class Host:
@@ -107,6 +61,7 @@ class Host:
         self.lease = around.lease
         self._clock = around.clock
         self._reroute = around.reroute
+        self._route = around.route
         self._mistrust = around.mistrust
         self.new_id = around.new_id
         self.server = around.server
@@ -134,8 +89,7 @@ class Host:
             leaders=self.singletons,
             storage=around.storage,
             supervisor=around.supervisor,
-            count_first=self._count_first,
-            on_gone=self._on_gone,
+            events=self,
         )
         self.residency = Residency(around.types, self.activations, around.clock)
         self.residents = Residents(
@@ -147,7 +101,9 @@ class Host:
             background=self._runs.background,
         )
         self._drains = self._make_drains(around)
-        self.delivery = self._make_delivery(around)
+        owner = self._make_owner(around)
+        self.delivery = Delivery(owner, self.residents)
+        self.homes = self._make_homes(around, owner)
         self.carriers = Carriers(
             loop=asyncio.get_running_loop(),
             clock=around.clock,
@@ -209,6 +165,7 @@ class Host:
             scheduler=self.scheduler,
             hooks=self._runs.hooks,
             open=self._open_singleton,
+            led_elsewhere=self._led_elsewhere,
             accept=self.take_durable,
             mistrust=around.mistrust,
             new_id=around.new_id,
@@ -221,13 +178,14 @@ class Host:
             saving=self._runs.saving,
         )
 
-    def _make_delivery(self, around: Surroundings) -> Delivery:
-        owner = Owner(
+    def _make_owner(self, around: Surroundings) -> Owner:
+        return Owner(
             incarnation=around.incarnation,
             types=around.types,
             shards=self.shards,
             lease=around.lease,
             limits=around.limits,
+            storage=around.storage,
             store=around.storage.messages,
             server=self.server,
             clock=around.clock,
@@ -236,9 +194,20 @@ class Host:
             hosted_elsewhere=around.hosted_elsewhere,
             open_draining=self._drains.open,
             reroute=around.reroute,
+            forward=self._forward,
             mistrust=around.mistrust,
         )
-        return Delivery(owner, self.residents)
+
+    def _make_homes(self, around: Surroundings, owner: Owner) -> Homes:
+        return Homes(
+            owner,
+            Neighbours(around.hosted_groups, around.ask_home, around.route),
+            sharding=around.sharding,
+            activations=self.activations,
+            delivery=self.delivery,
+            discard=self.discard,
+            forget=self._forget,
+        )
 
     def submit(self, message: Message, shard: HostedShard) -> None:
         """Queue `message` for its entity, which is activated first if it is not resident."""
@@ -398,7 +367,8 @@ class Host:
     def _freeze(self, message: Message) -> None:
         self.carriers.freeze(message)
 
-    def _count_first(self, cell: Cell) -> "asyncio.Future[None] | None":
+    def count_first(self, cell: Cell) -> "asyncio.Future[None] | None":
+        """Have the run of the first message in a mailbox counted."""
         return self.delivery.attempts.count_first(cell)
 
     def _passivate_if_idle(self, cell: Cell) -> None:
@@ -407,21 +377,16 @@ class Host:
     def _on_idle(self, cell: Cell) -> None:
         self.residents.on_idle(cell)
 
+    async def _led_elsewhere(self, leadership: Leadership) -> ShardId | None:
+        return await self.homes.led_elsewhere(leadership)
+
     def _open_singleton(self, hosted_type: HostedType, shard: HostedShard) -> Cell:
         """Return the singleton's activation, and begin to make one if there is none. It is not subject to the cap."""
         return self.residents.open(hosted_type, shard, str(hosted_type.spec.singleton_id))
 
-    def _on_gone(self, cell: Cell) -> None:
+    def on_gone(self, cell: Cell) -> None:
         """Forget a cell without an instance. What is left in its mailbox gets a new activation, here or elsewhere."""
-        shard = cell.shard
-        # The cell is forgotten before its messages are placed again, so that they make a new one.
-        self.residents.forget(cell)
-        # A stream that waits for its next step has begun, so it does not begin again: its task ends it.
-        unstarted = (message for message in cell.take_queue() if message.producer is None)
-        left = [message for message in unstarted if not message.on_not_started()]
-        self.delivery.backlog.on_entity_left(cell)
-        if cell.is_singleton:
-            self.singletons.on_gone(cell)
+        shard, left = cell.shard, self._forget(cell)
         if shard.draining:
             self._on_gone_from(shard, cell, left)
         elif self.shards.get(shard.id) is shard:
@@ -433,6 +398,27 @@ class Host:
         else:
             for message in left:
                 self._take_back(message)
+
+    def _forget(self, cell: Cell) -> list[Message]:
+        """Forget a cell without an instance; return what is left in its mailbox and has not started."""
+        # The cell is forgotten before its messages are placed again, so that they make a new one.
+        self.residents.forget(cell)
+        # A stream that waits for its next step has begun, so it does not begin again: its task ends it.
+        unstarted = (message for message in cell.take_queue() if message.producer is None)
+        left = [message for message in unstarted if not message.on_not_started()]
+        self.delivery.backlog.on_entity_left(cell)
+        if cell.is_singleton:
+            self.singletons.on_gone(cell)
+        return left
+
+    def _forward(self, message: Message, home: ShardId) -> None:
+        if message.delivery is not None:
+            message.delivery = msgspec.structs.replace(message.delivery, is_repeated=True)
+        message.phase = NEW
+        message.cell = None
+        message.hops += 1
+        message.shard_id = home
+        self._route(message)
 
     def _on_gone_from(self, shard: HostedShard, cell: Cell, left: Sequence[Message]) -> None:
         """Hold what a cell of a shard that drains has left, and end the drain with the last cell."""
@@ -483,7 +469,7 @@ class Host:
             cell.phase = DEAD
             for producer in cell.streams or ():
                 producer.stop()
-            self._on_gone(cell)
+            self.on_gone(cell)
 
     def distrust(self, cell: Cell, error: ActorhubError) -> None:
         """End an activation whose commit the store refused, and have the ownership of its shard checked.

@@ -27,14 +27,16 @@ from actorhub.core.errors import (
     ShuttingDown,
 )
 from actorhub.core.logger import get_logger
+from actorhub.engine.anycast.ask import ask_home
 from actorhub.engine.anycast.former_owners import FormerOwnerRequests
 from actorhub.engine.anycast.key_value_requests import KeyValueRequests
 from actorhub.engine.anycast.own_address import OwnAddress
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
 from actorhub.engine.blocking import BlockedLoopWatch
+from actorhub.engine.durable.homes import HomeQuestion
 from actorhub.engine.durable.server_clock import ServerClock
 from actorhub.engine.eras import Eras
-from actorhub.engine.host import Host, Surroundings
+from actorhub.engine.host import Host
 from actorhub.engine.ids import MACHINE_LEASE, RENEW_MACHINE, ProcessIds
 from actorhub.engine.model.lease import Lease
 from actorhub.engine.model.limits import Limits
@@ -47,6 +49,7 @@ from actorhub.engine.retention import Retention
 from actorhub.engine.routing.peers import Peer
 from actorhub.engine.singletons.health import RunnerHealth, SingletonHealth
 from actorhub.engine.supervision import Supervisor
+from actorhub.engine.surroundings import Surroundings
 from actorhub.storage.key_value_ports import KeyValues
 from actorhub.storage.ports import ClusterValues, LiveRunner, Storage
 from actorhub.transport.ports import Link, LinkEvents, Transport
@@ -100,14 +103,12 @@ class Runner:
         limits: Limits,
         values: ClusterValues,
     ) -> None:
-        self.info = info
-        self.storage = storage
+        self.info, self.storage = info, storage
         self.values = values
         self.is_leaving = False
         self.known_runners: Sequence[LiveRunner] = ()
         self._refreshing: asyncio.Task[None] | None = None
-        lease = Lease(clock)
-        supervisor = Supervisor(clock)
+        lease, supervisor = Lease(clock), Supervisor(clock)
         sharding = Sharding(specs)
         self._server = ServerClock(clock)
         self.ids = ProcessIds(clock, self._server.now)
@@ -128,6 +129,8 @@ class Runner:
                 mistrust=self._mistrust,
                 new_id=self.ids.new_id,
                 server=self._server,
+                hosted_groups=self._hosted_groups,
+                ask_home=self._ask_home,
             )
         )
         process = Process(
@@ -305,8 +308,17 @@ class Runner:
             return f"it leads singletons that show no sign of life: {', '.join(stale)}"
         return ""
 
+    def _living(self) -> tuple[RunnerInfo, ...]:
+        return (*(known.info for known in self.known_runners), self.info)
+
     def _hosted_elsewhere(self, entity_type: str) -> bool:
         return entity_type in self.node.router.known_types
+
+    def _hosted_groups(self) -> frozenset[str]:
+        return frozenset(group for info in self._living() for group in info.groups)
+
+    async def _ask_home(self, question: HomeQuestion) -> str:
+        return await ask_home(self.node, question)
 
     async def runner_healths(self) -> Sequence[RunnerHealth]:
         """Return the health of this runner."""
@@ -386,7 +398,7 @@ class Runner:
         self.known_runners = runners
         self._former_owners.forget_others([runner.info.runner.incarnation for runner in runners])
         live = [runner.info for runner in runners]
-        self.node.router.known_types = frozenset(name for info in (*live, self.info) for name in info.entity_types)
+        self.node.router.known_types = frozenset(name for info in self._living() for name in info.entity_types)
         own = self.info.runner
         self.node.connector.want([i.runner for i in live if i.runner.incarnation != own.incarnation])
         self._tell_members([peer for peer in self.node.peers.linked.values() if not peer.is_runner])
@@ -451,6 +463,7 @@ class Runner:
         while True:
             await asyncio.sleep(_POLL * (0.5 + self.node.clock.random()))
             self.host.poll()
+            await self.host.homes.sweep()
 
     def _mistrust(self, shard: ShardId) -> None:
         self.ownership.mistrust(shard)

@@ -25,11 +25,17 @@ class Release(NamedTuple):
 
     path: str
     program: int
+    placement: str = ""
 
     @property
     def env(self) -> dict[str, str]:
         """What makes a process one of this release."""
-        return {"PYTHONPATH": f"{self.path}{os.pathsep}{ROOT}", "SHOP_RELEASE": str(self.program), "SHOP_PATIENCE": "1"}
+        return {
+            "PYTHONPATH": f"{self.path}{os.pathsep}{ROOT}",
+            "SHOP_RELEASE": str(self.program),
+            "SHOP_PLACEMENT": self.placement,
+            "SHOP_PATIENCE": "1",
+        }
 
 
 class Cluster:

@@ -2,17 +2,31 @@
 
 `SHOP_RELEASE` says which one: 1 or 2. In the second one handlers have become durable and stopped being so, one is gone
 and one is new, another one takes other arguments, a field of the state has another name, and the class has moved here
-from another module, as far as its name can tell.
+from another module, as far as its name can tell. `SHOP_PLACEMENT` says in which shards its entities are.
 """
 
 import importlib.util
 import os
+from typing import Any
 
 import msgspec
 
 from actorhub import Entity, Hub, handler
 
 RELEASE = int(os.environ.get("SHOP_RELEASE", "1"))
+
+
+def _first(entity_id: str) -> str:
+    return entity_id[:2]
+
+
+PLACEMENTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "group": {"shard_group": "moved"},
+    "key": {"shard_key": _first},
+    "both": {"shard_group": "moved", "shard_key": _first},
+}
+PLACEMENT = PLACEMENTS[os.environ.get("SHOP_PLACEMENT", "")]
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -44,7 +58,7 @@ class Second(msgspec.Struct):
     total: int = 0
 
 
-class Account(Entity[First], name="account"):
+class Account(Entity[First], name="account", **PLACEMENT):
     """The first release."""
 
     def _note(self, op: str) -> int:
@@ -78,7 +92,7 @@ class Account(Entity[First], name="account"):
         return {op: line.runs for op, line in self.state.ops.items()}
 
 
-class NextAccount(Entity[Second], name="account"):
+class NextAccount(Entity[Second], name="account", **PLACEMENT):
     """The second release."""
 
     def _note(self, op: str) -> int:

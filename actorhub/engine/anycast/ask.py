@@ -4,8 +4,9 @@ import asyncio
 import itertools
 from typing import Final
 
-from actorhub.core.errors import CallTimeout, NotConnected, RunnerUnavailable
+from actorhub.core.errors import ActorhubError, CallTimeout, NotConnected, RunnerUnavailable, UnknownEntityType
 from actorhub.core.logger import get_logger
+from actorhub.engine.durable.homes import HomeQuestion
 from actorhub.engine.model.records import AwaitedMessage
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.node import Node
@@ -102,3 +103,22 @@ async def ask(node: Node, request: AwaitedMessage, peer: Peer | None = None) -> 
         raise
     finally:
         node.deadlines.drop(request)
+
+
+async def ask_home(node: Node, question: HomeQuestion) -> str:
+    """Have the owner of a shard say whether it has an entity there; return the incarnation of that runner.
+
+    Raises:
+        RunnerUnavailable: the owner is not known or linked, or could not say.
+    """
+    owner = node.table.owner(question.home)
+    peer = None if owner is None else node.peers.by_runner(owner.runner)
+    if owner is None or peer is None:
+        raise RunnerUnavailable(f"the owner of {question.home} is not linked")
+    try:
+        await ask(node, question, peer)
+    except UnknownEntityType:
+        question.is_kept = False  # It does not host the type at all.
+    except ActorhubError as error:
+        raise RunnerUnavailable(f"{owner.runner} does not say who has {question.address}: {error}") from error
+    return owner.runner.incarnation

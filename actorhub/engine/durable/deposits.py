@@ -71,7 +71,7 @@ class Deposits:
         self._store = store
         self._routing = routing
         self._supervisor = supervisor
-        self._wakes: dict[ShardId, _Wake] = {}
+        self._wakes: dict[ShardId, Wake] = {}
         self.under_way: dict[ShardId, int] = {}
         """How many deposits of this process's messages have no answer yet, where there are any."""
 
@@ -171,7 +171,7 @@ class Deposits:
         assert sent.shard_id is not None
         waiting = self._wakes.get(sent.shard_id)
         if waiting is None or waiting.phase != PARKED:
-            wake = self._wakes[sent.shard_id] = _Wake(sent)
+            wake = self._wakes[sent.shard_id] = Wake(sent)
             self._routing.route(wake)
 
 
@@ -249,7 +249,7 @@ class _Deposit(_Copy):
         self._on_over(self.shard_id)
 
 
-class _Wake(_Copy):
+class Wake(_Copy):
     """Makes a shard's owner, once there is one, scan the store for what was deposited."""
 
     __slots__ = ()

@@ -127,6 +127,8 @@ class InMemory:
             if shard.draining or (shard.has_backlog and not from_store) or not self._ensure_room(hosted_type):
                 return False
             cell = self._residents.add(hosted_type, shard, message.entity_id, cause=message)
+        elif cell.shard is not shard:
+            return False  # Another release has the entity in another shard. The loader brings the message there.
         elif (cell.has_backlog and not from_store) or (
             cell.queue is not None and len(cell.queue) >= hosted_type.spec.mailbox_capacity
         ):

@@ -58,6 +58,9 @@ class Intake:
 
     def accept(self, caller: Message, shard: HostedShard) -> None:
         """Take a call of a durable handler for an owned shard: store it, then run it."""
+        cell = self._backlog.cell_of(caller.entity)
+        if cell is not None and self._shards.get(cell.shard.id) is cell.shard:
+            shard = cell.shard  # Another release has the entity in another shard, and it is at home there.
         if shard.draining:
             if not self._draining.admits(caller, shard):
                 shard.hold(caller)  # The shard is about to be released: the next owner stores it.
@@ -311,6 +314,10 @@ class Intake:
             self._memory.spill(message)
             self._schedule.poll_soon()
         self._on_new(message, stored)
+        if message.message_id in self._memory.table(message.shard).waiting:
+            # Another release may have it in another shard, where no scan of this one finds it.
+            work = self._settlement.answer_or_scan(message.shard, message.message_id)
+            _ = self._supervisor.spawn(work, "look up a pending message")
 
     def _join_earlier(self, message: DurableMessage, message_id: int) -> None:
         """An earlier call has its key: its callers wait for that one."""

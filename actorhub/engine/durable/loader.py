@@ -1,5 +1,6 @@
 """Brings in what waits in the store: entity by entity, in rounds, and never more than fits."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -14,6 +15,7 @@ from actorhub.engine.model.durable_message import Place
 from actorhub.engine.model.records import ACTIVE, SENT, Cell, HostedShard
 from actorhub.engine.supervision import set_or_time
 from actorhub.storage.message_ports import PendingMessage
+from actorhub.storage.ports import Fenced
 
 _log: Final = get_logger("actorhub.backlog")
 
@@ -51,6 +53,8 @@ class Loader:
         self._loading = loading
         self._shards = owner.shards
         self._store = owner.store
+        self._storage = owner.storage
+        self._incarnation = owner.incarnation
         self._clock = owner.clock
         self._lease = owner.lease
         self._draining = owner.scheduler.draining
@@ -222,6 +226,9 @@ class Loader:
         # What was brought in of it before is not done. More of it might come in out of order; it is asked for when it
         # is done.
         cell = self._backlog.cell_of(entity)
+        if cell is not None and cell.shard is not shard:
+            await self._reunite(shard, cell)
+            return True
         if cell is not None and cell.has_backlog and cell.durable_count > 0:
             return True
         # Fewer rows than asked for: there are no more.
@@ -255,6 +262,20 @@ class Loader:
         if cell is not None and (cell.has_backlog or brought):
             cell.has_backlog = not is_all or len(known) > limit or self._may_have_missed(shard, entity)
         return True
+
+    async def _reunite(self, shard: HostedShard, cell: Cell) -> None:
+        """Move messages of an entity to the shard in which it is activated, which is this runner's, too."""
+        cell.has_backlog = True
+        with contextlib.suppress(Fenced):
+            await self._storage.move_entity(
+                cell.entity,
+                source=shard.id,
+                source_owner=self._incarnation,
+                target=cell.shard.id,
+                incarnation=self._incarnation,
+            )
+        if self._shards.get(cell.shard.id) is cell.shard:
+            self._backlog.mark_awaited(cell.shard, cell.entity)
 
     def _on_no_room(self, entity: tuple[str, str]) -> bool:
         """Return `False` if the entity cannot be made resident; else its mailbox is full, perhaps of volatile calls."""

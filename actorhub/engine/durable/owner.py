@@ -12,6 +12,7 @@ from actorhub.engine.model.records import HostedShard, HostedType, Message
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore
+from actorhub.storage.ports import Storage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +25,9 @@ class Owner:
     """The shards that are owned now."""
     lease: Lease
     limits: Limits
+    storage: Storage
     store: MessageStore
+    """The messages of `storage`."""
     server: ServerClock
     clock: Clock
     scheduler: Scheduler
@@ -35,5 +38,7 @@ class Owner:
     """Makes an entity of a shard that drains resident, with what is held of it."""
     reroute: Callable[[Message], None]
     """Takes a message whose shard another runner owns, or will own."""
+    forward: Callable[[Message, ShardId], None]
+    """Sends a message that has not started to the shard where its entity is at home."""
     mistrust: Callable[[ShardId], None]
     """Told of a shard for which the store refused something: ownership must be checked."""

@@ -25,8 +25,8 @@ from actorhub.core.texts import summary_of, text_of, traceback_of
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.in_memory import InMemory
 from actorhub.engine.durable.owner import Owner
-from actorhub.engine.model.durable_message import DurableMessage, Place
-from actorhub.engine.model.records import DEAD, HostedShard, Message
+from actorhub.engine.model.durable_message import DurableMessage, Place, start_of
+from actorhub.engine.model.records import DEAD, SENT, HostedShard, Message
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.engine.runs.scheduler import RunMoved
 from actorhub.engine.runs.store_answers import store_error
@@ -39,7 +39,7 @@ from actorhub.storage.message_ports import (
     RunFailure,
     StoredReply,
 )
-from actorhub.storage.ports import Fenced
+from actorhub.storage.ports import Fenced, VersionConflict
 
 _log: Final = get_logger("actorhub.settlement")
 
@@ -63,6 +63,7 @@ class Settlement:
         self._context = owner.scheduler.context
         self._incarnation = owner.incarnation
         self._mistrust = owner.mistrust
+        self._forward = owner.forward
         self._longest = owner.limits.max_message_bytes
         self.retention = owner.limits.retention
         """Seconds for which replies are kept if the handler does not say."""
@@ -91,7 +92,7 @@ class Settlement:
         moved = _is_moved(message, error)
         lost = moved or (message.is_running and cell is not None and cell.phase == DEAD)
         if lost or (isinstance(error, MailboxFull) and not message.is_counted):
-            self._memory.spill(message, for_next_owner=moved)
+            self._run_again(message, error, for_next_owner=moved)
         elif not message.is_stored:
             message.failure = error  # until the answer to its insert: there is no row yet
         elif isinstance(error, Fenced):
@@ -107,6 +108,21 @@ class Settlement:
             self._settle_error(message, error)
         else:
             self.fail(message, error)
+
+    def _run_again(self, message: DurableMessage, error: ActorhubError, *, for_next_owner: bool) -> None:
+        if isinstance(error, VersionConflict):
+            # Another release has the entity in another shard, and has written its state: that is not an attempt.
+            _ = self._supervisor.spawn(self._uncount(message), "take back a run")
+        else:
+            self._memory.spill(message, for_next_owner=for_next_owner)
+
+    async def _uncount(self, message: DurableMessage) -> None:
+        try:
+            await self._store.uncount_runs([start_of(message)], self._incarnation)
+        except PersistenceError as error:
+            _log.warning("message %d: its refused run costs an attempt: %s", message.message_id, error)
+        if message.place is not Place.GONE:
+            self._memory.spill(message)
 
     def answer(self, callers: Iterable[Message], message_id: int, reply: StoredReply) -> None:
         """Tell callers how their message ended."""
@@ -150,6 +166,10 @@ class Settlement:
         # Taken out after the await, not before: whoever came to wait meanwhile is answered, too.
         if row is not None and row.reply is not None:
             self.answer(self._memory.table(shard).waiting.pop(message_id, ()), message_id, row.reply)
+        elif row is not None and row.shard != shard.id:
+            for caller in self._memory.table(shard).waiting.pop(message_id, ()):
+                if caller.phase == SENT:
+                    self._forward(caller, row.shard)
         else:
             self._backlog.scan(shard)
 

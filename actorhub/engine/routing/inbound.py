@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
 
-from actorhub.core.address import ShardId
+from actorhub.core.address import RunnerAddress, ShardId, ShardOwner
 from actorhub.core.arguments import check_message_id
 from actorhub.core.clock import Clock
 from actorhub.core.codec import encode_error
@@ -15,6 +16,7 @@ from actorhub.core.envelope import (
     ANY_RUNNER,
     ASK,
     BROADCAST,
+    HOME,
     STREAM,
     TELL,
     Cancel,
@@ -46,7 +48,7 @@ from actorhub.engine.model.records import DONE, FOREVER, LENDS, NEW, PARKED, Mes
 from actorhub.engine.model.spec import HandlerSpec, operation_spec
 from actorhub.engine.routing.deadlocks import deadlock_of
 from actorhub.engine.routing.peers import MAX_IN_FLIGHT, Peer
-from actorhub.engine.routing.router import Router
+from actorhub.engine.routing.router import MAX_HOPS, Router
 
 _log: Final = get_logger("actorhub.inbound")
 
@@ -62,7 +64,7 @@ class RemoteMessage(Message):
     that a call gets at most one answer, and none after the caller cancelled it.
     """
 
-    __slots__ = ("_inbound", "caller", "caller_id", "skip")
+    __slots__ = ("_inbound", "caller", "caller_id", "named", "skip")
 
     def __init__(self, inbound: "Inbound", peer: Peer, request: Request, spec: HandlerSpec) -> None:
         Message.__init__(self, spec, request.entity_id, request.kind)
@@ -78,12 +80,25 @@ class RemoteMessage(Message):
         self.waits_for_room = request.waits_for_room
         self.delivery = request.durable
         self.skip = request.skip
+        self.named = request.shard
+        """The shard for whose owner the sender takes this runner."""
+
+    @property
+    def _reply_epoch(self) -> int:
+        """The epoch of the run, where the sender can compare it; 0: it has the entity in another shard, or may have."""
+        cell = self.cell
+        return self.epoch if cell is None or cell.shard.id == self.named else 0
+
+    @property
+    def _may_reply(self) -> bool:
+        """Whether what is replied counts: another runner says it, or this one can prove its ownership right now."""
+        return self.peer is not None or self._inbound.may_reply()
 
     def on_accepted(self) -> None:
         """Tell the sender of a tell that the message is in a mailbox. From now on it has no deadline."""
         self.deadline = FOREVER
         if self.caller.serving.pop(self.caller_id, None) is self:
-            self.caller.link.send(Reply(self.caller_id, self.epoch, b""))
+            self.caller.link.send(Reply(self.caller_id, self._reply_epoch, b""))
 
     def on_completed(self, body: bytes) -> None:
         """Send the result, if this process is still sure that it owns the shard.
@@ -93,22 +108,22 @@ class RemoteMessage(Message):
         the shard, and requests that any runner may answer do not depend on ownership at all.
         """
         if self.caller.serving.pop(self.caller_id, None) is self:
-            if self.delivery is not None or self.kind in ANY_RUNNER or self._inbound.may_reply():
-                self.caller.link.send(Reply(self.caller_id, self.epoch, body))
+            if self.delivery is not None or self.kind in ANY_RUNNER or self._may_reply:
+                self.caller.link.send(Reply(self.caller_id, self._reply_epoch, body))
             else:
-                self._inbound.fail(self.caller, self.caller_id, self.epoch, _stale(self))
+                self._inbound.fail(self.caller, self.caller_id, self._reply_epoch, _stale(self))
 
     def on_failed(self, error: ActorhubError) -> None:
         """Send the error. If it is a tell that was accepted before, nobody waits for it: count it instead."""
         if self.caller.serving.pop(self.caller_id, None) is self:
-            self._inbound.fail(self.caller, self.caller_id, self.epoch, error)
+            self._inbound.fail(self.caller, self.caller_id, self._reply_epoch, error)
         elif self.kind == TELL:
             self._inbound.on_dropped(self, error)
 
     def on_items(self, bodies: Sequence[bytes]) -> None:
         """Send items of a stream, as long as this process is sure that it owns the shard."""
-        if self._inbound.may_reply():
-            self.caller.link.send(Chunk(self.caller_id, self.epoch, list(bodies)))
+        if self._may_reply:
+            self.caller.link.send(Chunk(self.caller_id, self._reply_epoch, list(bodies)))
 
 
 class Inbound:
@@ -195,8 +210,16 @@ class Inbound:
             return
         peer.serving[message.caller_id] = message
         shard = self._host.shards.get(shard_id)
+        if shard is None and message.named is not None and peer.is_runner and not message.spec.singleton:
+            # Another release has the entity in another shard, and this runner owns that: somebody must serve it.
+            shard = self._host.shards.get(message.named)
+            message.shard_id = shard_id if shard is None else shard.id
         if message.delivery is not None and message.delivery.is_deposit and not message.delivery.is_stored:
             self._router.deposits.deposit(message)
+        elif shard is None and message.named != shard_id and message.hops < MAX_HOPS:
+            # The caller has the entity in another shard, or may have, and would only send it here again.
+            message.hops += 1
+            self._router.route(message)
         elif shard is None:
             # The caller's routing table is out of date, or this process has let go of the shard a moment ago.
             self.give_back(message)
@@ -336,6 +359,10 @@ class Inbound:
             return
         known = self._host.delivery.handlers.find(request.entity_type, request.handler)
         message = RemoteMessage(self, peer, request, known or operation_spec(request.entity_type, request.handler))
+        if HOME in request.headers and peer.is_runner:
+            peer.serving[request.id] = message
+            self._host.homes.on_question(message, partial(self._is_elsewhere, message))
+            return
         if request.timeout_ms:
             message.deadline = self._monotonic() + request.timeout_ms / 1000
         try:
@@ -347,6 +374,12 @@ class Inbound:
             self.fail(peer, request.id, 0, error)
         else:
             self._take(peer, message)
+
+    def _is_elsewhere(self, message: RemoteMessage, place: ShardId) -> None:
+        """Answer a question about an entity's home: this runner has the entity in that shard."""
+        if message.caller.serving.pop(message.caller_id, None) is message:
+            hint = self._router.table.owner(place) or ShardOwner(place, RunnerAddress("", ""), 0)
+            message.caller.link.send(NotOwner(message.caller_id, hint))
 
     def _on_broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
         count = self.broadcast_here(spec, request.body, request.message_id)

@@ -22,6 +22,7 @@ from actorhub.core.errors import (
 )
 from actorhub.core.logger import get_logger
 from actorhub.engine.durable.deposits import Deposits, goes_before
+from actorhub.engine.durable.homes import HomeQuestion
 from actorhub.engine.host import Host
 from actorhub.engine.model.records import (
     COMMITTING,
@@ -239,6 +240,8 @@ class Router:
         for shard, parked in list(self._parked.items()):
             for message in list(parked):
                 message.hops = 0
+                if message.kind not in ABOUT_MESSAGES:
+                    message.shard_id = None  # It may have waited for the owner of a shard where its entity was before.
                 if message.phase == PARKED and (error := self._undeliverable(message)) is not None:
                     self._refuse(message, error)
             self.release([shard])
@@ -252,6 +255,9 @@ class Router:
         message = peer.pending.pop(request_id, None)
         if message is None:
             return
+        if isinstance(message, HomeQuestion):
+            message.on_sent_back(hint)
+            return
         self._not_owner += 1
         shard = message.shard_id
         assert shard is not None
@@ -259,6 +265,10 @@ class Router:
         if hint is not None and hint.runner != peer.runner:
             self.table.learn([hint], self._monotonic())
         message.hops += 1
+        if message.kind not in ABOUT_MESSAGES:
+            # A peer that has declared the entity for another shard names that one. Without a hint the message goes its
+            # own way again, also if it was sent to an entity's home before.
+            message.shard_id = None if hint is None else hint.shard
         # The peer may have stored a durable one before it lost the shard. Then the next owner runs it, whoever asks.
         self._route_again(message, unsure=message.delivery is not None)
 
@@ -385,7 +395,7 @@ class Router:
             error.possibly_executed = unsure or message.was_sent_before
             message.on_failed(error)
             return
-        if message.kind in ANY_RUNNER:
+        if message.kind in ANY_RUNNER or isinstance(message, HomeQuestion):
             # There is no shard to route it by. Whoever asks knows which other runner to try.
             message.phase = DONE
             message.on_failed(RunnerUnavailable(f"{message.address}: the link broke before the request was sent"))
@@ -438,6 +448,7 @@ class Router:
                 message.waits_for_room,
                 message.delivery,
                 message.skip,
+                message.shard_id,
             )
         )
 

@@ -5,10 +5,10 @@ causes it: its calls continue that call's chain, and the run of a durable messag
 """
 
 import asyncio
-from collections.abc import Callable
 from contextvars import Context
 from typing import Any, Final, Protocol
 
+from actorhub.core.address import ShardId
 from actorhub.core.backoff import Backoff
 from actorhub.core.carried import Carried
 from actorhub.core.codec import Codec
@@ -91,6 +91,60 @@ class Leaders(Protocol):
         ...
 
 
+class Homes(Protocol):
+    """Knows where entities are at home, while runners disagree about it."""
+
+    def check(self, cell: Cell) -> None:
+        """Do nothing if the entity may be activated here, as far as is known without the store.
+
+        Raises:
+            Elsewhere: it may not.
+        """
+        ...
+
+    async def settle(self, cell: Cell, home: ShardId) -> None:
+        """Move what is stored of the entity from its home to the cell's shard.
+
+        Raises:
+            Elsewhere: it stays where it is.
+            PersistenceError: the store failed.
+        """
+        ...
+
+    async def send_away(self, cell: Cell, home: ShardId) -> None:
+        """End an activation that there is not to be here, and send what waits for it to the entity's home."""
+        ...
+
+
+class ActivationEvents(Protocol):
+    """What activations tell and ask the host."""
+
+    @property
+    def homes(self) -> Homes:
+        """Knows where entities are at home."""
+        ...
+
+    def count_first(self, cell: Cell) -> "asyncio.Future[None] | None":
+        """Have the run of the first durable message in a mailbox counted.
+
+        Returns:
+            What to wait for before asking again; `None` once user code may run.
+        """
+        ...
+
+    def on_gone(self, cell: Cell) -> None:
+        """A cell no longer has an instance: find a place for its queue."""
+        ...
+
+
+class Elsewhere(Exception):
+    """The entity is at home in another shard, and is activated there."""
+
+    def __init__(self, shard: ShardId) -> None:
+        super().__init__(str(shard))
+        self.shard = shard
+
+
 class Activations:
     """Builds instances, with retries, and ends them; an entity never has two at a time.
 
@@ -106,8 +160,7 @@ class Activations:
         leaders: Leaders,
         storage: Storage,
         supervisor: Supervisor,
-        count_first: Callable[[Cell], asyncio.Future[None] | None],
-        on_gone: Callable[[Cell], None],
+        events: ActivationEvents,
     ) -> None:
         """Prepare.
 
@@ -118,9 +171,7 @@ class Activations:
             leaders: See to singletons.
             storage: Has the states.
             supervisor: Owns the tasks. Its clock has the random pauses, and says when an entity was last used.
-            count_first: Has the run of the first durable message in a mailbox counted; returns what to wait for before
-                asking again, `None` once user code may run.
-            on_gone: Told of a cell that no longer has an instance; finds a place for its queue.
+            events: The host.
         """
         self._scheduler = scheduler
         self._hooks = hooks
@@ -129,8 +180,7 @@ class Activations:
         self._storage = storage
         self._supervisor = supervisor
         self._clock = supervisor.clock
-        self._count_first = count_first
-        self._on_gone = on_gone
+        self._events = events
         self._carrying: set[str] = set()
         self.activated = 0
         self.passivated = 0
@@ -187,7 +237,10 @@ class Activations:
                 await self._build(cell, cause)
             except _Unwanted:
                 cell.phase = DEAD
-                self._on_gone(cell)
+                self._events.on_gone(cell)
+                return
+            except Elsewhere as elsewhere:
+                await self._events.homes.send_away(cell, elsewhere.shard)
                 return
             except Exception as exc:  # noqa: BLE001 - user code: tried again, then the reply of what waits
                 if cell.phase == DEAD:
@@ -209,17 +262,14 @@ class Activations:
         # At each await the shard may be lost (DEAD). While it drains, the activation goes on to its end:
         # `_become_active` then closes it at once.
         spec = cell.hosted_type.spec
+        self._events.homes.check(cell)
         if cell.is_singleton:
             is_leading = await self._leaders.until_leading(cell)
             if cell.phase == ACTIVATING and not is_leading:
                 raise _Unwanted
         # A singleton is made without a message, too, so no message is to blame for what that does.
         is_counted = isinstance(cause, DurableMessage) and not cell.is_singleton
-        if is_counted:
-            _ = self._count_first(cell)  # beside the load
-        stored = None if spec.state is None else await self._load(cell)
-        if is_counted:
-            await self._until_counted(cell)
+        stored = await self._load_at_home(cell, is_counted=is_counted)
         if cell.phase == DEAD:
             return
         state = None if spec.state is None else self._decode(cell, spec.state, stored)
@@ -236,9 +286,22 @@ class Activations:
         if cell.phase == ACTIVATING:
             self._become_active(cell)
 
+    async def _load_at_home(self, cell: Cell, *, is_counted: bool) -> StoredState | None:
+        """Load the committed state once the entity is at home here, and have the first run counted beside that."""
+        while True:
+            if is_counted:
+                _ = self._events.count_first(cell)
+            stored = None if cell.hosted_type.spec.state is None else await self._load(cell)
+            if is_counted:
+                await self._until_counted(cell)
+            home = None if stored is None else stored.shard
+            if home is None or home == cell.shard.id or cell.phase != ACTIVATING:
+                return stored
+            await self._events.homes.settle(cell, home)
+
     async def _until_counted(self, cell: Cell) -> None:
         """Wait until code of the user may run for what is first in the mailbox."""
-        while cell.phase == ACTIVATING and (counting := self._count_first(cell)) is not None:
+        while cell.phase == ACTIVATING and (counting := self._events.count_first(cell)) is not None:
             await counting
         if cell.phase == ACTIVATING and cell.queue is None:
             # What it was for left: the store did not count its run, or has it no longer.
@@ -324,7 +387,7 @@ class Activations:
         for message in cell.take_queue():
             message.phase = DONE
             message.on_failed(error)
-        self._on_gone(cell)
+        self._events.on_gone(cell)
 
     async def _deactivate_leader(self, cell: Cell) -> None:
         await self._background.end(cell)
@@ -348,7 +411,7 @@ class Activations:
         self.passivated += 1
         cell.instance = None
         cell.phase = DEAD
-        self._on_gone(cell)
+        self._events.on_gone(cell)
 
 
 class _Undecodable(PersistenceError):

@@ -69,7 +69,7 @@ class Drains:
         self._events.on_drain_began(shard)
         for cell in list(shard.cells):
             self._activations.close(cell)
-        self._scheduler.cut_short(shard)
+        self._scheduler.cut_short(lambda cell: cell.shard is shard)
 
     async def until_empty(self, shard: HostedShard) -> None:
         """Return once the shard has no entities; at its `drain_until` in any case."""

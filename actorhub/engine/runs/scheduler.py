@@ -21,7 +21,6 @@ from actorhub.engine.model.records import (
     QUEUED,
     RUNNING,
     Cell,
-    HostedShard,
     Message,
     RunKind,
 )
@@ -277,14 +276,14 @@ class Scheduler:
             if run.cell.phase == DEAD and run.message.abandoned_for is None:
                 self.abandon(run.message, lost_owner(run.message, reason))
 
-    def cut_short(self, shard: HostedShard) -> None:
+    def cut_short(self, is_leaving: Callable[[Cell], bool]) -> None:
         """Cut short what would hold up a hand-over for long: a singleton's `run`, and runs in a durable wait."""
         # Both go on at the next owner from what they stored. A durable handler between two waits is let finish.
         waiting = [run.message for run in self.suspended if run.progress is not None and run.progress.waits]
         suspended = [run.message for run in self.suspended]
         main_loops = [message for message in (*suspended, *self.ready) if message.run_kind is RunKind.MAIN_LOOP]
         for message in {*waiting, *main_loops}:
-            if message.cell is not None and message.cell.shard is shard:
+            if message.cell is not None and is_leaving(message.cell):
                 self.abandon(message, run_moved(message))
 
     def dequeue(self, message: Message) -> None:

@@ -8,6 +8,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from actorhub.storage.singleton_ports import Execution, Leadership
+
 HEARTBEAT: Final = 30.0
 """Seconds between the heartbeats of a led singleton. They do not depend on its schedules."""
 STALE_AFTER: Final = 2 * HEARTBEAT
@@ -103,6 +105,46 @@ class RunnerHealth(msgspec.Struct, frozen=True, kw_only=True):
     """Where a client has asked: the address of the runner through which it did, if it cannot connect to this one."""
     lost: str = ""
     """What the database lost last, since this runner started, of what it had acknowledged to it; empty: nothing."""
+
+
+def health_of(
+    leadership: Leadership,
+    execution: Execution,
+    *,
+    since: float,
+    heartbeat_at: float | None,
+    stale: bool,
+    state: Literal["starting", "leading", "failed", "stopping"],
+    schedules: Sequence[ScheduleHealth],
+    has_main_loop: bool,
+) -> SingletonHealth:
+    """Return the health of a singleton from what its leader knows."""
+    never = execution.last_execution_at is None and bool(schedules or has_main_loop)
+    return SingletonHealth(
+        name=leadership.singleton,
+        entity_id=leadership.entity_id,
+        shard=str(leadership.shard),
+        epoch=leadership.epoch,
+        since=since,
+        heartbeat_at=heartbeat_at,
+        is_stale=stale,
+        state=state,
+        body=execution.body,
+        executions=execution.executions,
+        last_execution=execution.last_execution,
+        last_execution_at=execution.last_execution_at,
+        last_duration=execution.last_duration,
+        last_error=execution.last_error,
+        state_errors=execution.state_errors,
+        status="stale"
+        if stale
+        else "unhealthy"
+        if execution.body == "failed" or any(schedule.status == "overdue" for schedule in schedules)
+        else "never executed"
+        if never
+        else "healthy",
+        schedules=schedules,
+    )
 
 
 def is_stale(*, heartbeat_at: float | None, since: float, now: float) -> bool:

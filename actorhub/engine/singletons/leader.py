@@ -20,6 +20,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from actorhub.core.address import ShardId
 from actorhub.core.backoff import Backoff
 from actorhub.core.envelope import Durable
 from actorhub.core.errors import (
@@ -41,7 +42,7 @@ from actorhub.engine.model.records import (
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.engine.runs.failures import handler_failed, log_failure
 from actorhub.engine.singletons.cron_chain import CronChain
-from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, is_stale
+from actorhub.engine.singletons.health import HEARTBEAT, SingletonHealth, health_of, is_stale
 from actorhub.engine.singletons.own_messages import FireTimeTell, MainLoop
 from actorhub.engine.singletons.restarts import Restarts
 from actorhub.engine.singletons.services import LeaderServices
@@ -110,6 +111,8 @@ class SingletonLeader:
         )
         self.registered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done once the store knows that this runner leads; cancelled if that will never be."""
+        self.elsewhere: asyncio.Future[ShardId] = asyncio.get_running_loop().create_future()
+        """Done while another release leads it in another shard: this leader waits for the end of that."""
         self.cell: Cell | None = None
         """The activation that leads: its `on_become_leader` has returned, its `on_lose_leadership` has not begun."""
         self.abandoned: Cell | None = None
@@ -127,10 +130,8 @@ class SingletonLeader:
         self._restarts = restarts
         self._main_loop_at: float | None = None
         """When to start `run`, in monotonic seconds; `None` if it is running, or not to be started."""
-        self._main_loop_began = 0.0
-        self._beat_at = self._written_at = 0.0
-        self._is_dirty = False
-        self._is_stopping = False
+        self._main_loop_began = self._beat_at = self._written_at = 0.0
+        self._is_dirty = self._is_stopping = False
         self._changed = asyncio.Event()
         """Wakes `supervise`."""
         self._wake = asyncio.Event()
@@ -272,33 +273,15 @@ class SingletonLeader:
         since = self._server.now() if self._since is None else self._since
         now = self._clock.monotonic()
         stale = is_stale(heartbeat_at=self._sign_of_life_at, since=self._granted_at, now=now)
-        schedules = self.schedules.health()
-        run = self.execution
-        never = run.last_execution_at is None and bool(schedules or self.spec.main_loop)
-        return SingletonHealth(
-            name=self.spec.name,
-            entity_id=self.leadership.entity_id,
-            shard=str(self._shard.id),
-            epoch=self._shard.epoch,
+        return health_of(
+            self.leadership,
+            self.execution,
             since=since,
             heartbeat_at=self._heartbeat_at,
-            is_stale=stale,
+            stale=stale,
             state=self._state,
-            body=run.body,
-            executions=run.executions,
-            last_execution=run.last_execution,
-            last_execution_at=run.last_execution_at,
-            last_duration=run.last_duration,
-            last_error=run.last_error,
-            state_errors=run.state_errors,
-            status="stale"
-            if stale
-            else "unhealthy"
-            if run.body == "failed" or any(schedule.status == "overdue" for schedule in schedules)
-            else "never executed"
-            if never
-            else "healthy",
-            schedules=schedules,
+            schedules=self.schedules.health(),
+            has_main_loop=self.spec.main_loop is not None,
         )
 
     @property
@@ -329,6 +312,13 @@ class SingletonLeader:
         are known. Without the schedules, a message of a fire time would be taken for one of a schedule that was
         deleted, and dropped.
         """
+        home = await self._services.led_elsewhere(self.leadership)
+        if self.elsewhere.done():
+            self.elsewhere = asyncio.get_running_loop().create_future()
+        if home is not None:
+            self.elsewhere.set_result(home)
+            await self._wait(_RETRY)
+            return
         try:
             address = self._services.address
             row, now = await self._store.lead(self.leadership, address, self.spec.state_ttl)

@@ -12,6 +12,7 @@ from actorhub.core.errors import NotConnected, PersistenceError, SingletonError,
 from actorhub.engine.model.records import Cell, HostedShard, HostedType
 from actorhub.engine.model.run import Run
 from actorhub.engine.model.sharding import Sharding
+from actorhub.engine.runs.activation import Elsewhere
 from actorhub.engine.runs.completion import Completion
 from actorhub.engine.runs.saving import Saving
 from actorhub.engine.singletons.health import SingletonHealth
@@ -120,9 +121,16 @@ class SingletonLeaders:
             leader.track_task(cell, task)
 
     async def until_leading(self, cell: Cell) -> bool:
-        """Wait until the store knows that this runner leads; return `False` if that will not be, or not for long."""
-        registered = self.leader_of(cell).registered
-        await asyncio.wait((registered,))
+        """Wait until the store knows that this runner leads; return `False` if that will not be, or not for long.
+
+        Raises:
+            Elsewhere: Another release leads it in another shard.
+        """
+        leader = self.leader_of(cell)
+        registered = leader.registered
+        await asyncio.wait((registered, leader.elsewhere), return_when=asyncio.FIRST_COMPLETED)
+        if not registered.done():
+            raise Elsewhere(leader.elsewhere.result())
         return not registered.cancelled() and not cell.shard.draining
 
     async def lose(self, cell: Cell) -> None:

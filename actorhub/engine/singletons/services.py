@@ -1,6 +1,6 @@
 """What the leaders of singletons need from their runner."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 from actorhub.core.address import ShardId
@@ -12,7 +12,7 @@ from actorhub.engine.runs.hooks import Hooks
 from actorhub.engine.runs.scheduler import Scheduler
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore
-from actorhub.storage.singleton_ports import SingletonStore
+from actorhub.storage.singleton_ports import Leadership, SingletonStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,8 @@ class LeaderServices:
     hooks: Hooks
     open: Callable[[HostedType, HostedShard], Cell]
     """Returns the singleton's activation, and begins to make one if there is none."""
+    led_elsewhere: Callable[[Leadership], Awaitable[ShardId | None]]
+    """Returns the shard in which another release leads the singleton; `None`: it does not, or no longer."""
     accept: Callable[[Message, HostedShard], None]
     """Takes in a durable message of an owned shard."""
     mistrust: Callable[[ShardId], None]

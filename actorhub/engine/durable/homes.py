@@ -1,0 +1,355 @@
+"""Where an entity is at home, while runners disagree about its shard.
+
+A release of a program may give an entity type another `shard_group` or `shard_key`. As long as runners of the release
+before run, each side routes an entity's calls to another shard. What is stored of the entity lies in one of the two,
+its *home*, and only there it has an activation. So whoever activates an entity and finds its home elsewhere asks the
+owner of that shard:
+
+- It has declared the entity for that shard: then the entity stays, and what arrived here is sent there.
+- It has not: it ends the activation that it may have, and gives the entity away. What is stored is moved here.
+
+A shard without a living runner that hosts its group is not asked. So entities move one by one, each when it is called,
+and the other way round where the release before is put back. Runners of the release before know no homes; the
+question is one that they can answer, and their answer says what they have declared.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from actorhub.core.address import ShardId, ShardOwner
+from actorhub.core.envelope import HOME, MAY_MOVE, RETRY_MESSAGE, TELL, Durable
+from actorhub.core.errors import (
+    ActorhubError,
+    MalformedMessage,
+    PersistenceError,
+    RunnerUnavailable,
+    UnknownEntityType,
+)
+from actorhub.core.logger import get_logger
+from actorhub.engine.durable.delivery import Delivery
+from actorhub.engine.durable.deposits import Wake
+from actorhub.engine.durable.owner import Owner
+from actorhub.engine.model.durable_message import start_of
+from actorhub.engine.model.records import ACTIVATING, DEAD, SENT, AwaitedMessage, Cell, HostedShard, Message
+from actorhub.engine.model.sharding import Sharding
+from actorhub.engine.model.spec import HandlerSpec, operation_spec
+from actorhub.engine.runs.activation import Activations, Elsewhere
+from actorhub.storage.message_ports import RunStart
+from actorhub.storage.ports import Fenced
+from actorhub.storage.singleton_ports import Leadership
+
+_log: Final = get_logger("actorhub.homes")
+
+_ASK_AGAIN: Final = 0.1
+"""Seconds until the owner of a home is asked again, where nobody could say, or it changed."""
+_GRACE: Final = 5.0
+"""Seconds for the runs of an entity that is given away."""
+_VALID: Final = 5.0
+"""Seconds since the question for which consent to give an entity away counts."""
+_GIVEN: Final = 2 * _VALID
+"""Seconds for which an entity that was given away is not activated where it was."""
+_POLL: Final = 0.005
+"""Seconds between checks of whether an activation has ended."""
+_MOST_STRAYS: Final = 1000
+"""Entities of one shard that one sweep moves, at most."""
+
+
+class HomeQuestion(AwaitedMessage):
+    """Asks the owner of a shard whether it has an entity there. Any answer means yes, but for being sent back."""
+
+    __slots__ = ("home", "is_kept")
+
+    def __init__(self, spec: HandlerSpec, entity_id: str, home: ShardId, *, may_move: bool) -> None:
+        # The release before checks the handler, and runs what is not marked as durable.
+        super().__init__(spec, entity_id, RETRY_MESSAGE)
+        self.delivery = Durable()
+        self.home = home
+        self.headers = {HOME: str(home), MAY_MOVE: "1"} if may_move else {HOME: str(home)}
+        self.is_kept = True
+
+    def on_sent_back(self, hint: ShardOwner | None) -> None:
+        """Take the answer of a runner that has the entity in another shard, or that no longer owns the one in question.
+
+        It names the owner of the shard in which it has the entity, if it knows that.
+        """
+        if not self.future.done():
+            if hint is not None and hint.shard != self.home:
+                self.is_kept = False
+                self.future.set_result(b"")
+            else:
+                self.future.set_exception(RunnerUnavailable(f"{self.home} has another owner"))
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What a runner knows of others, for `Homes`."""
+
+    hosted_groups: Callable[[], Collection[str]]
+    """Returns the shard groups that living runners host."""
+    ask_home: Callable[[HomeQuestion], Awaitable[str]]
+    """Has the owner of a shard answer a question; returns its incarnation."""
+    route: Callable[[Message], None]
+    """Sends a message to the shard that it names."""
+
+
+class Homes:
+    """Brings entities to the shard in which they are activated, and gives them away."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        neighbours: Neighbours,
+        *,
+        sharding: Sharding,
+        activations: Activations,
+        delivery: Delivery,
+        discard: Callable[[Cell], None],
+        forget: Callable[[Cell], Iterable[Message]],
+    ) -> None:
+        self._types = owner.types
+        self._shards = owner.shards
+        self._incarnation = owner.incarnation
+        self._clock = owner.clock
+        self._scheduler = owner.scheduler
+        self._supervisor = owner.supervisor
+        self._store = owner.store
+        self._neighbours = neighbours
+        self._sharding = sharding
+        self._storage = owner.storage
+        self._forward = owner.forward
+        self._activations = activations
+        self._memory = delivery.memory
+        self._backlog = delivery.backlog
+        self._schedule = delivery.schedule
+        self._discard = discard
+        self._forget = forget
+        self._asked = 0
+        self._given: dict[tuple[str, str], tuple[ShardId, float]] = {}
+        """Entities that were given away: from which shard, and until when that is remembered, in monotonic seconds."""
+
+    def check(self, cell: Cell) -> None:
+        """Do nothing if the entity may be activated in the cell's shard, as far as is known without the store.
+
+        Raises:
+            Elsewhere: it was given away from there just now; or is a singleton, whose leader is where it is declared.
+        """
+        given = self._given.get(cell.entity)
+        if given is not None and given[0] == cell.shard.id and self._clock.monotonic() < given[1]:
+            raise Elsewhere(self._place_of(cell.entity))
+        if cell.is_singleton and (place := self._place_of(cell.entity)) != cell.shard.id:
+            raise Elsewhere(place)
+
+    async def settle(self, cell: Cell, home: ShardId) -> None:
+        """Move what is stored of the entity from its home to the cell's shard.
+
+        Raises:
+            Elsewhere: its home's owner keeps it.
+            PersistenceError: the store failed.
+        """
+        may_move = self._place_of(cell.entity) == cell.shard.id
+        while cell.phase == ACTIVATING:
+            asked = self._clock.monotonic()
+            try:
+                owner = await self.consent(cell.entity, home, may_move=may_move)
+                if self._clock.monotonic() - asked < _VALID and cell.phase == ACTIVATING:
+                    await self._bring(cell, home, owner)
+                    return
+            except (Fenced, RunnerUnavailable) as error:
+                _log.info("%s stays in %s for now: %s", cell.address, home, error)
+                await asyncio.sleep(_ASK_AGAIN)
+
+    async def consent(self, entity: tuple[str, str], home: ShardId, *, may_move: bool) -> str | None:
+        """Return who owns an entity's home and gives the entity away; `None`: nobody who is alive.
+
+        Raises:
+            Elsewhere: it keeps the entity.
+            RunnerUnavailable: nobody could say.
+        """
+        if home in self._shards:
+            return self._incarnation
+        if home.group not in self._neighbours.hosted_groups():
+            return None
+        # Not always the same handler: the release before need not have it, and answers only for those that it has.
+        self._asked += 1
+        handlers = [spec for spec in self._types[entity[0]].spec.handlers.values() if not spec.stream]
+        spec = handlers[self._asked % len(handlers)] if handlers else operation_spec(entity[0], "home")
+        question = HomeQuestion(spec, entity[1], home, may_move=may_move)
+        question.deadline = self._clock.monotonic() + 2 * _GRACE
+        owner = await self._neighbours.ask_home(question)
+        if question.is_kept:
+            raise Elsewhere(home)
+        return owner
+
+    async def led_elsewhere(self, leadership: Leadership) -> ShardId | None:
+        """Return the shard in which another release leads a singleton, or may lead it; `None`: it does not."""
+        rows, _ = await self._storage.singletons.singletons()
+        row = next((row for row in rows if row.singleton == leadership.singleton), None)
+        if row is None or row.shard == leadership.shard:
+            return None
+        try:
+            await self.consent((leadership.singleton, leadership.entity_id), row.shard, may_move=True)
+        except (Elsewhere, RunnerUnavailable):
+            return row.shard
+        return None
+
+    def on_question(self, question: Message, send_back: Callable[[ShardId], None]) -> None:
+        """Answer the question whether an entity is in a shard: with a reply, or by `send_back`."""
+        _ = self._supervisor.spawn(self._answer(question, send_back), "say where an entity is at home")
+
+    async def _answer(self, question: Message, send_back: Callable[[ShardId], None]) -> None:
+        headers = question.headers or {}
+        try:
+            home = ShardId.parse(headers[HOME])
+            place = await self.give(question.entity, home, may_move=MAY_MOVE in headers)
+        except ActorhubError as error:
+            question.on_failed(error)
+        else:
+            if place is None:
+                question.on_completed(b"")
+            else:
+                send_back(place)
+
+    async def give(self, entity: tuple[str, str], home: ShardId, *, may_move: bool) -> ShardId | None:
+        """Give an entity away; return the shard in which this runner has it, `None`: in that very one.
+
+        Args:
+            entity: Type and id.
+            home: The shard from which somebody wants to move it.
+            may_move: Whether who asks has declared it for another shard. Otherwise it may stay where it is.
+
+        Raises:
+            RunnerUnavailable: this runner does not own the shard, or something of the entity resists.
+            UnknownEntityType: it does not host the type.
+        """
+        if entity[0] not in self._types:
+            raise UnknownEntityType(f"this runner does not host entity type {entity[0]!r}")
+        place = self._place_of(entity)
+        if home not in self._shards:
+            raise RunnerUnavailable(f"{home} has another owner")
+        if place == home or not may_move:
+            return None
+        # From here on the next activation, whoever wants one, goes to the other shard.
+        until = self._clock.monotonic() + _GIVEN
+        self._given = {key: row for key, row in self._given.items() if row[1] > until - _GIVEN}
+        self._given[entity] = (home, until + _GRACE)
+        cell = self._backlog.cell_of(entity)
+        if cell is not None and cell.shard.id == home and not await self._ended(cell):
+            raise RunnerUnavailable(f"{cell.address} is still being activated in {home}")
+        self._given[entity] = (home, self._clock.monotonic() + _GIVEN)
+        if (shard := self._shards.get(home)) is not None:
+            # Whoever waits here for a message that is about to be moved would not be told how it ends.
+            self._set_aside(shard, entity)
+            self._forward_waiting(shard, entity, place)
+        return place
+
+    async def send_away(self, cell: Cell, home: ShardId) -> None:
+        """End an activation that there is not to be here, and send what waits for it to the entity's home."""
+        await self._move_messages(cell, home)
+        if cell.phase != DEAD:
+            cell.phase = DEAD
+            for message in self._forget(cell):
+                self._forward(message, home)
+
+    async def _move_messages(self, cell: Cell, home: ShardId) -> None:
+        try:
+            await self._store.uncount_runs(self._set_aside(cell.shard, cell.entity), self._incarnation)
+            moved = await self._storage.move_entity(
+                cell.entity,
+                source=cell.shard.id,
+                source_owner=self._incarnation,
+                target=home,
+                incarnation=self._incarnation,
+            )
+        except PersistenceError as error:
+            _log.warning("messages of %s could not be moved to %s yet: %s", cell.address, home, error)
+            return
+        self._set_aside(cell.shard, cell.entity)  # The loader may have brought in what it read before the move.
+        if moved:
+            self._wake_owner(cell, home)
+        self._forward_waiting(cell.shard, cell.entity, home)
+
+    async def sweep(self) -> None:
+        """Bring in messages from shards that no living runner hosts, those of entities that belong here."""
+        try:
+            await self._sweep()
+        except PersistenceError as error:
+            _log.warning("messages of groups that nobody hosts could not be looked for: %s", error)
+
+    async def _sweep(self) -> None:
+        groups = self._neighbours.hosted_groups()
+        for source, name, entity_id in await self._store.strays(self._types, groups, _MOST_STRAYS):
+            try:
+                shard = self._shards.get(self._place_of((name, entity_id)))
+            except MalformedMessage:
+                continue  # Its shard_key refuses the id.
+            if shard is None:
+                continue
+            with contextlib.suppress(Fenced):  # Somebody hosts the group by now.
+                await self._storage.move_entity(
+                    (name, entity_id),
+                    source=source,
+                    source_owner=None,
+                    target=shard.id,
+                    incarnation=self._incarnation,
+                )
+                self._let_stored_in(shard, (name, entity_id))
+
+    async def _bring(self, cell: Cell, home: ShardId, owner: str | None) -> None:
+        moved = await self._storage.move_entity(
+            cell.entity, source=home, source_owner=owner, target=cell.shard.id, incarnation=self._incarnation
+        )
+        _log.debug("%s moved from %s to %s with %d messages", cell.address, home, cell.shard.id, moved)
+        if moved and cell.phase == ACTIVATING:
+            # They are older than what arrived here, and come first (invariant G).
+            counted = self._set_aside(cell.shard, cell.entity)
+            self._let_stored_in(cell.shard, cell.entity)
+            await self._store.uncount_runs(counted, self._incarnation)
+
+    def _let_stored_in(self, shard: HostedShard, entity: tuple[str, str]) -> None:
+        if (cell := self._backlog.cell_of(entity)) is not None:
+            cell.has_backlog = True
+        self._backlog.mark_awaited(shard, entity)
+        self._schedule.poll_soon()
+
+    def _forward_waiting(self, shard: HostedShard, entity: tuple[str, str], home: ShardId) -> None:
+        """Have callers that wait for messages of the entity wait for them at its home."""
+        waiting = self._memory.table(shard).waiting
+        for message_id in [message_id for message_id, group in waiting.items() if group and group[0].entity == entity]:
+            for caller in waiting.pop(message_id):
+                if caller.phase == SENT:
+                    self._forward(caller, home)
+
+    def _set_aside(self, shard: HostedShard, entity: tuple[str, str]) -> list[RunStart]:
+        """Leave the entity's durable messages to the store; return the runs that were counted and will not start."""
+        messages = self._memory.table(shard).messages.values()
+        mine = [message for message in messages if message.entity == entity]
+        counted = [start_of(message) for message in mine if message.is_counted]
+        for message in mine:
+            self._memory.spill(message)
+        return counted
+
+    async def _ended(self, cell: Cell) -> bool:
+        """End an activation, within the grace time; return whether it is over."""
+        until = self._clock.monotonic() + _GRACE
+        while cell.phase != DEAD and self._clock.monotonic() < until:
+            self._activations.close(cell)
+            self._scheduler.cut_short(lambda one: one is cell)
+            await asyncio.sleep(_POLL)
+        if cell.phase != DEAD:
+            self._discard(cell)
+            self._scheduler.cancel_dead("the entity moved and the handler did not finish within the grace time")
+        return cell.phase == DEAD
+
+    def _wake_owner(self, cell: Cell, home: ShardId) -> None:
+        """Have the owner of the home find what was moved there. Without a handler to name it finds that by itself."""
+        handlers = cell.hosted_type.spec.handlers.values()
+        if (spec := next((spec for spec in handlers if spec.durable), None)) is not None:
+            told = Message(spec, cell.entity_id, TELL)
+            told.shard_id = home
+            self._neighbours.route(Wake(told))
+
+    def _place_of(self, entity: tuple[str, str]) -> ShardId:
+        return self._sharding.shard_of(self._types[entity[0]].spec, entity[1])

@@ -1,0 +1,229 @@
+"""Deploys that give an entity type another shard group or shard key, in memory: forwards, back, and in between."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import pytest
+
+from actorhub import Cluster, Entity, Hub, Retry, Singleton, current, handler
+from actorhub.storage.message_ports import MessageFilter, MessageState
+from actorhub.testing import MemoryCluster, until
+
+IDS = [f"{name}/{number}" for name in ("ada", "bob", "eve") for number in range(4)]
+
+
+class Ops(msgspec.Struct):
+    done: list[str] = []
+
+
+def _release(**placement: Any) -> tuple[type[Entity[Ops]], Hub]:
+    """Return a release of one program: the entity with that placement, and a hub that has it."""
+
+    class Account(Entity[Ops], name="account", **placement):
+        def _note(self, op: str) -> int:
+            self.state.done.append(op)
+            return len(self.state.done)
+
+        @handler(durable=True, retry=Retry(attempts=2, initial=timedelta(milliseconds=10)))
+        async def add(self, op: str) -> int:
+            return self._note(op)
+
+        async def put(self, op: str) -> int:
+            return self._note(op)
+
+        @handler(readonly=True)
+        async def done(self) -> list[str]:
+            return list(self.state.done)
+
+        @handler(readonly=True)
+        async def shard(self) -> str:
+            return str(current().shard_id)
+
+    hub = Hub()
+    hub.register(Account)
+    return Account, hub
+
+
+BEFORE = _release()
+GROUP = _release(shard_group="moved")
+KEY = _release(shard_key=lambda entity_id: entity_id.partition("/")[0])
+BOTH = _release(shard_group="moved", shard_key=lambda entity_id: entity_id.partition("/")[0])
+Release = tuple[type[Entity[Ops]], Hub]
+CHANGES = pytest.mark.parametrize(
+    "change",
+    [(BEFORE, GROUP), (BEFORE, KEY), (BEFORE, BOTH), (GROUP, BEFORE), (KEY, BEFORE), (GROUP, KEY)],
+    ids=["group", "key", "both", "group taken back", "key taken back", "another group and key"],
+)
+
+
+@pytest.fixture
+async def memory() -> AsyncIterator[MemoryCluster]:
+    """An empty cluster."""
+    async with MemoryCluster(BEFORE[1]) as made:
+        yield made
+
+
+class Caller:
+    """One sender, which has one release: calls each entity in turn, and remembers what was acknowledged."""
+
+    def __init__(self, cluster: Cluster, release: Release, name: str) -> None:
+        self._cluster = cluster
+        self._accounts: Any = cluster.client(release[0]).options(timeout=timedelta(seconds=10))
+        self._name = name
+        self._round = 0
+        self.acknowledged: dict[str, list[str]] = {entity_id: [] for entity_id in IDS}
+
+    async def round(self) -> None:
+        """Call each entity once with each kind of call."""
+        self._round += 1
+        for entity_id in IDS:
+            account = self._accounts(entity_id)
+            for kind in ("asked", "told", "put"):
+                op = f"{self._name}-{self._round}-{kind}"
+                if kind == "told":
+                    await self._cluster.tell(account.add(op))
+                else:
+                    await (account.add(op) if kind == "asked" else account.put(op))
+                self.acknowledged[entity_id].append(op)
+
+    async def run(self, until_set: asyncio.Event) -> None:
+        """Go on until the event."""
+        while not until_set.is_set():
+            await self.round()
+
+
+async def settled(memory: MemoryCluster, any_runner: Cluster) -> None:
+    """Wait until no message is pending; none may be a dead letter."""
+    wanted = MessageFilter(states=frozenset({MessageState.PENDING, MessageState.SCHEDULED, MessageState.DEAD}))
+    rows = memory.store.messages.messages
+    await until(lambda: not rows(wanted), "every message is settled", deadline=20)
+
+
+async def judged(cluster: Cluster, release: Release, callers: Sequence[Caller]) -> None:
+    """Check that each entity has each acknowledged op once, and durable and other ones of a sender in its order."""
+    accounts: Any = cluster.client(release[0])
+    for entity_id in IDS:
+        done = await accounts(entity_id).done()
+        assert [op for op, count in Counter(done).items() if count > 1] == []
+        for caller in callers:
+            for is_volatile in (False, True):
+                wanted = [op for op in caller.acknowledged[entity_id] if op.endswith("put") is is_volatile]
+                assert [op for op in done if op in set(wanted)] == wanted
+
+
+@CHANGES
+async def test_a_deploy_that_moves_a_type_takes_everything_along(
+    memory: MemoryCluster, change: tuple[Release, Release]
+) -> None:
+    """All runners of the release before have left: states, and messages that waited, are found and go on in order."""
+    before, after = change
+    old = await memory.start_runner(hub=before[1])
+    caller = Caller(old, before, "old")
+    await caller.round()
+    accounts: Any = old.client(before[0])
+    for entity_id in IDS:
+        await old.tell(accounts(entity_id).add("later"), delay=timedelta(seconds=0.3))
+        caller.acknowledged[entity_id].append("later")
+    await memory.stop(old)
+    new = await memory.start_runner(hub=after[1])
+    await memory.settled()
+    await until(lambda: bool(memory.store.messages), "there are messages")
+    await new.poll_storage()
+    await settled(memory, new)
+    again = Caller(new, after, "new")
+    await again.round()
+    await settled(memory, new)
+    await judged(new, after, [caller, again])
+
+
+@CHANGES
+async def test_both_releases_serve_while_a_type_moves_and_back(
+    memory: MemoryCluster, change: tuple[Release, Release]
+) -> None:
+    """Callers of both get each call answered while runners come and go; nothing is lost, doubled or out of order."""
+    before, after = change
+    old = [await memory.start_runner(hub=before[1]) for _ in range(2)]
+    callers = [Caller(await memory.client(hub=before[1]), before, "old")]
+    await callers[0].round()
+    new = [await memory.start_runner(hub=after[1])]
+    callers.append(Caller(await memory.client(hub=after[1]), after, "new"))
+    stop = asyncio.Event()
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+        for caller in callers:
+            tasks.create_task(caller.run(stop))
+        await asyncio.sleep(0.3)
+        await memory.stop(old.pop())
+        await asyncio.sleep(0.3)
+        new.append(await memory.start_runner(hub=after[1]))
+        await asyncio.sleep(0.3)
+        await memory.stop(old.pop())
+        await asyncio.sleep(0.3)
+        old.append(await memory.start_runner(hub=before[1]))
+        await asyncio.sleep(0.3)
+        await memory.stop(new.pop())
+        await asyncio.sleep(0.3)
+        stop.set()
+    await settled(memory, new[0])
+    for cluster, release in ((old[0], before), (new[0], after)):
+        await judged(cluster, release, callers)
+
+
+class Lease(msgspec.Struct):
+    terms: list[str] = []
+
+
+_leading: list[str] = []
+
+
+def _led(**placement: Any) -> tuple[type[Singleton[Lease]], Hub]:
+    """Return a release of a program with a singleton of that placement."""
+
+    class Clerk(Singleton[Lease], name="clerk", **placement):
+        async def on_become_leader(self) -> None:
+            assert _leading == []
+            _leading.append(str(current().shard_id))
+
+        async def on_lose_leadership(self) -> None:
+            _leading.pop()
+
+        @handler(durable=True)
+        async def note(self, op: str) -> str:
+            self.state.terms.append(op)
+            return str(current().shard_id)
+
+        async def noted(self) -> list[str]:
+            return list(self.state.terms)
+
+    hub = Hub()
+    hub.register(Clerk)
+    return Clerk, hub
+
+
+@pytest.mark.parametrize("groups", [("default", "moved"), ("moved", "default")], ids=["there", "back"])
+async def test_a_singleton_that_moves_has_one_leader_at_a_time(memory: MemoryCluster, groups: tuple[str, str]) -> None:
+    """It goes on where the other release led it, once nobody of that one does; callers of both reach whoever leads."""
+    before, after = (_led(shard_group=group) for group in groups)
+    old = await memory.start_runner(hub=before[1])
+    clerk: Any = old.singleton(before[0])
+    assert await clerk.note("one") == _leading[0]
+    new = await memory.start_runner(hub=after[1])
+    later: Any = new.singleton(after[0])
+    await memory.settled()
+    assert await later.note("two") == _leading[0]
+    await old.tell(clerk.note("three"), delay=timedelta(seconds=0.5))
+    await memory.stop(old)
+    await until(lambda: bool(_leading) and _leading[0].startswith(groups[1]), "the next release leads")
+    assert await later.note("four") == _leading[0]
+    await new.poll_storage()
+    await settled(memory, new)
+    assert sorted(await later.noted()) == ["four", "one", "three", "two"]
+    again = await memory.start_runner(hub=before[1])
+    back: Any = again.singleton(before[0])
+    assert await back.noted() == await later.noted()
+    await memory.stop(new)
+    await until(lambda: bool(_leading) and _leading[0].startswith(groups[0]), "the release before leads")
+    assert len(await back.noted()) == 4
