@@ -10,8 +10,8 @@ from contextlib import AsyncExitStack
 from actorhub.core.clock import Clock
 from actorhub.core.config import Settings
 from actorhub.core.envelope import Hello
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops import port_services
 from actorhub.ops.channels import tls_files
 from actorhub.storage.postgres import PostgresStorage

@@ -16,11 +16,12 @@ from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.core.errors import ConfigurationError, check_errors
 from actorhub.core.texts import shown
 from actorhub.engine.client_node import ClientNode
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.model.records import HostedType
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.ownership.placement import PLACEMENT_VERSION
-from actorhub.engine.runner import LinkAcceptor, Runner
+from actorhub.engine.runner import Runner
 from actorhub.entity import Declared
 from actorhub.storage.ports import ClusterValues, Storage
 from actorhub.transport.ports import Transport

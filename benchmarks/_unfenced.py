@@ -7,7 +7,7 @@ from actorhub.cluster import Cluster
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import load_settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
-from actorhub.engine.runner import LinkAcceptor
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.storage.postgres import PostgresStorage
 from actorhub.transport.grpc import GrpcTransport
 from benchmarks._workload import hub

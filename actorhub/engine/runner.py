@@ -23,7 +23,6 @@ from actorhub.core.envelope import (
 from actorhub.core.errors import (
     ActorhubError,
     PersistenceError,
-    RunnerUnavailable,
     ShuttingDown,
 )
 from actorhub.core.logger import get_logger
@@ -44,6 +43,7 @@ from actorhub.engine.model.records import HostedType, Message
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.engine.node import Node, Process, Serving
+from actorhub.engine.owner_reader import OwnerReader
 from actorhub.engine.ownership.loop import Ownership
 from actorhub.engine.retention import Retention
 from actorhub.engine.routing.peers import Peer
@@ -56,36 +56,12 @@ from actorhub.transport.ports import Link, LinkEvents, Transport
 
 _log: Final = get_logger("actorhub.runner")
 
-_REFRESH: Final = 0.5
-"""Seconds between reads of the owners from the store while calls wait for one, in case an announcement was missed."""
 _FINISHING: Final = 0.9
 """Share of the grace time in which what runs may finish where no other runner takes the shards over."""
 _FORWARDING: Final = 2.0
 """Seconds that a leaving runner waits at most for the next owners to accept what was queued here."""
 _POLL: Final = 10.0
 """Seconds between scans of the store, in case this runner was not told of a message."""
-
-
-class LinkAcceptor:
-    """Takes links on behalf of a runner that may still be starting. Until it is ready, they are refused.
-
-    The transport must listen before the runner exists, because the runner registers the address that was bound. A link
-    is refused before the accepting end says `Hello`, so to the peer, a link that is established is one that works; a
-    peer whose link was refused tries again.
-    """
-
-    def __init__(self) -> None:
-        self.runner: Runner | None = None
-
-    def accept(self, link: Link) -> LinkEvents:
-        """Pass the link on to the runner.
-
-        Raises:
-            RunnerUnavailable: The runner is not ready yet.
-        """
-        if self.runner is None:
-            raise RunnerUnavailable("this runner is starting")
-        return self.runner.accept(link)
 
 
 class Runner:
@@ -107,7 +83,6 @@ class Runner:
         self.values = values
         self.is_leaving = False
         self.known_runners: Sequence[LiveRunner] = ()
-        self._refreshing: asyncio.Task[None] | None = None
         lease, supervisor = Lease(clock), Supervisor(clock)
         sharding = Sharding(specs)
         self._server = ServerClock(clock)
@@ -146,6 +121,7 @@ class Runner:
         serving = Serving(host=self.host, lease=lease, is_coming=self._is_coming, serve=self._serve)
         self.node = Node(process, events=self, serving=serving)
         self._former_owners = FormerOwnerRequests(self.node)
+        self._owner_reader = OwnerReader(self.node, storage)
         self.ownership = Ownership(
             storage=storage,
             clock=clock,
@@ -495,24 +471,7 @@ class Runner:
     def on_stranded(self) -> None:
         """Read the owners from the store as well, while calls wait for owners."""
         self._give_up_if_last()
-        if self._refreshing is None or self._refreshing.done():
-            self._refreshing = self.node.supervisor.spawn(self._refresh(), "refresh owners")
-
-    async def _refresh(self) -> None:
-        """Read the owners from the store every now and then, until no call waits for one."""
-        while True:
-            await asyncio.sleep(_REFRESH)
-            if not self.node.router.parked_shards():
-                return
-            try:
-                rows = await self.storage.shards()
-            except PersistenceError as error:
-                _log.warning("the owners of the shards could not be read from the store: %s", error)
-                continue
-            now = self.node.clock.monotonic()
-            own = self.info.runner.incarnation
-            self.node.table.learn([r.owner for r in rows if r.owner and r.owner.runner.incarnation != own], now)
-            self.node.router.reconsider()
+        self._owner_reader.begin()
 
     async def _keep_machine_ids(self) -> None:
         while True:

@@ -7,8 +7,8 @@ from functools import partial
 from actorhub.core.clock import Clock
 from actorhub.core.config import Settings
 from actorhub.core.errors import ConfigurationError
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops.admin import add_admin
 from actorhub.ops.gateway import add_gateway
 from actorhub.ops.health import add_health

@@ -7,8 +7,8 @@ import grpc.aio
 
 from actorhub.core.address import ShardId
 from actorhub.core.errors import MalformedMessage
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops.cluster_view import ClusterView
 from actorhub.ops.health import health_report
 from actorhub.ops.local import LocalRunner, local_runner

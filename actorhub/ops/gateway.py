@@ -13,8 +13,8 @@ from actorhub.core.arguments import LONGEST, check_headers
 from actorhub.core.codec import Codec
 from actorhub.core.errors import HandlerFailed, MalformedMessage
 from actorhub.core.idempotency import check_key
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
-from actorhub.engine.runner import LinkAcceptor
 from actorhub.ops.local import LocalRunner, local_runner
 from actorhub.ops.replies import failing_rpc, failing_stream
 from actorhub.transport.grpc._pb import client_v1_pb2 as pb

@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from actorhub.engine.runner import LinkAcceptor
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.engine.singletons.health import RunnerHealth
 from actorhub.ops.replies import Rpc, StreamingRpc
 

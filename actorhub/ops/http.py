@@ -18,7 +18,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.config import HostPort, Settings
 from actorhub.core.errors import ConfigurationError
 from actorhub.core.logger import get_logger
-from actorhub.engine.runner import LinkAcceptor
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.engine.supervision import Supervisor
 from actorhub.ops.channels import tls_files
 from actorhub.ops.health import health_report, obstacle

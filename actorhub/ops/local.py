@@ -15,11 +15,12 @@ from actorhub import _call as calls
 from actorhub.cluster import Cluster, cluster_here
 from actorhub.core.address import ShardId
 from actorhub.core.errors import ActorhubError, UnknownEntityType
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.progress import Wait
 from actorhub.engine.model.records import ACTIVATING, CLOSING, DEAD, PASSIVATING, Cell
 from actorhub.engine.model.spec import EntitySpec
-from actorhub.engine.runner import LinkAcceptor, Runner
+from actorhub.engine.runner import Runner
 from actorhub.storage.ports import Storage
 from actorhub.transport.grpc._pb import admin_v1_pb2 as pb
 

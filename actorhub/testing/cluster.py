@@ -20,9 +20,10 @@ from actorhub.core.config import HostPort, Settings
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.core.option_types import annotations_of, check_types
 from actorhub.engine.client_node import ClientNode
+from actorhub.engine.link_acceptor import LinkAcceptor
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.ownership.plan import desired_shards
-from actorhub.engine.runner import LinkAcceptor, Runner
+from actorhub.engine.runner import Runner
 from actorhub.hub import VERSION, Hub
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.ports import StoredState

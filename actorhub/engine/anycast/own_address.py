@@ -78,13 +78,9 @@ class OwnAddress:
         """Return why the peer cannot connect to this runner; `None` if it does not say."""
         request = AnycastRequest(_SPEC, DIAL)
         request.deadline = self._node.clock.monotonic() + _PATIENCE
-        dialling = self._node.connector.dialling
-        dialling.add(peer.runner.incarnation)
         try:
             return (await ask(self._node, request, peer)).decode(errors="replace")
         except ActorhubError as error:
             # A runner of an earlier release does not know the request.
             _log.debug("the runner at %s did not say whether it reaches this one: %s", peer.runner.address, error)
             return None
-        finally:
-            dialling.discard(peer.runner.incarnation)

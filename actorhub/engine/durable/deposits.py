@@ -132,7 +132,7 @@ class Deposits:
             # it would arrive twice, once from here and once from the store.
             each.phase = SENT
             self.under_way[shard] = self.under_way.get(shard, 0) + 1
-            deposit = _Deposit(each, self._on_stored, self._on_over)
+            deposit = _Deposit(each, self._on_stored, partial(self._on_over, shard))
             if self._store is not None:
                 self.deposit(deposit)
             else:
@@ -222,9 +222,7 @@ class _Deposit(_Copy):
 
     __slots__ = ("_on_over", "_on_stored")
 
-    def __init__(
-        self, sent: Message, on_stored: Callable[[Message, int], None], on_over: Callable[[ShardId], None]
-    ) -> None:
+    def __init__(self, sent: Message, on_stored: Callable[[Message, int], None], on_over: Callable[[], None]) -> None:
         super().__init__(sent, is_deposit=True)
         self._on_stored = on_stored
         self._on_over = on_over
@@ -237,16 +235,12 @@ class _Deposit(_Copy):
             self.on_failed(error)
             return
         self._on_stored(self._sent, message_id)
-        self._end()
+        self._on_over()
 
     def on_failed(self, error: ActorhubError) -> None:
         """Fail the sender's message. An ask fails, too: it may be stored, and what came behind it is."""
         self._sent.fail_waiting(error)
-        self._end()
-
-    def _end(self) -> None:
-        assert self.shard_id is not None
-        self._on_over(self.shard_id)
+        self._on_over()
 
 
 class Wake(_Copy):

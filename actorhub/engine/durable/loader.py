@@ -242,8 +242,18 @@ class Loader:
             known = [row for row in rows if self._loading.handler_of(row) is not None]
         if self._shards.get(shard.id) is not shard:
             return True
+        brought = self._admit(known[:limit], shard)
+        if brought is None:
+            return self._on_no_room(entity)
+        cell = self._backlog.cell_of(entity)
+        if cell is not None and (cell.has_backlog or brought):
+            cell.has_backlog = not is_all or len(known) > limit or self._may_have_missed(shard, entity)
+        return True
+
+    def _admit(self, rows: Sequence[PendingMessage], shard: HostedShard) -> int | None:
+        """Admit messages of one entity; return how many, or `None` if there was no place for all of them."""
         brought = 0
-        for row in known[:limit]:
+        for row in rows:
             if self._memory.is_spilling(row.message_id, shard):
                 # It was sent to this process again and its insert is under way. What is behind it waits, too.
                 break
@@ -253,15 +263,12 @@ class Loader:
             if not self._memory.admit(message, from_store=True):
                 # What was admitted before it stays; this one, and those after it, are read again.
                 self._memory.leave_in_store(message)
-                return self._on_no_room(entity)
+                return None
             # It may have left memory again at once.
             if message.place is not Place.GONE:
                 self._backlog.loaded.add(message)
             brought += 1
-        cell = self._backlog.cell_of(entity)
-        if cell is not None and (cell.has_backlog or brought):
-            cell.has_backlog = not is_all or len(known) > limit or self._may_have_missed(shard, entity)
-        return True
+        return brought
 
     async def _reunite(self, shard: HostedShard, cell: Cell) -> None:
         """Move messages of an entity to the shard in which it is activated, which is this runner's, too."""

@@ -222,8 +222,7 @@ class Ownership:
         """
         if any(shard.group in self._info.groups for shard in shards):
             self._acquisitions.retry()
-            self._membership.read_all()
-            self._beat_now.set()
+            self.refresh()
 
     def refresh(self) -> None:
         """Read the runner table now instead of at the next heartbeat, because a peer appeared or disappeared."""
@@ -252,11 +251,7 @@ class Ownership:
     async def let_go(self, tenures: Sequence[ShardOwner], peer: str) -> bool:
         """Act for none of `tenures` when this returns `True`. It returns `False` if the store does not know the peer.
 
-        A peer that has the lock of a shard which this runner owns shows that the lock session of this runner has ended.
-
-        Args:
-            tenures: Of this runner, as the peer has read them in the store.
-            peer: Incarnation of the runner that asks.
+        A peer that has the lock of a shard which this runner owns shows that the lock session of this one has ended.
         """
         if not await self._membership.is_registered(peer):
             return False

@@ -1,20 +1,19 @@
 """Opening links: there is one to every wanted runner, whichever of the two opened it."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Final
 
 from actorhub.core.address import RunnerAddress
 from actorhub.core.backoff import Backoff
 from actorhub.core.clock import Clock
-from actorhub.core.envelope import Envelope
 from actorhub.core.errors import ActorhubError, RunnerUnavailable
 from actorhub.core.logger import get_logger
 from actorhub.engine.routing.peers import Peer, PeerEvents, Peers
 from actorhub.engine.routing.relays import RelayedLink, Relays
 from actorhub.engine.routing.unreached import Unreached
 from actorhub.engine.supervision import Supervisor, set_or_time
-from actorhub.transport.ports import Acceptor, Link, LinkEvents, Transport
+from actorhub.transport.ports import Link, LinkEvents, Transport
 
 _log: Final = get_logger("actorhub.peers")
 
@@ -69,19 +68,11 @@ class Connector:
         self._connecting: dict[str, asyncio.Task[None]] = {}
         self._way_lost = asyncio.Event()
         """Set when a link through another runner has ended, or will soon."""
-        self.dialling: set[str] = set()
-        """Incarnations of peers that were asked to `dial` this process."""
         self.unreached = Unreached(clock, self._way_to)
         """The wanted runners that cannot be connected to."""
 
     def accept(self, link: Link) -> LinkEvents:
-        """Take a link, whoever opened it.
-
-        One that only shows that this process can be reached is taken, and nobody is told of it.
-        """
-        incarnation = link.peer.incarnation
-        if incarnation == self._transport.hello.incarnation or incarnation in self.dialling:
-            return _Trial(link)
+        """Take a link, whoever opened it."""
         via = link.via if isinstance(link, RelayedLink) else None
         peer = Peer(link, self._events, self._on_link_ended, via)
         try:
@@ -113,13 +104,12 @@ class Connector:
     async def dial(self, runner: RunnerAddress) -> str:
         """Return why `runner`, which may be this process, cannot be connected to at its address; empty: it can."""
         try:
-            link = await self._transport.connect(runner.address, _TrialAcceptor(), deadline=_CONNECT_DEADLINE)
+            listening = await self._transport.identify(runner.address, deadline=_CONNECT_DEADLINE)
         except RunnerUnavailable as error:
             return str(error)
-        link.close("it was opened only to see whether that works")
-        if link.peer.incarnation == runner.incarnation:
-            return ""
-        return f"another process, {link.peer.address}, answers at {runner.address}"
+        if listening is None:
+            return f"nobody listens at {runner.address}"
+        return "" if listening == runner.incarnation else f"another process answers at {runner.address}"
 
     def _on_link_ended(self) -> None:
         # Nothing watches an open link, whoever opened it, so each link calls this when it has ended.
@@ -200,28 +190,3 @@ class _Caller:
         if wanted.incarnation and wanted.incarnation != found.incarnation and wanted.address != found.address:
             raise RunnerUnavailable(f"the runner at {found.address} answers at {wanted.address}")
         return self._connector.accept(link)
-
-
-class _Trial(LinkEvents):
-    """Listens to a link that only shows that a process can be reached: nothing is sent over it.
-
-    If the peer sends something, it means the link for use, and has opened it at the very moment of the trial.
-    """
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-
-    def received(self, envelopes: Sequence[Envelope]) -> None:
-        """End the link; the peer opens another one."""
-        self._link.close("it was taken for one that only shows that this process can be reached")
-
-    def closed(self, reason: str, unsent: Sequence[Envelope]) -> None:
-        """Nobody has used it."""
-
-
-class _TrialAcceptor(Acceptor):
-    """Takes a link as a trial."""
-
-    def accept(self, link: Link) -> LinkEvents:
-        """Take the link."""
-        return _Trial(link)

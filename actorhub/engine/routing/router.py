@@ -11,7 +11,7 @@ import msgspec
 
 from actorhub.core.address import RunnerAddress, ShardId, ShardOwner
 from actorhub.core.clock import Clock
-from actorhub.core.envelope import ABOUT_MESSAGES, ANY_RUNNER, ASK, TELL, Cancel, Request
+from actorhub.core.envelope import ABOUT_MESSAGES, ANY_RUNNER, ASK, TELL, Cancel
 from actorhub.core.errors import (
     ActorhubError,
     CallTimeout,
@@ -27,7 +27,6 @@ from actorhub.engine.host import Host
 from actorhub.engine.model.records import (
     COMMITTING,
     DONE,
-    FOREVER,
     NEW,
     PARKED,
     QUEUED,
@@ -39,6 +38,7 @@ from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.routing.deadlines import Deadlines
 from actorhub.engine.routing.deadlocks import deadlock_of
 from actorhub.engine.routing.peers import Peer, Peers
+from actorhub.engine.routing.requests import request_of
 from actorhub.engine.routing.table import RoutingTable
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore
@@ -54,7 +54,6 @@ MAX_PARKED: Final = 100_000
 """Calls that may wait for owners at once."""
 _REPLY_GRACE: Final = 1.1
 """Seconds to wait for a former owner's replies: a little longer than the routing table accepts them."""
-_LONGEST_TIMEOUT_MS: Final = 2**31 - 1
 
 
 class RouterStatistics(msgspec.Struct, frozen=True):
@@ -419,38 +418,11 @@ class Router:
             return
         self._remote += 1
         request_id = message.request_id = next(self._ids)
-        # The deadline travels as the time that is left, since the peer has another clock. On the wire 0 means that
-        # there is none, so a deadline that has just passed is sent as one millisecond.
-        timeout_ms = 0
-        if message.deadline != FOREVER:
-            timeout_ms = int((message.deadline - self._monotonic()) * 1000)
-            if not 0 < timeout_ms <= _LONGEST_TIMEOUT_MS:
-                timeout_ms = 1 if timeout_ms <= 0 else _LONGEST_TIMEOUT_MS
         # In `pending` before it is sent: if the link has just broken, its end settles what it finds there.
         message.phase = SENT
         message.peer = peer
         peer.pending[request_id] = message
-        spec = message.spec
-        peer.link.send(
-            Request(
-                request_id,
-                message.kind,
-                spec.entity_type,
-                message.entity_id,
-                spec.name,
-                message.body,
-                timeout_ms,
-                message.hops,
-                message.chain,
-                message.headers or {},
-                message.message_id,
-                message.credit,
-                message.waits_for_room,
-                message.delivery,
-                message.skip,
-                message.shard_id,
-            )
-        )
+        peer.link.send(request_of(message, self._monotonic()))
 
     def _park(self, message: Message, shard: ShardId) -> None:
         error = self._closed or self._undeliverable(message)

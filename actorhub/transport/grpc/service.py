@@ -102,7 +102,7 @@ class LinkService:
         add_stream_service(server, self._serve, self._identify)
 
     async def _identify(self, _request: bytes, _context: object) -> bytes:
-        return pack_hello(self._hello)
+        return pack_hello(self._hello())
 
     async def _serve(self, _requests: object, context: ServerStream) -> None:
         """Carry one stream from its Hello to its end; cancelled by gRPC when the peer is gone."""
