@@ -23,7 +23,7 @@ class OwnerReader:
         self._reading: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Read until no call waits any more."""
+        """Read until no call waits for an owner."""
         if self._reading is None or self._reading.done():
             self._reading = self._node.supervisor.spawn(self._read(), "refresh owners")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from actorhub.engine.ownership import former_owners, plan, session
+from actorhub.engine.ownership import former_owners, plan, roster, session
 from actorhub.storage import ports
 from tests.docs.documents import FOR_DEVELOPERS, ROOT, prose, rows
 from tests.docs.pointers import complaints, pointers
@@ -88,4 +88,5 @@ def test_the_numbers_of_ownership_are_those_of_the_code() -> None:
         "STALE_AFTER": plan.STALE_AFTER,
         "FORGET_AFTER": plan.FORGET_AFTER,
         "LEASE_IS_OVER": former_owners.LEASE_IS_OVER,
+        "SLICE": roster.SLICE,
     }

@@ -4,15 +4,16 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from actorhub.core.address import RunnerAddress
-from actorhub.core.envelope import Cancel, Credit, Envelope
+from actorhub.core.envelope import Cancel, Credit, Envelope, Request
 from actorhub.core.errors import MailboxFull
-from actorhub.engine.model.records import Message
+from actorhub.engine.model.records import FOREVER, SENT, Message
 from actorhub.transport.ports import Link
 
 MAX_IN_FLIGHT: Final = 65_536
 """Calls that one process may have in flight to one peer, and that it serves for one peer at a time."""
 MAX_QUEUED_BYTES: Final = 64 * 1024 * 1024
 """Bytes that may wait to be sent to one peer."""
+_LONGEST_TIMEOUT_MS: Final = 2**31 - 1
 
 
 class PeerEvents(Protocol):
@@ -75,6 +76,14 @@ class Peer:
         """
         if len(self.pending) >= MAX_IN_FLIGHT or self.link.queued_bytes > MAX_QUEUED_BYTES:
             raise MailboxFull(f"{len(self.pending)} calls are in flight to {self.runner}: wait for some of them")
+
+    def send(self, message: Message, now: float) -> None:
+        """Send a message that has a request id, at a monotonic time."""
+        # In `pending` before it is sent: if the link has just broken, its end settles what it finds there.
+        message.phase = SENT
+        message.peer = self
+        self.pending[message.request_id] = message
+        self.link.send(_request_of(message, now))
 
     def recall(self, message: Message) -> None:
         """Forget the message, and have the peer drop it, because nobody waits for its reply."""
@@ -176,3 +185,33 @@ class Peers:
         """Queue `envelope` on every open link."""
         for peer in self.linked.values():
             peer.link.send(envelope)
+
+
+def _request_of(message: Message, now: float) -> Request:
+    """Return the request that asks a peer to run `message`, at a monotonic time."""
+    # The deadline travels as the time that is left, since the peer has another clock. On the wire 0 means that there is
+    # none, so a deadline that has just passed is sent as one millisecond.
+    timeout_ms = 0
+    if message.deadline != FOREVER:
+        timeout_ms = int((message.deadline - now) * 1000)
+        if not 0 < timeout_ms <= _LONGEST_TIMEOUT_MS:
+            timeout_ms = 1 if timeout_ms <= 0 else _LONGEST_TIMEOUT_MS
+    spec = message.spec
+    return Request(
+        message.request_id,
+        message.kind,
+        spec.entity_type,
+        message.entity_id,
+        spec.name,
+        message.body,
+        timeout_ms,
+        message.hops,
+        message.chain,
+        message.headers or {},
+        message.message_id,
+        message.credit,
+        message.waits_for_room,
+        message.delivery,
+        message.skip,
+        message.shard_id,
+    )

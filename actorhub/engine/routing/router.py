@@ -38,7 +38,6 @@ from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.routing.deadlines import Deadlines
 from actorhub.engine.routing.deadlocks import deadlock_of
 from actorhub.engine.routing.peers import Peer, Peers
-from actorhub.engine.routing.requests import request_of
 from actorhub.engine.routing.table import RoutingTable
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore
@@ -417,12 +416,8 @@ class Router:
             self._refuse(message, error)
             return
         self._remote += 1
-        request_id = message.request_id = next(self._ids)
-        # In `pending` before it is sent: if the link has just broken, its end settles what it finds there.
-        message.phase = SENT
-        message.peer = peer
-        peer.pending[request_id] = message
-        peer.link.send(request_of(message, self._monotonic()))
+        message.request_id = next(self._ids)
+        peer.send(message, self._monotonic())
 
     def _park(self, message: Message, shard: ShardId) -> None:
         error = self._closed or self._undeliverable(message)
