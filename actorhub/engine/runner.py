@@ -171,7 +171,7 @@ class Runner:
         self.node.router.on_cluster_values(self.values.shards_per_group)
         await self.ownership.start()
         self.watch.start()
-        _ = self.node.supervisor.loop("own address", self._own_address.run)
+        self._own_address.start()
         _ = self.node.supervisor.loop("waits", self.host.lookout.run)
         _ = self.node.supervisor.loop("residency", self.host.residency.run)
         _ = self.node.supervisor.loop("machine id", self._keep_machine_ids)
@@ -213,6 +213,7 @@ class Runner:
         """
         self.is_leaving = True
         self.watch.stop()
+        self._own_address.stop()
         # First of all, so that peers no longer choose this runner for what any runner can do.
         self.node.peers.send_to_all(Leaving("shutdown"))
         until = self.node.clock.monotonic() + grace

@@ -140,7 +140,7 @@ async def test_a_count_after_the_activation_is_noticed(runner: Cluster, monkeypa
         pass
 
     monkeypatch.setattr(Activations, "_until_counted", broken)
-    monkeypatch.setattr(host_of(runner).activations, "_count_first", lambda _: None)
+    monkeypatch.setattr(host_of(runner), "count_first", lambda _: None)
     with pytest.raises(AssertionError):
         await test_the_first_run_is_counted_before_any_code_of_the_entity(runner, Watched)
 

@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from actorhub import Cluster, ConfigurationError, EntityNotAssigned, RunnerUnavailable
+from actorhub.engine.runner import Runner
+from actorhub.testing import until
 from tests.eras.books import Book, enter_all, hub, read_all, running
 from tests.support.dumps import dump, restore
 from tests.support.parts import client_of, runner_of
@@ -25,6 +28,10 @@ async def original(own_postgres: PostgresServer) -> AsyncIterator[Cluster]:
     async with running(url_of(own_postgres, database="production")) as runner:
         await enter_all(runner)
         yield runner
+
+
+def _serves(runner: Runner) -> bool:
+    return runner.health().serving
 
 
 async def _adopt(url: str, directory: Path) -> str:
@@ -116,7 +123,7 @@ async def test_runners_whose_database_was_replaced_by_a_restored_dump_wait_for_i
             assert await read_all(cluster) == kept
         assert await enter_all(second) == dict.fromkeys(kept, 2)
         for runner in map(runner_of, (first, second)):
-            assert runner.health().serving
+            await until(partial(_serves, runner))
             assert "copy that was adopted" in runner.health().lost
 
 

@@ -23,7 +23,10 @@ async def test_epochs_of_a_past_that_is_gone_are_forgotten() -> None:
         backup = memory.store.back_up()
         second = await memory.start_runner()
         for _ in range(3):
-            await memory.stop(await memory.start_runner())  # each time, shards go to and fro
+            third = await memory.start_runner()
+            await memory.settled()
+            await memory.stop(third)
+        await memory.settled()
         assert await enter_all(second) == dict.fromkeys(kept, 2)
         highest = dict(client_of(client).node.table.newest)
         memory.store.restore(backup)

@@ -82,6 +82,7 @@ async def test_a_serving_runner_passes_every_probe(ports: Ports, said: Callable[
         "live_runners": 1,
         "singletons": [],
         "unreached": [],
+        "lost": "",
         "address_problem": "",
         "via": "",
     }

@@ -34,9 +34,18 @@ class OwnAddress:
         self._node = node
         self.problem = ""
         """Why nobody can connect to it; empty: somebody can, or it is not known yet."""
+        self._checking: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
+    def start(self) -> None:
         """Check until it has been right twice: alone, and with the peers of which there are some by then."""
+        self._checking = self._node.supervisor.loop("own address", self._run)
+
+    def stop(self) -> None:
+        """Check no longer: a process that ends cannot be connected to."""
+        if self._checking is not None:
+            self._checking.cancel()
+
+    async def _run(self) -> None:
         await self._check()
         await asyncio.sleep(_SECOND_CHECK)
         while True:

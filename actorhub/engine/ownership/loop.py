@@ -290,9 +290,7 @@ class Ownership:
     async def leave(self, grace: float) -> None:
         """Hand over every shard and deregister, within `grace` seconds. Shards that are left by then are revoked.
 
-        Where runs have to be cut short, and the store is slow to take back that they count, it takes up to two seconds
-        more.
-
+        A store that is slow to take back that runs which are cut short count makes it up to two seconds longer.
         On cancellation all shards are revoked at once. Calling it again does nothing.
         """
         if self._left:
@@ -487,12 +485,12 @@ class Ownership:
         held.owned.clear()
         held.session = None
         self._lease.fresh_until = NEVER
+        if shards:
+            _log.warning("let go of %d shards at once: %s", len(shards), reason)
         try:
             if shards:
                 self._host.on_revoked(shards, reason)
         finally:
-            if shards:
-                _log.warning("let go of %d shards at once: %s", len(shards), reason)
             if self._watchdog is not None:
                 self._watchdog.disarm()
             self._handovers.cancel()

@@ -183,10 +183,24 @@ class Eras(Guard):
     async def _find(self, connection: Connection) -> Entered:
         try:
             return await enter_era(connection, self._database)
+        except asyncpg.CannotConnectNowError as exc:
+            raise ConfigurationError(f"{self._database.place}: {exc}") from exc
         except asyncpg.PostgresError as exc:
             if not is_other_era(exc):
                 raise
-        # The data is older than the schema of this release.
         await connection.execute("rollback")
+        if not await self._is_whole(connection):
+            raise ConfigurationError(
+                f"{self._database.place} has no complete schema {self._database.namespace}: a restore seems to be "
+                "under way; if none is, run actorhub migrate"
+            )
+        # The data is older than the schema of this release.
         await migrate_over(connection, self._database)
         return await enter_era(connection, self._database)
+
+    async def _is_whole(self, connection: Connection) -> bool:
+        """Whether a release has migrated the schema: one that is being restored gets its keys after its rows."""
+        await connection.execute(begin(self._database.settings({})))
+        found = await connection.fetchval(queries()["is_whole"], self._database.namespace)
+        await connection.execute("commit")
+        return bool(found)

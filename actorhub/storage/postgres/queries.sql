@@ -637,6 +637,15 @@ from (
 ) as lacked
 order by lacked.step, lacked.objects;
 
+-- name: is_whole
+-- Whether a migration has made the tables of a schema, keys included.
+select exists (
+    select from pg_constraint as c
+    join pg_class as t on t.oid = c.conrelid
+    join pg_namespace as n on n.oid = t.relnamespace
+    where n.nspname = $1 and t.relname = 'shard' and c.contype = 'p'
+);
+
 -- name: enter_era
 -- The present era; with $1, a copy is adopted. When the server started is in microseconds.
 select

@@ -72,6 +72,11 @@ language plpgsql as $$
 declare
     here era := present_server();
 begin
+    -- A dump that is being restored gets its keys last. A row that is written before the dump's would fail it.
+    if not exists (select from pg_constraint as c where c.conrelid = 'era'::regclass and c.contype = 'p') then
+        raise exception 'the tables have no keys yet: a restore seems to be under way' using errcode = '57P03';
+    end if;
+
     is_adopted := false;
     select e.* into present from era as e order by e.number desc limit 1;
     is_copy := found and (present.system_identifier, present.database_oid, present.table_oid)
