@@ -54,10 +54,12 @@ def database(url: str | None) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="actorhub-bench-") as directory:
         Path(directory).chmod(0o755)  # Else a server that root starts, as another user, keeps its data elsewhere.
         server = EmbeddedPostgres(Path(directory))
-        try:
-            yield asyncio.run(server.start())
-        finally:
-            asyncio.run(server.stop())
+        # One event loop for both, since the server belongs to the one that started it.
+        with asyncio.Runner() as runner:
+            try:
+                yield runner.run(server.start())
+            finally:
+                runner.run(server.stop())
 
 
 @contextlib.contextmanager

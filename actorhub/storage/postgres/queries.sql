@@ -310,8 +310,8 @@ from (
         select x.*
         from message as x
         where e.step <= $5::integer and x.shard_group = r.g and x.shard_number = r.n and x.deliver_at is null
-            and x.entity_type = e.entity_type and x.entity_id = e.entity_id
-        order by x.message_id
+            and x.entity_type = e.entity_type and x.entity_id >= e.entity_id and x.entity_id <= e.entity_id
+        order by x.entity_id, x.message_id
         limit $6
     ) as m on true
 ) as found
@@ -327,8 +327,8 @@ cross join lateral (
     select x.*
     from message as x
     where x.shard_group = r.g and x.shard_number = r.n and x.deliver_at is null
-        and x.entity_type = r.t and x.entity_id = r.i
-    order by x.message_id
+        and x.entity_type = r.t and x.entity_id >= r.i and x.entity_id <= r.i
+    order by x.entity_id, x.message_id
     limit $5
 ) as m
 order by r.place, m.message_id;
@@ -358,7 +358,7 @@ left join lateral (
         order by x.deliver_at, x.message_id
         limit $4
     ) as first
-    join message as y on y.message_id = first.message_id
+    join message as y on y.message_id = any (array[first.message_id])
 ) as m on true
 order by m.deliver_at, m.message_id;
 
@@ -511,7 +511,7 @@ with expired as (
     select q.message_id, split_part(q.key, E'\x1f', 2) as sender, split_part(q.key, E'\x1f', 3) as its_id,
         split_part(q.key, E'\x1f', 4) as generation, q.key like E'\x1f%' as is_sent_by_a_run
     from reply as q
-    where q.expires_at <= clock_timestamp()
+    where q.expires_at <= statement_timestamp()
     order by q.expires_at
     limit $1
     for update skip locked
@@ -884,7 +884,7 @@ with gone as (
     where key = any(array(
         select v.key
         from key_value as v
-        where v.expires_at <= clock_timestamp()
+        where v.expires_at <= statement_timestamp()
         order by v.expires_at
         limit $1
         for update skip locked
