@@ -5,13 +5,15 @@ CODE := $(wildcard actorhub tests examples benchmarks protos)
 # Processes that share the tests; each has a Postgres of its own. Most tests wait for something most of the time, so that
 # two cores are busy with three of them.
 WORKERS ?= 3
+# How many faults the nemesis injects.
+FAULT_COUNT ?= 2000
 # Where make can, it prints what belongs together together.
 TOGETHER := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 # pyright's wrapper would ask the package index for a newer release.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-durable payments nightly test check lint types mypy pyright imports fmt protos protos-check bench faults clean
+.PHONY: help venv demo demo-durable payments nightly test check lint types mypy pyright imports fmt protos protos-check bench faults nemesis clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -73,6 +75,10 @@ bench: venv ## run the benchmarks
 
 faults: venv ## run the slow tests and the fault tests (long)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or faults' -o timeout=1800 -o faulthandler_timeout=1900
+
+nemesis: venv ## all workloads under 2,000 faults of every kind, and the report of it (FAULT_COUNT, FAULT_SEED, FAULT_LOCKS)
+	FAULT_COUNT=$(FAULT_COUNT) FAULT_REPORT=benchmarks/results/faults.md \
+		$(BIN)/python -m pytest -s -n 0 -m faults -o timeout=7200 -o faulthandler_timeout=7300 tests/faults/nemesis
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

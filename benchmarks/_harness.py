@@ -93,24 +93,22 @@ def medians(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {name: round(statistics.median(one[name] for one in rounds), 3) for name in rounds[0]}
 
 
+def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Return on what a benchmark runs: commit, machine, system and versions."""
+    return {
+        "commit": _commit(),
+        "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
+        "system": platform.platform(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in packages},
+        },
+    }
+
+
 def report(benchmark: str, results: Mapping[str, object], packages: Sequence[str] = ()) -> None:
     """Print the JSON document of a benchmark."""
-    print(
-        json.dumps(
-            {
-                "benchmark": benchmark,
-                "commit": _commit(),
-                "machine": {"cores": os.cpu_count(), "processor": platform.processor() or platform.machine()},
-                "system": platform.platform(),
-                "versions": {
-                    "python": platform.python_version(),
-                    **{name: metadata.version(name) for name in packages},
-                },
-                **results,
-            },
-            indent=2,
-        )
-    )
+    print(json.dumps({"benchmark": benchmark, **environment(packages), **results}, indent=2))
 
 
 def _commit() -> str:

@@ -23,3 +23,10 @@ async def durable_processes(own_postgres: PostgresServer, tmp_path: Path) -> Asy
     async with cluster_processes(own_postgres, tmp_path, program="tests.faults.durable.program") as cluster:
         await make_witness_table(cluster)
         yield cluster
+
+
+@pytest.fixture
+async def nemesis_processes(own_postgres: PostgresServer, tmp_path: Path) -> AsyncIterator[ClusterProcesses]:
+    """Places for three runners of everything on a Postgres of their own; none is started yet."""
+    async with cluster_processes(own_postgres, tmp_path, program="tests.faults.nemesis.program") as cluster:
+        yield cluster

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from actorhub.core.errors import ActorhubError
 from tests.faults.cluster.processes import LOCK, WORK, ClusterProcesses, RunnerProcess, until
-from tests.faults.cluster.program import Register, Relay, hub
+from tests.faults.registers.hub import Register, Relay, hub
 
 
 async def owner_of(processes: ClusterProcesses, key: str, shard: str) -> RunnerProcess:

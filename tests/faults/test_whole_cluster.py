@@ -5,9 +5,9 @@ import random
 import time
 
 from tests.faults.cluster.processes import ClusterProcesses, until
-from tests.faults.cluster.program import hub
 from tests.faults.registers.clients import explained, recorded_clients
 from tests.faults.registers.history import violations
+from tests.faults.registers.hub import hub
 
 
 async def test_clients_survive_a_restart_of_the_whole_cluster(processes: ClusterProcesses) -> None:

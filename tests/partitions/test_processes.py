@@ -11,7 +11,7 @@ import pytest
 
 from actorhub import ActorhubError, Cluster
 from tests.faults.cluster.processes import ClusterProcesses, RunnerProcess, until
-from tests.faults.cluster.program import Register, Relay, hub
+from tests.faults.registers.hub import Register, Relay, hub
 
 numbers = itertools.count(1)
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
@@ -163,6 +164,22 @@ class PostgresServer:
         while self.pid is not None:
             await asyncio.sleep(0.005)
 
+    def freeze(self) -> None:
+        """Stop the postmaster, which makes no process from then on, and then all that it has made."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let all of them go on."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if (pid := self.pid) is None:
+            return
+        os.kill(pid, number)
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with suppress(ProcessLookupError):
+                os.kill(int(child), number)
+
     async def run(self, program: str, *arguments: str) -> None:
         """Run one of Postgres's programs to its end, as the server's user.
 
@@ -202,8 +219,7 @@ class PostgresServer:
     def close(self) -> None:
         """End the server at once and remove its files."""
         try:
-            if (pid := self.pid) is not None:
-                os.kill(pid, signal.SIGCONT)
+            self.thaw()
             self._server.stop("immediate")
         finally:
             self._directory.close()

@@ -8,7 +8,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from tests.faults.cluster.processes import LOCK, WORK, ClusterProcesses, RunnerProcess
+from tests.faults.cluster.processes import LOCK, WORK, ClusterProcesses, RunnerProcess, until
+
+_MOSTLY_SHORT: Final = 4
+"""The mean of short faults is a fifth of the longest one."""
 
 Injection: TypeAlias = Callable[["Faults"], Coroutine[Any, Any, str]]
 
@@ -18,6 +21,7 @@ class Injected:
     """One fault that was injected; `at` is monotonic seconds."""
 
     at: float
+    kind: str
     text: str
 
 
@@ -30,6 +34,7 @@ class Faults:
         seed: int,
         longest: float = 8.0,
         kinds: Mapping[str, Injection] | None = None,
+        shortest: float | None = None,
     ) -> None:
         self.processes = processes
         self.kinds = KINDS if kinds is None else kinds
@@ -37,41 +42,69 @@ class Faults:
         self.seed = seed
         self.longest = longest
         """Seconds that a freeze or a cut lasts at most."""
+        self.shortest = shortest
+        """Seconds that it lasts at least, whatever its kind says, unless it is nothing where it is that short; most of
+        them are short then. `None`: what its kind says."""
+        self.failed_starts = 0
+        """How often a process that was started while faults went on ended before it took calls."""
         self.done: list[Injected] = []
         self._kinds: list[str] = []
         self._hurt: set[RunnerProcess] = set()
+        self._starting: set[RunnerProcess] = set()
 
     def __str__(self) -> str:
         began = self.done[0].at if self.done else 0.0
         return "\n".join([f"seed {self.seed}", *(f"{each.at - began:7.2f} s {each.text}" for each in self.done)])
 
+    @property
+    def has_victim(self) -> bool:
+        """Whether a runner can be hurt without all being so."""
+        return len(self._hurt) < len(self.processes.runners) - 1
+
     async def inject(self) -> Injected:
         """Inject the next fault; all kinds come once before any comes again."""
-        if len(self._hurt) == len(self.processes.runners) - 1:
+        if not self.has_victim:
             await self.mend()
         if not self._kinds:
             self._kinds = self.chance.sample(sorted(self.kinds), len(self.kinds))
         kind = self._kinds.pop()
         at = time.monotonic()
         text = await self.kinds[kind](self)
-        self.done.append(Injected(at, f"{kind}: {text}"))
+        self.done.append(Injected(at, kind, f"{kind}: {text}"))
         return self.done[-1]
 
-    async def mend(self) -> None:
-        """Put everything right again, and wait until all runners take calls."""
+    def undo(self) -> None:
+        """End everything but deaths."""
         self.processes.heal()
         for one in self.processes.runners:
             one.thaw()
-        dead = [one for one in self.processes.runners if not one.lives]
-        for one in dead:
-            self.processes.spawn(one)
-        for one in dead:
-            await one.ready()
-        self._hurt.clear()
+        self._hurt = {one for one in self.processes.runners if not one.lives} | self._starting
 
-    def victim(self) -> RunnerProcess:
+    async def mend(self) -> None:
+        """Put everything right again, and wait until all runners take calls."""
+        self.undo()
+        await self.revive()
+
+    async def revive(self) -> None:
+        """Start what is dead, again where faults that go on end it at its start, and wait until all take calls."""
+        dead = [one for one in self.processes.runners if not one.lives and one not in self._starting]
+        async with asyncio.TaskGroup() as tasks:
+            for one in dead:
+                self._starting.add(one)
+                tasks.create_task(self._start(one))
+        await until(lambda: not self._starting, "runners that were started take calls")
+
+    async def _start(self, one: RunnerProcess) -> None:
+        self.processes.spawn(one)
+        while not await one.started():
+            self.failed_starts += 1
+            self.processes.spawn(one)
+        self._starting.discard(one)
+        self._hurt.discard(one)
+
+    def victim(self, wanted: RunnerProcess | None = None) -> RunnerProcess:
         """Return a runner that is well, and no longer will be."""
-        found = self.chance.choice([one for one in self.processes.runners if one not in self._hurt])
+        found = wanted or self.chance.choice([one for one in self.processes.runners if one not in self._hurt])
         self._hurt.add(found)
         return found
 
@@ -82,7 +115,10 @@ class Faults:
 
     async def pause(self, shortest: float = 1.0) -> float:
         """Wait a while and return for how long that was."""
-        seconds = self.chance.uniform(shortest, max(shortest, self.longest))
+        if self.shortest is None or shortest > self.longest:
+            seconds = self.chance.uniform(shortest, max(shortest, self.longest))
+        else:
+            seconds = self.shortest + (self.longest - self.shortest) * self.chance.random() ** _MOSTLY_SHORT
         await asyncio.sleep(seconds)
         return seconds
 
@@ -122,6 +158,26 @@ async def _end_lock_session(faults: Faults) -> str:
     victim = faults.victim()
     ended = await faults.processes.end_sessions(f"actorhub lock {victim.incarnation}")
     return f"{victim.name} ({ended})"
+
+
+async def end_lock_session_unheard(faults: Faults, wanted: RunnerProcess | None = None) -> str:
+    """The server ends a session whose runner does not hear of it, and nobody can ask that runner."""
+    victim = faults.victim(wanted)
+    victim.store.black_hole(LOCK)
+    await faults.processes.end_sessions(f"actorhub lock {victim.incarnation}")
+    for other in faults.processes.runners:
+        if other is not victim:
+            faults.processes.cut(victim, other)
+    return f"{victim.name} for {await faults.pause():.1f} s"
+
+
+async def _freeze_postgres(faults: Faults) -> str:
+    faults.processes.postgres.freeze()
+    try:
+        seconds = await faults.pause()
+    finally:
+        faults.processes.postgres.thaw()
+    return f"for {seconds:.1f} s"
 
 
 async def _end_commit_connections(faults: Faults) -> str:
@@ -228,6 +284,7 @@ KINDS: Final[dict[str, Injection]] = {
     "kill a frozen runner": _kill_the_frozen,
     "let a runner leave": _leave,
     "end a lock session": _end_lock_session,
+    "end a lock session unheard": end_lock_session_unheard,
     "end commit connections": _end_commit_connections,
     "cut a commit connection": _cut_commit_connection,
     "hold a runner's commits": _hold_commits,
@@ -237,6 +294,7 @@ KINDS: Final[dict[str, Injection]] = {
     "delete a runner's row": _delete_row,
     "lock the table of states": _lock_states,
     "kill a runner while states are locked": _kill_while_states_are_locked,
+    "freeze Postgres": _freeze_postgres,
     "restart Postgres": _restart_postgres,
     "crash Postgres": _crash_postgres,
     "cut two runners' link": _cut_peers,
@@ -248,10 +306,14 @@ KINDS: Final[dict[str, Injection]] = {
 
 @asynccontextmanager
 async def explained_faults(
-    processes: ClusterProcesses, seed: int, longest: float, kinds: Mapping[str, Injection] | None = None
+    processes: ClusterProcesses,
+    seed: int,
+    longest: float,
+    kinds: Mapping[str, Injection] | None = None,
+    shortest: float | None = None,
 ) -> AsyncGenerator[Faults, None]:
     """Prepare faults; whatever fails meanwhile is told together with them and with the runners' logs."""
-    faults = Faults(processes, seed, longest, kinds)
+    faults = Faults(processes, seed, longest, kinds, shortest)
     try:
         yield faults
     except BaseException as error:

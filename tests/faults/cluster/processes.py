@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -15,9 +16,9 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import msgspec
 
-from tests.faults.cluster.program import Applications
 from tests.faults.cluster.proxy import TcpProxy
 from tests.faults.registers.history import Start, Stored, read_starts
+from tests.faults.registers.hub import Applications
 from tests.support.ports import claim_ports
 from tests.support.postgres_server import PostgresServer
 from tests.support.processes import ForkedProcess, launch
@@ -27,7 +28,7 @@ START_SECONDS: Final = 30.0
 LOCK, WORK, OTHER = "lock", "work", "other"
 _STORE_MARKERS: Final = {LOCK: b"actorhub lock", WORK: b"actorhub work", OTHER: b"actorhub "}
 """Labels of connections to Postgres; the first that fits counts."""
-_PROGRAM: Final = "tests.faults.cluster.program"
+_PROGRAM: Final = "tests.faults.registers.program"
 
 
 async def until(condition: Callable[[], Any], what: str, deadline: float = START_SECONDS) -> None:
@@ -38,6 +39,17 @@ async def until(condition: Callable[[], Any], what: str, deadline: float = START
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise AssertionError(f"not within {deadline} s: {what}") from None
+
+
+@dataclass
+class Freeze:
+    """A time in which a process was stopped; it may go on, unaware, with what it had just begun."""
+
+    incarnation: str
+    process: str
+    """As its notes name it."""
+    since: float
+    until: float = float("inf")
 
 
 class RunnerProcess:
@@ -62,6 +74,10 @@ class RunnerProcess:
         self.generation = 0
         self.incarnation = ""
         self.frozen = False
+        self.kills: dict[str, float] = {}
+        """When its processes were killed, by incarnation."""
+        self.freezes: list[Freeze] = []
+        """When its processes were stopped, in order."""
         self._directory = directory
         self._process: ForkedProcess | subprocess.Popen[bytes] | None = None
         self._commands = -1
@@ -88,6 +104,7 @@ class RunnerProcess:
         assert not self.lives, f"{self.name} runs already"
         self.close()
         self.generation += 1
+        self.incarnation = ""
         self.frozen = False
         self.front.listen()
         stem = self._directory / f"{self.name}.{self.generation}"
@@ -120,9 +137,14 @@ class RunnerProcess:
 
     async def ready(self) -> None:
         """Wait until the process that was spawned last takes calls."""
+        assert await self.started(), f"{self.name} ended with {self.exit_code}: {self.log[-3000:]}"
+
+    async def started(self) -> bool:
+        """Wait until the process takes calls, or has ended; return which it was."""
         await until(lambda: self._said("ready") or not self.lives, f"{self.name} is ready")
-        assert self.lives, f"{self.name} ended with {self.exit_code}: {self.log[-3000:]}"
-        self.incarnation = self._said("incarnation")[-1]
+        if self.lives:
+            self.incarnation = self._said("incarnation")[-1]
+        return self.lives
 
     async def statistics(self) -> Mapping[str, Any]:
         """Ask the process for its counters."""
@@ -139,6 +161,8 @@ class RunnerProcess:
 
     def kill(self) -> None:
         """End it as power loss would; but the system closes its connections, and refuses new ones."""
+        if self.lives:
+            self.kills[self.incarnation] = time.monotonic()
         self._signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait()
@@ -147,13 +171,17 @@ class RunnerProcess:
 
     def freeze(self) -> None:
         """Stop it: its connections stay open, and nobody answers."""
-        self.frozen = self.lives
+        if self.lives and not self.frozen:
+            self.frozen = True
+            self.freezes.append(Freeze(self.incarnation, f"{self.name}.{self.generation}", time.monotonic()))
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let it go on, unaware."""
-        self.frozen = False
         self._signal(signal.SIGCONT)
+        if self.frozen:
+            self.frozen = False
+            self.freezes[-1].until = time.monotonic()
 
     def terminate(self) -> None:
         """Ask it to leave gracefully."""
@@ -267,9 +295,9 @@ class ClusterProcesses:
         """Return every start of a handler in every process so far, in order of time."""
         return read_starts(self.events())
 
-    def events(self) -> list[Path]:
-        """Return where each process wrote down what it began."""
-        return sorted(self._directory.glob("*.events"))
+    def events(self, kind: str = "events") -> list[Path]:
+        """Return where each process wrote down what it began; a program may tell several kinds apart."""
+        return sorted(self._directory.glob(f"*.{kind}"))
 
     async def fetch(self, query: str, *arguments: object) -> Sequence[asyncpg.Record]:
         """Ask Postgres directly."""
@@ -313,8 +341,3 @@ async def cluster_processes(
             runners.append(RunnerProcess(f"r{number}", directory, port, front, store, program=program))
             stack.callback(runners[-1].close)
         yield ClusterProcesses(postgres, runners, directory)
-
-
-def now() -> float:
-    """Return monotonic seconds, which all processes of this machine share."""
-    return time.monotonic()

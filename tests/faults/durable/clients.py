@@ -22,6 +22,8 @@ from tests.faults.durable.hub import DOOMED_RUNS, Book, Done, Order, Refused
 _TIMEOUTS: Final = (1.0, 4.0, 15.0)
 _REPLY_TIMEOUT: Final = timedelta(seconds=20)
 _BURST: Final = 5
+_LONGEST_PAUSE: Final = 0.06
+"""Seconds between two deeds of a sender at most."""
 _EXPECTED: Final[dict[str, Expected]] = {"apply": "value", "die": "value", "freeze": "value", "refuse": "error"}
 """How messages of a handler end; those of others as dead letters."""
 
@@ -35,11 +37,12 @@ class DurableClients:
         cluster: Where to send.
         entities: How many entities there are to send to.
         chance: Draws what to send.
+        prefix: Of the entities' ids.
     """
 
-    def __init__(self, cluster: Cluster, entities: int, chance: random.Random) -> None:
+    def __init__(self, cluster: Cluster, entities: int, chance: random.Random, prefix: str = "e") -> None:
         self.cluster = cluster
-        self.entities = [f"e{number}" for number in range(entities)]
+        self.entities = [f"{prefix}{number}" for number in range(entities)]
         self.chance = chance
         self.sent: list[Sent] = []
         self._answered: dict[str, float] = {}
@@ -141,9 +144,12 @@ class DurableClients:
 class DurableSender:
     """One sender: one deed after the other, each towards one entity."""
 
-    def __init__(self, clients: DurableClients, name: str) -> None:
+    def __init__(self, clients: DurableClients, name: str, deeds: "Sequence[tuple[Deed, float]]", pause: float) -> None:
         self.clients = clients
         self.name = name
+        self._deeds = [deed for deed, _ in deeds]
+        self._weights = [weight for _, weight in deeds]
+        self._pause = pause
         self.stopping = False
         self._tasks: asyncio.TaskGroup
 
@@ -152,9 +158,9 @@ class DurableSender:
         chance = self.clients.chance
         async with asyncio.TaskGroup() as self._tasks:
             while not self.stopping:
-                deed = chance.choices([deed for deed, _ in DEEDS], [weight for _, weight in DEEDS])[0]
+                deed = chance.choices(self._deeds, self._weights)[0]
                 await deed(self, chance.choice(self.clients.entities))
-                await asyncio.sleep(chance.uniform(0.0, 0.06))
+                await asyncio.sleep(chance.uniform(0.0, self._pause))
 
     def order(self, entity: str, **other: Any) -> Order:
         """Make the payload of this sender's next message to the entity."""
@@ -289,11 +295,10 @@ def _note_error(sent: Sent, error: ActorhubError) -> None:
 
 @asynccontextmanager
 async def durable_clients(
-    cluster: Cluster, *, entities: int, senders: int, chance: random.Random
+    clients: DurableClients, senders: int, deeds: Sequence[tuple[Deed, float]] = DEEDS, pause: float = _LONGEST_PAUSE
 ) -> AsyncGenerator[DurableClients, None]:
     """Run senders in the background; they end with the block, after what they wait for."""
-    clients = DurableClients(cluster, entities, chance)
-    running = [DurableSender(clients, f"s{number}") for number in range(senders)]
+    running = [DurableSender(clients, f"s{number}", deeds, pause) for number in range(senders)]
     async with asyncio.TaskGroup() as tasks:
         for sender in running:
             tasks.create_task(sender.run())

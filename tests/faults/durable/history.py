@@ -1,10 +1,11 @@
 """What senders and handlers of durable messages saw, to be judged by `durable_violations`."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from tests.faults.cluster.notes import NotesReader
 
 CallOutcome: TypeAlias = Literal["ok", "failed", "unknown", "clash", "pending"]
 Expected: TypeAlias = Literal["value", "error", "dead"]
@@ -12,7 +13,7 @@ Ending: TypeAlias = Literal["value", "error", "dead", "cancelled"]
 RowState: TypeAlias = Literal["pending", "scheduled", "done", "failed", "cancelled", "dead"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Terminal:
     """How a message ended, as one caller was told."""
 
@@ -23,7 +24,7 @@ class Terminal:
     attempt: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class Sent:
     """One call of one sender; times are monotonic seconds, `due` is seconds since the Unix epoch.
 
@@ -54,7 +55,7 @@ class Sent:
     """When a cancellation succeeded."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Run:
     """A handler that began, as its process wrote down before it did anything else."""
 
@@ -70,7 +71,7 @@ class Run:
     process: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Commit:
     """One commit, as the entity's state tells; the position is its place there."""
 
@@ -93,7 +94,7 @@ class Ledger:
     commits: Sequence[Commit]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Witness:
     """A row that a handler wrote by SQL of its own, in the transaction of its run."""
 
@@ -105,7 +106,7 @@ class Witness:
     position: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """What the store says of one message."""
 
@@ -153,17 +154,9 @@ class Book:
 
 def read_runs(paths: Iterable[Path]) -> list[Run]:
     """Read what processes wrote down, in order of time."""
-    found = [run for path in paths for run in parse_runs(path.read_text().splitlines(), path.stem)]
-    return sorted(found, key=lambda run: run.time)
+    return runs_of(NotesReader(lambda: paths).read())
 
 
-def parse_runs(lines: Iterable[str], process: str) -> list[Run]:
-    """Read the notes of one process; the last line of a killed one may be torn."""
-    found: list[Run] = []
-    for line in lines:
-        try:
-            moment, wall, content, entity, message_id, attempt, epoch, seen = json.loads(line)
-        except ValueError:
-            continue  # Torn: its handler had hardly begun.
-        found.append(Run(moment, wall, content, entity, message_id, attempt, epoch, seen, process))
-    return found
+def runs_of(noted: Iterable[tuple[str, Sequence[Any]]]) -> list[Run]:
+    """Return the runs that processes wrote down, in order of time."""
+    return sorted((Run(*values, process) for process, values in noted), key=lambda run: run.time)

@@ -4,12 +4,10 @@ The environment variable `DURABLE_MUTANT` names a defect of the product to run w
 """
 
 import asyncio
-import json
 import os
 import signal
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -18,6 +16,7 @@ from actorhub import Entity, EntityError, Hub, Retry, current, handler
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs.scheduler import Scheduler
 from tests.faults import mutants
+from tests.faults.cluster.notes import Notes
 
 WITNESS_TABLE: Final = """
 create table if not exists public.witness (
@@ -39,26 +38,7 @@ DOOMED_RUNS: Final = 2
 POISON_RUNS: Final = 3
 
 
-class RunLog:
-    """Where handlers write down that they began: a file that survives the process, or memory."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self._file = -1
-
-    def into(self, path: Path) -> None:
-        """Write to a file from now on."""
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def add(self, line: str) -> None:
-        """Write a line, whole, before anything else happens."""
-        if self._file < 0:
-            self.lines.append(line)
-        else:
-            os.write(self._file, f"{line}\n".encode())
-
-
-notes = RunLog()
+notes = Notes()
 
 
 def die_here() -> None:
@@ -211,8 +191,9 @@ async def _witness(order: Order, position: int) -> None:
 def note_run(order: Order, seen: int) -> None:
     """Write down that a handler begins."""
     here = current()
-    moment = (time.monotonic(), time.time(), order.content, here.entity_id, here.message_id, here.attempt, here.epoch)
-    notes.add(json.dumps([*moment, seen]))
+    notes.add(
+        time.monotonic(), time.time(), order.content, here.entity_id, here.message_id, here.attempt, here.epoch, seen
+    )
 
 
 hub = Hub()

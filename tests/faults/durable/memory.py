@@ -5,12 +5,14 @@ import random
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from actorhub.cluster import Cluster
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster, until
 from tests.faults.durable import hub as durable_hub
 from tests.faults.durable.clients import DurableClients
-from tests.faults.durable.history import Book, Row, Run, parse_runs
+from tests.faults.durable.history import Book, Row, Run, runs_of
 from tests.faults.durable.hub import Book as Books
 from tests.faults.durable.hub import hub, notes
 from tests.faults.durable.records import ledger_of
@@ -28,7 +30,7 @@ class DurableMemory:
 
     def runs(self) -> list[Run]:
         """Return every run so far, in order of time."""
-        return parse_runs(notes.lines, "memory")
+        return runs_of(("memory", msgspec.json.decode(line)) for line in notes.lines)
 
     async def ran(self, content: int, times: int = 1) -> None:
         """Wait until the handler of a message began so often."""

@@ -1,16 +1,28 @@
 """What Postgres knows about durable messages once a run is over."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from tests.faults.cluster.processes import ClusterProcesses
-from tests.faults.durable.history import Book, Commit, Ledger, Row, Sent, Witness, read_runs
+from tests.faults.durable.history import Book, Commit, Ledger, Row, Run, Sent, Witness, read_runs
 from tests.faults.durable.hub import WITNESS_TABLE, Applications
 
-_UNSETTLED: Final = "select count(*) from actorhub.messages where state in ('pending', 'scheduled')"
+_UNSETTLED: Final = "select count(*) from actorhub.message where entity_type = 'book'"
+_ROWS: Final = """
+    select message_id, entity_id, state from actorhub.messages
+    where entity_type = 'book' and ($1::text[] is null or entity_id = any($1))
+"""
+_WITNESSES: Final = """
+    select content, message_id, entity, epoch, attempt, position from public.witness
+    where $1::text[] is null or entity = any($1)
+"""
+_LEDGERS: Final = """
+    select entity_id, version, epoch, data from actorhub.entity_state
+    where entity_type = 'book' and ($1::text[] is null or entity_id = any($1))
+"""
 
 
 async def make_witness_table(processes: ClusterProcesses) -> None:
@@ -19,7 +31,7 @@ async def make_witness_table(processes: ClusterProcesses) -> None:
 
 
 async def settled(processes: ClusterProcesses, deadline: float) -> None:
-    """Wait until no message is pending; after `deadline` seconds it is the judge's to say so."""
+    """Wait until no message of a book is pending; after `deadline` seconds it is the judge's to say so."""
     try:
         async with asyncio.timeout(deadline):
             while (await processes.fetch(_UNSETTLED))[0][0]:
@@ -28,27 +40,26 @@ async def settled(processes: ClusterProcesses, deadline: float) -> None:
         return
 
 
-async def read_book(processes: ClusterProcesses, sent: Sequence[Sent], *, is_calm: bool = False) -> Book:
-    """Return everything that was noted and stored."""
-    witnesses = await processes.fetch(
-        "select content, message_id, entity, epoch, attempt, position from public.witness"
-    )
-    rows = await processes.fetch("select message_id, entity_id, state from actorhub.messages")
+async def read_book(
+    processes: ClusterProcesses,
+    sent: Sequence[Sent],
+    *,
+    runs: Sequence[Run] | None = None,
+    entities: Sequence[str] | None = None,
+    is_calm: bool = False,
+) -> Book:
+    """Return everything that was noted and stored, or what concerns these entities, whose runs were read already."""
+    rows = await processes.fetch(_ROWS, entities)
+    witnesses = await processes.fetch(_WITNESSES, entities)
+    ledgers = await processes.fetch(_LEDGERS, entities)
     return Book(
         sent=sent,
-        runs=read_runs(processes.events()),
-        ledgers=await _ledgers(processes),
+        runs=read_runs(processes.events()) if runs is None else runs,
+        ledgers={row["entity_id"]: ledger_of(row["version"], row["epoch"], row["data"]) for row in ledgers},
         witnesses=[Witness(*row) for row in witnesses],
         rows=[Row(*row) for row in rows],
         is_calm=is_calm,
     )
-
-
-async def _ledgers(processes: ClusterProcesses) -> Mapping[str, Ledger]:
-    rows = await processes.fetch(
-        "select entity_id, version, epoch, data from actorhub.entity_state where entity_type = 'book'"
-    )
-    return {row["entity_id"]: ledger_of(row["version"], row["epoch"], row["data"]) for row in rows}
 
 
 def ledger_of(version: int, epoch: int, data: bytes) -> Ledger:

@@ -29,7 +29,7 @@ async def run_faults(processes: ClusterProcesses, seed: int, count: int, longest
     await processes.start()
     async with explained_faults(processes, seed, longest, DURABLE_KINDS) as faults:
         async with hub.connect(gateway=processes.gateways) as cluster:
-            async with durable_clients(cluster, entities=10, senders=8, chance=random.Random(seed)) as clients:
+            async with durable_clients(DurableClients(cluster, 10, random.Random(seed)), senders=8) as clients:
                 await served(clients, 0.0)
                 for _ in range(count):
                     print(f"{time.monotonic():.2f} {(await faults.inject()).text}")

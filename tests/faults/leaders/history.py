@@ -1,12 +1,12 @@
 """What a singleton's leaders left behind while they were killed and frozen, and the judge of it."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from tests.faults.cluster.notes import NotesReader
 from tests.faults.leaders.hub import LEAD, PARTS
 
 
@@ -80,8 +80,8 @@ class Chronicle:
     turns: Sequence[Turn] = ()
     ends: Mapping[str, float] = field(default_factory=dict[str, float])
     """When processes were killed, by incarnation."""
-    frozen: frozenset[str] = frozenset()
-    """Incarnations that were stopped for a while: they may believe that they lead, and can commit nothing."""
+    frozen: Mapping[str, Sequence[float]] = field(default_factory=dict[str, Sequence[float]])
+    """When processes were stopped for a while, by incarnation: they may believe that they lead, and commit nothing."""
 
     @property
     def commits(self) -> Sequence[Done | Tick]:
@@ -102,9 +102,8 @@ def leader_violations(chronicle: Chronicle) -> list[str]:
 
 
 def read_turns(files: Iterable[Path]) -> list[Turn]:
-    """Return what processes wrote down, in order of time; a line that a kill cut short is left out."""
-    lines = (line for file in files for line in file.read_text().splitlines(keepends=True))
-    return sorted((Turn(*json.loads(line)) for line in lines if line.endswith("\n")), key=lambda turn: turn.at)
+    """Return what processes wrote down, in order of time."""
+    return sorted((Turn(*values) for _, values in NotesReader(lambda: files).read()), key=lambda turn: turn.at)
 
 
 def _epochs(chronicle: Chronicle) -> Iterator[str]:
@@ -186,7 +185,7 @@ def _turns(chronicle: Chronicle) -> Iterator[str]:
     """A leader begins after the one before it stopped, or died; one that was frozen does not know that it lost."""
     begun = [turn for turn in chronicle.turns if turn.what == "become"]
     for one, other in pairwise(sorted(begun, key=lambda turn: (turn.epoch, turn.at))):
-        if one.incarnation in chronicle.frozen:
+        if any(one.at <= at <= other.at for at in chronicle.frozen.get(one.incarnation, ())):
             continue
         ended = [turn.at for turn in chronicle.turns if turn.what == "lose" and turn.epoch == one.epoch]
         if one.incarnation in chronicle.ends:

@@ -4,17 +4,16 @@ The environment variable `DURABLE_MUTANT` names a defect of the product to run w
 """
 
 import asyncio
-import json
 import os
 import time
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from actorhub import Hub, Retry, Singleton, cron, current
 from tests.faults import mutants
+from tests.faults.cluster.notes import Notes
 
 TABLES: Final = """
     create table public.done (
@@ -35,24 +34,12 @@ _PACE: Final = 0.02
 _PATIENT: Final = Retry(attempts=100, initial=timedelta(milliseconds=20), maximum=timedelta(milliseconds=200))
 
 
-class RunLog:
-    """Where a process writes down who leads in it."""
-
-    def __init__(self) -> None:
-        self._file = -1
-
-    def into(self, path: Path) -> None:
-        """Write to a file from now on."""
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def add(self, what: str) -> None:
-        """Write a line, whole, before anything else happens."""
-        here = current()
-        line = json.dumps([time.monotonic(), what, here.epoch, here.incarnation])
-        os.write(self._file, f"{line}\n".encode())
+notes = Notes()
 
 
-notes = RunLog()
+def _note_turn(what: str) -> None:
+    here = current()
+    notes.add(time.monotonic(), what, here.epoch, here.incarnation)
 
 
 class Count(msgspec.Struct):
@@ -68,10 +55,10 @@ class Leader(Singleton[Count], name="leader"):
     """Does number after number, each in two steps and a save, and a tick each second."""
 
     async def on_become_leader(self) -> None:
-        notes.add("become")
+        _note_turn("become")
 
     async def on_lose_leadership(self) -> None:
-        notes.add("lose")
+        _note_turn("lose")
 
     async def run(self) -> None:
         epoch = current().epoch

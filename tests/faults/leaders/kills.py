@@ -9,32 +9,18 @@ from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
-import msgspec
 
-from actorhub.core.address import ShardId, shard_lock_key
+from actorhub.core.address import ShardId
 from tests.faults.cluster.processes import ClusterProcesses, RunnerProcess, until
-from tests.faults.leaders.history import Chronicle, Done, Sample, Stored, Tick, read_turns
-from tests.faults.leaders.hub import TABLES, Count
+from tests.faults.leaders.history import Chronicle, Sample, read_turns
+from tests.faults.leaders.hub import TABLES
+from tests.faults.leaders.records import read_chronicle, sample_locks, shard_of_singleton
 
-_SINGLETON: Final = "leader"
 _LOOK: Final = 0.004
 _SAMPLE_PAUSE: Final = 0.03
 _PATIENCE: Final = 30.0
 _LONGEST_REIGN: Final = 0.6
 """Seconds for which a leader is left alone at most, once it has committed something."""
-_SAMPLE: Final = """
-    select
-        s.epoch,
-        s.owner_incarnation,
-        array(
-            select coalesce(a.application_name, l.pid::text)
-            from pg_locks as l left join pg_stat_activity as a using (pid)
-            where l.locktype = 'advisory' and l.granted and l.objsubid = 1
-                and (l.classid::bigint << 32 | l.objid::bigint) = $3
-        ) as holders
-    from actorhub.shard as s
-    where s.shard_group = $1 and s.number = $2
-"""
 
 
 @dataclass(frozen=True)
@@ -62,24 +48,18 @@ class LeaderKills:
         self.samples: list[Sample] = []
         self._watch = watch
         self._shard: ShardId
-        self._ends: dict[str, float] = {}
-        self._frozen: set[str] = set()
         self._ready: set[RunnerProcess] = set(processes.runners)
 
     async def began(self) -> None:
         """Wait until the singleton was led for the first time."""
         await self._committed(0)
-        shard: str = await self._watch.fetchval(
-            "select shard from actorhub.singletons where singleton = $1", _SINGLETON
-        )
-        self._shard = ShardId.parse(shard)
+        self._shard = await shard_of_singleton(self.processes)
 
     async def kill(self, tasks: asyncio.TaskGroup) -> None:
         """Kill the leader, wait for the next one's first commit, and start a process in the place of the dead one."""
         leader = await self._leader()
-        incarnation, at = leader.place.incarnation, time.monotonic()
+        at = time.monotonic()
         leader.place.kill()
-        self._ends[incarnation] = at
         self._ready.discard(leader.place)
         tasks.create_task(self._replace(leader.place))
         await self._took_over("SIGKILL", leader, at)
@@ -87,7 +67,6 @@ class LeaderKills:
     async def freeze(self) -> None:
         """Stop the leader, wait for the next one's first commit, and let the stopped one go on."""
         leader = await self._leader()
-        self._frozen.add(leader.place.incarnation)
         at = time.monotonic()
         leader.place.freeze()
         await self._took_over("SIGSTOP", leader, at)
@@ -95,17 +74,7 @@ class LeaderKills:
 
     async def sample(self) -> None:
         """Look who has the shard, again and again, until cancelled."""
-        connection = await asyncpg.connect(self.processes.postgres.url, timeout=10)
-        try:
-            key = shard_lock_key("actorhub", self._shard)
-            while True:
-                row = await connection.fetchrow(_SAMPLE, self._shard.group, self._shard.number, key, timeout=10)
-                assert row is not None
-                held = tuple(row["holders"])
-                self.samples.append(Sample(time.monotonic(), held, row["epoch"], row["owner_incarnation"]))
-                await asyncio.sleep(_SAMPLE_PAUSE)
-        finally:
-            connection.terminate()
+        await sample_locks(self.processes, self._shard, self.samples, _SAMPLE_PAUSE)
 
     async def ended(self) -> Chronicle:
         """Let all runners leave, and return what is known."""
@@ -113,30 +82,7 @@ class LeaderKills:
             one.terminate()
         for one in self.processes.runners:
             assert await one.gone() == 0, one.log[-3000:]
-        fetch = self._watch.fetch
-        done = await fetch(
-            "select seq, number, part, epoch, incarnation, extract(epoch from at)::float8 from public.done"
-        )
-        ticks = await fetch(
-            "select seq, extract(epoch from fire_time)::bigint, ticks, epoch, incarnation, "
-            "extract(epoch from at)::float8 from public.tick"
-        )
-        state = await self._watch.fetchrow(
-            "select version, epoch, data from actorhub.entity_state where entity_type = $1", _SINGLETON
-        )
-        assert state is not None
-        count = msgspec.msgpack.decode(state["data"], type=Count)
-        return Chronicle(
-            done=[Done(*row) for row in done],
-            ticks=[Tick(*row) for row in ticks],
-            stored=Stored(state["version"], state["epoch"], count.number, count.ticks),
-            skipped=await self._watch.fetchval("select skipped from actorhub.crons"),
-            dead=await self._watch.fetchval("select count(*) from actorhub.dead_letters"),
-            samples=self.samples,
-            turns=read_turns(self.processes.events()),
-            ends=self._ends,
-            frozen=frozenset(self._frozen),
-        )
+        return await read_chronicle(self.processes, self.samples, read_turns(self.processes.events()))
 
     async def _leader(self) -> _Leader:
         """Return who leads, after a while, and once somebody else could."""

@@ -102,4 +102,5 @@ def test_each_mistake_of_leaders_is_found(name: str) -> None:
 
 def test_a_leader_that_was_frozen_need_not_know_that_it_lost() -> None:
     """It may believe that it leads, so long as it commits nothing."""
-    assert leader_violations(replace(RIGHT, ends={}, frozen=frozenset({"a"}))) == []
+    assert leader_violations(replace(RIGHT, ends={}, frozen={"a": [1.0]})) == []
+    assert leader_violations(replace(RIGHT, ends={}, frozen={"a": [3.0]})) != []

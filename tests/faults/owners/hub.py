@@ -4,11 +4,9 @@ The environment variable `OWNERS_MUTANT` names a defect of the product to run wi
 """
 
 import asyncio
-import json
 import os
 import time
 from datetime import timedelta
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -17,29 +15,18 @@ from actorhub import Entity, Hub, Singleton, current, handler
 from actorhub.cluster import Cluster
 from actorhub.core.errors import ActorhubError
 from tests.faults import mutants
+from tests.faults.cluster.notes import Notes
 
 KEYS: Final = [f"k{number}" for number in range(24)]
 _PACE: Final = 0.01
 """Seconds between two reads of one number in one process."""
 
 
-class Events:
-    """Where a process writes down what happens in it."""
-
-    def __init__(self) -> None:
-        self._file = -1
-
-    def into(self, path: Path) -> None:
-        """Write to a file from now on."""
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def add(self, what: str, key: str, number: int, since: float | None = None) -> None:
-        """Write a line, whole, before anything else happens."""
-        line = json.dumps([time.monotonic() if since is None else since, what, key, number])
-        os.write(self._file, f"{line}\n".encode())
+notes = Notes()
 
 
-events = Events()
+def _note(what: str, key: str, number: int, since: float | None = None) -> None:
+    notes.add(time.monotonic() if since is None else since, what, key, number)
 
 
 class Count(msgspec.Struct):
@@ -52,13 +39,13 @@ class Till(Entity[Count], name="till"):
     """Counts; and says when it acts, and at which epoch."""
 
     async def add(self) -> int:
-        events.add("act", current().entity_id, current().epoch)
+        _note("act", current().entity_id, current().epoch)
         self.state.number += 1
         return self.state.number
 
     @handler(readonly=True)
     async def read(self) -> int:
-        events.add("act", current().entity_id, current().epoch)
+        _note("act", current().entity_id, current().epoch)
         return self.state.number
 
 
@@ -66,28 +53,28 @@ class Leader(Singleton, name="leader"):
     """Says when it begins and ceases to lead, and at which epoch."""
 
     async def on_become_leader(self) -> None:
-        events.add("become", "leader", current().epoch)
+        _note("become", "leader", current().epoch)
 
     async def on_lose_leadership(self) -> None:
-        events.add("lose", "leader", current().epoch)
+        _note("lose", "leader", current().epoch)
 
 
-async def read_everything(cluster: Cluster) -> None:
+async def read_everything(cluster: Cluster, pace: float = _PACE) -> None:
     """Read each number again and again, wherever this process believes it to be."""
     async with asyncio.TaskGroup() as tasks:
         for key in KEYS:
-            tasks.create_task(_read(cluster, key))
+            tasks.create_task(_read(cluster, key, pace))
 
 
-async def _read(cluster: Cluster, key: str) -> None:
+async def _read(cluster: Cluster, key: str, pace: float) -> None:
     till = cluster.client(Till).options(timeout=timedelta(seconds=1))
     while True:
         began = time.monotonic()
         try:
-            events.add("read", key, await till(key).read(), since=began)
+            _note("read", key, await till(key).read(), since=began)
         except ActorhubError as error:
-            events.add(f"failed: {error}", key, 0, since=began)
-        await asyncio.sleep(_PACE)
+            _note(f"failed: {error}", key, 0, since=began)
+        await asyncio.sleep(pace)
 
 
 hub = Hub()

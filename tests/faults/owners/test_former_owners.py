@@ -1,7 +1,6 @@
 """A runner takes over from one that may not know that it lost its shards, in real processes."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,20 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from actorhub.cluster import Cluster
-from actorhub.core.errors import ActorhubError
 from actorhub.storage.ports import LEASE
 from tests.faults.cluster.processes import LOCK, ClusterProcesses, RunnerProcess, cluster_processes
+from tests.faults.owners.clients import Writers
 from tests.faults.owners.history import History, read_events, violations
-from tests.faults.owners.hub import KEYS, Till, hub
+from tests.faults.owners.hub import KEYS, hub
 from tests.support.postgres_server import PostgresServer
 
 _BEFORE = 1.0
 """Seconds of load before a fault."""
 _END = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1"
-_PACE = 1.0
-"""Seconds between two additions to a number, on average. A former owner that gets one has its commit refused, and
-knows: most numbers must get none in the moment in which clients do not know the new owner."""
 MUTANTS = ["a free lock is taken at once", "whoever cannot be asked counts as dead"]
 
 
@@ -31,36 +26,6 @@ async def places(own_postgres: PostgresServer, tmp_path: Path) -> AsyncIterator[
     """Places for three runners whose numbers are read all the time."""
     async with cluster_processes(own_postgres, tmp_path, program="tests.faults.owners.program") as cluster:
         yield cluster
-
-
-class Writers:
-    """Add to every number again and again, and keep what was acknowledged."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self.acknowledged: dict[str, list[tuple[float, int]]] = {key: [] for key in KEYS}
-
-    async def add(self, key: str) -> None:
-        """Add to a number until cancelled."""
-        till = self._cluster.client(Till)
-        acknowledged = self.acknowledged[key]
-        while True:
-            try:
-                number = await till(key).add()
-            except ActorhubError:
-                await asyncio.sleep(0.002)
-                continue
-            # Additions whose answers were lost are acknowledged by the next answer, which counts them.
-            acknowledged += [(time.monotonic(), each) for each in range(len(acknowledged) + 1, number + 1)]
-            await asyncio.sleep(_PACE * random.uniform(0.5, 1.5))
-
-    async def all_again(self, since: float) -> float:
-        """Wait until each number has grown; return the seconds since then."""
-        before = {key: len(numbers) for key, numbers in self.acknowledged.items()}
-        async with asyncio.timeout(20):
-            while any(len(numbers) <= before[key] for key, numbers in self.acknowledged.items()):
-                await asyncio.sleep(0.005)
-        return time.monotonic() - since
 
 
 @asynccontextmanager

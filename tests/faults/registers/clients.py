@@ -9,8 +9,8 @@ from datetime import timedelta
 
 from actorhub.cluster import Cluster
 from actorhub.core.errors import ActorhubError
-from tests.faults.cluster.program import Register, Relay
 from tests.faults.registers.history import History, Operation
+from tests.faults.registers.hub import Register, Relay
 
 _TIMEOUTS = (1.0, 4.0, 15.0)
 
@@ -19,11 +19,16 @@ class RecordedClients:
     """One client per key, one operation at a time each, with a little pause in between."""
 
     def __init__(
-        self, cluster: Cluster, history: History, keys: int, chance: random.Random, timeouts: Sequence[float]
+        self,
+        cluster: Cluster,
+        keys: int,
+        chance: random.Random,
+        timeouts: Sequence[float] = _TIMEOUTS,
+        prefix: str = "k",
     ) -> None:
         self._timeouts = timeouts
-        self.history = history
-        self.keys = [f"k{number}" for number in range(keys)]
+        self.history = History()
+        self.keys = [f"{prefix}{number}" for number in range(keys)]
         self._cluster = cluster
         self._chance = chance
         self._stopping = False
@@ -85,10 +90,10 @@ class RecordedClients:
 
 @asynccontextmanager
 async def recorded_clients(
-    cluster: Cluster, keys: int, chance: random.Random, timeouts: Sequence[float] = _TIMEOUTS
+    cluster: Cluster, keys: int, chance: random.Random, timeouts: Sequence[float] = _TIMEOUTS, prefix: str = "k"
 ) -> AsyncGenerator[RecordedClients, None]:
     """Run clients of `keys` keys in the background, half of them through another entity; end them with the block."""
-    clients = RecordedClients(cluster, History(), keys, chance, timeouts)
+    clients = RecordedClients(cluster, keys, chance, timeouts, prefix)
     async with asyncio.TaskGroup() as tasks:
         for index, key in enumerate(clients.keys):
             tasks.create_task(clients.run(key, relayed=index % 2 == 1))

@@ -1,12 +1,13 @@
 """What clients saw, and whether a cluster that keeps its promises could have made them see it."""
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from tests.faults.cluster.notes import NotesReader
 
 Outcome: TypeAlias = Literal["ok", "failed", "unknown", "pending"]
 
@@ -75,16 +76,13 @@ class History:
 
 
 def read_starts(paths: Iterable[Path]) -> list[Start]:
-    """Read what processes wrote down; the last line of a killed one may be torn."""
-    found: list[Start] = []
-    for path in paths:
-        for line in path.read_text().splitlines():
-            try:
-                moment, key, number, epoch = json.loads(line)
-                found.append(Start(moment, key, number, epoch, path.stem))
-            except ValueError:
-                continue  # Torn: its handler had hardly begun.
-    return sorted(found, key=lambda start: start.time)
+    """Read what processes wrote down, in order of time."""
+    return starts_of(NotesReader(lambda: paths).read())
+
+
+def starts_of(noted: Iterable[tuple[str, Sequence[Any]]]) -> list[Start]:
+    """Return the starts that processes wrote down, in order of time."""
+    return sorted((Start(*values, process) for process, values in noted), key=lambda start: start.time)
 
 
 def violations(history: History, stored: Mapping[str, Stored], starts: Sequence[Start]) -> list[str]:

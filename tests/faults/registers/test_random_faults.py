@@ -11,9 +11,9 @@ import pytest
 
 from tests.faults.cluster.faults import Faults, explained_faults
 from tests.faults.cluster.processes import ClusterProcesses
-from tests.faults.cluster.program import hub
 from tests.faults.registers.clients import RecordedClients, explained, recorded_clients
 from tests.faults.registers.history import violations
+from tests.faults.registers.hub import hub
 
 KEYS = 12
 OVERLAP = 0.25

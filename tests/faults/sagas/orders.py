@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from actorhub import Cluster
+from actorhub import ActorhubError, Cluster
 from tests.faults.sagas.hub import Books, Line, Order, Payment, Stock
 from tests.faults.sagas.payments import DECLINED_CENTS, PaymentService
 
@@ -49,8 +49,16 @@ class Orders:
             skus = self._chance.sample(_SKUS, 2)
             is_declined = self._chance.random() < 0.1
             cents = DECLINED_CENTS if is_declined else 100
-            call = self._client.client(Order)(name).place([Line(sku, 1) for sku in skus], cents)
-            self.placed.append(Placed(name, await self._client.tell(call), skus, is_declined))
+            message_id = await self._accepted(name, [Line(sku, 1) for sku in skus], cents)
+            self.placed.append(Placed(name, message_id, skus, is_declined))
+
+    async def _accepted(self, name: str, lines: list[Line], cents: int) -> int:
+        """Tell an order until that succeeds; its key makes it one order, however often that takes."""
+        while True:
+            try:
+                return await self._client.tell(self._client.client(Order)(name).place(lines, cents), key=name)
+            except ActorhubError:
+                await asyncio.sleep(0.05)
 
     async def keep_placing(self, pause: float, until: asyncio.Event) -> None:
         """Tell one order after the other until the event."""

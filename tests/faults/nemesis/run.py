@@ -1,0 +1,110 @@
+"""One run of the nemesis: faults, on top of each other, and after each heap of them how long it took to recover."""
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.faults.cluster.faults import KINDS, Faults, Injection, explained_faults
+from tests.faults.cluster.processes import ClusterProcesses
+from tests.faults.durable.faults import DURABLE_KINDS
+from tests.faults.durable.records import make_witness_table
+from tests.faults.leaders.hub import TABLES
+from tests.faults.nemesis.hub import hub
+from tests.faults.nemesis.workloads import Workloads
+from tests.faults.sagas.payments import payment_service
+
+ALL_KINDS: Final[Mapping[str, Injection]] = {**DURABLE_KINDS, **KINDS}
+TOGETHER: Final = "several on top of each other"
+LOCKS: Final = os.environ.get("FAULT_LOCKS", "")
+"""How runners prove their ownership; empty: by default."""
+_OVERLAP: Final = 0.3
+"""How often a fault comes on top of the one before."""
+
+
+@dataclass
+class Outcome:
+    """What a run was like."""
+
+    seed: int
+    faults: Counter[str] = field(default_factory=Counter[str])
+    recoveries: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    """Seconds from the end of a fault until everything had answered, by kind; of faults on top of each other as one."""
+    acknowledged: Counter[str] = field(default_factory=Counter[str])
+    reads: int = 0
+    seconds: float = 0.0
+    failed_starts: int = 0
+    found: list[str] = field(default_factory=list[str])
+    """Broken promises."""
+
+
+async def run_nemesis(
+    processes: ClusterProcesses,
+    seed: int,
+    count: int,
+    *,
+    longest: float = 3.0,
+    station: int = 100,
+    kinds: Mapping[str, Injection] = ALL_KINDS,
+    shortest: float = 0.15,
+    patience: float = 15.0,
+) -> Outcome:
+    """Inject so many faults, and judge everything at each station and in the end.
+
+    Args:
+        processes: Places for runners of the nemesis.
+        seed: Decides what comes when.
+        count: Faults.
+        longest: Seconds that one lasts at most.
+        station: Faults between two stations.
+        kinds: Of faults.
+        shortest: Seconds that one lasts at least.
+        patience: Seconds after the end of faults within which everything answers.
+    """
+    outcome = Outcome(seed)
+    began = time.monotonic()
+    with payment_service() as service:
+        for runner in processes.runners:
+            runner.environment["SAGA_PAYMENTS"] = service.url
+            if LOCKS:
+                runner.environment["ACTORHUB_LOCKS"] = LOCKS
+        await make_witness_table(processes)
+        async with processes.connection() as connection:
+            await connection.execute(TABLES)
+        await processes.start()
+        async with (
+            explained_faults(processes, seed, longest, kinds, shortest) as faults,
+            hub.connect(gateway=processes.gateways) as cluster,
+        ):
+            workloads = Workloads(processes, cluster, service, seed, patience)
+            async with workloads.going_on():
+                while len(faults.done) < count:
+                    async with workloads.generation():
+                        await _until(faults, workloads, outcome, min(count, len(faults.done) + station))
+                    print(
+                        f"{time.monotonic() - began:.0f} s, {len(faults.done)} faults: {dict(workloads.acknowledged)}"
+                    )
+    outcome.faults = Counter(fault.kind for fault in faults.done)
+    outcome.acknowledged, outcome.reads, outcome.found = workloads.acknowledged, workloads.reads, workloads.found
+    outcome.seconds, outcome.failed_starts = time.monotonic() - began, faults.failed_starts
+    return outcome
+
+
+async def _until(faults: Faults, workloads: Workloads, outcome: Outcome, count: int) -> None:
+    """Go on until there were so many faults; in the end all runners are well."""
+    async with asyncio.TaskGroup() as tasks:
+        while len(faults.done) < count:
+            heap = [await faults.inject()]
+            while len(faults.done) < count and faults.has_victim and faults.chance.random() < _OVERLAP:
+                heap.append(await faults.inject())
+            faults.undo()
+            ended = time.monotonic()
+            tasks.create_task(faults.revive())
+            seconds = await workloads.all_answer(ended)
+            kind = heap[0].kind if len(heap) == 1 else TOGETHER
+            outcome.recoveries.setdefault(kind, []).append(seconds)
+            print(f"{ended:.2f} {'; '.join(fault.text for fault in heap)}: recovered after {seconds:.2f} s")
+    await faults.mend()
