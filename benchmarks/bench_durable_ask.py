@@ -18,13 +18,14 @@ from functools import partial
 from typing import Any, Final
 
 from actorhub.cluster import Cluster
+from benchmarks._disk import NoShim
 from benchmarks._durable import patient
 from benchmarks._effect import EffectProcess, peer_or_reason
 from benchmarks._harness import latencies, rss_bytes
 from benchmarks._raw_durable import durable_limits
 from benchmarks._runner import runner_process
 from benchmarks._session import measured, parse, target, with_namespace, with_peer
-from benchmarks._slow_flush import NoSlowFlush, slow_database
+from benchmarks._slow_flush import slow_database
 from benchmarks._unfenced import unfenced
 from benchmarks._workload import PAYLOAD, Ask, compared, hub, interleave, throughput, timings
 
@@ -108,7 +109,7 @@ async def _slow(options: argparse.Namespace) -> dict[str, Any]:
         ):
             sides = {"limit": Side(partial(throughput, limits.insert_only)), "actorhub": asks_of(cluster)}
             return await _compare(options, sides, SLOW_ASKS)
-    except NoSlowFlush as reason:
+    except NoShim as reason:
         return {"skipped": str(reason)}
 
 

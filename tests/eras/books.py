@@ -86,6 +86,8 @@ async def _all(ask: Callable[[str], Awaitable[int]], may_repeat: Callable[[Actor
                 await asyncio.sleep(0.05)
         raise AssertionError(f"{name} did not answer within {SOON} s: {problem!r}")
 
+    began = _clock.monotonic()
     async with asyncio.TaskGroup() as tasks:
         answers = {name: tasks.create_task(answer(name)) for name in IDS}
+    print(f"all books answered after {_clock.monotonic() - began:.2f} s")
     return {name: task.result() for name, task in answers.items()}

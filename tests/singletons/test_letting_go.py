@@ -74,7 +74,24 @@ async def test_the_next_leader_begins_after_the_one_that_was_asked_has_ended(
     assert is_leading(starting.result())
     assert story.log == [*BEGINNING, *END, *BEGINNING]
     assert story.most_alive == 1
-    assert part(leader).ownership.statistics().sessions_opened == 2
+    await until(lambda: part(leader).ownership.statistics().sessions_opened == 2, "it has a new session")
+
+
+async def test_the_next_leader_begins_after_the_one_that_let_go_by_itself_has_ended(
+    memory: MemoryCluster, unaware: None
+) -> None:
+    """Whoever lost everything a moment ago answers that it acts for nothing once its hooks have run."""
+    leader = await a_leader_that_lost_its_session_unheard(memory)
+    story.act["on_lose_leadership"] = at_gate("losing")
+    part(leader).ownership.let_everything_go("it is tested")
+    await gates["losing"].came()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(memory.start_runner(weight=HEAVY))
+        await asyncio.sleep(0.2)
+        assert story.ran["on_activate"] == 1
+        gates["losing"].open()
+    await until(lambda: story.ran["run"] == 2, "the next one leads")
+    assert story.log == [*BEGINNING, *END, *BEGINNING]
 
 
 async def test_the_next_leader_waits_for_a_lease_where_it_cannot_ask(memory: MemoryCluster) -> None:

@@ -23,13 +23,13 @@ Mode = Literal["session", "transaction", "statement"]
 
 
 @contextmanager
-def pgbouncer(url: str, mode: Mode, **settings: object) -> Generator[str]:
-    """Run PgBouncer in front of the Unix-socket `url`; yield the URL that goes through it."""
+def pgbouncer(url: str, mode: Mode, port: int | None = None, **settings: object) -> Generator[str]:
+    """Run PgBouncer in front of the Unix-socket `url`, at a port of its own; yield the URL that goes through it."""
     assert PROGRAM is not None
     parts = urlsplit(url)
     query = parse_qs(parts.query)
     database = parts.path.removeprefix("/")
-    port = claim_ports()
+    port = port or claim_ports()
     with tempfile.TemporaryDirectory(prefix="ahpb-", dir="/tmp") as directory:
         place = Path(directory)
         place.chmod(0o755)

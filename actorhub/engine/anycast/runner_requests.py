@@ -143,10 +143,9 @@ class RunnerRequests:
         except msgspec.MsgspecError as exc:
             caller.fail_waiting(MalformedMessage(f"tenures to let go of: {exc}"))
             return
-        ending = self._host.singletons.supervisions([tenure.shard for tenure in tenures])
         has_let_go = await self._let_go(tenures, caller.caller.runner.incarnation)
-        if has_let_go and ending:
-            await asyncio.wait(ending, timeout=LOSS_LIMIT)
+        if has_let_go:
+            await self._host.singletons.until_ended([tenure.shard for tenure in tenures], LOSS_LIMIT)
         caller.complete_waiting(encode(has_let_go))
 
     async def _serve_dial(self, caller: Message) -> None:

@@ -74,7 +74,7 @@ class SingletonLeaders:
             return
         here = {shard.id: shard for shard in shards}
         for hosted in self._types:
-            shard = here.get(self._sharding.shard_of(hosted.spec, str(hosted.spec.singleton_id)))
+            shard = here.get(self._home(hosted))
             if shard is not None:
                 name = hosted.spec.name
                 restarts = self._restarts.setdefault(name, Restarts(self._services.clock))
@@ -152,9 +152,19 @@ class SingletonLeaders:
         """Run the method with `@cron` for the fire time of a message, unless that is to be skipped."""
         return await self.leader_of(run.cell).schedules.run(run, call)
 
-    def supervisions(self, shards: Collection[ShardId]) -> "list[asyncio.Task[None]]":
-        """Return what leads the singletons of these shards here; each ends when its leader has lost the shard."""
-        return [self._supervisions[name] for name, led in self._leaders.items() if led.leadership.shard in shards]
+    async def until_ended(self, shards: Collection[ShardId], limit: float) -> None:
+        """Wait, for at most `limit` seconds, until every `on_lose_leadership` has run that is due for these shards.
+
+        A shard that was lost some time ago may still have one to run: handlers get time to end before it.
+        """
+        lost = (hosted for hosted in self._types if hosted.spec.name not in self._leaders)
+        ending = [
+            self._supervisions[hosted.spec.name]
+            for hosted in lost
+            if hosted.spec.name in self._supervisions and self._home(hosted) in shards
+        ]
+        if ending:
+            await asyncio.wait(ending, timeout=limit)
 
     async def handed_over(self, shard: HostedShard, limit: float) -> None:
         """Wait, for at most `limit` seconds, until the shard's leaders have done everything and written that they left.
@@ -205,6 +215,9 @@ class SingletonLeaders:
     def _found(self, cell: Cell) -> SingletonLeader | None:
         leader = self._leaders.get(cell.hosted_type.spec.name)
         return leader if leader is not None and _leads(leader, cell.shard) else None
+
+    def _home(self, hosted: HostedType) -> ShardId:
+        return self._sharding.shard_of(hosted.spec, str(hosted.spec.singleton_id))
 
     def _of(self, shard: HostedShard) -> list[SingletonLeader]:
         return [leader for leader in self._leaders.values() if _leads(leader, shard)]

@@ -40,14 +40,14 @@ class NotesReader:
         self._read: dict[Path, int] = {}
         """How many bytes of each file were read."""
 
-    def read(self) -> list[tuple[str, list[Any]]]:
-        """Return process and values of each new line; a line that a kill cut short never becomes whole."""
-        found: list[tuple[str, list[Any]]] = []
+    def read(self) -> list[list[Any]]:
+        """Return each new line's values, and its process; a line that a kill cut short never becomes whole."""
+        found: list[list[Any]] = []
         for path in self._find():
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
                 data = file.read()
             whole = data[: data.rfind(b"\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(whole)
-            found += [(path.stem, msgspec.json.decode(line)) for line in whole.splitlines()]
+            found += [[*msgspec.json.decode(line), path.stem] for line in whole.splitlines()]
         return found

@@ -327,9 +327,22 @@ class ClusterProcesses:
 
 @asynccontextmanager
 async def cluster_processes(
-    postgres: PostgresServer, directory: Path, count: int = 3, *, program: str = _PROGRAM
+    postgres: PostgresServer,
+    directory: Path,
+    count: int = 3,
+    *,
+    program: str = _PROGRAM,
+    pooler: int | None = None,
 ) -> AsyncGenerator[ClusterProcesses, None]:
-    """Prepare places for runners; none of them is left afterwards."""
+    """Prepare places for runners; none of them is left afterwards.
+
+    Args:
+        postgres: Their database.
+        directory: Where their processes write.
+        count: How many.
+        program: The module that they run.
+        pooler: The port of a pooler through which they reach the database.
+    """
     query = parse_qs(urlsplit(postgres.url).query)
     unix_socket = Path(query["host"][0]) / f".s.PGSQL.{query['port'][0]}"
     async with AsyncExitStack() as stack:
@@ -337,7 +350,7 @@ async def cluster_processes(
         for number in range(count):
             port = claim_ports()
             front = await stack.enter_async_context(TcpProxy(port))
-            store = await stack.enter_async_context(TcpProxy(unix_socket, _STORE_MARKERS))
+            store = await stack.enter_async_context(TcpProxy(pooler or unix_socket, _STORE_MARKERS))
             runners.append(RunnerProcess(f"r{number}", directory, port, front, store, program=program))
             stack.callback(runners[-1].close)
         yield ClusterProcesses(postgres, runners, directory)

@@ -157,6 +157,6 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
     return runs_of(NotesReader(lambda: paths).read())
 
 
-def runs_of(noted: Iterable[tuple[str, Sequence[Any]]]) -> list[Run]:
+def runs_of(noted: Iterable[Sequence[Any]]) -> list[Run]:
     """Return the runs that processes wrote down, in order of time."""
-    return sorted((Run(*values, process) for process, values in noted), key=lambda run: run.time)
+    return sorted((Run(*values) for values in noted), key=lambda run: run.time)

@@ -30,7 +30,7 @@ class DurableMemory:
 
     def runs(self) -> list[Run]:
         """Return every run so far, in order of time."""
-        return runs_of(("memory", msgspec.json.decode(line)) for line in notes.lines)
+        return runs_of([*msgspec.json.decode(line), "memory"] for line in notes.lines)
 
     async def ran(self, content: int, times: int = 1) -> None:
         """Wait until the handler of a message began so often."""

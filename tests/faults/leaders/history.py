@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from tests.faults.cluster.notes import NotesReader
 from tests.faults.leaders.hub import LEAD, PARTS
@@ -103,7 +104,12 @@ def leader_violations(chronicle: Chronicle) -> list[str]:
 
 def read_turns(files: Iterable[Path]) -> list[Turn]:
     """Return what processes wrote down, in order of time."""
-    return sorted((Turn(*values) for _, values in NotesReader(lambda: files).read()), key=lambda turn: turn.at)
+    return turns_of(NotesReader(lambda: files).read())
+
+
+def turns_of(noted: Iterable[Sequence[Any]]) -> list[Turn]:
+    """Return the turns that processes wrote down, in order of time."""
+    return sorted((Turn(*values) for *values, _ in noted), key=lambda turn: turn.at)
 
 
 def _epochs(chronicle: Chronicle) -> Iterator[str]:

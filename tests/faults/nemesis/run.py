@@ -37,6 +37,8 @@ class Outcome:
     reads: int = 0
     seconds: float = 0.0
     failed_starts: int = 0
+    errors: Counter[str] = field(default_factory=Counter[str])
+    """What calls failed with."""
     found: list[str] = field(default_factory=list[str])
     """Broken promises."""
 
@@ -89,6 +91,7 @@ async def run_nemesis(
                     )
     outcome.faults = Counter(fault.kind for fault in faults.done)
     outcome.acknowledged, outcome.reads, outcome.found = workloads.acknowledged, workloads.reads, workloads.found
+    outcome.errors = workloads.errors
     outcome.seconds, outcome.failed_starts = time.monotonic() - began, faults.failed_starts
     return outcome
 

@@ -20,7 +20,7 @@ _CUT_OFF = {"cut off the leader": _cut_off_the_leader}
 _KILL = {"kill a runner": KINDS["kill a runner"]}
 FOUND_BY: dict[str, tuple[Mapping[str, Injection], list[str]]] = {
     "a free lock is taken at once": (_CUT_OFF, ["stale reads", "leaders: two led"]),
-    "whoever cannot be asked counts as dead": (_CUT_OFF, ["stale reads", "leaders: two led"]),
+    "whoever cannot be asked counts as dead": (_CUT_OFF, ["stale reads"]),
     "keys are ignored": (_KILL, ["was committed 2 times"]),
     "what a former owner left is not loaded": (_KILL, ["was acknowledged and has no terminal reply"]),
 }

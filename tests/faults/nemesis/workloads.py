@@ -5,7 +5,7 @@ import itertools
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -18,7 +18,7 @@ from tests.faults.durable import checks
 from tests.faults.durable.clients import DEEDS, Deed, DurableClients, DurableSender, durable_clients
 from tests.faults.durable.history import runs_of
 from tests.faults.durable.records import read_book, settled
-from tests.faults.leaders.history import Sample, Turn, leader_violations
+from tests.faults.leaders.history import Sample, leader_violations, turns_of
 from tests.faults.leaders.records import read_chronicle, sample_locks, shard_of_singleton
 from tests.faults.owners import history as owners
 from tests.faults.owners.clients import Writers
@@ -69,6 +69,8 @@ class Workloads:
         self.found: list[str] = []
         """Broken promises."""
         self.acknowledged: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        """What calls failed with."""
         self.reads = 0
         """Reads that were judged."""
         self._processes = processes
@@ -79,7 +81,6 @@ class Workloads:
         self._writers = Writers(cluster)
         self._orders = Orders(cluster, service, seed, timedelta(seconds=6 * patience))
         self._samples: list[Sample] = []
-        self._turns: list[Turn] = []
         self._owners = owners.History((), self._writers.acknowledged)
         readers = {kind: NotesReader(partial(processes.events, kind)) for kind in ("starts", "runs", "turns", "acts")}
         self._starts, self._runs, self._turn_notes, self._acts = readers.values()
@@ -150,6 +151,7 @@ class Workloads:
     async def _judge_registers(self, clients: RecordedClients) -> None:
         found = registers.violations(clients.history, await self._processes.stored(), starts_of(self._starts.read()))
         self.found += [f"registers: {text}" for text in found]
+        self._note_errors(each.error for each in clients.history.operations)
         self.acknowledged["changes of registers"] += clients.history.counts().get("ok", 0)
 
     async def _judge_books(self) -> None:
@@ -161,12 +163,16 @@ class Workloads:
         found = checks.durable_violations(book)
         if found:
             self.found.append(f"durable messages: {checks.explained_violations(found, book)}")
+        self._note_errors(call.error for call in book.sent)
         for kind in ("ask", "tell"):
             count = sum(call.kind == kind and call.outcome == "ok" for call in book.sent)
             self.acknowledged[f"durable {kind}s"] += count
 
+    def _note_errors(self, errors: Iterable[str]) -> None:
+        self.errors.update(error for error in errors if error)
+
     def _judge_owners(self) -> None:
-        events = [owners.Event(*values, process) for process, values in self._acts.read()]
+        events = [owners.Event(*values) for values in self._acts.read()]
         self.reads += sum(event.what == "read" for event in events)
         freezes = [freeze for runner in self._processes.runners for freeze in runner.freezes]
         self._owners = owners.History([*self._owners.events, *events], self._writers.acknowledged, freezes)
@@ -176,7 +182,6 @@ class Workloads:
         self._writers.acknowledged.update(self._owners.acknowledged)
 
     async def _judge_leaders(self) -> None:
-        turns = sorted((Turn(*values) for _, values in self._turn_notes.read()), key=lambda turn: turn.at)
-        chronicle = await read_chronicle(self._processes, self._samples, turns)
+        chronicle = await read_chronicle(self._processes, self._samples, turns_of(self._turn_notes.read()))
         self.found += [f"leaders: {text}" for text in leader_violations(chronicle)]
         self.acknowledged["steps and fire times of the singleton"] = len(chronicle.commits)

@@ -62,7 +62,7 @@ class History:
 
 def read_events(paths: Iterable[Path]) -> list[Event]:
     """Return what all processes wrote down."""
-    return [Event(*values, process) for process, values in NotesReader(lambda: paths).read()]
+    return [Event(*values) for values in NotesReader(lambda: paths).read()]
 
 
 def violations(history: History) -> list[str]:

@@ -80,9 +80,9 @@ def read_starts(paths: Iterable[Path]) -> list[Start]:
     return starts_of(NotesReader(lambda: paths).read())
 
 
-def starts_of(noted: Iterable[tuple[str, Sequence[Any]]]) -> list[Start]:
+def starts_of(noted: Iterable[Sequence[Any]]) -> list[Start]:
     """Return the starts that processes wrote down, in order of time."""
-    return sorted((Start(*values, process) for process, values in noted), key=lambda start: start.time)
+    return sorted((Start(*values) for values in noted), key=lambda start: start.time)
 
 
 def violations(history: History, stored: Mapping[str, Stored], starts: Sequence[Start]) -> list[str]:
