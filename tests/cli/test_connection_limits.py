@@ -44,7 +44,23 @@ async def _all_answer(address: str, prefix: str) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.parametrize("limit", [3, 4, 5])
+def _says_what_to_do(text: str) -> bool:
+    return all(part in text for part in (f'role "{ROLE}"', "alter role", "--max-connections"))
+
+
+async def test_a_runner_for_which_there_are_too_few_says_what_to_do_and_does_not_start(
+    limited: str, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    """It is never ready, and its last line is the reason."""
+    await postgres_server.sql(f"alter role {ROLE} connection limit 3")
+    with Processes(tmp_path, ACTORHUB_DATABASE_URL=limited) as processes:
+        runner = processes.start("serve", REFERENCE, "--listen", "127.0.0.1:0")
+        assert await runner.ended() != 0
+        assert "ready" not in runner.out
+        assert _says_what_to_do(runner.err.splitlines()[-1]), runner.err
+
+
+@pytest.mark.parametrize("limit", [4, 5])
 async def test_a_runner_serves_with_what_its_role_may_have_and_the_next_one_says_what_to_do(
     limited: str, postgres_server: PostgresServer, tmp_path: Path, limit: int
 ) -> None:
@@ -55,6 +71,5 @@ async def test_a_runner_serves_with_what_its_role_may_have_and_the_next_one_says
         print(f"{limit} connections: all answer after {await _all_answer(first.address, 'e'):.2f} s")
         second = processes.start("serve", REFERENCE, "--listen", "127.0.0.1:0")
         assert await second.ended() != 0
-        for text in (f'role "{ROLE}"', "alter role", "--max-connections"):
-            assert text in second.err, second.err
+        assert _says_what_to_do(second.err), second.err
         print(f"still, after {await _all_answer(first.address, 'f'):.2f} s")

@@ -73,7 +73,8 @@ def cause(error: BaseException) -> Cause:
 
 def translate(error: BaseException, doing: str) -> PersistenceError:
     """Return the `PersistenceError` for `error`; raise it `from` that."""
-    return PersistenceError(f"cannot {doing}: {summary(error)}")
+    remedy = f": {_remedy(error)}" if limit_met(error) else ""
+    return PersistenceError(f"cannot {doing}: {summary(error)}{remedy}")
 
 
 def spoils_connection(error: BaseException) -> bool:
