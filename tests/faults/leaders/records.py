@@ -8,6 +8,7 @@ import asyncpg
 import msgspec
 
 from actorhub.core.address import ShardId, shard_lock_key
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS
 from tests.faults.cluster.processes import ClusterProcesses
 from tests.faults.leaders.history import Chronicle, Done, Sample, Stored, Tick, Turn
 from tests.faults.leaders.hub import Count
@@ -47,12 +48,12 @@ async def sample_locks(processes: ClusterProcesses, shard: ShardId, samples: lis
     while True:
         try:
             connection = await asyncpg.connect(processes.postgres.url, timeout=10)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except FOREIGN_ERRORS:
             await asyncio.sleep(pause)
             continue
         try:
             await _sample(connection, shard, samples, pause)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except FOREIGN_ERRORS:
             continue  # It was restarted.
         finally:
             connection.terminate()

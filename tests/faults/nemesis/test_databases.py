@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from actorhub.storage.ports import LEASE
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS
 from benchmarks._disk import Disk, NoShim
 from tests.faults.cluster.faults import KINDS, Faults, Injection
 from tests.faults.cluster.processes import ClusterProcesses, cluster_processes
@@ -99,6 +100,9 @@ async def test_a_slow_disk_costs_time_and_no_lease(processes_on_disk: ClusterPro
     async def slow_down(faults: Faults) -> str:
         before = await _tenures(faults.processes)
         disk.slow(0.2, 1.0)
+        began = time.monotonic()
+        await faults.processes.fetch("create table public.slow ()")
+        assert time.monotonic() - began > 0.2
         await asyncio.sleep(8.0)
         assert await _tenures(faults.processes) == before
         disk.mend()
@@ -121,11 +125,10 @@ def filled(disk: Disk, where: str, seconds: float) -> Mapping[str, Injection]:
     async def fill(faults: Faults) -> str:
         postgres = faults.processes.postgres
         disk.fill(where)
-        async with faults.processes.connection() as connection:
-            try:
-                await connection.execute("select pg_switch_wal()", timeout=5)
-            except Exception as error:  # noqa: BLE001 - whatever it says, it is the disk's
-                print(f"the log was not switched: {error!r}")
+        try:
+            await postgres.sql("select pg_switch_wal()")  # the next segment of the log is a new file
+        except FOREIGN_ERRORS as error:
+            print(f"Postgres cannot write its log: {error!r}")
         await asyncio.sleep(seconds)
         disk.mend()
         lived = postgres.pid is not None
@@ -167,7 +170,8 @@ async def test_a_pooler_that_is_killed_and_a_database_that_crashes_behind_it_los
     with ExitStack() as pools:
 
         def start() -> None:
-            pools.enter_context(pgbouncer(own_postgres.url, mode, port, default_pool_size=60, max_client_conn=400))
+            settings = {"default_pool_size": 60, "max_client_conn": 400, "server_login_retry": 1}
+            pools.enter_context(pgbouncer(own_postgres.url, mode, port, **settings))
 
         async def restart(faults: Faults) -> str:
             pools.close()
