@@ -432,6 +432,7 @@ class Host:
             shard.emptied.set_result(None)
 
     def _kill(self, shard: HostedShard) -> None:
+        shard.is_lost = True
         # All cells are dead before the first message is sent on: it could come back to a cell of this very shard.
         self.delivery.on_revoked(shard)
         self.singletons.on_lost(shard)

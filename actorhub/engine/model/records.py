@@ -1,7 +1,6 @@
 """The records of the engine that point at each other: a message, the cell it runs on, and what hosts the cell.
 
-They hold facts and answer questions about them. `runs.scheduler` decides what happens next on a cell, and
-`durable.in_memory` where a durable message goes next.
+They hold facts. `runs.scheduler` decides what happens next on a cell, `durable.in_memory` where a message goes next.
 """
 
 import asyncio
@@ -40,7 +39,6 @@ DONE: Final = 6
 
 FOREVER: Final = 1e15
 """A deadline that never comes, in seconds; finite, so that it needs no special case."""
-
 
 LENDS: Final = "*"
 """Begins a link of a chain whose entity lends its turn while it waits (an interleaved run): it can be called back."""
@@ -462,7 +460,7 @@ class HostedShard:
     """A shard that this process owns."""
 
     __slots__ = ("admits_all", "cells", "drain_until", "draining", "draining_since", "emptied", "epoch", "has_backlog",
-                 "held", "id", "is_ending", "is_late", "lease", "told")  # fmt: skip
+                 "held", "id", "is_ending", "is_late", "is_lost", "lease", "told")  # fmt: skip
 
     def __init__(self, shard: ShardId, epoch: int, lease: Lease) -> None:
         self.id = shard
@@ -475,6 +473,8 @@ class HostedShard:
         """Monotonic seconds."""
         self.drain_until = FOREVER
         """Monotonic seconds at which its drain cuts off what still runs."""
+        self.is_lost = False
+        """It was taken from this process: what runs in it is cancelled, and can commit nothing."""
         self.is_late = False
         """Half of the grace time of its drain is over."""
         self.is_ending = False

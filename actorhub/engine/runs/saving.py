@@ -15,7 +15,7 @@ from actorhub.engine.model.run import Run
 from actorhub.engine.runs.commits import Commits, tells_durably
 from actorhub.engine.runs.completion import RUN_ONLY, Completion
 from actorhub.engine.runs.scheduler import Scheduler
-from actorhub.engine.runs.store_answers import store_error, until_answered
+from actorhub.engine.runs.store_answers import Unanswered, store_error, until_answered
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.checkpoint_ports import CheckpointStore, CheckpointWrite
 from actorhub.storage.message_ports import RunTransaction
@@ -136,11 +136,11 @@ class Saving:
         if tells_durably(run):
             commit = self._commits.commit_of(run, data)
             future = self._commits.run(cell, commit)
-            cancelled = await until_answered(future)
+            cancelled = await until_answered(future, cell.shard)
             error = store_error(future)
             if isinstance(error, DuplicateKey):
                 future = self._commits.again(run, commit, error)
-                cancelled |= await until_answered(future)
+                cancelled |= await until_answered(future, cell.shard)
                 error = store_error(future)
             if error is not None:
                 # None of it is committed, and it must not leave with a later part of the run.
@@ -154,6 +154,8 @@ class Saving:
         elif data is not None:
             try:
                 await self._commit_state(cell, run.message.epoch, data)
+            except Unanswered:
+                raise
             except asyncio.CancelledError:
                 # The state is committed, and what it was committed with must not be lost.
                 self._scheduler.send_told(run)
@@ -177,7 +179,7 @@ class Saving:
         parent = step.parent
         parent.step_transactions = [each for each in parent.step_transactions if each is not transaction]
         outcome = self._commits.run_alone(step, self._commits.step_of(step, write), transaction)
-        cancelled = await until_answered(outcome)
+        cancelled = await until_answered(outcome, step.cell.shard)
         if (error := store_error(outcome)) is not None:
             step.outbox = None
             # Known not to be written, and nothing is wrong with the activation: the run may go on and handle the error.
@@ -203,7 +205,7 @@ class Saving:
         assert progress is not None
         progress.check_quiet(run.what)
         outcome = self._commits.run_alone(run, self._commits.commit_of(run, data), None)
-        cancelled = await until_answered(outcome)
+        cancelled = await until_answered(outcome, cell.shard)
         if (error := store_error(outcome)) is not None:
             if isinstance(error, _REFUSED):
                 raise self._completion.on_refused(cell, error)
@@ -249,7 +251,7 @@ class Saving:
 
     async def _commit_state(self, cell: Cell, epoch: int, data: bytes) -> None:
         future = self._commits.state(cell, epoch, data)
-        cancelled = await until_answered(future)
+        cancelled = await until_answered(future, cell.shard)
         if (error := self._completion.note_state_commit(cell, data, future)) is not None:
             raise error
         if cancelled:

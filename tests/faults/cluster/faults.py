@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 from tests.faults.cluster.processes import LOCK, WORK, ClusterProcesses, RunnerProcess, until
@@ -68,9 +68,9 @@ class Faults:
         if not self._kinds:
             self._kinds = self.chance.sample(sorted(self.kinds), len(self.kinds))
         kind = self._kinds.pop()
-        at = time.monotonic()
+        self.done.append(Injected(time.monotonic(), kind, kind))
         text = await self.kinds[kind](self)
-        self.done.append(Injected(at, kind, f"{kind}: {text}"))
+        self.done[-1] = replace(self.done[-1], text=f"{kind}: {text}")
         return self.done[-1]
 
     def undo(self) -> None:

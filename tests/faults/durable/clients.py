@@ -22,6 +22,7 @@ from tests.faults.durable.hub import DOOMED_RUNS, Book, Done, Order, Refused
 _TIMEOUTS: Final = (1.0, 4.0, 15.0)
 _REPLY_TIMEOUT: Final = timedelta(seconds=20)
 _BURST: Final = 5
+_REFUSED_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 0.06
 """Seconds between two deeds of a sender at most."""
 _EXPECTED: Final[dict[str, Expected]] = {"apply": "value", "die": "value", "freeze": "value", "refuse": "error"}
@@ -160,7 +161,9 @@ class DurableSender:
             while not self.stopping:
                 deed = chance.choices(self._deeds, self._weights)[0]
                 await deed(self, chance.choice(self.clients.entities))
-                await asyncio.sleep(chance.uniform(0.0, self._pause))
+                # Whoever is refused at once, and tries again at once, leaves the others no processor to recover.
+                is_refused = bool(self.clients.sent) and self.clients.sent[-1].outcome == "failed"
+                await asyncio.sleep(chance.uniform(0.0, _REFUSED_PAUSE if is_refused else self._pause))
 
     def order(self, entity: str, **other: Any) -> Order:
         """Make the payload of this sender's next message to the entity."""

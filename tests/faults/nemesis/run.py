@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.faults.cluster.faults import KINDS, Faults, Injection, explained_faults
+from tests.faults.cluster.faults import KINDS, Faults, Injected, Injection, explained_faults
 from tests.faults.cluster.processes import ClusterProcesses
 from tests.faults.durable.faults import DURABLE_KINDS
 from tests.faults.durable.records import make_witness_table
@@ -21,8 +21,27 @@ ALL_KINDS: Final[Mapping[str, Injection]] = {**DURABLE_KINDS, **KINDS}
 TOGETHER: Final = "several on top of each other"
 LOCKS: Final = os.environ.get("FAULT_LOCKS", "")
 """How runners prove their ownership; empty: by default."""
-_OVERLAP: Final = 0.3
-"""How often a fault comes on top of the one before."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to happen."""
+
+    seed: int
+    """Decides what comes when."""
+    count: int
+    """Faults."""
+    kinds: Mapping[str, Injection] = field(default_factory=lambda: ALL_KINDS)
+    longest: float = 3.0
+    """Seconds that one lasts at most."""
+    shortest: float = 0.15
+    """Seconds that one lasts at least."""
+    overlap: float = 0.3
+    """How often one comes on top of the one before."""
+    station: int = 100
+    """Faults between two stations."""
+    patience: float = 15.0
+    """Seconds after the end of faults within which everything answers."""
 
 
 @dataclass
@@ -43,30 +62,9 @@ class Outcome:
     """Broken promises."""
 
 
-async def run_nemesis(
-    processes: ClusterProcesses,
-    seed: int,
-    count: int,
-    *,
-    longest: float = 3.0,
-    station: int = 100,
-    kinds: Mapping[str, Injection] = ALL_KINDS,
-    shortest: float = 0.15,
-    patience: float = 15.0,
-) -> Outcome:
-    """Inject so many faults, and judge everything at each station and in the end.
-
-    Args:
-        processes: Places for runners of the nemesis.
-        seed: Decides what comes when.
-        count: Faults.
-        longest: Seconds that one lasts at most.
-        station: Faults between two stations.
-        kinds: Of faults.
-        shortest: Seconds that one lasts at least.
-        patience: Seconds after the end of faults within which everything answers.
-    """
-    outcome = Outcome(seed)
+async def run_nemesis(processes: ClusterProcesses, plan: Plan) -> Outcome:
+    """Inject faults, and judge everything at each station and in the end."""
+    outcome = Outcome(plan.seed)
     began = time.monotonic()
     with payment_service() as service:
         for runner in processes.runners:
@@ -78,17 +76,18 @@ async def run_nemesis(
             await connection.execute(TABLES)
         await processes.start()
         async with (
-            explained_faults(processes, seed, longest, kinds, shortest) as faults,
+            explained_faults(processes, plan.seed, plan.longest, plan.kinds, plan.shortest) as faults,
             hub.connect(gateway=processes.gateways) as cluster,
         ):
-            workloads = Workloads(processes, cluster, service, seed, patience)
+            workloads = Workloads(processes, cluster, service, plan.seed, plan.patience)
             async with workloads.going_on():
-                while len(faults.done) < count:
+                while len(faults.done) < plan.count:
                     async with workloads.generation():
-                        await _until(faults, workloads, outcome, min(count, len(faults.done) + station))
-                    print(
-                        f"{time.monotonic() - began:.0f} s, {len(faults.done)} faults: {dict(workloads.acknowledged)}"
-                    )
+                        goal = min(plan.count, len(faults.done) + plan.station)
+                        await _until(faults, workloads, outcome, goal, plan.overlap)
+                    seconds, acknowledged = time.monotonic() - began, dict(workloads.acknowledged)
+                    print(f"{seconds:.0f} s, {len(faults.done)} faults: {acknowledged}")
+                    print(*workloads.found, sep="\n")
     outcome.faults = Counter(fault.kind for fault in faults.done)
     outcome.acknowledged, outcome.reads, outcome.found = workloads.acknowledged, workloads.reads, workloads.found
     outcome.errors = workloads.errors
@@ -96,13 +95,13 @@ async def run_nemesis(
     return outcome
 
 
-async def _until(faults: Faults, workloads: Workloads, outcome: Outcome, count: int) -> None:
+async def _until(faults: Faults, workloads: Workloads, outcome: Outcome, count: int, overlap: float) -> None:
     """Go on until there were so many faults; in the end all runners are well."""
     async with asyncio.TaskGroup() as tasks:
         while len(faults.done) < count:
-            heap = [await faults.inject()]
-            while len(faults.done) < count and faults.has_victim and faults.chance.random() < _OVERLAP:
-                heap.append(await faults.inject())
+            heap = [await _inject(faults, workloads)]
+            while len(faults.done) < count and faults.has_victim and faults.chance.random() < overlap:
+                heap.append(await _inject(faults, workloads))
             faults.undo()
             ended = time.monotonic()
             tasks.create_task(faults.revive())
@@ -111,3 +110,12 @@ async def _until(faults: Faults, workloads: Workloads, outcome: Outcome, count: 
             outcome.recoveries.setdefault(kind, []).append(seconds)
             print(f"{ended:.2f} {'; '.join(fault.text for fault in heap)}: recovered after {seconds:.2f} s")
     await faults.mend()
+
+
+async def _inject(faults: Faults, workloads: Workloads) -> Injected:
+    """Inject a fault; what a runner should not have done meanwhile is a broken promise like any other."""
+    try:
+        return await faults.inject()
+    except AssertionError as error:
+        workloads.found.append(f"{faults.done[-1]}: {error}")
+        return faults.done[-1]

@@ -14,7 +14,7 @@ from actorhub.storage.postgres.errors import FOREIGN_ERRORS
 from benchmarks._disk import Disk, NoShim
 from tests.faults.cluster.faults import KINDS, Faults, Injection
 from tests.faults.cluster.processes import ClusterProcesses, cluster_processes
-from tests.faults.nemesis.run import Outcome, run_nemesis
+from tests.faults.nemesis.run import Outcome, Plan, run_nemesis
 from tests.support.pgbouncer import MISSING, PROGRAM, Mode, pgbouncer
 from tests.support.ports import claim_ports
 from tests.support.postgres_server import PostgresServer, PostgresTemplate
@@ -28,7 +28,7 @@ HONEST = {"CallTimeout", "EntityNotAssigned", "PersistenceError", "RunnerUnavail
 
 async def judged(processes: ClusterProcesses, kinds: Mapping[str, Injection], times: int = 1) -> Outcome:
     """Have these faults happen one after the other; everything is judged."""
-    outcome = await run_nemesis(processes, 1, times, kinds=kinds, patience=SOON)
+    outcome = await run_nemesis(processes, Plan(1, times, kinds=kinds, patience=SOON))
     names = {error.removeprefix("reply: ").removeprefix("cancel: ").partition(": ")[0] for error in outcome.errors}
     print(f"recovered after {outcome.recoveries}; {dict(outcome.acknowledged)}; {names}")
     assert outcome.found == [], "\n".join(outcome.found)

@@ -7,7 +7,7 @@ import pytest
 from tests.faults.cluster.faults import KINDS, Faults, Injection, end_lock_session_unheard
 from tests.faults.cluster.processes import ClusterProcesses
 from tests.faults.leaders.records import shard_of_singleton
-from tests.faults.nemesis.run import run_nemesis
+from tests.faults.nemesis.run import Plan, run_nemesis
 
 
 async def _cut_off_the_leader(faults: Faults) -> str:
@@ -32,8 +32,7 @@ async def test_the_nemesis_finds_each_defect(name: str, nemesis_processes: Clust
     kinds, expected = FOUND_BY[name]
     for runner in nemesis_processes.runners:
         runner.environment["NEMESIS_MUTANT"] = name
-    outcome = await run_nemesis(
-        nemesis_processes, 1, 2, longest=2.5, shortest=2.5, station=2, kinds=kinds, patience=4.0
-    )
+    plan = Plan(1, 2, kinds=kinds, longest=2.5, shortest=2.5, station=2, patience=4.0)
+    outcome = await run_nemesis(nemesis_processes, plan)
     for text in expected:
         assert any(text in found for found in outcome.found), "\n".join(outcome.found)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.cluster.processes import ClusterProcesses
 from tests.faults.nemesis.report import write
-from tests.faults.nemesis.run import ALL_KINDS, LOCKS, Outcome, run_nemesis
+from tests.faults.nemesis.run import ALL_KINDS, LOCKS, Outcome, Plan, run_nemesis
 
 COUNT = int(os.environ.get("FAULT_COUNT", "200"))
 SEED = int(os.environ.get("FAULT_SEED", "0")) or random.randrange(1, 1_000_000)
@@ -29,7 +29,7 @@ def told(outcome: Outcome) -> str:
 
 async def test_everything_at_once_survives_forty_faults(nemesis_processes: ClusterProcesses) -> None:
     """Faults that come fast and on top of each other break no promise to anybody."""
-    outcome = await run_nemesis(nemesis_processes, SEED, 40, longest=1.0)
+    outcome = await run_nemesis(nemesis_processes, Plan(SEED, 40, longest=0.6, overlap=0.7))
     print(told(outcome))
     assert outcome.found == [], "\n".join(outcome.found)
     assert set(outcome.faults) == set(ALL_KINDS)
@@ -39,7 +39,7 @@ async def test_everything_at_once_survives_forty_faults(nemesis_processes: Clust
 @pytest.mark.timeout(7200)
 async def test_everything_at_once_survives_the_nemesis(nemesis_processes: ClusterProcesses) -> None:
     """The same for as long as it takes to inject hundreds of faults, or thousands."""
-    outcome = await run_nemesis(nemesis_processes, SEED, COUNT)
+    outcome = await run_nemesis(nemesis_processes, Plan(SEED, COUNT))
     print(told(outcome))
     if REPORT:
         [row] = await nemesis_processes.fetch("show server_version")

@@ -29,11 +29,13 @@ class Writers:
 
     async def answer(self, key: str) -> None:
         """Add to a number as often as it takes until an answer comes."""
+        pause = 0.002
         while True:
             try:
                 number = await self._cluster.client(Till)(key).add()
             except ActorhubError:
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 0.1)
                 continue
             # Additions whose answers were lost are acknowledged by the next answer, which counts them.
             now = time.monotonic()
