@@ -35,7 +35,7 @@ _PAUSE: Final = 0.1
 _WAVE: Final = 24
 _REGISTERS: Final = 12
 _ASKED: Final = 24
-"""Books that are asked once faults have ended."""
+"""Books that nobody uses but whoever wants to know how soon they answer once faults have ended: nothing waits there."""
 _ORDER_PACE: Final = 1.0
 _SAMPLE_PACE: Final = 0.1
 
@@ -78,6 +78,7 @@ class Workloads:
         self._chance = random.Random(seed)
         self._generations = itertools.count(1)
         self._books: DurableClients
+        self._asked: list[str] = []
         self._writers = Writers(cluster)
         self._orders = Orders(cluster, service, seed, timedelta(seconds=6 * patience))
         self._samples: list[Sample] = []
@@ -113,6 +114,7 @@ class Workloads:
         """Send to new entities during the body; then judge what became of that, and forget it."""
         number = next(self._generations)
         self._books = DurableClients(self._cluster, _BOOKS, self._chance, f"e{number}.")
+        self._asked = [f"p{number}.{each}" for each in range(_ASKED)]
         async with (
             recorded_clients(self._cluster, _REGISTERS, self._chance, prefix=f"k{number}.") as clients,
             durable_clients(self._books, _SENDERS, _DEEDS, _PAUSE),
@@ -128,8 +130,8 @@ class Workloads:
         async with asyncio.TaskGroup() as tasks:
             for key in KEYS:
                 tasks.create_task(self._answers(f"till/{key}", self._writers.answer(key)))
-            for entity in self._chance.sample(self._books.entities, _ASKED):
-                tasks.create_task(self._answers(f"book/{entity}", self._asked(entity)))
+            for entity in self._asked:
+                tasks.create_task(self._answers(f"book/{entity}", self._ask(entity)))
         return time.monotonic() - since
 
     async def _answers(self, what: str, answer: Awaitable[None]) -> None:
@@ -139,7 +141,7 @@ class Workloads:
         except TimeoutError:
             self.found.append(f"recovery: {what} did not answer within {self.patience} s")
 
-    async def _asked(self, entity: str) -> None:
+    async def _ask(self, entity: str) -> None:
         books, pause = self._books, 0.005
         while (await books.ask(entity, books.order("probe", entity))).outcome != "ok":
             await asyncio.sleep(pause)
@@ -160,7 +162,7 @@ class Workloads:
         await settled(self._processes, self.patience)
         await books.all_replies(timedelta(seconds=self.patience))
         runs = runs_of(self._runs.read())
-        book = await read_book(self._processes, books.sent, runs=runs, entities=books.entities)
+        book = await read_book(self._processes, books.sent, runs=runs, entities=[*books.entities, *self._asked])
         found = checks.durable_violations(book)
         if found:
             self.found.append(f"durable messages: {checks.explained_violations(found, book)}")
