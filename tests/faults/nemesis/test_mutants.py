@@ -22,7 +22,7 @@ FOUND_BY: dict[str, tuple[Mapping[str, Injection], list[str]]] = {
     "a free lock is taken at once": (_CUT_OFF, ["stale reads", "leaders: two led"]),
     "whoever cannot be asked counts as dead": (_CUT_OFF, ["stale reads"]),
     "keys are ignored": (_KILL, ["was committed 2 times"]),
-    "what a former owner left is not loaded": (_KILL, ["was acknowledged and has no terminal reply"]),
+    "what a former owner left is not loaded": (_KILL, ["is still pending"]),
 }
 
 
