@@ -63,7 +63,7 @@ async def processes_on_disk(postgres_on_disk: PostgresServer, tmp_path: Path) ->
 
 
 def frozen(seconds: float) -> Mapping[str, Injection]:
-    """Postgres stands still for so long, and nobody believes its lease meanwhile."""
+    """Postgres stands still for this long, and nobody believes its lease meanwhile."""
 
     async def freeze(faults: Faults) -> str:
         postgres = faults.processes.postgres

@@ -12,7 +12,7 @@ from tests.faults.cluster.notes import NotesReader
 from tests.faults.cluster.processes import Freeze
 
 _JUST_BEGUN: Final = 0.3
-"""Seconds after a process was let go on in which it may end what it had begun; nothing of that is committed."""
+"""Seconds after a process was let go on in which it may end what it had begun; none of that is committed."""
 _LONGEST_CALL: Final = 30.0
 
 
