@@ -75,10 +75,11 @@ bench: venv ## run the benchmarks
 
 faults: venv ## run the slow tests and the fault tests (long)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or faults' -o timeout=1800 -o faulthandler_timeout=1900
+	ACTORHUB_LOCKS=lease $(BIN)/python -m pytest -n 2 --dist worksteal -m 'faults' -o timeout=1800 -o faulthandler_timeout=1900 tests/faults
 
-nemesis: venv ## all workloads under 2,000 faults of every kind, and the report of it (FAULT_COUNT, FAULT_SEED, FAULT_LOCKS)
+nemesis: venv ## all workloads under 2,000 faults of every kind, and the report of it (FAULT_COUNT, FAULT_SEED, ACTORHUB_LOCKS)
 	FAULT_COUNT=$(FAULT_COUNT) FAULT_REPORT=benchmarks/results/faults.md \
-		$(BIN)/python -m pytest -s -n 0 -m faults -o timeout=7200 -o faulthandler_timeout=7300 tests/faults/nemesis
+		$(BIN)/python -m pytest -s -n 0 -m faults -o timeout=7200 -o faulthandler_timeout=7300 tests/faults/nemesis -k survives_the_nemesis
 
 clean: ## remove the virtual environment, caches and builds
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

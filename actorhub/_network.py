@@ -33,6 +33,7 @@ async def postgres_storage(settings: Settings, clock: Clock, stack: AsyncExitSta
         clock=clock,
         max_connections=settings.max_connections,
         lock_url=settings.lock_database_url,
+        locks=settings.locks,
     )
 
 

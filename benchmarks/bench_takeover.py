@@ -9,12 +9,13 @@ Three runner processes with default settings own 300 shards. This process is the
 - drain: SIGTERM of one runner while each shard is asked all the time. Measures the longest wait of each shard's
   callers, and counts errors.
 
-    python -m benchmarks.bench_takeover [--kills 100] [--freezes 5] [--drains 10] [--loop uvloop]
+    python -m benchmarks.bench_takeover [--kills 100] [--freezes 5] [--drains 10] [--loop uvloop] [--locks lease]
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
 import random
 import signal
 import sys
@@ -280,6 +281,9 @@ def extend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--freezes", type=int, help="default 5, quick: 1")
     parser.add_argument("--drains", type=int, help="default 10, quick: 1")
     parser.add_argument("--seed", type=int, default=1, help="seed for the choice of victims")
+    parser.add_argument(
+        "--locks", choices=("session", "lease"), default="session", help="how runners hold their shards"
+    )
 
 
 def main() -> None:
@@ -287,11 +291,13 @@ def main() -> None:
     for name, usual, quick in (("kills", 100, 2), ("freezes", 5, 1), ("drains", 10, 1)):
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else usual)
+    os.environ["ACTORHUB_LOCKS"] = options.locks
     loop = "uvloop" if options.loop == "both" else options.loop
     with database(options.database) as url, namespace(url) as space:
         found = run(measure(options, url, space, loop), loop)
     reached = [{"loop": loop, **one} for one in targets(found)]
-    report("takeover", {"quick": options.quick, "seed": options.seed, "targets": reached, loop: found}, PACKAGES)
+    options_used = {"quick": options.quick, "seed": options.seed, "locks": options.locks}
+    report("takeover", {**options_used, "targets": reached, loop: found}, PACKAGES)
 
 
 if __name__ == "__main__":

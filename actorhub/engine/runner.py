@@ -449,6 +449,10 @@ class Runner:
         """Return whether a former owner is known to act for none of `tenures`, or to be dead."""
         return await self._former_owners.has_let_go(owner, tenures, seconds)
 
+    async def is_dead(self, runner: RunnerAddress) -> bool:
+        """Return whether a runner is known to be dead, though its session has not ended."""
+        return await self._former_owners.is_dead(runner)
+
     def on_refused(self, runner: RunnerAddress, error: ActorhubError, is_first: bool) -> None:
         """Suspect a registered runner that cannot be reached.
 

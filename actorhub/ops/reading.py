@@ -13,7 +13,7 @@ from actorhub.core.snowflake import Snowflake
 from actorhub.engine.durable.delivery import DeliveryStatistics
 from actorhub.engine.model.lease import NEVER
 from actorhub.engine.model.records import RUNNING, HostedType
-from actorhub.engine.ownership.loop import OwnershipStatistics
+from actorhub.engine.ownership.statistics import OwnershipStatistics
 from actorhub.engine.routing.relays import RelayStatistics
 from actorhub.engine.routing.router import RouterStatistics
 from actorhub.engine.runner import Runner

@@ -133,6 +133,8 @@ class StateCommit(msgspec.Struct, frozen=True):
 class LockSession(Protocol):
     """One dedicated session that holds this runner's shard locks; lost once, lost for good (never reconnects).
 
+    A lock that was another session's is given away only once that session has ended: it can prove itself alive no more.
+
     One operation runs at a time; each has a hard deadline, and one that misses it loses the session.
     Every method raises `SessionLost` once the session is gone.
     """
@@ -140,6 +142,11 @@ class LockSession(Protocol):
     @property
     def lost(self) -> bool:
         """Whether the session is known to be gone."""
+        ...
+
+    @property
+    def outlives_process(self) -> bool:
+        """Whether the session goes on when this process dies, until it is silent for too long or a peer ends it."""
         ...
 
     async def heartbeat(self, info: RunnerInfo, only: TableSlice | None = None) -> Sequence[LiveRunner]:
@@ -230,9 +237,11 @@ class Storage(Protocol):
     async def agree(self, values: ClusterValues, groups: int = 1) -> None:
         """Store `values` if they are the first, else compare; check that the locks of `groups` groups have room.
 
+        Where the store knows several kinds of locks, all runners that are alive must have the same.
+
         Raises:
-            ConfigurationError: the cluster has another value, or the server has no room for that many shard locks;
-                names both sides and the remedy.
+            ConfigurationError: the cluster has another value, or another kind of locks, or the server has no room for
+                that many shard locks; names both sides and the remedy.
         """
         ...
 

@@ -125,7 +125,7 @@ async def test_a_pooler_under_the_lock_session_is_refused(processes: Processes, 
     assert (await processes.run("migrate")).code == 0
     async with transaction_pooler(postgres_url) as url:
         started = await processes.run("serve", SHOP, "--listen", "127.0.0.1:0", "--database", url)
-    _one_error(started, 1, "a pooler in transaction mode", "--lock-database URL")
+    _one_error(started, 1, "a pooler in transaction mode", "--lock-database URL", "--locks lease")
 
 
 async def test_a_second_runner_disturbs_nobody_when_it_is_refused(processes: Processes) -> None:

@@ -14,13 +14,20 @@ _with_pgbouncer = pytest.mark.skipif(PROGRAM is None, reason=MISSING)
 
 
 @_with_pgbouncer
-@pytest.mark.parametrize("mode", ["session", "transaction"])
-async def test_runners_and_clients_work_behind_a_pooler(processes: Processes, postgres_url: str, mode: Mode) -> None:
+@pytest.mark.parametrize(
+    ("mode", "locks"),
+    [("session", "session"), ("transaction", "session"), ("session", "lease"), ("transaction", "lease")],
+)
+async def test_runners_and_clients_work_behind_a_pooler(
+    processes: Processes, postgres_url: str, mode: Mode, locks: str
+) -> None:
     """A client finds its runner through the pool, calls are committed, and the next runner has what was committed."""
     with pgbouncer(postgres_url, mode, default_pool_size=40) as url:
-        way = ("--database", url, "--lock-database", postgres_url if mode == "transaction" else url)
+        direct = postgres_url if mode == "transaction" else url
+        way = ("--database", url, "--locks", locks, *(("--lock-database", direct) if locks == "session" else ()))
         first = await processes.serve(*way)
         assert f"through a pooler in {mode} mode" in first.err
+        assert f"(--locks {locks})" in first.err
         async with hub.connect(database_url=url) as cluster:
             assert await cluster.client(Orders)("ada").count() == 0
         admin = ("--admin", first.address)

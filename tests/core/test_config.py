@@ -319,3 +319,11 @@ def test_durations_are_written_with_a_unit_or_in_seconds(text: object, expected:
 def test_an_address_survives_being_written(address: HostPort) -> None:
     """`parse` is the inverse of `str`."""
     assert HostPort.parse(str(address)) == address
+
+
+def test_leases_with_another_way_for_a_lock_session_are_a_contradiction() -> None:
+    """There is no lock session to go that way; both sources are named."""
+    text = refusal({"locks": "lease"}, {"ACTORHUB_LOCK_DATABASE_URL": "postgresql://h/d"})
+    assert "locks = 'lease' (from hub.connect(locks=...))" in text
+    assert "lock_database_url (from environment ACTORHUB_LOCK_DATABASE_URL)" in text
+    assert load_settings({"locks": "session", "lock_database_url": "postgresql://h/d"}, {}).locks == "session"

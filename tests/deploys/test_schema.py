@@ -58,3 +58,24 @@ async def test_the_release_before_goes_on_and_comes_back_over_a_schema_with_addi
         assert await database.fetchval("select count(*) from actorhub.migration") == 1
         await leave(old)
         await database.close()
+
+
+async def test_the_release_before_gets_no_shard_of_a_cluster_with_leases(
+    releases: tuple[Release, Release], postgres_url: str, tmp_path: Path
+) -> None:
+    """Its locks would not see them: its start fails and says why, and nothing moves."""
+    before, now = releases
+    with Processes(tmp_path) as processes:
+        processes.env["ACTORHUB_LOCKS"] = "lease"
+        cluster = Cluster(processes, postgres_url)
+        await cluster.migrate(now, postgres_url)
+        runner = await cluster.start(now, HUB)
+        shards = await cluster.command(runner, "shards")
+        del processes.env["ACTORHUB_LOCKS"]
+        processes.are_fresh = True
+        flags = ("--listen", "127.0.0.1:0", "--database", postgres_url)
+        refused = processes.start("serve", HUB, *flags, **before.env)
+        assert await refused.ended() == 1
+        assert "start it with --locks lease" in refused.err
+        assert await cluster.command(runner, "shards") == shards
+        await leave(runner)

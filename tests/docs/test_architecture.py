@@ -7,6 +7,7 @@ import pytest
 
 from actorhub.engine.ownership import former_owners, plan, roster, session
 from actorhub.storage import ports
+from actorhub.storage.postgres import leases
 from tests.docs.documents import FOR_DEVELOPERS, ROOT, prose, rows
 from tests.docs.pointers import complaints, pointers
 
@@ -89,4 +90,5 @@ def test_the_numbers_of_ownership_are_those_of_the_code() -> None:
         "FORGET_AFTER": plan.FORGET_AFTER,
         "LEASE_IS_OVER": former_owners.LEASE_IS_OVER,
         "SLICE": roster.SLICE,
+        "SILENCE_LIMIT": leases.SILENCE_LIMIT.total_seconds(),
     }

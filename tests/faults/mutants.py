@@ -286,3 +286,34 @@ def _(patch: Patch) -> None:
         return self._node.peers.by_runner(owner) is None or await has_let_go(self, owner, tenures, seconds)
 
     patch(FormerOwnerRequests, "has_let_go", broken)
+
+
+_TAKES_FREE_LOCKS: Final = "and not exists (select from lock_session as s where s.token = l.session);"
+"""How a lock session gets a lock: once it has the row, nobody else may hold it."""
+
+
+def _break_leases(patch: Patch, *changes: tuple[str, str]) -> None:
+    steps = schema.additions()
+
+    def broken(sql: str) -> str:
+        for before, after in changes:
+            sql = sql.replace(before, after)
+        return sql
+
+    assert all(any(before in step.sql for step in steps) for before, _ in changes)
+    patch(schema, "additions", lambda: [msgspec.structs.replace(step, sql=broken(step.sql)) for step in steps])
+
+
+@mutant("a lease that was given away can be renewed")
+def _(patch: Patch) -> None:
+    silent_too = _TAKES_FREE_LOCKS.replace(");", " and not is_silent(s.renewed_at, silence));")
+    _break_leases(
+        patch,
+        (_TAKES_FREE_LOCKS, silent_too),
+        ("where is_silent(h.renewed_at, silence) and h.token in (", "where false and h.token in ("),
+    )
+
+
+@mutant("two get one lock row")
+def _(patch: Patch) -> None:
+    _break_leases(patch, (_TAKES_FREE_LOCKS, ";"), ("        for update of l skip locked\n", ""))

@@ -13,6 +13,7 @@ from actorhub.engine.ownership.loop import Ownership
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.ports import LiveRunner, Storage
+from actorhub.storage.postgres.dedicated import DedicatedSession
 
 T = TypeVar("T")
 SHARDS = 30
@@ -180,6 +181,12 @@ class RecordingHost:
             return True
         return owner not in cluster.unreachable and await former.ownership.let_go(tenures, self._node.incarnation)
 
+    async def is_dead(self, runner: RunnerAddress) -> bool:
+        """Look whether its process is there."""
+        await asyncio.sleep(0)
+        found = next((node for node in self._node.cluster.nodes if node.info.runner == runner), None)
+        return found is None or found.dead
+
     def order(self, shard: ShardId) -> list[str]:
         """Return what happened to `shard`, in order."""
         return [event for event, shards in self.events if shard in shards]
@@ -214,12 +221,21 @@ class Node:
     def shards(self) -> set[ShardId]:
         return set(self.ownership.owned)
 
+    def hang_up(self) -> None:
+        """Close the connection of the lock session, as the system does for a process that has died."""
+        held = self.ownership._holdings.session
+        if held is not None and isinstance(held._session, DedicatedSession):
+            held._session._lose("its process has died")
+
 
 class Cluster:
     """The runners of one test."""
 
-    def __init__(self, make_storage: Callable[[], Storage], clock: Clock) -> None:
+    def __init__(
+        self, make_storage: Callable[[], Storage], clock: Clock, *, sessions_outlive_processes: bool = False
+    ) -> None:
         self.make_storage = make_storage
+        self._sessions_outlive_processes = sessions_outlive_processes
         self.clock = clock
         self.ledger = Ledger(clock)
         self.changed = asyncio.Event()
@@ -266,12 +282,15 @@ class Cluster:
             raise AssertionError(f"not reached within {deadline} s; shards owned: {owned}") from None
 
     async def kill(self, node: Node, *, seen: bool = True) -> None:
-        """End a runner as SIGKILL does, its session with it; `seen`: its peers' streams break."""
+        """End a runner as SIGKILL does, and its session if the store does so; `seen`: its peers' streams break."""
         node.dead = True
         await node.supervisor.aclose(1.0)
         self.ledger.dies(node.incarnation)
         survivor = next(other for other in self.nodes if not other.dead)
-        await survivor.storage.terminate_sessions(node.incarnation)
+        if self._sessions_outlive_processes:
+            node.hang_up()
+        else:
+            await survivor.storage.terminate_sessions(node.incarnation)
         if seen:
             for other in self.nodes:
                 if not other.dead:

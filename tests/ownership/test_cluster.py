@@ -10,12 +10,13 @@ from actorhub.engine.ownership.plan import desired_shards
 from actorhub.storage.memory import MemoryStorage, MemoryStore
 from actorhub.storage.postgres.storage import PostgresStorage
 from tests.ownership.cluster import SHARDS, Cluster
+from tests.support.leases import agree_on_leases
 from tests.support.postgres_server import PostgresServer
 
 
-@pytest.fixture(params=["memory", "postgres"])
+@pytest.fixture(params=["memory", "postgres", "postgres with leases"])
 async def cluster(request: pytest.FixtureRequest, postgres_server: PostgresServer) -> AsyncIterator[Cluster]:
-    """An empty cluster on each store."""
+    """An empty cluster on each store, and with each kind of locks."""
     clock = SystemClock()
     if request.param == "memory":
         store = MemoryStore(clock)
@@ -24,7 +25,14 @@ async def cluster(request: pytest.FixtureRequest, postgres_server: PostgresServe
         await memory.aclose()
         return
     url = await postgres_server.create_database()
-    real = Cluster(lambda: PostgresStorage(url, clock=clock), clock)
+    with_leases = request.param.endswith("leases")
+    if with_leases:
+        await agree_on_leases(url)
+    real = Cluster(
+        lambda: PostgresStorage(url, clock=clock, locks="lease" if with_leases else "session"),
+        clock,
+        sessions_outlive_processes=with_leases,
+    )
     yield real
     await real.aclose()
     await postgres_server.drop_database(url)

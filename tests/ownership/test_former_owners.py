@@ -122,6 +122,23 @@ def test_a_dead_runner_is_asked_about_once_and_not_waited_for() -> None:
     in_virtual_time(scenario)
 
 
+def test_a_lock_that_is_held_counts_for_more_than_an_address_that_refuses() -> None:
+    """Where a session ends with its process, nobody ends that of a suspect, which may be behind a firewall."""
+
+    async def scenario(cluster: Cluster, store: MemoryStore) -> None:
+        one, two = await cluster.start("h:1", "h:2")
+        await cluster.balanced(one, two)
+        before = dict(two.ownership.owned)
+        two.dead = True  # As far as anybody can see who connects to it.
+        one.ownership.suspect(two.incarnation)
+        await asyncio.sleep(3)
+        two.dead = False
+        assert two.ownership.owned == before
+        assert two.ownership.statistics().sessions_opened == 1
+
+    in_virtual_time(scenario)
+
+
 def test_a_hand_over_waits_for_nobody() -> None:
     """While the lease of one runner is waited out, another one hands its shards over in milliseconds."""
 

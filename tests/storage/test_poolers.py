@@ -155,10 +155,10 @@ async def test_what_a_storage_sets_does_not_leak_to_others_of_a_pool(world: Pool
 
 @pytest.mark.parametrize("mode", ["transaction"])
 async def test_a_runner_behind_transaction_mode_needs_another_way_to_its_locks(pooled: str, mode: Mode) -> None:
-    """Without one, and with another pooled one, it is told so."""
+    """Without one, and with another pooled one, it is told so, and of both remedies."""
     storage = PostgresStorage(pooled, clock=SystemClock())
     await storage.open()
-    with pytest.raises(ConfigurationError, match="--lock-database URL"):
+    with pytest.raises(ConfigurationError, match=r"\(--lock-database URL\), or start every runner with --locks lease"):
         await storage.open_lock_session("a")
     await storage.aclose()
     with pytest.raises(ConfigurationError, match=r"--lock-database leads to .* through a pooler"):

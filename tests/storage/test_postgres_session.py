@@ -18,10 +18,17 @@ from actorhub.core.errors import PersistenceError
 from actorhub.storage.ports import SessionLost
 from actorhub.storage.postgres import PostgresStorage
 from actorhub.storage.postgres.queries import queries
+from actorhub.storage.postgres.session import PostgresLockSession
 from tests.storage.conftest import PostgresWorld
 from tests.support.postgres_server import PostgresServer
 
 _KEYS = "select (classid::bigint << 32) | objid::bigint from pg_locks where locktype = 'advisory'"
+
+
+async def _session(storage: PostgresStorage) -> PostgresLockSession:
+    session = await storage.open_lock_session("a")
+    assert isinstance(session, PostgresLockSession)
+    return session
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -60,7 +67,7 @@ async def test_the_server_ends_a_silent_session(postgres_world: PostgresWorld) -
 async def test_a_session_ended_on_the_server_is_seen_as_lost(postgres_world: PostgresWorld) -> None:
     """Without any operation, lost turns true."""
     storage, sql = await postgres_world.storage(), await postgres_world.sql()
-    session = await storage.open_lock_session("a")
+    session = await _session(storage)
     await sql.execute("select pg_terminate_backend($1)", session.pid)
     await _until(lambda: session.lost)
     with pytest.raises(SessionLost):
@@ -71,7 +78,7 @@ async def test_a_session_ended_on_the_server_is_seen_as_lost(postgres_world: Pos
 async def test_an_operation_on_a_wedged_server_process_is_given_up(postgres_world: PostgresWorld) -> None:
     """A server process that does not answer costs two seconds; what waited for its turn fails as well."""
     storage = await postgres_world.storage()
-    session = await storage.open_lock_session("a")
+    session = await _session(storage)
     os.kill(session.pid, signal.SIGSTOP)
     try:
         started = time.monotonic()
@@ -89,7 +96,7 @@ async def test_an_operation_on_a_wedged_server_process_is_given_up(postgres_worl
 async def test_closing_a_wedged_session_is_bounded(postgres_world: PostgresWorld) -> None:
     """Ending a session whose server process hangs takes seconds and raises nothing."""
     storage = await postgres_world.storage()
-    session = await storage.open_lock_session("a")
+    session = await _session(storage)
     os.kill(session.pid, signal.SIGSTOP)
     try:
         async with asyncio.timeout(4):
@@ -101,7 +108,7 @@ async def test_closing_a_wedged_session_is_bounded(postgres_world: PostgresWorld
 async def test_a_cancelled_operation_loses_the_session_and_its_locks(postgres_world: PostgresWorld) -> None:
     """Nobody knows what a cancelled operation locked, so everything is let go."""
     storage, peer = await postgres_world.storage(), await postgres_world.storage()
-    session = await storage.open_lock_session("a")
+    session = await _session(storage)
     await session.try_lock(SHARDS)
     os.kill(session.pid, signal.SIGSTOP)
     async with asyncio.TaskGroup() as tasks:
@@ -179,7 +186,7 @@ async def test_a_heartbeat_visits_no_more_rows_in_a_large_cluster(postgres_url: 
         await connection.execute("vacuum analyze runner")
         own = ("r2", "h:2", 1.0, ["default"], ["orders"], False, "")
         explained = await connection.fetchval(
-            f"explain (analyze, format json) {queries()['heartbeat']}", *own, "r2", 16, ["r1"]
+            f"explain (analyze, format json) {queries()['heartbeat']}", *own, "r2", 16, ["r1"], None
         )
         visited[count] = _visited(msgspec.json.decode(explained)[0]["Plan"])
     await connection.close()

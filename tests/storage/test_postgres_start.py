@@ -12,9 +12,10 @@ from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError, PersistenceError
 from actorhub.storage.postgres import PostgresStorage, migrate
 from actorhub.storage.postgres.connection import Database
+from actorhub.storage.postgres.dedicated import application_name
 from actorhub.storage.postgres.errors import Cause, cause, refused_connection
 from actorhub.storage.postgres.server import ServerFacts, check_lock_table, check_server
-from actorhub.storage.postgres.session import SessionProbe, application_name, pooler_symptom
+from actorhub.storage.postgres.session import SessionProbe, pooler_symptom
 from tests.storage.conftest import PostgresWorld
 from tests.storage.pooler import transaction_pooler
 from tests.support.postgres_server import PostgresServer

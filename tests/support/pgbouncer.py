@@ -22,17 +22,18 @@ _START_SECONDS: Final = 10.0
 Mode = Literal["session", "transaction", "statement"]
 
 
-@contextmanager
-def pgbouncer(url: str, mode: Mode, port: int | None = None, **settings: object) -> Generator[str]:
-    """Run PgBouncer in front of the Unix-socket `url`, at a port of its own; yield the URL that goes through it."""
-    assert PROGRAM is not None
-    parts = urlsplit(url)
-    query = parse_qs(parts.query)
-    database = parts.path.removeprefix("/")
-    port = port or claim_ports()
-    with tempfile.TemporaryDirectory(prefix="ahpb-", dir="/tmp") as directory:
-        place = Path(directory)
-        place.chmod(0o755)
+class PgBouncer:
+    """A PgBouncer in front of the Unix-socket `url`, which can be started again."""
+
+    def __init__(self, url: str, mode: Mode, place: Path, **settings: object) -> None:
+        parts = urlsplit(url)
+        query = parse_qs(parts.query)
+        database = parts.path.removeprefix("/")
+        self.port = claim_ports()
+        self._place = place
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/{database}?sslmode=disable"
+        """What goes through it."""
+        self._process: subprocess.Popen[bytes] | None = None
         users = "".join(f'"{user}" ""\n' for user in ("postgres", "app"))
         (place / "users").write_text(users)
         lines = [
@@ -40,7 +41,7 @@ def pgbouncer(url: str, mode: Mode, port: int | None = None, **settings: object)
             f"{database} = host={query['host'][0]} port={query['port'][0]} dbname={database}",
             "[pgbouncer]",
             "listen_addr = 127.0.0.1",
-            f"listen_port = {port}",
+            f"listen_port = {self.port}",
             "unix_socket_dir =",
             "auth_type = trust",
             f"auth_file = {place / 'users'}",
@@ -48,16 +49,42 @@ def pgbouncer(url: str, mode: Mode, port: int | None = None, **settings: object)
             *(f"{name} = {value}" for name, value in settings.items()),
         ]
         (place / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
-        account = server_account(place / "none")
-        command = [PROGRAM, *(["-u", account.name] if account else []), str(place / "pgbouncer.ini")]
-        with (place / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def start(self) -> None:
+        """Start it, and wait until it listens."""
+        assert PROGRAM is not None
+        account = server_account(self._place / "none")
+        command = [PROGRAM, *(["-u", account.name] if account else []), str(self._place / "pgbouncer.ini")]
+        with (self._place / "log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        _wait_for(self.port, self._process, self._place / "log")
+
+    def stop(self) -> None:
+        """End it at once, with everybody's connections."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+@contextmanager
+def running(url: str, mode: Mode, **settings: object) -> Generator[PgBouncer]:
+    """Run PgBouncer in front of the Unix-socket `url`."""
+    with tempfile.TemporaryDirectory(prefix="ahpb-", dir="/tmp") as directory:
+        Path(directory).chmod(0o755)
+        made = PgBouncer(url, mode, Path(directory), **settings)
         try:
-            _wait_for(port, process, place / "log")
-            yield f"postgresql://postgres@127.0.0.1:{port}/{database}?sslmode=disable"
+            made.start()
+            yield made
         finally:
-            process.kill()
-            process.wait()
+            made.stop()
+
+
+@contextmanager
+def pgbouncer(url: str, mode: Mode, **settings: object) -> Generator[str]:
+    """Run PgBouncer in front of the Unix-socket `url`; yield the URL that goes through it."""
+    with running(url, mode, **settings) as made:
+        yield made.url
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TypedDict
 
-from actorhub.core.config.settings import LogFormat, LogLevel
+from actorhub.core.config.settings import Locks, LogFormat, LogLevel
 from actorhub.core.config.values import HostPort
 
 
@@ -26,6 +26,7 @@ class SettingKeywords(TypedDict, total=False):
     namespace: str | None
     max_connections: int | None
     lock_database_url: str | None
+    locks: Locks | None
     admin: HostPort | str | None
     gateway: Sequence[HostPort | str] | None
     tls_cert: Path | str | None

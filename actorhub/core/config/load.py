@@ -90,6 +90,11 @@ def _check_together(settings: Settings, sources: Mapping[str, str]) -> None:
         raise ConfigurationError(
             f"mutual TLS needs tls_cert, tls_key and tls_ca; set: {given}; missing: {', '.join(missing)}"
         )
+    if settings.locks == "lease" and settings.lock_database_url is not None:
+        raise ConfigurationError(
+            f"locks = 'lease' (from {sources['locks']}) needs no other way to the database, and lock_database_url "
+            f"(from {sources['lock_database_url']}) names one: leave one of the two out"
+        )
     listen = f"listen = {settings.listen} (from {sources.get('listen', 'the default')})"
     if not settings.listen.is_loopback and not settings.has_mutual_tls and not settings.insecure:
         raise ConfigurationError(

@@ -17,6 +17,7 @@ from actorhub.core.texts import shown
 
 LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+Locks = Literal["session", "lease"]
 
 _NAME_RULE: Final = "a lower-case letter, then up to 30 lower-case letters, digits or underscores"
 
@@ -167,6 +168,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             flag="--lock-database",
         ),
     ] = None
+    locks: Annotated[
+        Locks,
+        Setting(
+            parse=values.one_of("session", "lease"),
+            allowed="session or lease",
+            help="How runners hold their shards: by locks of one database session each, or by rows, which works "
+            "through any pooler. The same on every runner.",
+            metavar="KIND",
+        ),
+    ] = "session"
     admin: Annotated[
         HostPort,
         Setting(

@@ -47,6 +47,23 @@ class FormerOwnerRequests:
             return False
         return listening != owner.incarnation
 
+    async def is_dead(self, runner: RunnerAddress) -> bool:
+        """Return whether `runner` is known to be dead, where its lock session does not tell.
+
+        There is no link to it, and nobody listens at its address, or another incarnation does. A firewall may refuse
+        connections on behalf of one that is alive, so other runners are asked for a way to it as well.
+        """
+        node = self._node
+        try:
+            if node.peers.by_runner(runner) is not None or runner.incarnation in self._misleading:
+                return False
+            if await node.transport.identify(runner.address, deadline=_IDENTIFY_SECONDS) == runner.incarnation:
+                return False
+        except RunnerUnavailable as error:
+            _log.debug("whether runner %s is dead is not known: %s", runner, error)
+            return False
+        return not await node.connector.is_reached_by_others(runner, _IDENTIFY_SECONDS)
+
     async def check_address(self, peer: Peer) -> None:
         """Learn whether a peer's address leads to it. If it does not, that nobody listens there proves nothing later.
 

@@ -117,6 +117,8 @@ class Acquisitions:
         try:
             locked = await session.try_lock(shards)
             locked_at = self._clock.monotonic()
+            if len(locked) < len(shards) and session.outlives_process:
+                self._former_owners.end_the_dead(self.retry)
             locked = await self._still_desired(session, locked)
             if locked and self._holdings.may_act(session):
                 epochs = await self._take(attempt, locked, NOBODY)

@@ -45,6 +45,10 @@ class Neighbours(Protocol):
         """
         ...
 
+    async def is_dead(self, runner: RunnerAddress) -> bool:
+        """Return whether `runner` is known to be dead, before its session has ended; `False` if that is not known."""
+        ...
+
 
 class _Reading(msgspec.Struct, frozen=True):
     """By how much the store's clock was ahead of ours, between two bounds."""
@@ -92,6 +96,7 @@ class FormerOwners:
         clock: The lease is waited out by its monotonic time.
         store_time: What is known of the store's clock.
         neighbours: Who is asked.
+        suspects: Returns the runners that may be dead.
     """
 
     def __init__(
@@ -102,12 +107,16 @@ class FormerOwners:
         clock: Clock,
         store_time: StoreTime,
         neighbours: Neighbours,
+        suspects: Callable[[], Sequence[RunnerAddress]],
     ) -> None:
         self._storage = storage
         self._supervisor = supervisor
         self._clock = clock
         self._store_time = store_time
         self._neighbours = neighbours
+        self._suspects = suspects
+        self._doubted: set[RunnerAddress] = set()
+        """The suspects of which it is being found out whether they are dead."""
         self.waited_out = 0
         """How often a lease had to be waited out, because its owner was neither dead nor answered."""
 
@@ -140,6 +149,32 @@ class FormerOwners:
                 return True
             await asyncio.sleep(min(_PAUSE, max(0.0, over_at - self._clock.monotonic())))
         return False
+
+    def end_the_dead(self, on_ended: Callable[[], None]) -> None:
+        """End the lock sessions of suspects that are known to be dead, and call `on_ended` when one has ended.
+
+        To be called when locks are held by others, where a session outlives its process: else they would be held until
+        it has been silent for long enough. Where the server ends it with its process, one that goes on is the best sign
+        that its runner lives: that a link broke, and an address refuses connections, may be due to the network.
+        """
+        for runner in self._suspects():
+            if runner not in self._doubted:
+                self._doubted.add(runner)
+                _ = self._supervisor.spawn(self._end_if_dead(runner, on_ended), "find out whether a suspect is dead")
+
+    async def _end_if_dead(self, runner: RunnerAddress, on_ended: Callable[[], None]) -> None:
+        try:
+            if not await self._neighbours.is_dead(runner):
+                return
+            work = self._storage.terminate_sessions(runner.incarnation)
+            if await store_call(self._supervisor, work, "end sessions of a dead runner", _STORE_DEADLINE):
+                _log.warning("ended the lock session of runner %s, which is dead", runner)
+                on_ended()
+        except PersistenceError as error:
+            # It is found out again with the next locks that are tried.
+            _log.warning("could not end the lock session of runner %s, which is dead: %s", runner, error)
+        finally:
+            self._doubted.discard(runner)
 
     async def _heard_at(self, owner: RunnerAddress, locked_at: float) -> float:
         """Return when the store last heard of a runner, at the latest: read after its locks had become free.

@@ -14,7 +14,6 @@ happened. So a step that failed half-way needs no repair; the next comparison fi
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -31,6 +30,7 @@ from actorhub.engine.ownership.members import Membership
 from actorhub.engine.ownership.moves import SLOW_DRAIN, HandOvers, Holdings, ShardHost, ShardState
 from actorhub.engine.ownership.plan import decide
 from actorhub.engine.ownership.session import GuardedSession, Watchdog, open_session
+from actorhub.engine.ownership.statistics import OwnershipStatistics
 from actorhub.engine.supervision import Supervisor, set_or_time, store_call
 from actorhub.storage.ports import LEASE, LiveRunner, SessionLost, Storage
 
@@ -46,29 +46,6 @@ _PREPARE_DEADLINE: Final = 10.0
 _DRAINS_AT_ONCE: Final = 16
 """Shards that are handed over at a time, or one sixty-fourth of the owned ones if that is more."""
 _DRAINS_AT_LEAVE: Final = 32
-
-
-@dataclass(frozen=True, slots=True)
-class OwnershipStatistics:
-    """The state of a runner's ownership, and what happened since it started."""
-
-    shards_owned: int
-    shards_acquiring: int
-    shards_draining: int
-    takeovers: int
-    """How many shards were granted."""
-    last_takeover_seconds: float
-    """Until the last grant, from the suspicion that led to it, or else from the start of the acquisition."""
-    releases: int
-    """How many shards were released gracefully."""
-    sessions_opened: int
-    sessions_lost: int
-    self_fenced: int
-    """How often this runner fenced itself because its lease ran out."""
-    members: int
-    suspects: int
-    registered: int
-    """Runners in the table, silent ones included."""
 
 
 class Ownership:
@@ -122,6 +99,7 @@ class Ownership:
             clock=clock,
             store_time=self._store_time,
             neighbours=host,
+            suspects=self._suspects,
         )
         self._acquisitions = Acquisitions(
             holdings=self._holdings,
@@ -452,6 +430,9 @@ class Ownership:
         if self._holdings.leaving:
             return frozenset()
         return self._membership.desired(self._info).mine
+
+    def _suspects(self) -> Sequence[RunnerAddress]:
+        return self._membership.suspected()
 
     def _given_away(self) -> frozenset[ShardId]:
         desired, owned = self._membership.desired(self._info), self._holdings.owned

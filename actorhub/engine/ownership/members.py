@@ -83,6 +83,11 @@ class Membership:
         """Return what the next heartbeat should read of the runner table; `None`: all of it."""
         return self._roster.next_slice(self._late | self.suspects.incarnations)
 
+    def suspected(self) -> Sequence[RunnerAddress]:
+        """Return the registered runners that are suspected."""
+        rows = self._roster.rows
+        return [rows[name].info.runner for name in self.suspects.incarnations if name in rows]
+
     async def is_registered(self, incarnation: str) -> bool:
         """Return whether the table has the runner; also `True` if the store does not answer, so that nobody knows."""
         if incarnation in self._roster.rows:

@@ -96,6 +96,11 @@ class GuardedSession:
         """Whether the session is known to be gone, or was given up."""
         return self._gone or self._session.lost
 
+    @property
+    def outlives_process(self) -> bool:
+        """Whether such a session, of any runner, goes on for a while when its process dies."""
+        return self._session.outlives_process
+
     def check(self) -> None:
         """Raise if the session is gone, even if no operation has noticed yet.
 

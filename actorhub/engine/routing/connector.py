@@ -111,6 +111,17 @@ class Connector:
             return f"nobody listens at {runner.address}"
         return "" if listening == runner.incarnation else f"another process answers at {runner.address}"
 
+    async def is_reached_by_others(self, runner: RunnerAddress, deadline: float) -> bool:
+        """Return whether a link to `runner` could be opened through another one; it is used then, like any other."""
+        for via in self._relays.candidates(runner.incarnation, _WAYS_AT_ONCE):
+            try:
+                await self._relays.connect(via, runner, deadline)
+            except RunnerUnavailable as error:
+                _log.debug("no way to %s: %s", runner, error)
+            else:
+                return True
+        return False
+
     def _on_link_ended(self) -> None:
         # Nothing watches an open link, whoever opened it, so each link calls this when it has ended.
         self._way_lost.set()

@@ -30,6 +30,11 @@ class MemoryLockSession(LockSession):
         self._lost = self._lost or (self._server.ended and not self._server.frozen)
         return self._lost
 
+    @property
+    @override
+    def outlives_process(self) -> bool:
+        return False
+
     @override
     async def heartbeat(self, info: RunnerInfo, only: TableSlice | None = None) -> Sequence[LiveRunner]:
         async with self._turn:

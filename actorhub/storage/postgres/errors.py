@@ -14,7 +14,7 @@ FOREIGN_ERRORS: Final = (asyncpg.PostgresError, UnicodeError, *TRANSPORT_ERRORS)
 POOLER: Final = (
     "a pooler in transaction mode gives one server session to many connections in turn, and the locks of a runner's "
     "shards live in one session: name a direct way to the same database, or one through a pool in session mode, for "
-    "the lock session alone (--lock-database URL)"
+    "the lock session alone (--lock-database URL), or start every runner with --locks lease"
 )
 
 _TRANSIENT_CLASSES: Final = ("08", "25", "40", "53", "57", "58")

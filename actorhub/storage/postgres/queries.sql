@@ -1,11 +1,13 @@
 -- name: heartbeat
 -- Write the caller's row and return every runner's, or if $8 is not null the $9 that follow it and those of $10, with
--- the server process that ran this, and the present era.
+-- the server process that ran this, and the present era. $11 is the caller's lock session if that is a row: it is renewed
+-- in the same step, or all this fails.
 with mine as (
     insert into runner as r (
         incarnation, address, weight, groups, entity_types, draining, version, slot, backend_pid, heartbeat_at
     )
-    values ($1, $2, $3, $4, $5, $6, $7, runner_slot($1, $2, $4), pg_backend_pid(), clock_timestamp())
+    select $1, $2, $3, $4, $5, $6, $7, runner_slot($1, $2, $4), pg_backend_pid(), clock_timestamp()
+    where case when $11::text is null then true else keep_session($11) end
     on conflict (incarnation) do update
     set address = excluded.address, weight = excluded.weight, groups = excluded.groups,
         entity_types = excluded.entity_types, draining = excluded.draining, version = excluded.version,
@@ -75,6 +77,38 @@ select
 select count(pg_terminate_backend(pid, 1000))
 from pg_stat_activity
 where application_name = $1 and datname = current_database() and pid <> pg_backend_pid();
+
+-- name: open_lease_session
+-- Begin the lock session $1, a row, of the incarnation $2. It ends the former ones of that incarnation, and whatever has
+-- been silent for a minute and is wanted by nobody.
+with former as (
+    delete from lock_session as s
+    where s.incarnation = $2 or is_silent(s.renewed_at, interval '1 minute')
+)
+insert into lock_session (token, incarnation) values ($1, $2);
+
+-- name: close_lease_session
+-- End one lock session that is a row, which frees its locks.
+delete from lock_session where token = $1;
+
+-- name: end_lease_sessions
+-- End the lock sessions of an incarnation that are rows; returns how many there were.
+with ended as (
+    delete from lock_session where incarnation = $1 returning token
+)
+select count(*) from ended;
+
+-- name: lock_shards
+-- Give the lock session $1 those locks that are free or whose sessions have been silent for $4: what it has then.
+select l.locked_group, l.locked_number from lock_shards($1, $2, $3, $4) as l;
+
+-- name: unlock_shards
+-- Free locks of the lock session $1.
+select unlock_shards($1, $2, $3);
+
+-- name: agree_on_locks
+-- How the runners of the cluster hold shards; as wanted ($1), if none of them has been heard of for $2.
+select agree_on_locks($1, $2);
 
 -- name: end_fence_holders
 -- End the sessions that hold shared fences of present owners of these shards: of $3, and of those at the epochs $4;

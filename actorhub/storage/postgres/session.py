@@ -1,8 +1,6 @@
 """The lock session: one dedicated connection that holds a runner's shard locks."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import timedelta
 from typing import Final
 
 import asyncpg
@@ -10,33 +8,17 @@ import msgspec
 from typing_extensions import override
 
 from actorhub.core.address import RunnerInfo, ShardId, lock_key, shard_lock_key
-from actorhub.core.errors import ConfigurationError
-from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, LockSession, SessionLost, TableSlice
+from actorhub.core.errors import ActorhubError, ConfigurationError
+from actorhub.storage.ports import SESSION_IDLE_LIMIT, LiveRunner, SessionLost, TableSlice
+from actorhub.storage.postgres import dedicated
 from actorhub.storage.postgres.connection import Connection, Database, PoolMode, close, deadline
-from actorhub.storage.postgres.errors import (
-    FOREIGN_ERRORS,
-    POOLER,
-    Cause,
-    cause,
-    is_other_era,
-    refused_connection,
-    summary,
-    translate,
-)
+from actorhub.storage.postgres.dedicated import OPERATION_LIMIT, DedicatedSession, application_name
+from actorhub.storage.postgres.errors import FOREIGN_ERRORS, POOLER, is_other_era, summary, translate
 from actorhub.storage.postgres.queries import queries
 from actorhub.storage.postgres.rows import live_runners
 
-OPERATION_LIMIT: Final = timedelta(seconds=2)
 _IDLE_MILLISECONDS: Final = round(SESSION_IDLE_LIMIT.total_seconds() * 1000)
-_SETTINGS: Final = {
-    "idle_session_timeout": str(_IDLE_MILLISECONDS),
-    "statement_timeout": "1500",
-    "lock_timeout": "1000",
-    # A heartbeat that a crashed server forgets is worth nothing anyway, and must not wait for a slow disk or standby.
-    "synchronous_commit": "off",
-    # A heartbeat either reads the whole table of runners or a slice of it. Plans made for each would cost more than it.
-    "plan_cache_mode": "force_generic_plan",
-}
+_SETTINGS: Final = {**dedicated.SETTINGS, "idle_session_timeout": str(_IDLE_MILLISECONDS)}
 
 
 class SessionProbe(msgspec.Struct, frozen=True):
@@ -47,11 +29,6 @@ class SessionProbe(msgspec.Struct, frozen=True):
     idle_milliseconds: int
     lock_seen: bool
     """Whether an advisory lock, taken by the statement before, was held by this very session."""
-
-
-def application_name(incarnation: str) -> str:
-    """Return what marks the lock session of `incarnation` on the server, which cuts names at 63 bytes."""
-    return f"actorhub lock {incarnation}"[:63]
 
 
 def pooler_symptom(first: SessionProbe, second: SessionProbe, name: str) -> str | None:
@@ -84,16 +61,12 @@ async def open_lock_session(
     """
     if database.mode is PoolMode.TRANSACTION:
         raise _unfit(database, "every transaction may get another server process")
-    name = application_name(incarnation)
     try:
-        connection = await database.connect(name, database.settings({**_SETTINGS, "application_name": name}))
-    except FOREIGN_ERRORS as exc:
-        if is_other_era(exc) and is_seen is not None:
+        connection = await dedicated.connect(database, incarnation, _SETTINGS)
+    except ActorhubError as exc:
+        if is_seen is not None and exc.__cause__ is not None and is_other_era(exc.__cause__):
             raise _elsewhere(database) from exc
-        # Waiting does not cure a wrong password.
-        if cause(exc) is Cause.PERMANENT:
-            raise refused_connection(exc, database.place) from exc
-        raise translate(exc, "open a lock session") from exc
+        raise
     era = "" if database.guard is None else database.guard.era
     try:
         async with deadline(connection, OPERATION_LIMIT):
@@ -112,7 +85,7 @@ async def open_lock_session(
     except BaseException:
         connection.terminate()
         raise
-    if (symptom := pooler_symptom(first, second, name)) is not None:
+    if (symptom := pooler_symptom(first, second, application_name(incarnation))) is not None:
         await close(connection)
         raise _unfit(database, symptom)
     if not is_same:
@@ -138,53 +111,30 @@ async def _probe(connection: Connection, key: int) -> SessionProbe:
     return SessionProbe(row["pid"], row["application_name"], row["idle_milliseconds"], row["lock_seen"])
 
 
-class PostgresLockSession(LockSession):
-    """A `LockSession` on Postgres.
+class PostgresLockSession(DedicatedSession):
+    """A `LockSession` whose locks are advisory locks of the connection's session at the server.
 
-    It never reconnects: locks vanish with the server's session, and a connection that came back silently would leave a
-    runner believing in locks that somebody else may have by then. So `_held` is the truth about the locks: after any
-    failure, or a cancellation in the middle of an operation, the connection is ended, which frees whatever it holds.
+    The locks vanish with that session. So `_held` is the truth about them: after any failure, or a cancellation in the
+    middle of an operation, the connection is ended, which frees whatever it holds.
     """
 
     def __init__(self, connection: Connection, namespace: str, pid: int, era: str = "") -> None:
+        super().__init__(connection, connection.fetch, era)
         self.pid = pid
         """The server process."""
-        self._era = era
-        self._connection = connection
         self._namespace = namespace
         self._held: dict[int, ShardId] = {}
-        self._turn = asyncio.Lock()
-        self._loss: str = ""
 
     @property
     @override
-    def lost(self) -> bool:
-        if not self._loss and self._connection.is_closed():
-            self._lose("the server ended it")
-        return bool(self._loss)
+    def outlives_process(self) -> bool:
+        return False
 
     @override
     async def heartbeat(self, info: RunnerInfo, only: TableSlice | None = None) -> Sequence[LiveRunner]:
-        runner = info.runner
         async with self._turn:
-            rows = await self._fetch(
-                "heartbeat",
-                runner.incarnation,
-                runner.address,
-                info.weight,
-                info.groups,
-                info.entity_types,
-                info.draining,
-                info.version,
-                None if only is None else only.after,
-                0 if only is None else only.most,
-                () if only is None else only.besides,
-            )
+            rows = await self._beat(info, only, None)
             self._check(rows[0]["this_backend"])
-            if self._era and rows[0]["era"] != self._era:
-                # A restore may put other data under a server that runs on.
-                self._lose("the database has other data than before: another era began")
-                raise SessionLost(self._loss)
         return live_runners(rows)
 
     @override
@@ -217,40 +167,15 @@ class PostgresLockSession(LockSession):
                 raise SessionLost(self._loss)
 
     @override
-    async def aclose(self) -> None:
-        if not self.lost:
-            self._loss = "the lock session was closed"
-            try:
-                async with deadline(self._connection, OPERATION_LIMIT):
-                    # By itself the server would free them a moment after the session's end.
-                    await self._connection.execute("select pg_advisory_unlock_all()")
-            except FOREIGN_ERRORS:
-                self._connection.terminate()
-        self._held.clear()
-        await close(self._connection)
+    async def _end(self) -> None:
+        # By itself the server would free them a moment after the session's end.
+        await self._connection.execute("select pg_advisory_unlock_all()")
 
-    async def _fetch(self, name: str, *arguments: object) -> Sequence[asyncpg.Record]:
-        if self.lost:
-            raise SessionLost(self._loss)
-        try:
-            async with deadline(self._connection, OPERATION_LIMIT):
-                rows = await self._connection.fetch(queries()[name], *arguments)
-        except FOREIGN_ERRORS as exc:
-            self._lose(f"the lock session was lost in {name}: {summary(exc)}")
-            raise SessionLost(self._loss) from exc
-        except asyncio.CancelledError:
-            self._lose(f"{name} was cancelled in the middle")
-            raise
-        if self._loss:
-            raise SessionLost(self._loss)
-        return rows
+    @override
+    def _forget(self) -> None:
+        self._held.clear()
 
     def _check(self, backend: int) -> None:
         if backend != self.pid:
             self._lose(f"server process {backend} answered instead of {self.pid}: {POOLER}")
             raise SessionLost(self._loss)
-
-    def _lose(self, reason: str) -> None:
-        self._loss = self._loss or reason
-        self._held.clear()
-        self._connection.terminate()

@@ -64,5 +64,5 @@ async def check_lock_way(database: Database) -> None:
 _MODES: Final = {
     PoolMode.SESSION: "a pooler in session mode: its pool must have room for --max-connections of each runner",
     PoolMode.TRANSACTION: "a pooler in transaction mode: statements take more round trips, and a runner's lock session "
-    "needs another way (--lock-database)",
+    "needs another way (--lock-database), or none with --locks lease",
 }

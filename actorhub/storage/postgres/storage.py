@@ -12,7 +12,9 @@ from typing_extensions import override
 
 from actorhub.core.address import RunnerInfo, ShardId, fence_lock_key, lock_key
 from actorhub.core.clock import Clock
+from actorhub.core.config.settings import Locks
 from actorhub.core.errors import ConfigurationError, PersistenceError
+from actorhub.core.logger import get_logger
 from actorhub.storage.agreement import check_agreement
 from actorhub.storage.ports import (
     NOBODY,
@@ -31,22 +33,29 @@ from actorhub.storage.postgres.checkpoints import PostgresCheckpoints
 from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.connections import NEEDED, Connections
 from actorhub.storage.postgres.control import LONG, Lane
+from actorhub.storage.postgres.dedicated import DedicatedSession, application_name
 from actorhub.storage.postgres.eras import Eras
 from actorhub.storage.postgres.errors import limit_met
 from actorhub.storage.postgres.key_values import PostgresKeyValues
+from actorhub.storage.postgres.leases import SILENCE_LIMIT, open_lease_session
 from actorhub.storage.postgres.messages import PostgresMessages
 from actorhub.storage.postgres.rows import live_runners, shard_row
 from actorhub.storage.postgres.schema import check_namespace
 from actorhub.storage.postgres.server import ServerFacts, check_lock_table
-from actorhub.storage.postgres.session import PostgresLockSession, application_name, open_lock_session
+from actorhub.storage.postgres.session import open_lock_session
 from actorhub.storage.postgres.singletons import PostgresSingletons
 from actorhub.storage.postgres.start import check_lock_way, start
 from actorhub.storage.postgres.state import StateCommits, StateLoads
 from actorhub.storage.statistics import StorageCounters, StorageStatistics
 
+_log: Final = get_logger(__name__)
+
 FEWEST: Final = NEEDED + 1
 """Connections of a runner, the lock session's included."""
 _MOST_OF_CLIENT: Final = 4
+_AGREEMENT_LIMIT: Final = 0.5 + SILENCE_LIMIT.total_seconds()
+"""Seconds in which runners that were killed just now are known to be gone."""
+_AGREEMENT_PAUSE: Final = 0.1
 _TAKE_ATTEMPTS: Final = 3
 HOT_QUERIES: Final = (
     "column_types",
@@ -80,6 +89,8 @@ class PostgresStorage(Storage):
         max_connections: How many connections there are at most, the lock session's included: `FEWEST` or more.
         lock_url: Another way to the same database, for the lock session alone.
         client: Whether it is a client's, which needs one connection and has no lock session.
+        locks: How runners hold their shards, the same in the whole cluster: by advisory locks of one session of the
+            server (`session`), or by rows, for which every way to the database will do (`lease`).
     """
 
     def __init__(
@@ -92,6 +103,7 @@ class PostgresStorage(Storage):
         max_connections: int = 10,
         lock_url: str | None = None,
         client: bool = False,
+        locks: Locks = "session",
     ) -> None:
         if max_connections < FEWEST:
             raise ConfigurationError(f"max_connections = {max_connections} is too few: {FEWEST} are needed at least")
@@ -99,6 +111,7 @@ class PostgresStorage(Storage):
         self._lock_database = Database(lock_url, namespace) if lock_url else self._database
         self._clock = clock
         self._fence = fence
+        self._locks: Locks = locks
         self._counters = StorageCounters()
         self._eras = Eras(self._database, self._counters)
         self._database.guard = self._lock_database.guard = self._eras
@@ -199,13 +212,41 @@ class PostgresStorage(Storage):
 
     @override
     async def agree(self, values: ClusterValues, groups: int = 1) -> None:
-        self.check_lock_table(values.shards_per_group * groups)
+        if self._locks == "session":
+            self.check_lock_table(values.shards_per_group * groups)
         mine = {name: msgspec.json.encode(value).decode() for name, value in msgspec.structs.asdict(values).items()}
         await self._control.fetch("store cluster-wide values", "agree", list(mine), list(mine.values()))
         stored = await self.cluster_values()
         if stored is None:
             raise PersistenceError("cluster-wide values vanished while they were compared")
-        check_agreement(stored, values, f"namespace {self._database.namespace} at {self._database.place}")
+        check_agreement(stored, values, self._cluster)
+        await self._agree_on_locks()
+
+    async def _agree_on_locks(self) -> None:
+        """Have the cluster's runners hold shards as this one does, if none of them is alive.
+
+        Raises:
+            ConfigurationError: they are, and they do not.
+        """
+        wanted, until = msgspec.json.encode(self._locks).decode(), self._clock.monotonic() + _AGREEMENT_LIMIT
+        while (agreed := await self._agreed_locks(wanted)) != wanted:
+            if self._clock.monotonic() > until:
+                raise ConfigurationError(
+                    f"locks is {agreed} in the cluster in {self._cluster}, this runner has {wanted}, and their locks "
+                    f"do not see each other: start it with --locks {msgspec.json.decode(agreed)}, or stop all runners "
+                    "first: while none is alive, the next one to start decides"
+                )
+            await asyncio.sleep(_AGREEMENT_PAUSE)
+        kind = "leases" if self._locks == "lease" else "advisory locks of a session of each runner's own"
+        _log.info("the runners of %s hold their shards by %s (--locks %s)", self._cluster, kind, self._locks)
+
+    async def _agreed_locks(self, wanted: str) -> str:
+        rows = await self._control.fetch("agree on locks", "agree_on_locks", wanted, SILENCE_LIMIT)
+        return str(rows[0][0])
+
+    @property
+    def _cluster(self) -> str:
+        return f"namespace {self._database.namespace} at {self._database.place}"
 
     @override
     async def cluster_values(self) -> ClusterValues | None:
@@ -239,8 +280,10 @@ class PostgresStorage(Storage):
             check_lock_table(self._facts, shards, self._database.place)
 
     @override
-    async def open_lock_session(self, incarnation: str) -> PostgresLockSession:
+    async def open_lock_session(self, incarnation: str) -> DedicatedSession:
         try:
+            if self._locks == "lease":
+                return await open_lease_session(self._database, incarnation, self._clock.token())
             if self._lock_database is self._database:
                 return await open_lock_session(self._database, incarnation)
             return await open_lock_session(self._lock_database, incarnation, self._sees_lock)
@@ -251,7 +294,10 @@ class PostgresStorage(Storage):
 
     @override
     async def terminate_sessions(self, incarnation: str) -> int:
-        rows = await self._endings.fetch("end lock sessions", "terminate_sessions", application_name(incarnation))
+        if self._locks == "lease":
+            rows = await self._endings.fetch("end lock sessions", "end_lease_sessions", incarnation)
+        else:
+            rows = await self._endings.fetch("end lock sessions", "terminate_sessions", application_name(incarnation))
         return int(rows[0][0])
 
     @override

@@ -215,6 +215,8 @@ class ClusterProcesses:
 
     def __init__(self, postgres: PostgresServer, runners: Sequence[RunnerProcess], directory: Path) -> None:
         self.postgres = postgres
+        self.url = ""
+        """Where all runners find the database; empty: each through its proxy."""
         self.runners = runners
         self._directory = directory
         for one in runners:
@@ -229,7 +231,7 @@ class ClusterProcesses:
 
     def spawn(self, runner: RunnerProcess, **settings: Any) -> None:
         """Start a runner's process and return at once."""
-        runner.spawn(f"postgresql://postgres@{runner.store.address}/postgres?sslmode=disable", **settings)
+        runner.spawn(self.url or f"postgresql://postgres@{runner.store.address}/postgres?sslmode=disable", **settings)
 
     async def start(self, *runners: RunnerProcess) -> None:
         """Start these runners, or all of them, and wait until they own every shard together."""

@@ -23,6 +23,10 @@ _SAMPLE: Final = """
             from pg_locks as l left join pg_stat_activity as a using (pid)
             where l.locktype = 'advisory' and l.granted and l.objsubid = 1
                 and (l.classid::bigint << 32 | l.objid::bigint) = $3
+            union all
+            select 'actorhub lock ' || h.incarnation
+            from actorhub.shard_lock as l join actorhub.lock_session as h on h.token = l.session
+            where l.shard_group = $1 and l.number = $2
         ) as holders
     from actorhub.shard as s
     where s.shard_group = $1 and s.number = $2

@@ -19,8 +19,8 @@ from tests.faults.sagas.payments import payment_service
 
 ALL_KINDS: Final[Mapping[str, Injection]] = {**DURABLE_KINDS, **KINDS}
 TOGETHER: Final = "several on top of each other"
-LOCKS: Final = os.environ.get("FAULT_LOCKS", "")
-"""How runners prove their ownership; empty: by default."""
+LOCKS: Final = os.environ.get("ACTORHUB_LOCKS", "session")
+"""How runners hold their shards; they have the same environment."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,6 @@ async def run_nemesis(processes: ClusterProcesses, plan: Plan) -> Outcome:
     with payment_service() as service:
         for runner in processes.runners:
             runner.environment["SAGA_PAYMENTS"] = service.url
-            if LOCKS:
-                runner.environment["ACTORHUB_LOCKS"] = LOCKS
         await make_witness_table(processes)
         async with processes.connection() as connection:
             await connection.execute(TABLES)

@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from benchmarks._disk import Disk, NoShim
 from tests.faults.cluster.faults import KINDS, Faults, Injection
 from tests.faults.cluster.processes import ClusterProcesses, cluster_processes
 from tests.faults.nemesis.run import Outcome, Plan, run_nemesis
-from tests.support.pgbouncer import MISSING, PROGRAM, Mode, pgbouncer
-from tests.support.ports import claim_ports
+from tests.support.pgbouncer import MISSING, PROGRAM, Mode, running
 from tests.support.postgres_server import PostgresServer, PostgresTemplate
 
 _PROGRAM = "tests.faults.nemesis.program"
@@ -154,35 +152,27 @@ async def test_a_disk_without_room_for_the_log_stops_postgres_and_loses_nothing(
     await judged(processes_on_disk, filled(disk, "/", 4.0))
 
 
-@pytest.fixture(params=["session", "transaction"])
-def mode(request: pytest.FixtureRequest) -> Mode:
-    """Both modes."""
-    found: Mode = request.param
-    return found
-
-
 @pytest.mark.skipif(PROGRAM is None, reason=MISSING)
+@pytest.mark.parametrize(
+    ("mode", "locks"), [("session", "session"), ("transaction", "session"), ("transaction", "lease")]
+)
 async def test_a_pooler_that_is_killed_and_a_database_that_crashes_behind_it_lose_nothing(
-    own_postgres: PostgresServer, tmp_path: Path, mode: Mode, monkeypatch: pytest.MonkeyPatch
+    own_postgres: PostgresServer, tmp_path: Path, mode: Mode, locks: str
 ) -> None:
     """Runners behind it answer soon after it, or Postgres, is back."""
-    port = claim_ports()
-    with ExitStack() as pools:
-
-        def start() -> None:
-            settings = {"default_pool_size": 60, "max_client_conn": 400, "server_login_retry": 1}
-            pools.enter_context(pgbouncer(own_postgres.url, mode, port, **settings))
+    settings = {"default_pool_size": 60, "max_client_conn": 400, "server_login_retry": 1}
+    with running(own_postgres.url, mode, **settings) as pool:
 
         async def restart(faults: Faults) -> str:
-            pools.close()
+            pool.stop()
             seconds = await faults.pause(1.0)
-            start()
+            pool.start()
             return f"for {seconds:.1f} s"
 
-        start()
-        async with cluster_processes(own_postgres, tmp_path, program=_PROGRAM, pooler=port) as processes:
-            if mode == "transaction":
-                for runner in processes.runners:
+        async with cluster_processes(own_postgres, tmp_path, program=_PROGRAM, pooler=pool.port) as processes:
+            for runner in processes.runners:
+                runner.environment["ACTORHUB_LOCKS"] = locks
+                if mode == "transaction" and locks == "session":
                     runner.environment["ACTORHUB_LOCK_DATABASE_URL"] = own_postgres.url
             kinds = {"restart the pooler": restart, "crash Postgres": KINDS["crash Postgres"]}
             await judged(processes, kinds, 4)

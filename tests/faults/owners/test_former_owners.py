@@ -18,6 +18,7 @@ from tests.support.postgres_server import PostgresServer
 _BEFORE = 1.0
 """Seconds of load before a fault."""
 _END = "select pg_terminate_backend(pid) from pg_stat_activity where application_name = $1"
+_END_LEASE = "delete from actorhub.lock_session where incarnation = $1"
 MUTANTS = ["a free lock is taken at once", "whoever cannot be asked counts as dead"]
 
 
@@ -74,6 +75,7 @@ async def a_session_that_ends_unheard(places: ClusterProcesses) -> tuple[History
         async with places.connection() as connection:
             victim.store.black_hole(LOCK)
             assert await connection.fetch(_END, f"actorhub lock {victim.incarnation}")
+            await connection.execute(_END_LEASE, victim.incarnation)
         for other in places.runners:
             if other is not victim:
                 places.cut(victim, other)
