@@ -10,8 +10,9 @@ import pytest
 
 from actorhub.storage.postgres.local_server import StopMode
 from tests.faults.cluster.processes import ClusterProcesses, RunnerProcess, cluster_processes
+from tests.faults.owners.clients import Writers
 from tests.faults.owners.history import History, read_events, violations
-from tests.faults.owners.test_former_owners import Writers, taken_over, waits, written
+from tests.faults.owners.test_former_owners import taken_over, waits, written
 from tests.faults.registers.test_random_faults import run_faults
 from tests.support.pgbouncer import MISSING, PROGRAM, PgBouncer, running
 from tests.support.postgres_server import PostgresServer

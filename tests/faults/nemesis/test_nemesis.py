@@ -1,6 +1,6 @@
 """Everything at once under faults of every kind; whatever was acknowledged is judged.
 
-`FAULT_SEED` repeats a run, `FAULT_COUNT` bounds the long one, `ACTORHUB_LOCKS` says how runners prove their ownership, and
+`FAULT_SEED` repeats a run, `FAULT_COUNT` bounds the long one, `ACTORHUB_LOCKS` says how runners hold their shards, and
 `FAULT_REPORT` names the file that gets the report.
 """
 
