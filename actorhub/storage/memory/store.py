@@ -150,7 +150,8 @@ class MemoryStore:
 
     def _begin_era(self) -> None:
         cluster = self._eras[-1].era.cluster if self._eras else self._clock.token()
-        token = f"{round(self._clock.time() * 1000):013d}-{self._clock.token()}"
+        earlier = int(self._eras[-1].era.token.partition("-")[0]) if self._eras else 0
+        token = f"{max(round(self._clock.time() * 1000), earlier + 1):013d}-{self._clock.token()}"
         self._eras.append(_EraRow(Era(cluster, token), self.position))
 
     def freeze_sessions(self, incarnation: str) -> int:

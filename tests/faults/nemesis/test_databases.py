@@ -80,6 +80,7 @@ def frozen(seconds: float) -> Mapping[str, Injection]:
     return {"freeze Postgres": freeze}
 
 
+@pytest.mark.faults
 async def test_a_postgres_that_stands_still_is_believed_by_nobody(nemesis_processes: ClusterProcesses) -> None:
     """For twelve seconds calls wait or fail honestly, then everything answers."""
     await judged(nemesis_processes, frozen(12.0))
@@ -92,6 +93,7 @@ async def test_a_postgres_that_stands_still_for_a_minute_is_lived_with(nemesis_p
     await judged(nemesis_processes, frozen(60.0))
 
 
+@pytest.mark.faults
 async def test_a_slow_disk_costs_time_and_no_lease(processes_on_disk: ClusterProcesses, disk: Disk) -> None:
     """While each flush takes up to a second, commits are slow, heartbeats are not, and no shard is taken over."""
 
@@ -136,7 +138,7 @@ def filled(disk: Disk, where: str, seconds: float) -> Mapping[str, Injection]:
     return {"full disk": fill}
 
 
-@pytest.mark.slow
+@pytest.mark.faults
 async def test_a_disk_without_room_for_tables_fails_calls_which_say_so(
     processes_on_disk: ClusterProcesses, disk: Disk
 ) -> None:
@@ -145,6 +147,7 @@ async def test_a_disk_without_room_for_tables_fails_calls_which_say_so(
     assert any("PersistenceError" in text and "No space left on device" in text for text in outcome.errors)
 
 
+@pytest.mark.faults
 async def test_a_disk_without_room_for_the_log_stops_postgres_and_loses_nothing(
     processes_on_disk: ClusterProcesses, disk: Disk
 ) -> None:
@@ -152,6 +155,7 @@ async def test_a_disk_without_room_for_the_log_stops_postgres_and_loses_nothing(
     await judged(processes_on_disk, filled(disk, "/", 4.0))
 
 
+@pytest.mark.faults
 @pytest.mark.skipif(PROGRAM is None, reason=MISSING)
 @pytest.mark.parametrize(
     ("mode", "locks"), [("session", "session"), ("transaction", "session"), ("transaction", "lease")]

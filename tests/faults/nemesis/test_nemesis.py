@@ -27,6 +27,7 @@ def told(outcome: Outcome) -> str:
     )
 
 
+@pytest.mark.faults
 async def test_everything_at_once_survives_forty_faults(nemesis_processes: ClusterProcesses) -> None:
     """Faults that come fast and on top of each other break no promise to anybody."""
     outcome = await run_nemesis(nemesis_processes, Plan(SEED, 40, longest=0.6, overlap=0.7))

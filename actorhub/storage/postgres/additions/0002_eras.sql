@@ -94,7 +94,12 @@ begin
     end if;
 
     here.number := coalesce(present.number, 0) + 1;
-    here.token := to_char((extract(epoch from clock_timestamp()) * 1000)::bigint, 'FM0000000000000')
+    here.token := to_char(
+        greatest(
+            (extract(epoch from clock_timestamp()) * 1000)::bigint, split_part(present.token, '-', 1)::bigint + 1
+        ),
+        'FM0000000000000'
+    )
         || '-' || left(replace(gen_random_uuid()::text, '-', ''), 8);
     here.cluster := case when found and not is_copy then present.cluster else gen_random_uuid()::text end;
     here.begun_at := clock_timestamp();
