@@ -97,10 +97,14 @@ class MessageRequests:
             intake.put_back(message_id, shard, waiting)
             raise
         if result == CancelResult.CANCELLED:
-            self._settlement.answer(waiting, message_id, StoredReply(Outcome.CANCELLED, b""))
-            # It was not in memory, and the loader may have brought it in and started it meanwhile.
-            if (loaded := self._memory.table(shard).messages.get(message_id)) is not None:
+            loaded = self._memory.table(shard).messages.get(message_id)
+            if loaded is not None and loaded.place is Place.RUNNING:
                 self._end_run(loaded, terminate=terminate)
+            else:
+                # The loader may have brought it in meanwhile, and its run may be counted since before the row was gone:
+                # nobody would ask the store again before its handler begins.
+                waiting += self._take_out(message_id, shard)
+            self._settlement.answer(waiting, message_id, StoredReply(Outcome.CANCELLED, b""))
             return True
         intake.put_back(message_id, shard, waiting)
         if result == CancelResult.FENCED:
