@@ -1,6 +1,7 @@
 """What a connected program can ask about durable messages by their ids."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from actorhub.core.address import ShardId
 from actorhub.core.codec import decode_answer, decode_error
 from actorhub.core.envelope import ASK, CANCEL_MESSAGE, FIND_MESSAGE, POLL_STORAGE, RETRY_MESSAGE, TERMINATE, Durable
 from actorhub.core.errors import (
+    ActorhubError,
     CallTimeout,
     EntityNotAssigned,
     HandlerFailed,
@@ -28,6 +30,8 @@ _PATIENCE: Final = 30.0
 """Seconds that a request about a message may take."""
 _OWNER_PATIENCE: Final = 5.0
 """Seconds to wait for an owner before the store is asked directly."""
+_ANNOUNCED: Final = 1.0
+"""Seconds within which a runner that took a shard is known here, and has answered."""
 _BUSY_PAUSE: Final = 0.2
 """Seconds until a runner that refuses to end a run is asked again."""
 _FIND: Final = operation_spec("durable message", "find")
@@ -84,8 +88,7 @@ class StoredMessages:
         """Have the owner of the message cancel it; return whether it did. Asking again does no harm."""
         until: float | None = None
         while True:
-            request = self._request(found, CANCEL_MESSAGE, message_id)
-            request.headers = {TERMINATE: "1"} if terminate else None
+            request = self._cancellation(found, message_id, terminate=terminate)
             until = until or self._from_now(_PATIENCE + request.spec.cancel_grace)
             try:
                 answer = await self._ask(request, min(until, self._from_now(self._patience)))
@@ -93,7 +96,10 @@ class StoredMessages:
             except EntityNotAssigned:
                 if self._node.store is None or request.shard_id is None:
                     raise
-                return await self._cancel_without_owner(self._node.store, request, request.shard_id)
+                if not await self._cancel_without_owner(self._node.store, request, request.shard_id):
+                    return False
+                await self._tell_next_owner(found, message_id, terminate=terminate)
+                return True
             except CallTimeout:
                 # The owner is there, and waits for the end of the run.
                 if self._node.clock.monotonic() >= until:
@@ -108,6 +114,19 @@ class StoredMessages:
         retention = request.spec.retention or self._node.limits.retention
         result = await store.cancel(request.message_id, shard, 0, incarnation=None, retention=retention)
         return result == CancelResult.CANCELLED
+
+    async def _tell_next_owner(self, found: Whereabouts, message_id: int, *, terminate: bool) -> None:
+        """Have whoever took the shard just before the message was cancelled in the store forget the message."""
+        # It may have counted a run before the row was gone, and would not ask the store again before that begins. The
+        # cancellation is decided, so nothing that becomes of this request changes what the caller is told.
+        request = self._cancellation(found, message_id, terminate=terminate)
+        with contextlib.suppress(ActorhubError):
+            _ = await self._ask(request, self._from_now(_ANNOUNCED))
+
+    def _cancellation(self, found: Whereabouts, message_id: int, *, terminate: bool) -> "_Request":
+        request = self._request(found, CANCEL_MESSAGE, message_id)
+        request.headers = {TERMINATE: "1"} if terminate else None
+        return request
 
     async def retry(self, message_id: int) -> bool:
         """Return whether the message will run again; see `Cluster.retry`."""

@@ -10,6 +10,7 @@ import pytest
 
 from actorhub import Cluster, Entity, Hub, MessageCancelled, current, handler
 from actorhub.storage.message_ports import CancelResult, MessageStore, Readiness, RunStart
+from actorhub.testing import MemoryCluster
 from tests.support.gates import failure, gates, soon
 from tests.support.parts import runner_of
 
@@ -29,8 +30,14 @@ class Late(Entity[int]):
         return gates["work"].entered
 
 
+class Other(Entity[int], shard_group="others"):
+    """Is all that its runner has."""
+
+
 hub = Hub()
 hub.register(Late)
+others = Hub()
+others.register(Other)
 
 
 def _hold_activation(store: MessageStore, patch: pytest.MonkeyPatch) -> str:
@@ -83,3 +90,33 @@ async def test_a_message_that_comes_in_while_it_is_cancelled_does_not_begin(
         gates["activation"].open()
         assert isinstance(await failure(runner.reply(told)), MessageCancelled)
         assert await runner.client(Late)("a").read() == 0
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+async def test_a_message_that_is_cancelled_while_its_shard_is_taken_does_not_begin(
+    memory: MemoryCluster, runner: Cluster, monkeypatch: pytest.MonkeyPatch, hold: Hold
+) -> None:
+    """Nobody owned it, so the store was asked; by then a runner had taken the shard, and counted the run."""
+    monkeypatch.setattr("actorhub._stored_messages._OWNER_PATIENCE", 0.1)
+    canceller = await memory.start_runner(hub=others, groups=("others",))
+    told = await runner.tell(runner.client(Late)("a").work(), delay=timedelta(hours=1))
+    await memory.kill(runner)
+    store = runner_of(canceller).storage.messages
+    cancel = store.cancel
+
+    async def cancel_late(*what: Any, **options: Any) -> CancelResult:
+        taker = await memory.start_runner()
+        held = hold(runner_of(taker).storage.messages, monkeypatch)
+        _ = await store.retry([told])
+        await taker.poll_storage()
+        await gates[held].came()
+        return await cancel(*what, **options)
+
+    monkeypatch.setattr(store, "cancel", cancel_late)
+    async with asyncio.timeout(10):
+        assert await canceller.cancel(told)
+        gates["answer"].open()
+        gates["activation"].open()
+        taker = memory.runners[-1]
+        assert isinstance(await failure(taker.reply(told)), MessageCancelled)
+        assert await taker.client(Late)("a").read() == 0
