@@ -10,7 +10,8 @@ its mailbox for the store takes along whatever is behind it there (`spill`).
 """
 
 from asyncio import Future
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from actorhub.core.envelope import TELL
@@ -30,7 +31,7 @@ _AT_ENTITY: Final = frozenset({Place.MAILBOX, Place.STARTING, Place.RUNNING})
 class ShardTable:
     """The durable messages of one owned shard that are in memory, and who waits for others of it."""
 
-    __slots__ = ("counting", "messages", "moved", "spared", "waiting")
+    __slots__ = ("counting", "messages", "moved", "spared", "undecided", "waiting")
 
     def __init__(self) -> None:
         self.messages: dict[int, DurableMessage] = {}
@@ -44,6 +45,8 @@ class ShardTable:
         and did not start or were cut short."""
         self.moved: set[tuple[str, str]] = set()
         """Entities of which the drain cut short a run that waits: that message is the next owner's, and runs first."""
+        self.undecided: list[Message] = []
+        """Cancellations about which the store is being asked. Their messages stay out of memory until the answer."""
 
 
 class InMemory:
@@ -71,10 +74,18 @@ class InMemory:
         """Return the shard's table; for a shard that was lost, an empty one that nobody else sees."""
         return self._tables.get(shard) or ShardTable()
 
-    def is_spilling(self, message_id: int, shard: HostedShard) -> bool:
-        """Whether a message is to leave memory as soon as it is stored."""
-        message = self.table(shard).messages.get(message_id)
-        return message is not None and message.place is Place.SPILLING
+    def is_held_back(self, message_id: int, shard: HostedShard) -> bool:
+        """Whether a message is to stay in the store, with what is behind it: it is being stored, or cancelled."""
+        table = self.table(shard)
+        message = table.messages.get(message_id)
+        is_spilling = message is not None and message.place is Place.SPILLING
+        return is_spilling or any(request.message_id == message_id for request in table.undecided)
+
+    def held_back(self, shard: HostedShard) -> set[tuple[str, str]]:
+        """Return the entities with such messages."""
+        table = self.table(shard)
+        spilling = {message.entity for message in table.messages.values() if message.place is Place.SPILLING}
+        return spilling | {request.entity for request in table.undecided}
 
     def running(self, ids: frozenset[int]) -> Iterator[DurableMessage]:
         """Yield those of the messages that run here."""
@@ -162,14 +173,7 @@ class InMemory:
             table.moved.add(message.entity)
             if message.is_counted:
                 table.spared[message.message_id] = start_of(message)
-        cell = message.cell if message.place in _AT_ENTITY else None
-        if cell is not None:
-            cell.has_backlog = True
-            # Those behind it leave first. If the message has the turn, leaving gives that back, and the scheduler
-            # starts the head of the queue right there: it would overtake.
-            for other in list(cell.queue or ()):
-                if isinstance(other, DurableMessage) and other is not message:
-                    self._spill(other)
+        self._spill_others(message)
         self._spill(message)
 
     def spill_unsure(self, message: DurableMessage) -> None:
@@ -218,6 +222,29 @@ class InMemory:
             self._drop(message)
         return [caller for caller in message.waiters if caller.phase == SENT]
 
+    @contextmanager
+    def taken_out(self, request: Message, shard: HostedShard) -> Generator[list[Message], None, None]:
+        """Keep a message out of memory while the store is asked to cancel it; the body gets the callers that wait.
+
+        It must not start meanwhile, in case it is cancelled, and nothing may overtake it, in case it is not: what is
+        behind it waits in the store until the answer.
+
+        Args:
+            request: To cancel the message, which does not run.
+            shard: The message's.
+        """
+        table = self.table(shard)
+        table.undecided.append(request)
+        callers = table.waiting.pop(request.message_id, [])
+        if (message := table.messages.get(request.message_id)) is not None:
+            self._spill_others(message)
+            callers += self.forget(message)
+        try:
+            yield callers
+        finally:
+            table.undecided.remove(request)
+            self._backlog.on_place_freed()
+
     def wait_for(self, shard: HostedShard, message_id: int, callers: Collection[Message]) -> None:
         """Let callers wait for a message of the shard, in memory or not; those that went away are dropped."""
         # Who waits is with the message while that is in memory, and follows it into the shard's table and back.
@@ -231,6 +258,18 @@ class InMemory:
         if hosted_type.spec.singleton_id is None and self.entities >= self._most_entities:
             return False
         return self._residents.ensure_room(hosted_type)
+
+    def _spill_others(self, message: DurableMessage) -> None:
+        """Have what is in the mailbox with a message leave before it does, and new messages wait in the store."""
+        cell = message.cell if message.place in _AT_ENTITY else None
+        if cell is None:
+            return
+        cell.has_backlog = True
+        # If the message has the turn, leaving gives that back, and the scheduler starts the head of the queue right
+        # there: it would overtake.
+        for other in list(cell.queue or ()):
+            if isinstance(other, DurableMessage) and other is not message:
+                self._spill(other)
 
     def _spill(self, message: DurableMessage) -> None:
         """Leave the entity at once, and memory as soon as the store has the message."""

@@ -44,7 +44,7 @@ class Loader:
       each await. A row that is out of date does no harm: the store counts no run of what is no longer pending.
     - Something was left in the store after the scan read it. `Backlog.marked` has its shard, so the backlog goes on.
     - An insert that will be left in the store (`Place.SPILLING`) was not committed when the scan read. It is found in
-      memory when the answer comes, so the backlog goes on.
+      memory when the answer comes, so the backlog goes on. So it does while the store is asked to cancel a message.
     """
 
     def __init__(self, owner: Owner, *, backlog: Backlog, memory: InMemory, loading: Loading) -> None:
@@ -61,8 +61,8 @@ class Loader:
         self._open = owner.open_draining
         self._not_before = 0.0
         """Monotonic seconds."""
-        self._spilling: dict[ShardId, set[tuple[str, str]]] = {}
-        """Entities with messages in `Place.SPILLING`: found when first needed after an answer, cleared at the next."""
+        self._held_back: dict[ShardId, set[tuple[str, str]]] = {}
+        """Entities with messages that are held back in the store; found when needed after an answer, cleared at the next."""
         self._batch = _ENTITIES_AT_ONCE
         """Entities that the next scan asks for; fewer after a scan that found no place for all."""
         self._is_blocked = False
@@ -105,7 +105,7 @@ class Loader:
             return
         self._begin_scan()
         rows = await self._store.load_entities(awaited, PER_ENTITY)
-        self._spilling.clear()
+        self._held_back.clear()
         found = _by_entity(rows)
         for key in awaited:
             shard, entity = self._shards.get(key[0]), key[1:]
@@ -144,7 +144,7 @@ class Loader:
         left = dict.fromkeys(cells)
         try:
             rows = await self._store.load_entities([(cell.shard.id, *cell.entity) for cell in cells], PER_ENTITY)
-            self._spilling.clear()
+            self._held_back.clear()
             found = _by_entity(rows)
             for cell in cells:
                 if self._is_live(cell):
@@ -172,7 +172,7 @@ class Loader:
         per_entity = max(1, min(PER_ENTITY, self._room() // (entities * len(walks))))
         cursors = {shard_id: walk.cursor for shard_id, walk in walks.items()}
         rows, exhausted = await self._store.load_backlog(cursors, entities, per_entity)
-        self._spilling.clear()
+        self._held_back.clear()
         found: dict[ShardId, list[PendingMessage]] = {}
         for row in rows:
             found.setdefault(row.shard, []).append(row)
@@ -209,7 +209,7 @@ class Loader:
             return
         del self._backlog.walks[shard_id]
         shard = self._shards[shard_id]
-        if walk.again or self._spilling_of(shard):
+        if walk.again or self._held_back_in(shard):
             self._backlog.walks[shard_id] = Walk()
         elif shard.has_backlog:
             shard.has_backlog = False
@@ -237,7 +237,7 @@ class Loader:
         if not (known or is_all):
             # All of these are for handlers that only another release has. They must not hide what is behind them.
             rows = await self._store.load_entities([(shard.id, *entity)], MOST_LOADED)
-            self._spilling.clear()
+            self._held_back.clear()
             is_all = len(rows) < MOST_LOADED
             known = [row for row in rows if self._loading.handler_of(row) is not None]
         if self._shards.get(shard.id) is not shard:
@@ -254,8 +254,10 @@ class Loader:
         """Admit messages of one entity; return how many, or `None` if there was no place for all of them."""
         brought = 0
         for row in rows:
-            if self._memory.is_spilling(row.message_id, shard):
-                # It was sent to this process again and its insert is under way. What is behind it waits, too.
+            if self._memory.is_held_back(row.message_id, shard):
+                # It was sent to this process again and its insert is under way, or it is being cancelled. What is
+                # behind it waits, too, and the answer wakes the loader.
+                self._is_blocked = True
                 break
             message = self._loading.load(row, shard)
             if message is None:
@@ -300,16 +302,12 @@ class Loader:
 
     def _may_have_missed(self, shard: HostedShard, entity: tuple[str, str]) -> bool:
         """Whether the store may have a message of the entity that the latest scan did not see."""
-        return shard.id in self._backlog.marked or entity in self._spilling_of(shard)
+        return shard.id in self._backlog.marked or entity in self._held_back_in(shard)
 
-    def _spilling_of(self, shard: HostedShard) -> set[tuple[str, str]]:
-        found = self._spilling.get(shard.id)
+    def _held_back_in(self, shard: HostedShard) -> set[tuple[str, str]]:
+        found = self._held_back.get(shard.id)
         if found is None:
-            found = self._spilling[shard.id] = {
-                message.entity
-                for message in self._memory.table(shard).messages.values()
-                if message.place is Place.SPILLING
-            }
+            found = self._held_back[shard.id] = self._memory.held_back(shard)
         return found
 
     def _room(self) -> int:

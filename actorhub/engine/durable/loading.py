@@ -30,9 +30,12 @@ class Loading:
         self._strays = Strays(owner, settlement)
 
     def load(self, row: PendingMessage, shard: HostedShard) -> DurableMessage | None:
-        """Return a message made from its row; `None` if it is in memory already, or its handler is unknown here."""
+        """Return a message made from its row.
+
+        `None` if it is in memory already, or being cancelled, or its handler is unknown here.
+        """
         table = self._memory.table(shard)
-        if row.message_id in table.messages:
+        if row.message_id in table.messages or self._memory.is_held_back(row.message_id, shard):
             return None
         spec = self.handler_of(row)
         if spec is None:

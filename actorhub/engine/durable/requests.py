@@ -88,11 +88,11 @@ class MessageRequests:
     async def _cancel(self, caller: Message, shard: HostedShard) -> bool:
         terminate = caller.headers is not None and TERMINATE in caller.headers
         await self._until_not_running(caller, shard, partial(self._end_run, terminate=terminate))
-        # Out of memory before the store is asked, so that it cannot start while it is cancelled.
         intake, message_id = self._intake, caller.message_id
-        waiting = self._take_out(message_id, shard)
+        waiting: list[Message] = []
         try:
-            result = await self._settlement.cancel(message_id, shard, caller.spec)
+            with self._memory.taken_out(caller, shard) as waiting:
+                result = await self._settlement.cancel(message_id, shard, caller.spec)
         except PersistenceError:
             intake.put_back(message_id, shard, waiting)
             raise
@@ -101,8 +101,8 @@ class MessageRequests:
             if loaded is not None and loaded.place is Place.RUNNING:
                 self._end_run(loaded, terminate=terminate)
             else:
-                # The loader may have brought it in meanwhile, and its run may be counted since before the row was gone:
-                # nobody would ask the store again before its handler begins.
+                # It may have come whole from the run that told it, and its run may be counted since before the row was
+                # gone: nobody would ask the store again before its handler begins.
                 waiting += self._take_out(message_id, shard)
             self._settlement.answer(waiting, message_id, StoredReply(Outcome.CANCELLED, b""))
             return True
