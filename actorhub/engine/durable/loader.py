@@ -62,7 +62,7 @@ class Loader:
         self._not_before = 0.0
         """Monotonic seconds."""
         self._held_back: dict[ShardId, set[tuple[str, str]]] = {}
-        """Entities with messages that are held back in the store; found when needed after an answer, cleared at the next."""
+        """Entities with messages held back in the store; found when needed after an answer, cleared at the next."""
         self._batch = _ENTITIES_AT_ONCE
         """Entities that the next scan asks for; fewer after a scan that found no place for all."""
         self._is_blocked = False
