@@ -11,6 +11,7 @@ import pytest
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import ConfigurationError
 from actorhub.storage.postgres import PostgresStorage
+from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.target import target_of
 from tests.storage.conftest import PostgresWorld
 
@@ -86,3 +87,13 @@ async def test_of_several_hosts_the_one_that_answers_is_used(postgres_url: str, 
     await storage.aclose()
     ended.set()
     server.close()
+
+
+async def test_connections_made_at_the_same_time_each_try_every_host(postgres_url: str) -> None:
+    """What one of them finds out about a host does not take another one back to it."""
+    parts = urlsplit(postgres_url)
+    socket = parts.query.partition("host=")[2].partition("&")[0]
+    url = f"postgresql://postgres@{parts.path}?host=127.0.0.1,{socket},127.0.0.1&port=1,5432,2&sslmode=disable"
+    database = Database(url, "actorhub")
+    for connection in await asyncio.gather(*(database.bare_connect("actorhub start") for _ in range(12))):
+        connection.terminate()

@@ -156,10 +156,12 @@ class Database:
         Raises:
             FOREIGN_ERRORS: it failed, with every host.
         """
-        addresses = self.target.addresses
+        addresses, first = self.target.addresses, self._next
         for attempt in range(len(addresses)):
-            # First the host that served last, and never the same one again after it hung.
-            number, self._next = self._next, (self._next + 1) % len(addresses)
+            # First the host that served last, then each other one, whatever others find at the same time. Whoever comes
+            # after an attempt that hangs begins with the next.
+            number = (first + attempt) % len(addresses)
+            self._next = (number + 1) % len(addresses)
             try:
                 connection = await self._connect_to(addresses[number], name, settings)
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched):
