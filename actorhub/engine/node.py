@@ -130,7 +130,7 @@ class Node:
             peers=self.peers,
             router=self.router,
             relays=self.relays,
-            switch=LinkSwitch(self.router, self.supervisor),
+            switch=LinkSwitch(self.peers, self.router, self.supervisor),
             inbound=self.inbound,
             clock=self.clock,
             events=events,

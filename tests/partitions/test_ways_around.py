@@ -52,6 +52,33 @@ async def test_a_call_that_went_around_is_answered_after_the_direct_link_is_back
     await until(lambda: all(r.statistics().links == r.statistics().carried == 0 for r in relays), deadline=15)
 
 
+async def test_a_way_around_that_was_given_up_is_not_used_again(memory: MemoryCluster) -> None:
+    """A direct link that breaks at once leaves the caller with the way around that it has just called done with."""
+    cut = await cut_off(memory, "runner")
+    await cut.goes_around()
+    around = cut.link()
+    # Keeps the way around open, since the owner waits for the answer over it.
+    home = next(name for name in (f"e{n}" for n in range(400)) if cut.caller.is_local(Desk, name))
+    asked_back = soon(cut.owner.client(Desk)(home).hold())
+    await gates[home].came()
+    assert around is not None
+    cut.heal()
+    await cut.is_direct()
+    await until(lambda: around.is_retired)
+    memory.cut(cut.caller, cut.owner)
+    await cut.goes_around()
+    assert cut.link() is not around
+    asked = soon(cut.caller.client(Desk)(cut.far).hold())
+    await gates[cut.far].came()
+    cut.heal()
+    gates[home].open()
+    await asked_back
+    await until(lambda: not around.link.is_open, deadline=15)
+    await cut.is_direct()
+    gates[cut.far].open()
+    assert await asked == 1
+
+
 async def test_the_way_around_ends_with_the_runner_that_it_goes_through(cut: Cut) -> None:
     """Its death is that of a link: what was in flight fails as maybe executed, and another way is found if there is."""
     await cut.goes_around()
@@ -113,6 +140,8 @@ async def test_nobody_can_pass_for_somebody_else_through_a_third_process(cut: Cu
     owner, third = part_of(cut.owner).node, part_of(cut.third).node
     between = part_of(cut.caller).node.peers.direct(third.incarnation)
     assert between is not None
+    ways = 1 if cut.caller in cut.memory.runners else 2  # The client is cut off from the second runner, too.
+    await until(lambda: owner.relays.statistics().links == 1 and third.relays.statistics().carried == ways)
     taken, carried = owner.relays.counters.links_opened, third.relays.statistics().carried
     pretended = encode_frame([third.transport.hello])
     between.link.send(Relayed("forged", pretended, target=owner.incarnation, source=third.incarnation))

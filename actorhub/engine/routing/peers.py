@@ -39,7 +39,7 @@ class Peer:
     will come, even if there is another link to the same process.
     """
 
-    __slots__ = ("_events", "_on_ended", "is_leaving", "link", "pending", "runner", "serving", "via")
+    __slots__ = ("_events", "_on_ended", "is_leaving", "is_retired", "link", "pending", "runner", "serving", "via")
 
     def __init__(self, link: Link, events: PeerEvents, on_ended: Callable[[], None], via: "Peer | None" = None) -> None:
         """Take an open link.
@@ -62,6 +62,8 @@ class Peer:
         """The peer's calls that we have not answered yet, by request id."""
         self.is_leaving = False
         """Whether it has announced that it is leaving; others should be asked first."""
+        self.is_retired = False
+        """Whether the other end has been told that we make no more calls over this link."""
 
     @property
     def is_runner(self) -> bool:
@@ -166,15 +168,19 @@ class Peers:
         self._others.setdefault(incarnation, []).append(peer if stays else former)
         return None if stays else former
 
+    def is_used(self, peer: Peer) -> bool:
+        """Return whether new calls go over this link."""
+        return self.linked.get(peer.runner.incarnation) is peer
+
     def remove(self, peer: Peer) -> None:
-        """Remove a closed link. New calls go over the newest of the others."""
+        """Remove a closed link. New calls go over the newest of the others that is not retired."""
         incarnation = peer.runner.incarnation
         others = self._others.get(incarnation, [])
-        if self.linked.get(incarnation) is not peer:
+        if not self.is_used(peer):
             if peer in others:
                 others.remove(peer)
-        elif others:
-            self.linked[incarnation] = next((other for other in reversed(others) if other.via is None), others[-1])
+        elif fit := [other for other in others if not other.is_retired]:
+            self.linked[incarnation] = next((other for other in reversed(fit) if other.via is None), fit[-1])
             others.remove(self.linked[incarnation])
         else:
             del self.linked[incarnation]

@@ -10,7 +10,7 @@ from actorhub.core.errors import ActorhubError
 from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import AwaitedMessage
 from actorhub.engine.model.spec import operation_spec
-from actorhub.engine.routing.peers import Peer
+from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.relays import RelayedLink
 from actorhub.engine.routing.router import Router
 from actorhub.engine.supervision import Supervisor
@@ -29,7 +29,8 @@ _CHECKS: Final = Backoff(initial=0.05, maximum=1.0)
 class LinkSwitch:
     """Moves calls from a link that goes through another runner to a later link."""
 
-    def __init__(self, router: Router, supervisor: Supervisor) -> None:
+    def __init__(self, peers: Peers, router: Router, supervisor: Supervisor) -> None:
+        self._peers = peers
         self._router = router
         self._supervisor = supervisor
 
@@ -61,12 +62,18 @@ class LinkSwitch:
                 return
 
     async def _retire(self, former: Peer) -> None:
-        """Close the former link once neither side has a call in flight on it, or will make another one."""
+        """Close the former link once neither side has a call in flight on it, or will make another one.
+
+        It stays if calls go over it again, because the later link has broken: the next link takes its place then.
+        """
         link = former.link
         assert isinstance(link, RelayedLink)
         pauses = itertools.count(1)
         while link.is_open and former.pending:  # noqa: ASYNC110 - once per link
             await asyncio.sleep(_CHECKS.longest(next(pauses)))
+        if self._peers.is_used(former):
+            return
+        former.is_retired = True
         link.say_done()
         quiet = 0.0
         # The other end says nothing if it never called over this link, because it had a direct one all the time.
