@@ -167,7 +167,10 @@ class Connector:
 
     def _needs_way(self, runner: RunnerAddress) -> bool:
         peer = self._peers.by_runner(runner)
-        return peer is None or (peer.via is not None and peer.via.is_leaving)
+        if peer is None or not isinstance(peer.link, RelayedLink):
+            return peer is None
+        # The other end may have lost the link that had taken the place of this one, and waits for one to be opened.
+        return peer.link.via.is_leaving or peer.link.is_done_there
 
     async def _go_around(self, runner: RunnerAddress) -> None:
         """Open a link to a runner that cannot be reached through one that can, if there is none yet."""
