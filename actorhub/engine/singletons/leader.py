@@ -379,10 +379,14 @@ class SingletonLeader:
             task.cancel()
         until = self._clock.monotonic() + (0.0 if cell is self.abandoned else LOSS_LIMIT)
         while self._clock.monotonic() < until and (  # noqa: ASYNC110 - once per activation
-            cell.load or cell.nested or cell.streams or not all(task.done() for task in tasks)
+            self._runs_in(cell) or cell.streams or not all(task.done() for task in tasks)
         ):
             await asyncio.sleep(_QUIET_POLL)
         await self.lose(cell)
+
+    def _runs_in(self, cell: Cell) -> bool:
+        """Whether a handler of the activation runs. Turns do not tell: one may be kept while the store is asked."""
+        return any(run.cell is cell for run in self._services.scheduler.suspended)
 
     async def _run_loss(self, cell: Cell) -> None:
         hook = self.spec.on_lose_leadership
