@@ -10,7 +10,6 @@ import pytest
 from actorhub import Cluster, Hub, Retry, Singleton, cron, current, handler
 from actorhub.cluster import part_of
 from actorhub.engine.runner import Runner
-from actorhub.storage.memory.checkpoints import MemoryCheckpoints
 from actorhub.storage.memory.messages import MemoryMessages
 from actorhub.storage.memory.singletons import MemorySingletons
 from actorhub.storage.memory.storage import MemoryStorage

@@ -7,8 +7,8 @@ what is in the store first, and nothing must overtake what was sent before it (i
 A deposit takes a share lock on the shard's row, and whoever takes the shard locks that row for update. So either the
 deposit is committed first, and the new owner's walk finds it, or it waits for the take and comes after it. In the
 second case the owner's walk may be over. That is why, once a message is deposited, its owner is sent a *wake*, which
-makes it scan again. What this process sends to the shard while a deposit is under way is held back, or it might come
-before the wake.
+makes it scan again. What this process sends to the shard is held back until the deposit is stored and the owner has
+answered the wake, or it might come before it: the wake may go to a former owner first, or over a link that is broken.
 """
 
 import asyncio
@@ -73,7 +73,7 @@ class Deposits:
         self._supervisor = supervisor
         self._wakes: dict[ShardId, Wake] = {}
         self.under_way: dict[ShardId, int] = {}
-        """How many deposits of this process's messages have no answer yet, where there are any."""
+        """How many deposits of this process's messages, and wakes, have no answer yet, where there are any."""
 
     def holds_back(self, message: Message, shard: ShardId) -> bool:
         """Whether a message must wait, because one that was sent before it to the shard is being deposited."""
@@ -131,7 +131,7 @@ class Deposits:
             # A copy, so that the message itself can answer its sender. From here on it is not routed: with a new owner
             # it would arrive twice, once from here and once from the store.
             each.phase = SENT
-            self.under_way[shard] = self.under_way.get(shard, 0) + 1
+            self._begin(shard)
             deposit = _Deposit(each, self._on_stored, partial(self._on_over, shard))
             if self._store is not None:
                 self.deposit(deposit)
@@ -139,7 +139,7 @@ class Deposits:
                 self._routing.ask_a_runner(deposit)
 
     def _on_stored(self, message: Message, message_id: int) -> None:
-        """Wake the owner, then let the sender go on: what the sender sends next travels behind the wake.
+        """Wake the owner, then let the sender go on: what the sender sends next is held back until the owner is awake.
 
         With another id, that of an earlier message with its key, nothing new was stored.
         """
@@ -155,8 +155,11 @@ class Deposits:
             message.delivery = msgspec.structs.replace(message.delivery, is_stored=is_new, is_repeated=True)
             self._routing.route(message)
 
+    def _begin(self, shard: ShardId) -> None:
+        self.under_way[shard] = self.under_way.get(shard, 0) + 1
+
     def _on_over(self, shard: ShardId) -> None:
-        """A deposit has its answer; after the last one, what was held back goes on, behind the wake."""
+        """A deposit, or a wake, has its answer; after the last one, what was held back goes on."""
         if self.under_way[shard] > 1:
             self.under_way[shard] -= 1
             return
@@ -171,7 +174,8 @@ class Deposits:
         assert sent.shard_id is not None
         waiting = self._wakes.get(sent.shard_id)
         if waiting is None or waiting.phase != PARKED:
-            wake = self._wakes[sent.shard_id] = Wake(sent)
+            self._begin(sent.shard_id)
+            wake = self._wakes[sent.shard_id] = Wake(sent, partial(self._on_over, sent.shard_id))
             self._routing.route(wake)
 
 
@@ -246,15 +250,18 @@ class _Deposit(_Copy):
 class Wake(_Copy):
     """Makes a shard's owner, once there is one, scan the store for what was deposited."""
 
-    __slots__ = ()
+    __slots__ = ("_on_over",)
 
-    def __init__(self, sent: Message) -> None:
+    def __init__(self, sent: Message, on_over: Callable[[], None] = lambda: None) -> None:
         super().__init__(sent, is_stored=True, is_deposit=True)
+        self._on_over = on_over
         self.deadline = FOREVER
         self.body = b""
 
     def on_completed(self, body: bytes) -> None:
         """The owner knows: nothing is left to do."""
+        self._on_over()
 
     def on_failed(self, error: ActorhubError) -> None:
         """The owner will find the deposit by its next scan, whenever that is."""
+        self._on_over()

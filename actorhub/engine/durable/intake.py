@@ -71,6 +71,11 @@ class Intake:
     def take(self, caller: Message, shard: HostedShard) -> None:
         """Take a call that need not be held, whatever becomes of the shard."""
         delivery = caller.delivery or Durable()
+        if (delivery.is_deposit or delivery.is_stored) and not shard.lease.is_fresh():
+            # The sender would take it that the owner knows what is in the store. Another one may have read it already,
+            # when this was not there yet.
+            self._reroute(caller)
+            return
         caller.phase = SENT
         if delivery.is_deposit:
             # A wake (`durable.deposits`): what it is about is in the store, and so may others be that came before it.
