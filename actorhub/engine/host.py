@@ -201,7 +201,7 @@ class Host:
     def _make_homes(self, around: Surroundings, owner: Owner) -> Homes:
         return Homes(
             owner,
-            Neighbours(around.hosted_groups, around.ask_home, around.route),
+            Neighbours(around.hosted_groups, around.ask_home, around.new_id, around.wake),
             sharding=around.sharding,
             activations=self.activations,
             delivery=self.delivery,

@@ -20,11 +20,7 @@ from actorhub.core.envelope import (
     Members,
     Owners,
 )
-from actorhub.core.errors import (
-    ActorhubError,
-    PersistenceError,
-    ShuttingDown,
-)
+from actorhub.core.errors import ActorhubError, PersistenceError, ShuttingDown
 from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.ask import ask_home
 from actorhub.engine.anycast.former_owners import FormerOwnerRequests
@@ -106,6 +102,7 @@ class Runner:
                 server=self._server,
                 hosted_groups=self._hosted_groups,
                 ask_home=self._ask_home,
+                wake=self._wake,
             )
         )
         process = Process(
@@ -296,6 +293,9 @@ class Runner:
 
     async def _ask_home(self, question: HomeQuestion) -> str:
         return await ask_home(self.node, question)
+
+    def _wake(self, message: Message, shard: ShardId) -> None:
+        self.node.router.deposits.wake(message, shard)
 
     async def runner_healths(self) -> Sequence[RunnerHealth]:
         """Return the health of this runner."""

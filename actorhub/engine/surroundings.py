@@ -60,3 +60,5 @@ class Surroundings:
     """Returns the shard groups that living runners host."""
     ask_home: Callable[[HomeQuestion], Awaitable[str]]
     """Has the owner of a shard say whether it has an entity there; returns its incarnation."""
+    wake: Callable[[Message, ShardId], None]
+    """Tells a shard's owner that something like the message was stored for it."""

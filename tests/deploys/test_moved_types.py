@@ -173,6 +173,25 @@ async def test_both_releases_serve_while_a_type_moves_and_back(
         await judged(cluster, release, callers, in_order=False)
 
 
+async def test_what_is_told_to_one_release_runs_at_once_where_the_other_has_the_entity(
+    memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No runner scans the store by itself here: the owner is told of the messages that are moved to it."""
+    monkeypatch.setattr("actorhub.engine.runner._POLL", 3600.0)
+    old = await memory.start_runner(hub=BEFORE[1])
+    caller = Caller(old, BEFORE, "old")
+    await caller.round()
+    new = await memory.start_runner(hub=GROUP[1])
+    await memory.settled()
+    accounts: Any = new.client(GROUP[0])
+    for entity_id in IDS:
+        for op in ("told first", "told next"):
+            await new.tell(accounts(entity_id).add(op))
+            caller.acknowledged[entity_id].append(op)
+    await settled(memory, new)
+    await judged(new, GROUP, [caller])
+
+
 class Lease(msgspec.Struct):
     terms: list[str] = []
 

@@ -145,7 +145,8 @@ class Deposits:
         """
         is_new = message_id == message.message_id
         if is_new:
-            self._wake(message)
+            assert message.shard_id is not None
+            self.wake(message, message.shard_id)
         if message.kind == TELL:
             message.complete_waiting(_encode(message_id))
         elif message.phase == SENT:
@@ -168,14 +169,13 @@ class Deposits:
         if self._routing.can_reach_owner(shard):
             self._routing.release([shard])
 
-    def _wake(self, sent: Message) -> None:
-        """Wake the shard's owner, now or once there is one. At most one wake per shard is parked."""
+    def wake(self, sent: Message, shard: ShardId) -> None:
+        """Wake the shard's owner, now or once there is one: `sent`, or something of its kind, was stored for it."""
         # One wake is enough for all that was deposited before the owner gets it, which is why only a parked one counts.
-        assert sent.shard_id is not None
-        waiting = self._wakes.get(sent.shard_id)
+        waiting = self._wakes.get(shard)
         if waiting is None or waiting.phase != PARKED:
-            self._begin(sent.shard_id)
-            wake = self._wakes[sent.shard_id] = Wake(sent, partial(self._on_over, sent.shard_id))
+            self._begin(shard)
+            wake = self._wakes[shard] = Wake(sent, partial(self._on_over, shard))
             self._routing.route(wake)
 
 
@@ -252,7 +252,7 @@ class Wake(_Copy):
 
     __slots__ = ("_on_over",)
 
-    def __init__(self, sent: Message, on_over: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, sent: Message, on_over: Callable[[], None]) -> None:
         super().__init__(sent, is_stored=True, is_deposit=True)
         self._on_over = on_over
         self.deadline = FOREVER

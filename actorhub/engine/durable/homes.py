@@ -30,7 +30,6 @@ from actorhub.core.errors import (
 )
 from actorhub.core.logger import get_logger
 from actorhub.engine.durable.delivery import Delivery
-from actorhub.engine.durable.deposits import Wake
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.model.durable_message import start_of
 from actorhub.engine.model.records import ACTIVATING, DEAD, SENT, AwaitedMessage, Cell, HostedShard, Message
@@ -91,8 +90,10 @@ class Neighbours:
     """Returns the shard groups that living runners host."""
     ask_home: Callable[[HomeQuestion], Awaitable[str]]
     """Has the owner of a shard answer a question; returns its incarnation."""
-    route: Callable[[Message], None]
-    """Sends a message to the shard that it names."""
+    new_id: Callable[[], int]
+    """Returns the id of a new message."""
+    wake: Callable[[Message, ShardId], None]
+    """Tells a shard's owner that something like the message was stored for it."""
 
 
 class Homes:
@@ -256,6 +257,7 @@ class Homes:
     async def _move_messages(self, cell: Cell, home: ShardId) -> None:
         try:
             await self._store.uncount_runs(self._set_aside(cell.shard, cell.entity), self._incarnation)
+            wake_id = self._neighbours.new_id()
             moved = await self._storage.move_entity(
                 cell.entity,
                 source=cell.shard.id,
@@ -268,7 +270,7 @@ class Homes:
             return
         self._set_aside(cell.shard, cell.entity)  # The loader may have brought in what it read before the move.
         if moved:
-            self._wake_owner(cell, home)
+            self._wake_owner(cell, home, wake_id)
         self._forward_waiting(cell.shard, cell.entity, home)
 
     async def sweep(self) -> None:
@@ -343,13 +345,14 @@ class Homes:
             self._scheduler.cancel_dead("the entity moved and the handler did not finish within the grace time")
         return cell.phase == DEAD
 
-    def _wake_owner(self, cell: Cell, home: ShardId) -> None:
+    def _wake_owner(self, cell: Cell, home: ShardId, message_id: int) -> None:
         """Have the owner of the home find what was moved there. Without a handler to name it finds that by itself."""
         handlers = cell.hosted_type.spec.handlers.values()
         if (spec := next((spec for spec in handlers if spec.durable), None)) is not None:
             told = Message(spec, cell.entity_id, TELL)
+            told.message_id = message_id
             told.shard_id = home
-            self._neighbours.route(Wake(told))
+            self._neighbours.wake(told, home)
 
     def _place_of(self, entity: tuple[str, str]) -> ShardId:
         return self._sharding.shard_of(self._types[entity[0]].spec, entity[1])
