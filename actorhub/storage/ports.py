@@ -325,7 +325,8 @@ class Storage(Protocol):
         """Move the stored state and the pending messages of an entity from one shard to another, in one step.
 
         Keys, due times and counts stay as they are. What lies in a third shard stays there. When this returns, no
-        commit of a former or other owner of `source` is under way. Returns how many messages were moved.
+        commit of a former or other owner of `source` is under way. Returns how many messages were moved. If this is
+        cancelled or fails, it is known within a second whether they were: no move that was given up happens later.
 
         Args:
             entity: Type and id.

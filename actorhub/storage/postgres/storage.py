@@ -57,6 +57,9 @@ _AGREEMENT_LIMIT: Final = 0.5 + SILENCE_LIMIT.total_seconds()
 """Seconds in which runners that were killed just now are known to be gone."""
 _AGREEMENT_PAUSE: Final = 0.1
 _TAKE_ATTEMPTS: Final = 3
+_MOVING: Final = {"statement_timeout": "4s", "lock_timeout": "1s", "idle_in_transaction_session_timeout": "1s"}
+"""Settings of moves of entities. These have a transaction each, which the last one ends if its commit is late: whoever
+gave a move up knows that it is over soon."""
 HOT_QUERIES: Final = (
     "column_types",
     "load_states",
@@ -123,6 +126,7 @@ class PostgresStorage(Storage):
         # A take may wait for a fence. What ends the fence's holder must not queue behind it.
         self._ownership = Lane(self._connections, LONG, slow=True)
         self._takeovers = Lane(self._connections, {**LONG, "lock_timeout": "500ms"}, slow=True)
+        self._moves = Lane(self._connections, _MOVING, slow=True)
         self._endings = Lane(self._connections, LONG)
         self._loads = Batcher(self._connections, clock, StateLoads(self._counters), self._counters)
         self._commits = Batcher(
@@ -367,7 +371,7 @@ class PostgresStorage(Storage):
         self, entity: tuple[str, str], *, source: ShardId, source_owner: str | None, target: ShardId, incarnation: str
     ) -> int:
         shards = (source.group, source.number, target.group, target.number)
-        rows = await self._ownership.fetch("move an entity", "move_entity", incarnation, source_owner, *entity, *shards)
+        rows = await self._moves.fetch("move an entity", "move_entity", incarnation, source_owner, *entity, *shards)
         if (moved := int(rows[0][0])) < 0:
             raise Fenced(f"{source} or {target} has another owner: nothing of {'/'.join(entity)} was moved")
         return moved
