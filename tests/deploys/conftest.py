@@ -5,7 +5,10 @@ import tarfile
 import pytest
 
 from tests.deploys.releases import ARCHIVE, Release
+from tests.support.gates import closed_gates
 from tests.support.starter import ROOT
+
+__all__ = ["closed_gates", "releases"]
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from actorhub import Cluster, Entity, Hub, Retry, Singleton, current, handler
+from actorhub.storage.memory.storage import MemoryStorage
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster, until
+from tests.support.gates import gates
 
 IDS = [f"{name}/{number}" for name in ("ada", "bob", "eve") for number in range(4)]
 
@@ -190,6 +192,39 @@ async def test_what_is_told_to_one_release_runs_at_once_where_the_other_has_the_
             caller.acknowledged[entity_id].append(op)
     await settled(memory, new)
     await judged(new, GROUP, [caller])
+
+
+@pytest.mark.parametrize("is_made", [False, True], ids=["it does not happen", "it has happened"])
+async def test_a_move_that_takes_too_long_is_given_up_and_begun_anew(
+    memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch, is_made: bool
+) -> None:
+    """Consent to it is for a while only; if the move has happened, its messages are found without a scan by chance."""
+    monkeypatch.setattr("actorhub.engine.runner._POLL", 3600.0)
+    monkeypatch.setattr("actorhub.engine.durable.homes._VALID", 0.3)
+    move, gate = MemoryStorage.move_entity, gates["store"]
+
+    async def held_up(storage: MemoryStorage, entity: tuple[str, str], **shards: Any) -> int:
+        if is_made:
+            moved = await move(storage, entity, **shards)
+        await gate.pass_through()
+        return moved if is_made else await move(storage, entity, **shards)
+
+    monkeypatch.setattr(MemoryStorage, "move_entity", held_up)
+    old = await memory.start_runner(hub=BEFORE[1])
+    caller = Caller(old, BEFORE, "old")
+    await caller.round()
+    accounts: Any = old.client(BEFORE[0])
+    await old.tell(accounts(IDS[0]).add("later"), delay=timedelta(seconds=2))
+    caller.acknowledged[IDS[0]].append("later")
+    await memory.stop(old)
+    new, _ = await memory.start_runner(hub=KEY[1]), await memory.start_runner(hub=KEY[1])
+    await memory.settled()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(Caller(new, KEY, "new").round())
+        await until(lambda: "cancelled" in gate.left, "a move was given up")
+        gate.open()
+    await settled(memory, new)
+    await judged(new, KEY, [caller])
 
 
 class Lease(msgspec.Struct):

@@ -36,6 +36,7 @@ from actorhub.engine.model.records import ACTIVATING, DEAD, SENT, AwaitedMessage
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.model.spec import HandlerSpec, operation_spec
 from actorhub.engine.runs.activation import Activations, Elsewhere
+from actorhub.engine.supervision import store_call
 from actorhub.storage.message_ports import RunStart
 from actorhub.storage.ports import Fenced
 from actorhub.storage.singleton_ports import Leadership
@@ -47,9 +48,10 @@ _ASK_AGAIN: Final = 0.1
 _GRACE: Final = 5.0
 """Seconds for the runs of an entity that is given away."""
 _VALID: Final = 5.0
-"""Seconds since the question for which consent to give an entity away counts."""
+"""Seconds since the question for which consent to give an entity away counts. A move takes no longer."""
 _GIVEN: Final = 2 * _VALID
-"""Seconds for which an entity that was given away is not activated where it was."""
+"""Seconds for which an entity that was given away is not activated where it was. A move that took too long is over by
+then on the server, too: it needs a second for that (`move_entity`)."""
 _POLL: Final = 0.005
 """Seconds between checks of whether an activation has ended."""
 _MOST_STRAYS: Final = 1000
@@ -155,8 +157,9 @@ class Homes:
             asked = self._clock.monotonic()
             try:
                 owner = await self.consent(cell.entity, home, may_move=may_move)
-                if self._clock.monotonic() - asked < _VALID and cell.phase == ACTIVATING:
-                    await self._bring(cell, home, owner)
+                seconds = asked + _VALID - self._clock.monotonic()
+                if seconds > 0 and cell.phase == ACTIVATING:
+                    await self._bring(cell, home, owner, seconds)
                     return
             except (Fenced, RunnerUnavailable) as error:
                 _log.info("%s stays in %s for now: %s", cell.address, home, error)
@@ -299,13 +302,24 @@ class Homes:
                 )
                 self._let_stored_in(shard, (name, entity_id))
 
-    async def _bring(self, cell: Cell, home: ShardId, owner: str | None) -> None:
-        moved = await self._storage.move_entity(
+    async def _bring(self, cell: Cell, home: ShardId, owner: str | None, seconds: float) -> None:
+        moving = self._storage.move_entity(
             cell.entity, source=home, source_owner=owner, target=cell.shard.id, incarnation=self._incarnation
         )
+        try:
+            moved = await store_call(self._supervisor, moving, "move an entity", seconds)
+        except Fenced:
+            raise
+        except PersistenceError:
+            await self._let_moved_go_first(cell)  # Perhaps there are some.
+            raise
         _log.debug("%s moved from %s to %s with %d messages", cell.address, home, cell.shard.id, moved)
-        if moved and cell.phase == ACTIVATING:
-            # They are older than what arrived here, and come first (invariant G).
+        if moved:
+            await self._let_moved_go_first(cell)
+
+    async def _let_moved_go_first(self, cell: Cell) -> None:
+        """Have what arrived here wait behind messages that were moved here, which are older (invariant G)."""
+        if cell.phase == ACTIVATING:
             counted = self._set_aside(cell.shard, cell.entity)
             self._let_stored_in(cell.shard, cell.entity)
             await self._store.uncount_runs(counted, self._incarnation)
