@@ -1,6 +1,7 @@
 """Deploys that give an entity type another shard group or shard key, in memory: forwards, back, and in between."""
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
@@ -32,6 +33,11 @@ def _release(**placement: Any) -> tuple[type[Entity[Ops]], Hub]:
 
         @handler(durable=True, retry=Retry(attempts=2, initial=timedelta(milliseconds=10)))
         async def add(self, op: str) -> int:
+            return self._note(op)
+
+        @handler(durable=True, retry=Retry(attempts=1))
+        async def hold(self, op: str) -> int:
+            await gates[op].pass_through()
             return self._note(op)
 
         async def put(self, op: str) -> int:
@@ -225,6 +231,56 @@ async def test_a_move_that_takes_too_long_is_given_up_and_begun_anew(
         gate.open()
     await settled(memory, new)
     await judged(new, KEY, [caller])
+
+
+async def test_a_run_that_a_move_cuts_short_costs_no_attempt(
+    memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its message has one attempt, and is run where the entity is then."""
+    monkeypatch.setattr("actorhub.engine.durable.homes._GRACE", 0.2)
+    old = await memory.start_runner(hub=BEFORE[1])
+    new = [await memory.start_runner(hub=KEY[1]) for _ in range(2)]
+    await memory.settled()
+    accounts: Any = old.client(BEFORE[0])
+    moving: Any = new[0].client(KEY[0])
+    ids = (f"{number}/account" for number in range(200))
+    places = ((each, old.shard_of(BEFORE[0], each), new[0].shard_of(KEY[0], each)) for each in ids)
+    owners = ((each, memory.owner_of(home), memory.owner_of(place)) for each, home, place in places)
+    entity_id = next(each for each, *pair in owners if set(pair) == set(new))
+    await accounts(entity_id).put("put")
+    await old.tell(accounts(entity_id).hold("held"))
+    await gates["held"].came()
+    done = asyncio.ensure_future(moving(entity_id).done())
+    await until(lambda: gates["held"].left == ["cancelled"], "the run is cut short")
+    gates["held"].open()
+    assert await done in (["put"], ["put", "held"])
+    await settled(memory, old)
+    assert await moving(entity_id).done() == ["put", "held"]
+
+
+async def test_an_entity_that_waits_for_the_owner_of_its_home_is_logged_once(
+    memory: MemoryCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The owner is asked again and again, which nobody needs to read of."""
+    caplog.set_level(logging.DEBUG, "actorhub.homes")
+    old = await memory.start_runner(hub=BEFORE[1])
+    await Caller(old, BEFORE, "old").round()
+    new = await memory.start_runner(hub=GROUP[1])
+    await memory.settled()
+    memory.cut(old, new)
+    moving: Any = new.client(GROUP[0])
+    entity_id = next(each for each in IDS if memory.owner_of(old.shard_of(BEFORE[0], each)) is old)
+    done = asyncio.ensure_future(moving(entity_id).done())
+    levels: list[int] = []
+
+    def is_asked_again() -> bool:
+        levels[:] = [record.levelno for record in caplog.records if "stays in" in record.getMessage()]
+        return len(levels) > 2
+
+    await until(is_asked_again, "the owner is asked again")
+    assert levels[:3] == [logging.INFO, logging.DEBUG, logging.DEBUG]
+    memory.heal(old, new)
+    assert len(await done) == 3
 
 
 class Lease(msgspec.Struct):

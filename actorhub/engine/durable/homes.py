@@ -15,11 +15,13 @@ question is one that they can answer, and their answer says what they have decla
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable
+import logging
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from actorhub.core.address import ShardId, ShardOwner
+from actorhub.core.backoff import Backoff
 from actorhub.core.envelope import HOME, MAY_MOVE, RETRY_MESSAGE, TELL, Durable
 from actorhub.core.errors import (
     ActorhubError,
@@ -52,8 +54,8 @@ _VALID: Final = 5.0
 _GIVEN: Final = 2 * _VALID
 """Seconds for which an entity that was given away is not activated where it was. A move that took too long is over by
 then on the server, too: it needs a second for that (`move_entity`)."""
-_POLL: Final = 0.005
-"""Seconds between checks of whether an activation has ended."""
+_CHECKS: Final = Backoff(initial=0.005, maximum=0.1)
+"""Pauses between checks of whether an activation has ended."""
 _MOST_STRAYS: Final = 1000
 """Entities of one shard that one sweep moves, at most."""
 
@@ -152,7 +154,7 @@ class Homes:
             Elsewhere: its home's owner keeps it.
             PersistenceError: the store failed.
         """
-        may_move = self._place_of(cell.entity) == cell.shard.id
+        may_move, level = self._place_of(cell.entity) == cell.shard.id, logging.INFO
         while cell.phase == ACTIVATING:
             asked = self._clock.monotonic()
             try:
@@ -162,7 +164,8 @@ class Homes:
                     await self._bring(cell, home, owner, seconds)
                     return
             except (Fenced, RunnerUnavailable) as error:
-                _log.info("%s stays in %s for now: %s", cell.address, home, error)
+                _log.log(level, "%s stays in %s for now: %s", cell.address, home, error)
+                level = logging.DEBUG  # It may be like that for as long as a takeover lasts.
                 await asyncio.sleep(_ASK_AGAIN)
 
     async def consent(self, entity: tuple[str, str], home: ShardId, *, may_move: bool) -> str | None:
@@ -245,12 +248,13 @@ class Homes:
         self._given[entity] = (home, self._clock.monotonic() + _GIVEN)
         if (shard := self._shards.get(home)) is not None:
             # Whoever waits here for a message that is about to be moved would not be told how it ends.
-            self._set_aside(shard, entity)
+            counted = self._set_aside(shard, entity)
             self._forward_waiting(shard, entity, place)
+            await self._take_back(counted)
         return place
 
     async def send_away(self, cell: Cell, home: ShardId) -> None:
-        """End an activation that there is not to be here, and send what waits for it to the entity's home."""
+        """End an activation that must not exist here, and send what waits for it to the entity's home."""
         await self._move_messages(cell, home)
         if cell.phase != DEAD:
             cell.phase = DEAD
@@ -259,7 +263,7 @@ class Homes:
 
     async def _move_messages(self, cell: Cell, home: ShardId) -> None:
         try:
-            await self._store.uncount_runs(self._set_aside(cell.shard, cell.entity), self._incarnation)
+            await self._take_back(self._set_aside(cell.shard, cell.entity))
             wake_id = self._neighbours.new_id()
             moved = await self._storage.move_entity(
                 cell.entity,
@@ -271,10 +275,12 @@ class Homes:
         except PersistenceError as error:
             _log.warning("messages of %s could not be moved to %s yet: %s", cell.address, home, error)
             return
-        self._set_aside(cell.shard, cell.entity)  # The loader may have brought in what it read before the move.
+        # The loader may have brought in what it read before the move.
+        counted = self._set_aside(cell.shard, cell.entity)
         if moved:
             self._wake_owner(cell, home, wake_id)
         self._forward_waiting(cell.shard, cell.entity, home)
+        await self._take_back(counted)
 
     async def sweep(self) -> None:
         """Bring in messages from shards that no living runner hosts, those of entities that belong here."""
@@ -322,7 +328,7 @@ class Homes:
         if cell.phase == ACTIVATING:
             counted = self._set_aside(cell.shard, cell.entity)
             self._let_stored_in(cell.shard, cell.entity)
-            await self._store.uncount_runs(counted, self._incarnation)
+            await self._take_back(counted)
 
     def _let_stored_in(self, shard: HostedShard, entity: tuple[str, str]) -> None:
         if (cell := self._backlog.cell_of(entity)) is not None:
@@ -339,7 +345,7 @@ class Homes:
                     self._forward(caller, home)
 
     def _set_aside(self, shard: HostedShard, entity: tuple[str, str]) -> list[RunStart]:
-        """Leave the entity's durable messages to the store; return the runs that were counted and will not start."""
+        """Leave the entity's durable messages to the store; return the runs that are counted and will not end here."""
         messages = self._memory.table(shard).messages.values()
         mine = [message for message in messages if message.entity == entity]
         counted = [start_of(message) for message in mine if message.is_counted]
@@ -347,13 +353,21 @@ class Homes:
             self._memory.spill(message)
         return counted
 
+    async def _take_back(self, counted: Sequence[RunStart]) -> None:
+        """Have runs that are counted and will not end here not count as attempts."""
+        try:
+            await self._store.uncount_runs(counted, self._incarnation)
+        except PersistenceError as error:
+            _log.warning("%d runs of an entity that moves cost an attempt each: %s", len(counted), error)
+
     async def _ended(self, cell: Cell) -> bool:
         """End an activation, within the grace time; return whether it is over."""
-        until = self._clock.monotonic() + _GRACE
-        while cell.phase != DEAD and self._clock.monotonic() < until:
+        until, checks = self._clock.monotonic() + _GRACE, 0
+        while cell.phase != DEAD and (left := until - self._clock.monotonic()) > 0:
+            checks += 1
             self._activations.close(cell)
             self._scheduler.cut_short(lambda one: one is cell)
-            await asyncio.sleep(_POLL)
+            await asyncio.sleep(min(left, _CHECKS.longest(checks)))
         if cell.phase != DEAD:
             self._discard(cell)
             self._scheduler.cancel_dead("the entity moved and the handler did not finish within the grace time")
