@@ -279,12 +279,16 @@ class Scheduler:
     def cut_short(self, is_leaving: Callable[[Cell], bool]) -> None:
         """Cut short what would hold up a hand-over for long: a singleton's `run`, and runs in a durable wait."""
         # Both go on at the next owner from what they stored. A durable handler between two waits is let finish.
-        waiting = [run.message for run in self.suspended if run.progress is not None and run.progress.waits]
-        suspended = [run.message for run in self.suspended]
-        main_loops = [message for message in (*suspended, *self.ready) if message.run_kind is RunKind.MAIN_LOOP]
-        for message in {*waiting, *main_loops}:
-            if message.cell is not None and is_leaving(message.cell):
-                self.abandon(message, run_moved(message))
+
+        def leaves(message: Message) -> bool:
+            return message.cell is not None and is_leaving(message.cell)
+
+        suspended = [run for run in self.suspended if leaves(run.message)]
+        waiting = {run.message for run in suspended if run.progress is not None and run.progress.waits}
+        begun = (*(run.message for run in suspended), *self.ready)
+        main_loops = {each for each in begun if each.run_kind is RunKind.MAIN_LOOP and leaves(each)}
+        for message in waiting | main_loops:
+            self.abandon(message, run_moved(message))
 
     def dequeue(self, message: Message) -> None:
         """Take a message out of its mailbox, or out of those that wait for a place, if it is still there."""
