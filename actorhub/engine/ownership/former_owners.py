@@ -26,7 +26,7 @@ from actorhub.storage.ports import LEASE, LiveRunner, Storage
 _log: Final = get_logger("actorhub.ownership")
 
 LEASE_IS_OVER: Final = 1.1 * LEASE.total_seconds()
-"""Seconds after its last sign of life in which a former owner's lease has ended. The tenth is for a clock of its that
+"""Seconds after its last sign of life in which a former owner's lease has ended. The tenth is there in case its clock
 runs slower than ours, and for what it does when its lease ends, such as `on_lose_leadership`, to begin first."""
 _PAUSE: Final = 0.1
 """Seconds between questions."""

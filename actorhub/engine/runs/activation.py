@@ -112,7 +112,7 @@ class Homes(Protocol):
         ...
 
     async def send_away(self, cell: Cell, home: ShardId) -> None:
-        """End an activation that there is not to be here, and send what waits for it to the entity's home."""
+        """End an activation that must not exist here, and send what waits for it to the entity's home."""
         ...
 
 
