@@ -155,7 +155,20 @@ class MovedEntitySuite:
         strays = [message(1, shard=ELSEWHERE), message(2, shard=ELSEWHERE), message(3, "eve", shard=ELSEWHERE)]
         made = [message(9), *strays[:2], changed(strays[2], delay=FAR)]
         assert await failures([messages.deposit(each) for each in made]) == [None] * 4
-        assert sorted(await messages.strays(types, ["default"], 9)) == [(ELSEWHERE, *ADA), (ELSEWHERE, "orders", "eve")]
-        assert len(await messages.strays(types, ["default"], 1)) == 1
-        assert await messages.strays(types, ["default", "other"], 9) == []
-        assert await messages.strays(["books"], ["default"], 9) == []
+        found = [(ELSEWHERE, *ADA), (ELSEWHERE, "orders", "eve")]
+        assert await messages.strays(types, ["default"], None, 9) == found
+        assert await messages.strays(types, ["default", "other"], None, 9) == []
+        assert await messages.strays(["books"], ["default"], None, 9) == []
+
+    async def test_messages_of_unhosted_groups_are_found_page_by_page(self, world: StorageWorld) -> None:
+        """By shard, type and id, whatever the messages wait for: one that stays where it is does not hide the next."""
+        messages, types = await opened(world), ["orders", "books"]
+        shards = (ShardId("lost", 3), ShardId("lost", 20), ShardId("other", 1))
+        wanted = [(shard, "orders", name) for shard in shards for name in ("Zoe", "ada", "eve")]
+        made = [message(9 - each, name, shard=shard) for each, (shard, _, name) in enumerate(wanted)]
+        await failures([messages.deposit(changed(one, delay=FAR) if one.message_id % 2 else one) for one in made])
+        found = [await messages.strays(types, ["default"], None, 2)]
+        while found[-1]:
+            found.append(await messages.strays(types, ["default"], found[-1][-1], 2))
+        assert [stray for page in found for stray in page] == wanted
+        assert [len(page) for page in found] == [2, 2, 2, 2, 1, 0]

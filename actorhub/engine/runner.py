@@ -176,6 +176,7 @@ class Runner:
         _ = self.node.supervisor.loop("backlog", self.host.delivery.loader.run)
         _ = self.node.supervisor.loop("schedule", self.host.delivery.due.run)
         _ = self.node.supervisor.loop("scan the store", self._keep_polling)
+        _ = self.node.supervisor.loop("bring in strays", self.host.homes.run)
         Retention(self.storage, self.node.supervisor, self.node.clock).start(
             with_singletons=self.host.singletons.has_any
         )
@@ -440,7 +441,6 @@ class Runner:
         while True:
             await asyncio.sleep(_POLL * (0.5 + self.node.clock.random()))
             self.host.poll()
-            await self.host.homes.sweep()
 
     def _mistrust(self, shard: ShardId) -> None:
         self.ownership.mistrust(shard)

@@ -424,11 +424,11 @@ class MessageStore(Protocol):
         ...
 
     async def strays(
-        self, types: Collection[str], groups: Collection[str], limit: int
+        self, types: Collection[str], groups: Collection[str], after: tuple[ShardId, str, str] | None, limit: int
     ) -> Sequence[tuple[ShardId, str, str]]:
         """Return (shard, type, id) of entities with pending messages in shards of other groups than `groups`.
 
-        Those of `types`, and at most `limit` of each shard.
+        Those of `types`: the first `limit` in that order, or those that come next after `after`.
         """
         ...
 

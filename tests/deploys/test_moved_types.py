@@ -15,6 +15,7 @@ from actorhub.storage.memory.storage import MemoryStorage
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster, until
 from tests.support.gates import gates
+from tests.support.parts import host_of
 
 IDS = [f"{name}/{number}" for name in ("ada", "bob", "eve") for number in range(4)]
 
@@ -281,6 +282,59 @@ async def test_an_entity_that_waits_for_the_owner_of_its_home_is_logged_once(
     assert levels[:3] == [logging.INFO, logging.DEBUG, logging.DEBUG]
     memory.heal(old, new)
     assert len(await done) == 3
+
+
+def _key_of_all_but_ada(entity_id: str) -> str:
+    if entity_id.startswith("ada"):
+        raise ValueError(entity_id)
+    return entity_id
+
+
+OTHERS_ONLY = _release(shard_key=_key_of_all_but_ada)
+
+
+async def test_messages_that_cannot_be_brought_in_do_not_hide_others(
+    memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay in shards that nobody hosts, because the shard key of the next release fails for their ids."""
+    monkeypatch.setattr("actorhub.engine.durable.homes._SWEEP", 0.05)
+    monkeypatch.setattr("actorhub.engine.durable.homes._STRAYS_AT_ONCE", 1)
+    old = await memory.start_runner(hub=GROUP[1])
+    accounts: Any = old.client(GROUP[0])
+    for entity_id in IDS:
+        await old.tell(accounts(entity_id).add("later"), delay=timedelta(hours=1))
+    await memory.stop(old)
+    await memory.start_runner(hub=OTHERS_ONLY[1])
+
+    def left() -> set[str]:
+        rows = memory.store.messages.messages(MessageFilter())
+        return {row.entity_id for row in rows if row.shard.group == "moved"}
+
+    await until(lambda: left() == {each for each in IDS if each.startswith("ada")}, "all others are brought in")
+
+
+async def test_a_sweep_that_is_held_up_does_not_keep_runners_from_scanning_the_store(
+    memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they were not told of is found while messages are brought in from shards that nobody hosts."""
+    monkeypatch.setattr("actorhub.engine.durable.homes._SWEEP", 0.05)
+    monkeypatch.setattr("actorhub.engine.runner._POLL", 0.05)
+    gate = gates["store"]
+
+    async def held_up(*_: Any, **__: Any) -> int:
+        await gate.pass_through()
+        return 0
+
+    monkeypatch.setattr(MemoryStorage, "move_entity", held_up)
+    old = await memory.start_runner(hub=GROUP[1])
+    await old.tell(old.client(GROUP[0])(IDS[0]).add("later"), delay=timedelta(hours=1))  # type: ignore[attr-defined]
+    await memory.stop(old)
+    new = host_of(await memory.start_runner(hub=BEFORE[1]))
+    await gate.came()
+    scans = new.delivery.loader.scans
+    await until(lambda: new.delivery.loader.scans > scans + 2, "the store is scanned again and again")
+    assert gate.inside == 1
+    gate.open()
 
 
 class Lease(msgspec.Struct):

@@ -56,8 +56,10 @@ _GIVEN: Final = 2 * _VALID
 then on the server, too: it needs a second for that (`move_entity`)."""
 _CHECKS: Final = Backoff(initial=0.005, maximum=0.1)
 """Pauses between checks of whether an activation has ended."""
-_MOST_STRAYS: Final = 1000
-"""Entities of one shard that one sweep moves, at most."""
+_SWEEP: Final = 10.0
+"""Seconds between sweeps for messages in shards that nobody hosts."""
+_STRAYS_AT_ONCE: Final = 1000
+"""Entities that a sweep reads at a time."""
 
 
 class HomeQuestion(AwaitedMessage):
@@ -132,6 +134,8 @@ class Homes:
         self._discard = discard
         self._forget = forget
         self._asked = 0
+        self._swept: tuple[ShardId, str, str] | None = None
+        """Shard, type and id of the entity at which a sweep is, or where the latest one failed."""
         self._given: dict[tuple[str, str], tuple[ShardId, float]] = {}
         """Entities that were given away: from which shard, and until when that is remembered, in monotonic seconds."""
 
@@ -282,31 +286,38 @@ class Homes:
         self._forward_waiting(cell.shard, cell.entity, home)
         await self._take_back(counted)
 
-    async def sweep(self) -> None:
+    async def run(self) -> None:
         """Bring in messages from shards that no living runner hosts, those of entities that belong here."""
-        try:
-            await self._sweep()
-        except PersistenceError as error:
-            _log.warning("messages of groups that nobody hosts could not be looked for: %s", error)
+        while True:
+            await asyncio.sleep(_SWEEP * (0.5 + self._clock.random()))
+            try:
+                await self._sweep()
+            except PersistenceError as error:
+                _log.warning("messages of groups that nobody hosts could not be looked for: %s", error)
 
     async def _sweep(self) -> None:
-        groups = self._neighbours.hosted_groups()
-        for source, name, entity_id in await self._store.strays(self._types, groups, _MOST_STRAYS):
-            try:
-                shard = self._shards.get(self._place_of((name, entity_id)))
-            except MalformedMessage:
-                continue  # Its shard_key refuses the id.
-            if shard is None:
-                continue
-            with contextlib.suppress(Fenced):  # Somebody hosts the group by now.
-                await self._storage.move_entity(
-                    (name, entity_id),
-                    source=source,
-                    source_owner=None,
-                    target=shard.id,
-                    incarnation=self._incarnation,
-                )
-                self._let_stored_in(shard, (name, entity_id))
+        is_full = True
+        while is_full:
+            groups = self._neighbours.hosted_groups()
+            found = await self._store.strays(self._types, groups, self._swept, _STRAYS_AT_ONCE)
+            for stray in found:
+                self._swept = stray  # If this one fails, the next sweep begins behind it.
+                await self._bring_stray(stray[0], stray[1:])
+            is_full = len(found) == _STRAYS_AT_ONCE
+        self._swept = None
+
+    async def _bring_stray(self, source: ShardId, entity: tuple[str, str]) -> None:
+        try:
+            shard = self._shards.get(self._place_of(entity))
+        except MalformedMessage:
+            return  # Its shard_key refuses the id.
+        if shard is None or shard.draining:
+            return
+        with contextlib.suppress(Fenced):  # Somebody hosts the group by now.
+            await self._storage.move_entity(
+                entity, source=source, source_owner=None, target=shard.id, incarnation=self._incarnation
+            )
+            self._let_stored_in(shard, entity)
 
     async def _bring(self, cell: Cell, home: ShardId, owner: str | None, seconds: float) -> None:
         moving = self._storage.move_entity(

@@ -47,15 +47,12 @@ class MessageQueues:
         later = (row for row in self._scheduled[shard].values() if row.entity == entity)
         return [*self._lines[shard].get(entity, {}).values(), *later]
 
-    def outside(self, types: Collection[str], groups: Collection[str], limit: int) -> list[tuple[ShardId, str, str]]:
-        """Return the entities of `types` with pending messages in shards of other groups, at most `limit` of each."""
-        found: list[tuple[ShardId, str, str]] = []
-        for shard in sorted({*self._lines, *self._scheduled}):
+    def outside(self, types: Collection[str], groups: Collection[str]) -> Iterator[tuple[ShardId, str, str]]:
+        """Yield the entities of `types` with pending messages in shards of other groups, in no order."""
+        for shard in {*self._lines, *self._scheduled}:
             if shard.group not in groups:
                 entities = {*self._lines[shard], *(row.entity for row in self._scheduled[shard].values())}
-                wanted = sorted(entity for entity in entities if entity[0] in types)
-                found += [(shard, *entity) for entity in wanted[:limit]]
-        return found
+                yield from ((shard, *entity) for entity in entities if entity[0] in types)
 
     def scheduled(self, shards: set[ShardId], until: float, count: int) -> list[Row]:
         """Return the first `count` messages of `shards` by due time, due before `until`."""

@@ -196,9 +196,12 @@ class MessageTable:
             for row in self._queues.line(shard, (entity_type, entity_id), per_entity)
         ]
 
-    def strays(self, types: Collection[str], groups: Collection[str], limit: int) -> list[tuple[ShardId, str, str]]:
-        """Return entities of `types` with pending messages in shards of other groups than `groups`."""
-        return self._queues.outside(types, groups, limit)
+    def strays(
+        self, types: Collection[str], groups: Collection[str], after: tuple[ShardId, str, str] | None, limit: int
+    ) -> list[tuple[ShardId, str, str]]:
+        """Return the next entities of `types` with pending messages in shards of other groups than `groups`."""
+        found = self._queues.outside(types, groups)
+        return heapq.nsmallest(limit, (stray for stray in found if after is None or stray > after))
 
     def move(self, entity: EntityKey, source: ShardId, target: ShardId) -> int:
         """Move an entity's pending messages to another shard; return how many those were."""

@@ -119,9 +119,9 @@ class MemoryMessages(MessageStore):
 
     @override
     async def strays(
-        self, types: Collection[str], groups: Collection[str], limit: int
+        self, types: Collection[str], groups: Collection[str], after: tuple[ShardId, str, str] | None, limit: int
     ) -> Sequence[tuple[ShardId, str, str]]:
-        return (await self._reached()).strays(types, groups, limit)
+        return (await self._reached()).strays(types, groups, after, limit)
 
     @override
     async def promote_due(self, message_ids: Sequence[int]) -> None:

@@ -214,9 +214,12 @@ class PostgresMessages(MessageStore):
 
     @override
     async def strays(
-        self, types: Collection[str], groups: Collection[str], limit: int
+        self, types: Collection[str], groups: Collection[str], after: tuple[ShardId, str, str] | None, limit: int
     ) -> Sequence[tuple[ShardId, str, str]]:
-        rows = await self._loads.fetch("find messages of unhosted groups", "strays", list(types), list(groups), limit)
+        cursor = ("", -1, "", "") if after is None else (after[0].group, after[0].number, *after[1:])
+        rows = await self._loads.fetch(
+            "find messages of unhosted groups", "strays", list(types), list(groups), limit, *cursor
+        )
         return [(shard_of(row), row["entity_type"], row["entity_id"]) for row in rows]
 
     @override

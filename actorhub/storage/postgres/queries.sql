@@ -203,22 +203,41 @@ from (
 select move_entity($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: strays
--- Entities of these types ($1) with pending messages in shards of other groups than these ($2): at most $3 of each shard.
+-- Of the entities of these types ($1) with pending messages in shards of other groups than these ($2) the next $3, by
+-- shard, type and id, after ($4 to $7).
 select s.shard_group, s.number as shard_number, found.entity_type, found.entity_id
-from shard as s
+from (
+    select
+        x.shard_group collate "C" as shard_group, x.number,
+        case when (x.shard_group, x.number) = ($4::text, $5::integer) then $6::text else '' end as after_type,
+        case when (x.shard_group, x.number) = ($4::text, $5::integer) then $7::text else '' end as after_id
+    from shard as x
+    where x.shard_group <> all ($2::text[]) and (x.shard_group collate "C", x.number) >= ($4::text, $5::integer)
+    order by 1, 2
+) as s
 cross join lateral (
-    select x.entity_type, x.entity_id
-    from message as x
-    where x.shard_number = s.number and x.shard_group = s.shard_group collate "C" and x.deliver_at is null
-        and x.entity_type = any ($1::text[])
+    (
+        select x.entity_type, x.entity_id
+        from message as x
+        where x.shard_number = s.number and x.shard_group = s.shard_group and x.deliver_at is null
+            and x.entity_type = any ($1::text[]) and (x.entity_type, x.entity_id) > (s.after_type, s.after_id)
+        group by x.entity_type, x.entity_id
+        order by x.entity_type, x.entity_id
+        limit $3
+    )
     union
-    select y.entity_type, y.entity_id
-    from message as y
-    where y.shard_number = s.number and y.shard_group = s.shard_group collate "C" and y.deliver_at is not null
-        and y.entity_type = any ($1::text[])
-    limit $3
+    (
+        select y.entity_type, y.entity_id
+        from message as y
+        where y.shard_number = s.number and y.shard_group = s.shard_group and y.deliver_at is not null
+            and y.entity_type = any ($1::text[]) and (y.entity_type, y.entity_id) > (s.after_type, s.after_id)
+        group by y.entity_type, y.entity_id
+        order by y.entity_type, y.entity_id
+        limit $3
+    )
 ) as found
-where s.shard_group <> all ($2::text[]);
+order by s.shard_group, s.number, found.entity_type, found.entity_id
+limit $3;
 
 -- name: commit_states
 -- Write a batch of states: null when all were written, else a verdict for each; and how far the log had come by then.
