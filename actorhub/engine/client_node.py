@@ -30,6 +30,9 @@ _log: Final = get_logger("actorhub.caller")
 
 _STORE_PATIENCE: Final = 2.0
 """Seconds that a client with the cluster's store waits for a first runner. It can do something without one."""
+_ERA_PATIENCE: Final = 5.0
+"""Seconds without a link to a runner of an era after which the database may be back in an earlier one. Whoever has not
+noticed a restart notices it sooner."""
 _REFRESH: Final = 0.5
 """Seconds between searches for runners while none is linked, and between checks of calls that wait for an owner."""
 
@@ -79,6 +82,8 @@ class ClientNode:
         if storage is not None:
             _ = Eras(self.node, storage, lease_machine_id=partial(self._lease_machine_id, storage))
         self._era = ""
+        self._era_left_at = 0.0
+        """When the last link to a runner of that era ended, in monotonic seconds."""
         """The latest that a runner was in; without a database of its own, a client knows no other."""
         self._is_doubtful = False
         """Whether a runner was lost, or refused this client: it may be in another era."""
@@ -172,14 +177,22 @@ class ClientNode:
         era = peer.link.peer.era
         if self._storage is not None or not era or era == self._era:
             return
-        if era < self._era:
+        if era < self._era and not self._is_over(self._era):
             raise RunnerUnavailable(f"{peer.runner} is still in era {era} of the database, others are in {self._era}")
         before, self._era = self._era, era
         if before:
             self.node.forget_era(f"era {era} of the database began", keep=peer)
 
+    def _is_over(self, era: str) -> bool:
+        """Whether no runner of the era has been linked for a while: the database may have come back without it."""
+        if any(peer.link.peer.era == era for peer in self.node.peers.every()):
+            return False
+        return self.node.clock.monotonic() - self._era_left_at > _ERA_PATIENCE
+
     def on_lost(self, peer: Peer) -> None:
         """Forget what the peer owned, until the next owners announce themselves."""
+        if peer.link.peer.era == self._era:
+            self._era_left_at = self.node.clock.monotonic()
         if self.node.peers.by_runner(peer.runner) is None:
             self.node.table.forget_runner(peer.runner)
         self._is_doubtful = True

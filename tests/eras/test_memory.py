@@ -7,6 +7,7 @@ import pytest
 from actorhub import Cluster, RunnerUnavailable
 from actorhub.core.envelope import PROTOCOL_VERSION, Hello
 from actorhub.core.errors import ConfigurationError
+from actorhub.engine import client_node
 from actorhub.testing import MemoryCluster
 from actorhub.testing.cluster import until
 from actorhub.transport.handshake import check_hello
@@ -50,6 +51,24 @@ async def test_a_client_without_a_database_does_not_go_back_to_an_earlier_era() 
         await until(lambda: client.node.peers.runners() not in ([], [peer]))
         with pytest.raises(RunnerUnavailable, match="is still in era"):
             client.on_linked(peer)
+
+
+async def test_a_client_without_a_database_goes_back_when_nobody_is_left_of_the_later_era(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server that began it may be gone for good, and another one never heard of that era."""
+    monkeypatch.setattr(client_node, "_ERA_PATIENCE", 0.0)
+    async with MemoryCluster(hub) as memory:
+        runner = await memory.start_runner()
+        client = client_of(await memory.client())
+        await memory.settled()
+        peer = client.node.peers.runners()[0]
+        memory.store.restart()
+        await runner_of(runner).storage.check_era()
+        await until(lambda: client.node.peers.runners() not in ([], [peer]))
+        await memory.kill(runner)
+        await until(lambda: not client.node.peers.runners())
+        client.on_linked(peer)
 
 
 async def test_a_durable_call_that_waited_when_its_message_was_lost_is_stored_again() -> None:

@@ -133,6 +133,29 @@ async def test_the_order_holds_over_many_cuts(memory: MemoryCluster, who: str) -
     sender.check_order(noted)
 
 
+async def test_a_link_that_breaks_before_its_turn_overtakes_nothing(memory: MemoryCluster) -> None:
+    """What it held back goes over the next link, and stays behind what is still under way around."""
+    caller, owner, far = await _cut(memory, "runner")
+    third = memory.runners[2]
+    node, incarnation = part_of(caller).node, part_of(owner).node.incarnation
+    sender = Sender(caller, far, durable=False)
+    await until(lambda: _way(caller, owner) == "around")
+    memory.network.hold(memory.name_of(third), memory.name_of(owner))
+    await sender.send(3)
+    memory.heal(caller, owner)
+    await until(lambda: _way(caller, owner) == "direct")
+    held = node.peers.direct(incarnation)
+    assert held is not None
+    await sender.send(3)
+    _ = await node.transport.connect(memory.name_of(owner), node.connector, deadline=2)
+    held.link.close("it broke")
+    await sender.send(3)
+    await asyncio.sleep(SLOW)
+    memory.network.release(memory.name_of(third), memory.name_of(owner))
+    assert await sender.accepted() == list(range(1, 10))
+    assert await sender.noted() == list(range(1, 10))
+
+
 async def test_the_order_needs_the_switch_to_wait(memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the wait for what went around, calls overtake it: this is what these tests look for."""
     monkeypatch.setattr(LinkSwitch, "begin", lambda *_: None)

@@ -45,6 +45,15 @@ async def test_a_runner_that_another_one_reaches_is_not_dead(
     assert way.via is not None
 
 
+async def test_a_former_owner_that_another_one_reaches_has_not_let_go(
+    memory: MemoryCluster, memory_runners: list[Runner]
+) -> None:
+    """It still acts for its shards until its lease is over, though its lock session may have ended."""
+    one, other, _ = memory_runners
+    await refuse(memory, one, other)
+    assert not await FormerOwnerRequests(one.node).has_let_go(other.info.runner, [], 2.0)
+
+
 async def test_a_runner_that_nobody_reaches_is_dead(memory: MemoryCluster, memory_runners: list[Runner]) -> None:
     """No link to it is left, and its address refuses connections."""
     one, other, _ = memory_runners
@@ -63,4 +72,5 @@ async def test_a_runner_that_cannot_be_asked_is_not_known_dead(
     assert not await requests.is_dead(other.info.runner)
     for via in (one, third):
         memory.network.cut(via.info.runner.address, other.info.runner.address)
+    await until(lambda: one.node.peers.by_runner(other.info.runner) is None, "the link is broken")
     assert not await requests.is_dead(other.info.runner)

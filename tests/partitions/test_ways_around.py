@@ -6,7 +6,7 @@ import pytest
 
 from actorhub import RunnerUnavailable
 from actorhub.cluster import part_of
-from actorhub.core.envelope import Relayed, encode_frame
+from actorhub.core.envelope import Leaving, Relayed, encode_frame
 from actorhub.testing import MemoryCluster, until
 from tests.partitions.cuts import Cut, cut_off
 from tests.partitions.entities import KINDS, Desk, hub
@@ -77,6 +77,24 @@ async def test_a_way_around_that_was_given_up_is_not_used_again(memory: MemoryCl
     await cut.is_direct()
     gates[cut.far].open()
     assert await asked == 1
+
+
+async def test_a_runner_that_leaves_is_known_to_leave_on_each_of_its_links(memory: MemoryCluster) -> None:
+    """It says so over one of them, and the other end may use another one."""
+    cut = await cut_off(memory, "runner")
+    await cut.goes_around()
+    home = next(name for name in (f"e{n}" for n in range(400)) if cut.caller.is_local(Desk, name))
+    asked_back = soon(cut.owner.client(Desk)(home).hold())  # The way around stays open for it.
+    await gates[home].came()
+    cut.heal()
+    await cut.is_direct()
+    caller, owner = part_of(cut.caller).node, part_of(cut.owner).node
+    links = [peer for peer in caller.peers.every() if peer.runner.incarnation == owner.incarnation]
+    assert len(links) > 1
+    owner.peers.linked[caller.incarnation].link.send(Leaving("it is tested"))
+    await until(lambda: all(peer.is_leaving for peer in links))
+    gates[home].open()
+    await asked_back
 
 
 async def test_the_way_around_ends_with_the_runner_that_it_goes_through(cut: Cut) -> None:

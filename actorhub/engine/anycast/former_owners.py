@@ -1,5 +1,6 @@
 """What other processes tell about the former owner of a shard, for whoever wants to take it."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Final
 
@@ -35,20 +36,18 @@ class FormerOwnerRequests:
         """Return whether `owner` is known to act for none of `tenures`, or to be dead."""
         peer = self._node.peers.by_runner(owner)
         try:
-            if peer is not None:
+            async with asyncio.timeout(seconds):
+                if peer is None:
+                    return await self.is_dead(owner)
                 request = AnycastRequest(_SPEC, LET_GO, _encode(tenures), about=owner.address)
                 request.deadline = self._node.clock.monotonic() + seconds
                 return msgspec.msgpack.decode(await ask(self._node, request, peer), type=bool)
-            if owner.incarnation in self._misleading:
-                return False
-            listening = await self._node.transport.identify(owner.address, deadline=min(seconds, _IDENTIFY_SECONDS))
-        except (ActorhubError, msgspec.MsgspecError) as error:
+        except (ActorhubError, msgspec.MsgspecError, TimeoutError) as error:
             _log.info("whether runner %s still acts for its shards is not known: %s", owner, error)
             return False
-        return listening != owner.incarnation
 
     async def is_dead(self, runner: RunnerAddress) -> bool:
-        """Return whether `runner` is known to be dead, where its lock session does not tell.
+        """Return whether `runner` is known to be dead, whatever its lock session tells.
 
         There is no link to it, and nobody listens at its address, or another incarnation does. A firewall may refuse
         connections on behalf of one that is alive, so other runners are asked for a way to it as well.
@@ -60,7 +59,7 @@ class FormerOwnerRequests:
             if await node.transport.identify(runner.address, deadline=_IDENTIFY_SECONDS) == runner.incarnation:
                 return False
         except RunnerUnavailable as error:
-            _log.debug("whether runner %s is dead is not known: %s", runner, error)
+            _log.info("whether runner %s is dead is not known: %s", runner, error)
             return False
         return not await node.connector.is_reached_by_others(runner, _IDENTIFY_SECONDS)
 

@@ -138,6 +138,9 @@ class RunnerRequests:
         The peer begins when it has the answer: its `on_become_leader` comes after our `on_lose_leadership`.
         """
         assert isinstance(caller, RemoteMessage)
+        if not caller.caller.is_runner:
+            caller.fail_waiting(MalformedMessage("only a runner takes shards over"))
+            return
         try:
             tenures = _tenures(caller.body)
         except msgspec.MsgspecError as exc:

@@ -94,10 +94,10 @@ class Exchange:
 
         Two direct links are used one after the other without further ado: where there are two, the earlier one is
         either as young as the later one, or broken without a sign. One that goes through another runner works, and
-        calls may be under way on it that must not be overtaken.
+        calls may be under way on it that must not be overtaken, even if a direct one has taken its place already.
         """
         former = self._peers.add(peer)
-        if former is not None and (former.via or peer.via):
+        if former is not None and (former.via or peer.via or self._switch.is_under_way(peer)):
             self._switch.begin(former, peer)
         self._node_events.on_linked(peer)
         # Owners are read from the store, too, so messages may have been waiting for a link to a runner that was known
@@ -176,12 +176,12 @@ class Exchange:
                 self._on_owners(peer, envelope)
             case Members():
                 self._node_events.on_members(peer, envelope)
-            case Relayed():
+            case Relayed() if peer.via is None:  # A frame is passed on once.
                 self._relays.on_piece(peer, envelope)
             case Request() if envelope.kind == ECHO:
                 peer.link.send(Reply(envelope.id, 0, b""))  # A client serves no other request.
             case Leaving():
-                peer.is_leaving = True
+                self._peers.note_leaving(peer.runner.incarnation)
                 self._node_events.on_leaving(peer)
                 _log.info("runner %s is leaving the cluster: %s", peer.runner, envelope.reason)
             case _:

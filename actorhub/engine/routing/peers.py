@@ -187,8 +187,14 @@ class Peers:
         if not others:
             self._others.pop(incarnation, None)
 
+    def note_leaving(self, incarnation: str) -> None:
+        """Take in that a process is leaving, whichever of its links said so."""
+        for peer in self.every():
+            if peer.runner.incarnation == incarnation:
+                peer.is_leaving = True
+
     def send_to_all(self, envelope: Envelope) -> None:
-        """Queue `envelope` on every open link."""
+        """Queue `envelope` for every process that there is a link to."""
         for peer in self.linked.values():
             peer.link.send(envelope)
 

@@ -37,9 +37,8 @@ MAX_CARRIED: Final = 4096
 """Links of one peer that a runner passes frames on for."""
 _MARGIN_BYTES: Final = 4096
 """Room that a frame within a frame leaves for the outer one."""
-
-
 _UNUSED_POLL: Final = 0.02
+"""Seconds between two looks whether a link still goes through this process."""
 
 
 class RelayStatistics(msgspec.Struct, frozen=True):
@@ -259,12 +258,13 @@ class Relays:
             await asyncio.sleep(_UNUSED_POLL)
 
     async def aclose(self, grace: float) -> None:
-        """Flush and end the links of this process."""
-        for link in list(self._links.values()):
-            try:
-                async with asyncio.timeout(grace):
-                    await link.finish()
-            except TimeoutError:
+        """Flush and end the links of this process, within `grace` seconds for all of them."""
+        try:
+            async with asyncio.timeout(grace), asyncio.TaskGroup() as tasks:
+                for link in list(self._links.values()):
+                    tasks.create_task(link.finish())
+        except TimeoutError:
+            for link in list(self._links.values()):
                 link.close("closed; its queue could not be flushed in time")
 
     def _take(self, via: Peer, piece: Relayed) -> None:

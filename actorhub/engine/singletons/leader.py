@@ -312,14 +312,14 @@ class SingletonLeader:
         are known. Without the schedules, a message of a fire time would be taken for one of a schedule that was
         deleted, and dropped.
         """
-        home = await self._services.led_elsewhere(self.leadership)
-        if self.elsewhere.done():
-            self.elsewhere = asyncio.get_running_loop().create_future()
-        if home is not None:
-            self.elsewhere.set_result(home)
-            await self._wait(_RETRY)
-            return
         try:
+            home = await self._services.led_elsewhere(self.leadership)
+            if self.elsewhere.done():
+                self.elsewhere = asyncio.get_running_loop().create_future()
+            if home is not None:
+                self.elsewhere.set_result(home)
+                await self._wait(_RETRY)
+                return
             address = self._services.address
             row, now = await self._store.lead(self.leadership, address, self.spec.state_ttl)
             self._server.observe_time(now)

@@ -237,9 +237,9 @@ class Connections:
                 self._serve()
 
     def renew(self) -> None:
-        """End every line, so that nothing goes on over a connection to a former run of the server."""
-        for line in self._lines:
-            line.connection.terminate()
+        """End every connection, so that nothing goes on over one to a former run of the server."""
+        for connection in [*(line.connection for line in self._lines), *self._for_transactions]:
+            connection.terminate()
         self._serve()
 
     def give_way(self, refused: BaseException) -> None:

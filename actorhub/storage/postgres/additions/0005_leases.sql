@@ -10,7 +10,8 @@
 -- ways count, so that no session is kept by a step back. Nothing depends on it but when a session ends.
 --
 -- Nobody waits here for a transaction that somebody may have left open: rows that others have locked are passed over, and
--- locks that a living session has are not touched.
+-- locks that a living session has are not touched. Only the rows of locks that nobody ever tried are waited for, where
+-- somebody else has begun to make them.
 
 create table lock_session (
     token text primary key,
@@ -126,7 +127,7 @@ begin
         return agreed;
     end if;
     -- Heartbeats that are under way come first, later ones see what is agreed then.
-    lock table lock_session, runner in exclusive mode;
+    lock table runner, lock_session in exclusive mode;
     if exists (select from runner as r where not is_silent(r.heartbeat_at, silence)) then
         return coalesce((select v.value from cluster_value as v where v.name = 'locks'), '"session"');
     end if;
