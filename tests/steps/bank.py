@@ -28,6 +28,7 @@ class Bank(Entity[list[str]]):
 
     @handler(durable=True)
     async def pay_slowly(self, what: str) -> int:
+        gates["slow"].log.append(str(current().message_id))
         await gates["bank"].pass_through()
         self.state.append(what)
         return len(self.state)

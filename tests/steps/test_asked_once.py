@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from actorhub import CallTimeout, Cluster, HandlerFailed, current
+from actorhub import CallTimeout, Cluster, HandlerFailed, MessageCancelled, current
 from actorhub.storage.message_ports import MessageFilter
 from actorhub.testing import MemoryCluster
 from tests.steps.bank import Bank, Line, bank, paid
@@ -58,6 +58,30 @@ async def test_an_ask_of_a_step_that_is_repeated_is_answered_by_the_first(anywhe
     doing["a"] = work
     assert await anywhere.client(Clerk)("a").work() == 3
     assert await paid(anywhere) == ["rent", "rent"], "one for each step"
+
+
+@pytest.mark.parametrize("in_a_step", [True, False])
+async def test_an_ask_that_was_cancelled_is_cancelled_for_each_run(anywhere: Cluster, in_a_step: bool) -> None:
+    """The repeated run gets the same error, and whoever was asked goes on with other messages."""
+    async def work(_: Clerk) -> str:
+        try:
+            if in_a_step:
+                await current().step("pay", bank().pay_slowly, "rent")
+            else:
+                await bank().pay_slowly("rent")
+        except MessageCancelled:
+            fails_until(3)
+            return "cancelled"
+        return "paid"
+
+    doing["a"] = work
+    working = soon(anywhere.client(Clerk)("a").work())
+    await gates["bank"].came()
+    assert await anywhere.cancel(int(gates["slow"].log[0]))
+    async with asyncio.timeout(10):
+        assert await working == "cancelled"
+        assert len(gates["a"].log) == 3
+        assert await anywhere.client(Bank)("b").pay("tax") == 1
 
 
 @pytest.mark.parametrize("in_a_step", [True, False])

@@ -14,6 +14,7 @@ import msgspec
 
 from actorhub.core.envelope import TELL, Durable
 from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
+from actorhub.core.idempotency import users_key
 from actorhub.engine.durable.attempts import Attempts
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.in_memory import InMemory
@@ -221,7 +222,8 @@ class Intake:
 
     def _on_settled(self, message: DurableMessage, stored: Stored) -> None:
         assert stored.reply is not None
-        if message.key is not None and stored.reply.outcome is Outcome.CANCELLED:
+        # A run that is repeated gets the same end of what it asked for: its keys stay taken.
+        if users_key(message.key) is not None and stored.reply.outcome is Outcome.CANCELLED:
             _ = self._supervisor.spawn(self._free_key(message, stored), "free a key")
         else:
             self._settlement.answer(self._memory.forget(message), stored.message_id, stored.reply)
