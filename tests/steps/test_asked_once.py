@@ -63,6 +63,7 @@ async def test_an_ask_of_a_step_that_is_repeated_is_answered_by_the_first(anywhe
 @pytest.mark.parametrize("in_a_step", [True, False])
 async def test_an_ask_that_was_cancelled_is_cancelled_for_each_run(anywhere: Cluster, in_a_step: bool) -> None:
     """The repeated run gets the same error, and whoever was asked goes on with other messages."""
+
     async def work(_: Clerk) -> str:
         try:
             if in_a_step:
