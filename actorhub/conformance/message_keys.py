@@ -126,6 +126,25 @@ class KeySuite:
         [late] = await stored(messages, [changed(dead, message_id=2)])
         assert (late.verdict, late.message_id) == (Verdict.PENDING, 1)
 
+    async def test_a_repeated_request_for_a_dead_letter_takes_no_key(self, world: StorageWorld) -> None:
+        """The key that the dead letter left stays free for a corrected message, and comes back with a retry."""
+        messages = await opened(world)
+        letters = [keyed(message(number, f"e{number}"), "k") for number in (1, 2, 3)]
+        await stored(messages, letters)
+        for letter in letters:
+            await messages.fail_run(changed(failure(letter), frees_key=True), "a")
+        repeated = await stored(messages, [changed(letter, repeated=True) for letter in letters])
+        assert [answer.verdict for answer in repeated] == [Verdict.SETTLED] * 3
+        corrected, retried, blamed = (keyed(message(10 + each.message_id, each.entity_id), "k", b"x") for each in letters)
+        assert await messages.find_key(key_of(corrected)) is None
+        assert [answer.verdict for answer in await stored(messages, [corrected])] == [Verdict.NEW]
+        for _ in range(2):
+            assert [row.message_id for row in await messages.retry([2])] == [2]
+            await messages.fail_run(changed(failure(letters[1]), frees_key=True), "a")
+        assert [answer.verdict for answer in await stored(messages, [retried])] == [Verdict.NEW]
+        await messages.free_keys([key_of(letters[2])])
+        assert [answer.verdict for answer in await stored(messages, [blamed])] == [Verdict.NEW]
+
     async def test_the_key_of_a_run_stays_with_a_cancelled_message(self, world: StorageWorld) -> None:
         """Each repetition of the run must learn that it was cancelled, until the key is freed; a user's key is free."""
         messages = await opened(world)

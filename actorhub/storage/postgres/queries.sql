@@ -447,19 +447,28 @@ select done.result from done;
 
 -- name: retry
 -- Make dead letters pending again, and pending messages due at once. A dead letter gets the key back that was freed when
--- it became one; if the key names another message by now, it stays as it is.
+-- it became one; if the key names another message by now, it stays as it is. A repeated request for the dead letter may
+-- have taken the key already.
 with taken as (
     select d.message_id
     from dead_letter as d
     join message_key as k on k.key_hash = any (array[d.key_hash])
     where d.message_id = any($1) and k.message_id <> d.message_id
 ),
+put_aside as (
+    select d.message_id, d.key_hash, d.key_hash || int8send(d.message_id) as aside,
+        exists (select from message_key as p where p.key_hash = any (array[d.key_hash])) as is_taken
+    from dead_letter as d
+    where d.message_id = any($1) and d.message_id not in (select t.message_id from taken as t)
+),
+dropped as (
+    delete from message_key as k using put_aside as a where a.is_taken and k.key_hash = any (array[a.aside])
+),
 taken_back as (
     update message_key as k
-    set key_hash = d.key_hash
-    from dead_letter as d
-    where d.message_id = any($1) and k.key_hash = any (array[d.key_hash || int8send(d.message_id)])
-        and d.message_id not in (select t.message_id from taken as t)
+    set key_hash = a.key_hash
+    from put_aside as a
+    where not a.is_taken and k.key_hash = any (array[a.aside])
 )
 select
     m.message_id, m.shard_group, m.shard_number, m.entity_type, m.entity_id, m.handler, m.headers, m.key,
@@ -500,12 +509,20 @@ from dead_letter as d
 where d.message_id = $1;
 
 -- name: find_key
--- The message that has a key, with the hash of its arguments, and these where they are kept.
+-- The message that has a key, with the hash of its arguments, and these where they are kept. The key of a dead letter that
+-- was freed is taken again by a request for that message that is repeated: it is freed here.
+with stale as (
+    delete from message_key as k
+    using dead_letter as d, message_key as f
+    where k.key_hash = $1 and d.message_id = any (array[k.message_id])
+        and f.key_hash = any (array[k.key_hash || int8send(k.message_id)])
+    returning k.message_id
+)
 select k.message_id, k.payload_hash, coalesce(m.body, d.body) as body
 from message_key as k
 left join message as m on m.message_id = any (array[k.message_id])
 left join dead_letter as d on d.message_id = any (array[k.message_id])
-where k.key_hash = $1;
+where k.key_hash = $1 and not exists (select from stale);
 
 -- name: list_messages
 -- Messages by state ($1), entity ($2, $3), handler ($4), shard ($5), key ($6) and age ($7), after an id ($8).
@@ -610,12 +627,16 @@ with put_aside as (
     set key_hash = k.key_hash || int8send(k.message_id)
     from dead_letter as d
     where k.key_hash = any ($1::bytea[]) and d.message_id = any (array[k.message_id])
+        and not exists (select from message_key as f where f.key_hash = k.key_hash || int8send(k.message_id))
 )
 delete from message_key as k
 where k.key_hash = any ($1::bytea[])
     and not exists (select from message as m where m.message_id = k.message_id)
     and not exists (select from reply as q where q.message_id = k.message_id and q.outcome = 0)
-    and not exists (select from dead_letter as d where d.message_id = k.message_id);
+    and (
+        not exists (select from dead_letter as d where d.message_id = k.message_id)
+        or exists (select from message_key as f where f.key_hash = k.key_hash || int8send(k.message_id))
+    );
 
 -- name: lease_machine_id
 -- Lease or renew a machine id; null when all are taken.
