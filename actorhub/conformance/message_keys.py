@@ -135,7 +135,7 @@ class KeySuite:
             await messages.fail_run(changed(failure(letter), frees_key=True), "a")
         repeated = await stored(messages, [changed(letter, repeated=True) for letter in letters])
         assert [answer.verdict for answer in repeated] == [Verdict.SETTLED] * 3
-        corrected, retried, blamed = (keyed(message(10 + each.message_id, each.entity_id), "k", b"x") for each in letters)
+        corrected, retried, blamed = [keyed(message(10 + number, f"e{number}"), "k", b"x") for number in (1, 2, 3)]
         assert await messages.find_key(key_of(corrected)) is None
         assert [answer.verdict for answer in await stored(messages, [corrected])] == [Verdict.NEW]
         for _ in range(2):
