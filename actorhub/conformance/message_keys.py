@@ -4,7 +4,7 @@ import asyncio
 
 from actorhub.conformance.checkpoints import closing, noted, owned, steps
 from actorhub.conformance.message_care import cancelled, expired, in_every_state, listed
-from actorhub.conformance.messages import FAR, changed, failure, keyed, message, opened, run, stored
+from actorhub.conformance.messages import FAR, changed, failure, keyed, message, opened, run, store_time, stored
 from actorhub.conformance.storage import PATIENCE_SECONDS, StorageWorld
 from actorhub.core.idempotency import run_key
 from actorhub.storage.message_ports import (
@@ -144,6 +144,24 @@ class KeySuite:
         assert [answer.verdict for answer in await stored(messages, [retried])] == [Verdict.NEW]
         await messages.free_keys([key_of(letters[2])])
         assert [answer.verdict for answer in await stored(messages, [blamed])] == [Verdict.NEW]
+
+    async def test_a_cancelled_message_is_found_by_the_key_that_it_left(self, world: StorageWorld) -> None:
+        """The latest one, if it was cancelled after that time, until it is forgotten; no other one is."""
+        messages = await opened(world)
+        first, second, other = keyed(message(1), "k"), keyed(message(2), "k"), keyed(message(3), "other")
+        before = await store_time(messages)
+        await stored(messages, [first, other])
+        assert await messages.cancelled_since(key_of(first), before - 1) == 0
+        await cancelled(messages, first)
+        assert await messages.cancelled_since(key_of(first), before - 1) == 1
+        assert await messages.cancelled_since(key_of(first), before + FAR) == 0
+        await stored(messages, [second])
+        await cancelled(messages, second, retention=0.0)
+        assert await messages.cancelled_since(key_of(first), before - 1) == 2
+        await expired(messages, 1)
+        assert await messages.cancelled_since(key_of(first), before - 1) in (0, 1)
+        assert await messages.cancelled_since(key_of(other), before - 1) == 0
+        assert [answer.verdict for answer in await stored(messages, [keyed(message(4), "k")])] == [Verdict.NEW]
 
     async def test_the_key_of_a_run_stays_with_a_cancelled_message(self, world: StorageWorld) -> None:
         """Each repetition of the run must learn that it was cancelled, until the key is freed; a user's key is free."""

@@ -444,14 +444,17 @@ class MessageStore(Protocol):
         """Return the message that has `key`, pending or settled; `None` if the key is free."""
         ...
 
+    async def cancelled_since(self, key: MessageKey, since: float) -> int:
+        """Return the latest message with a user's `key` that was cancelled after `since` (Unix time); 0: none was."""
+        ...
+
     async def cancel(
         self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float
     ) -> CancelResult:
         """Settle a pending message or a dead letter as cancelled, for the shard's owner.
 
-        With `incarnation=None` it is done without an owner: whoever takes the shard afterwards does not find the
-        message. That it was cancelled is kept for `retention` seconds; its key is free again at once, also if it was
-        cancelled before.
+        With `incarnation=None` it is done without an owner: whoever takes the shard later does not find the message.
+        That it was cancelled is kept for `retention` seconds; its key is free at once, also if it was cancelled before.
         """
         ...
 

@@ -6,9 +6,10 @@ from datetime import timedelta
 import pytest
 
 from actorhub import Cluster, DuplicateKey, HandlerFailed, MalformedMessage, MessageCancelled
-from actorhub.testing import MemoryCluster
+from actorhub.testing import MemoryCluster, until
 from tests.durable.entities import Log, Order, Refused, Sender, hub
 from tests.support.gates import failure, gates, outcomes, soon
+from tests.support.parts import host_of
 
 __all__ = ["hub"]
 
@@ -143,6 +144,30 @@ async def test_the_key_of_a_cancelled_message_is_free_again(anywhere: Cluster) -
     assert isinstance(await failure(anywhere.reply(told)), MessageCancelled)
     assert await anywhere.client(Log).options(key="k")("a").add("another") == 1
     assert await log.read() == ["another"]
+
+
+async def test_an_ask_that_joined_a_cancelled_message_is_not_sent_anew(memory: MemoryCluster) -> None:
+    """Its link broke, so it is sent again after the cancellation, when the key is free."""
+    runner = await memory.start_runner()
+    client = await memory.client()
+    log = client.client(Log).options(key="k")("a")
+    told = await client.tell(log.hold("one"))
+    await gates["a"].came()
+    asked = soon(failure(log.hold("one")))
+    await until(lambda: joined(runner, told))
+    memory.cut(client, runner)
+    assert await runner.cancel(told)
+    memory.heal(client, runner)
+    assert isinstance(await asked, MessageCancelled)
+    again = soon(log.hold("one"))
+    await gates["a"].came(2)
+    gates["a"].open()
+    assert await again == 1
+
+
+def joined(runner: Cluster, message_id: int) -> bool:
+    """Whether somebody waits for the reply to a message."""
+    return any(each.message_id == message_id and each.waiters for each in host_of(runner).delivery.memory)
 
 
 async def test_a_handler_tells_with_the_key_of_a_cancelled_message(cluster: Cluster) -> None:

@@ -15,6 +15,7 @@ import msgspec
 from actorhub.core.envelope import TELL, Durable
 from actorhub.core.errors import ActorhubError, DuplicateKey, PersistenceError
 from actorhub.core.idempotency import users_key
+from actorhub.core.snowflake import Snowflake
 from actorhub.engine.durable.attempts import Attempts
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.in_memory import InMemory
@@ -25,7 +26,7 @@ from actorhub.engine.model.durable_message import DurableMessage, Place, new_row
 from actorhub.engine.model.records import NEW, SENT, HostedShard, Message
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.engine.runs.stored_payloads import as_earlier
-from actorhub.storage.message_ports import NewMessage, Outcome, Stored, Verdict
+from actorhub.storage.message_ports import CancelResult, MessageKey, NewMessage, Outcome, Stored, StoredReply, Verdict
 
 
 class Intake:
@@ -207,7 +208,7 @@ class Intake:
             self._server.observe_time(stored.now)
         match stored.verdict:
             case Verdict.NEW:
-                self._on_new(message, stored)
+                self._on_first(message, stored)
             case Verdict.PENDING if stored.message_id != message.message_id:
                 self._join_earlier(message, stored.message_id)
             case Verdict.PENDING:
@@ -247,6 +248,37 @@ class Intake:
             self._settlement.answer(self._memory.forget(message), message.message_id, stored.reply)
         else:
             self._store_message(message, message.attempts)
+
+    def _on_first(self, message: DurableMessage, stored: Stored) -> None:
+        if _may_have_joined(message):
+            _ = self._supervisor.spawn(self._unless_cancelled(message, stored), "look for a cancelled message")
+        else:
+            self._on_new(message, stored)
+
+    async def _unless_cancelled(self, message: DurableMessage, stored: Stored) -> None:
+        """Go on with an ask that was sent again, unless what it waited for under the same key was cancelled meanwhile.
+
+        The key is free then. Its caller waited for the message that was cancelled, and must not order it once more.
+        """
+        assert message.key is not None
+        key = MessageKey(*message.entity, message.spec.name, message.key)
+        made_at = Snowflake(message.message_id).parts().timestamp.timestamp()
+        result = None
+        try:
+            if cancelled := await self._store.cancelled_since(key, made_at):
+                result = await self._settlement.cancel(message.message_id, message.shard, message.spec)
+        except PersistenceError as error:
+            if message.place is not Place.GONE:
+                self._on_not_stored(message, error)
+            return
+        if message.place is Place.GONE:
+            return
+        if result is CancelResult.FENCED:
+            self._mistrust(message.shard.id)
+        elif cancelled:
+            self._settlement.answer(self._memory.forget(message), cancelled, StoredReply(Outcome.CANCELLED, b""))
+        else:
+            self._on_new(message, stored)
 
     def _on_key_clash(self, message: DurableMessage, *, is_compared: bool) -> None:
         if is_compared:
@@ -339,3 +371,9 @@ class Intake:
             self._memory.wait_for(shard, message_id, waiting)
         else:
             self._wait_for(shard, message_id, waiting)
+
+
+def _may_have_joined(message: DurableMessage) -> bool:
+    """Whether an ask that was stored just now, and was sent before, may have waited for another one with its key."""
+    is_repeated = message.delivery is not None and message.delivery.is_repeated
+    return is_repeated and users_key(message.key) is not None and any(one.kind != TELL for one in message.waiters)

@@ -56,6 +56,8 @@ class MessageTable:
         self._owns = owns
         self._rows: dict[int, Row] = {}
         self._keys: dict[KeyName, Row] = {}
+        self._cancelled: dict[KeyName, Row] = {}
+        """The latest cancelled message that had the key, while it is kept."""
         self._queues = MessageQueues()
         self._expiries: list[tuple[float, int]] = []
         """A heap; entries whose row is gone or expires at another time mean nothing."""
@@ -240,6 +242,11 @@ class MessageTable:
         body = row.message.body if row.reply is None or row.is_dead else None
         return KeyUse(message_id=row.id, payload_hash=row.message.payload_hash, body=body)
 
+    def cancelled_since(self, key: MessageKey, since: float) -> int:
+        """Return the latest message with the key that was cancelled after that time; 0 if none was."""
+        row = self._cancelled.get((key.entity_type, key.entity_id, key.handler, key.key))
+        return 0 if row is None or row.finished_at is None or row.finished_at <= since else row.id
+
     def cancel(
         self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float
     ) -> CancelResult:
@@ -255,6 +262,8 @@ class MessageTable:
             return CancelResult.SETTLED
         self._settle(row, StoredReply(Outcome.CANCELLED, b""), retention)
         self._free_users_key(row)
+        if (name := key_name(row.message)) is not None:
+            self._cancelled[name] = row
         return CancelResult.CANCELLED
 
     def retry(self, message_ids: Sequence[int]) -> Sequence[PendingMessage]:
@@ -398,6 +407,8 @@ class MessageTable:
     def _forget(self, row: Row) -> None:
         del self._rows[row.id]
         self._free_key(row)
+        if (name := key_name(row.message)) is not None and self._cancelled.get(name) is row:
+            del self._cancelled[name]
 
     def _free_key(self, row: Row) -> None:
         name = key_name(row.message)

@@ -136,6 +136,10 @@ class MemoryMessages(MessageStore):
         return (await self._reached()).find_key(key)
 
     @override
+    async def cancelled_since(self, key: MessageKey, since: float) -> int:
+        return (await self._reached()).cancelled_since(key, since)
+
+    @override
     async def cancel(
         self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float
     ) -> CancelResult:

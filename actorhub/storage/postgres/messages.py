@@ -237,6 +237,11 @@ class PostgresMessages(MessageStore):
         return KeyUse(**rows[0]) if rows else None
 
     @override
+    async def cancelled_since(self, key: MessageKey, since: float) -> int:
+        rows = await self._control.fetch("find a cancelled message", "cancelled_since", key_hash(key), since)
+        return rows[0][0] if rows else 0
+
+    @override
     async def cancel(
         self, message_id: int, shard: ShardId, epoch: int, *, incarnation: str | None, retention: float
     ) -> CancelResult:

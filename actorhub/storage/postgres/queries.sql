@@ -426,7 +426,8 @@ update message set deliver_at = null where message_id = any($1::bigint[]) and de
 -- name: cancel
 -- Settle a message as cancelled, and free its key; returns what was found. The key of a message that was cancelled before
 -- is freed, too: a repeated request may have taken it again. A key that a run gave stays: the run learns of the
--- cancellation, and if it is repeated must learn it again.
+-- cancellation, and if it is repeated must learn it again. With the message's id the key is nobody else's, and leads to
+-- the cancelled message for `cancelled_since`.
 with done as materialized (
     select cancel_message($1, $2, $3, $4, $5, $6, $7) as result
 ),
@@ -438,10 +439,19 @@ known as (
     select q.key_hash, q.key, true from reply as q where q.message_id = $3 and q.outcome = 2
 ),
 freed as (
-    delete from message_key as k
-    using done, known
-    where k.key_hash in (known.key_hash, known.key_hash || int8send($3)) and k.message_id = $3
-        and (done.result = 0 or (done.result = 1 and known.is_cancelled)) and known.key not like E'\x1f%'
+    select k.key_hash, k.key_hash || int8send($3) as aside,
+        exists (select from message_key as f where f.key_hash = any (array[k.key_hash || int8send($3)])) as is_aside
+    from done, known
+    join message_key as k on k.key_hash = any (array[known.key_hash])
+    where k.message_id = $3 and (done.result = 0 or (done.result = 1 and known.is_cancelled))
+        and known.key not like E'\x1f%'
+),
+put_aside as (
+    update message_key as k set key_hash = f.aside from freed as f
+    where not f.is_aside and k.key_hash = any (array[f.key_hash])
+),
+dropped as (
+    delete from message_key as k using freed as f where f.is_aside and k.key_hash = any (array[f.key_hash])
 )
 select done.result from done;
 
@@ -523,6 +533,16 @@ from message_key as k
 left join message as m on m.message_id = any (array[k.message_id])
 left join dead_letter as d on d.message_id = any (array[k.message_id])
 where k.key_hash = $1 and not exists (select from stale);
+
+-- name: cancelled_since
+-- The latest message that had the key $1 and was cancelled after $2 (Unix time).
+select q.message_id
+from message_key as k
+join reply as q on q.message_id = any (array[k.message_id])
+where k.key_hash > $1 and k.key_hash <= $1 || '\xffffffffffffffff'::bytea
+    and q.outcome = 2 and q.finished_at > to_timestamp($2)
+order by q.finished_at desc
+limit 1;
 
 -- name: list_messages
 -- Messages by state ($1), entity ($2, $3), handler ($4), shard ($5), key ($6) and age ($7), after an id ($8).
@@ -615,7 +635,8 @@ gone as (
 ),
 freed as (
     delete from message_key as k using gone
-    where k.key_hash = any (array[gone.key_hash]) and k.message_id = gone.message_id
+    where k.key_hash = any (array[gone.key_hash, gone.key_hash || int8send(gone.message_id)])
+        and k.message_id = gone.message_id
 )
 select count(*) from expired;
 
