@@ -120,7 +120,7 @@ CALLERS: Final[dict[str, tuple[Act, Right]]] = {
     "kv change": (lambda c, v: c.kv.modify("odd", v), _anything),
     "shard's entity": (lambda c, v: c.shard_of(v, "odd"), lambda v: v is Till),
     "shard's id": (lambda c, v: c.shard_of(Till, v), lambda v: _name(v, 255)),
-    "local entity": (lambda c, v: c.is_local(v, "odd"), lambda v: v is Till),
+    "local entity": (lambda c, v: c.is_local(v, "odd"), lambda v: v in (Till, Clerk)),
     "local id": (lambda c, v: c.is_local(Till, v), _anything),
 }
 

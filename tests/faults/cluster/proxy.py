@@ -1,6 +1,7 @@
 """A TCP proxy whose connections can be cut and starved, told apart by what their clients say first."""
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,8 +63,8 @@ class TcpProxy:
         self._target = target
         self._modes: dict[str, Mode] = {}
         self._open: set[_Connection] = set()
-        self._server: asyncio.Server | None = None
-        self._listening: asyncio.Task[None] | None = None
+        self._serving: set[asyncio.Task[None]] = set()
+        self._listener: socket.socket | None = None
 
     @property
     def address(self) -> str:
@@ -71,34 +72,43 @@ class TcpProxy:
         return f"127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.listen()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._listening is not None:
-            await self._listening
         self.refuse()
         self.cut()
         async with asyncio.timeout(5):
-            while self._open:
+            while self._serving:
                 await asyncio.sleep(0.005)
 
     def refuse(self) -> None:
         """Take no connections until `listen`, as if the target listened itself and were gone."""
-        assert self._server is not None
-        self._server.close()
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
     def listen(self) -> None:
-        """Take connections at the same port again; those that come at once wait a moment."""
-        assert self._server is not None
-        if not self._server.is_serving() and (self._listening is None or self._listening.done()):
-            self._listening = asyncio.Task(self._listen(socket.create_server(("127.0.0.1", self.port))))
+        """Take connections, at the same port as before."""
+        if self._listener is None:
+            # Not by `asyncio.start_server`, which in Python 3.11 leaves a connection open that comes while it closes.
+            self._listener = socket.create_server(("127.0.0.1", self.port))
+            self._listener.setblocking(False)
+            self.port = self._listener.getsockname()[1]
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
 
-    async def _listen(self, listener: socket.socket) -> None:
-        self._server = await asyncio.start_server(self._serve, sock=listener)
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            client, _ = listener.accept()
+            serving = asyncio.Task(self._take(client))
+            self._serving.add(serving)
+            serving.add_done_callback(self._serving.discard)
+
+    async def _take(self, client: socket.socket) -> None:
+        await self._serve(*await asyncio.open_connection(sock=client))
 
     def cut(self, label: str = "") -> None:
         """Reset connections now, and new ones until `heal`."""

@@ -19,9 +19,9 @@ async def _cut_off_the_leader(faults: Faults) -> str:
 _CUT_OFF = {"cut off the leader": _cut_off_the_leader}
 _KILL = {"kill a runner": KINDS["kill a runner"]}
 FOUND_BY: dict[str, tuple[Mapping[str, Injection], list[str]]] = {
-    "a free lock is taken at once": (_CUT_OFF, ["stale reads", "leaders: two led"]),
+    "a free lock is taken at once": (_CUT_OFF, ["stale reads"]),
     "whoever cannot be asked counts as dead": (_CUT_OFF, ["stale reads"]),
-    "keys are ignored": (_KILL, ["was committed"]),
+    "keys are ignored": (_KILL, ["different replies"]),
 }
 
 
