@@ -25,7 +25,7 @@ from actorhub._resolution import (
     DeclaredTypes,
     Written,
     binder,
-    check_defaults,
+    checked_defaults,
     checked_codec,
     initial_state_of,
     named_codec,
@@ -147,11 +147,10 @@ class Declaration:
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())[1:]
         types = tuple(hints[p.name] for p in parameters)
-        defaults = tuple(p.default for p in parameters if p.default is not p.empty)
         stream = inspect.isasyncgenfunction(function)
         crons = self._crons(name, function, options, types)
         arguments = checked_codec(tuple_type(types), f"{what}: arguments")
-        check_defaults(what, parameters, types)
+        defaults = checked_defaults(what, parameters, types)
         result = result_type(hints["return"], what, stream=stream)
         run = positional(function, parameters)
         return HandlerSpec(

@@ -167,19 +167,21 @@ def checked_codec(type_: Any, what: str) -> Codec[Any]:
     return Codec[Any](type_, what)
 
 
-def check_defaults(what: str, parameters: list[inspect.Parameter], types: tuple[Any, ...]) -> None:
-    """Check that each parameter's default can be sent as an argument: callers send it like any other.
+def checked_defaults(what: str, parameters: list[inspect.Parameter], types: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the parameters' defaults as a handler gets them once they were sent: callers send them like any other.
 
     Raises:
         TypeError: One cannot, or does not fit its annotation.
     """
+    defaults: list[Any] = []
     for parameter, type_ in zip(parameters, types, strict=True):
         if parameter.default is not parameter.empty:
             codec = Codec[Any](type_, f"{what}: {parameter.name}={shown(parameter.default)}")
             try:
-                codec.decode(codec.encode(parameter.default))
+                defaults.append(codec.decode(codec.encode(parameter.default)))
             except MalformedMessage as exc:
                 raise TypeError(f"{exc.message}: give it a default that fits, or annotate it `| None = None`") from exc
+    return tuple(defaults)
 
 
 def tuple_type(types: tuple[Any, ...]) -> Any:

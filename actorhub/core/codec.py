@@ -23,7 +23,6 @@ from actorhub.core.texts import LONGEST_NAME, short_name_of, summary_of, text_of
 T = TypeVar("T")
 
 _encode: Final = msgspec.msgpack.Encoder().encode
-_encode_in_order: Final = msgspec.msgpack.Encoder(order="deterministic").encode
 _JSON: Final = msgspec.json.Encoder()
 _PLAIN: Final = (bool, int, str, bytes)
 _EXPECTED: Final = (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError)
@@ -94,13 +93,6 @@ class Codec(Generic[T]):
             return _encode(value)
         except BaseException as exc:
             raise _refusal(exc, self.what) from exc
-
-    def encode_in_order(self, value: T) -> bytes:
-        """Like `encode`, but sets and dicts whose elements can be sorted are encoded alike in every process."""
-        try:
-            return _encode_in_order(value)
-        except Exception:  # noqa: BLE001 - user code: elements may raise anything when they are compared
-            return self.encode(value)
 
     def encode_fitting(self, value: T) -> tuple[bytes, T]:
         """Return what a handler returned, encoded as msgpack, and what that is decoded to: a copy, which fits the type.

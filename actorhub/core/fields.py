@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +28,17 @@ def fields_of(kind: type[Any]) -> tuple[Field, ...] | None:
     """
     key: Any = kind
     return _fields_of(key)
+
+
+def plain_object(value: object, contents: Iterable[tuple[str, object]]) -> object:
+    """Return the dict or tuple as which `value` is encoded, with these contents by their encoded names."""
+    if isinstance(value, msgspec.Struct):
+        config = value.__struct_config__
+        if config.tag is not None:
+            contents = ((str(config.tag_field), config.tag), *contents)
+        if config.array_like:
+            return tuple(content for _, content in contents)
+    return dict(contents)
 
 
 @functools.lru_cache(maxsize=4096)

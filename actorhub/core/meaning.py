@@ -2,23 +2,28 @@
 
 The next repetition may run in another process, with a state that was loaded and not just made, or in another release:
 the int that was put into a float's place is a float then, sets have another order, and there are parameters and fields
-more, which have their defaults.
+more, which have their defaults. So numbers that are equal mean the same, and a field means nothing if its value is what
+stands in the class (an object that was never encoded has that), or what comes of that once it was sent.
 """
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, TypeAlias
+import operator
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias, cast
 
 import msgspec
 
-from actorhub.core.fields import fields_of
+from actorhub.core.factories import is_constant
+from actorhub.core.fields import Field, fields_of, plain_object
 from actorhub.core.idempotency import HASH_BYTES
 
-_LEAVES: Final = frozenset({type(None), bool, int, float, str, bytes})
-_EMPTY: Final[dict[Any, object]] = {list: [], dict: {}, set: set(), tuple: (), frozenset: frozenset()}
-"""What the factories make whose products are told from other values without calling them, which may be user code."""
-_Fields: TypeAlias = Sequence[tuple[str, str, bytes]]
+_LEAVES: Final = frozenset({type(None), bool, int, str, bytes})
+_INTS: Final = range(-(2**63), 2**64)
+"""Those that msgspec encodes."""
+_Defaults: TypeAlias = frozenset[bytes]
+_Fields: TypeAlias = Sequence[tuple[str, str, _Defaults]]
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 
@@ -31,7 +36,7 @@ def meaning_hash(arguments: Sequence[Any], defaults: Sequence[Any]) -> bytes:
 
     Args:
         arguments: All arguments of the handler, by position, of the types that it declares.
-        defaults: Those of its last parameters.
+        defaults: Those of its last parameters, of the declared types, too.
 
     Raises:
         TypeError: msgspec cannot encode them. Also other errors, such as of user code: whoever calls has encoded them
@@ -50,6 +55,8 @@ def _meaning(value: Any) -> object:
     kind = _kind(value)
     if kind in _LEAVES:
         return value
+    if kind is float:
+        return int(value) if value.is_integer() and int(value) in _INTS else value
     if issubclass(kind, dict):
         return ["dict", *sorted((_encode(_meaning(key)), _encode(_meaning(item))) for key, item in value.items())]
     if issubclass(kind, set | frozenset):
@@ -71,25 +78,91 @@ def _tag(value: object) -> object:
 
 
 def _given(value: object, fields: _Fields) -> Iterator[tuple[str, bytes]]:
-    for attribute, name, default in fields:
+    for attribute, name, defaults in fields:
         content = getattr(value, attribute, msgspec.UNSET)
-        if content is not msgspec.UNSET and (meaning := _encode(_meaning(content))) != default:
+        if content is not msgspec.UNSET and (meaning := _encode(_meaning(content))) not in defaults:
             yield name, meaning
 
 
 @functools.lru_cache(maxsize=4096)
 def _fields(kind: Any) -> _Fields | None:
-    """Return attribute, encoded name, and meaning of the default of each field; `None` if there are none."""
+    """Return attribute, encoded name, and the meanings of the default of each field; `None` if there are none."""
+    found: Iterable[Field] | None = fields_of(kind)
     if hasattr(kind, "_field_defaults"):  # a named tuple
-        return [(name, name, _default(kind._field_defaults.get(name, msgspec.NODEFAULT))) for name in kind._fields]
-    found = fields_of(kind)
+        defaults = kind._field_defaults
+        none = msgspec.NODEFAULT
+        found = [Field(name, name, defaults.get(name, none), none) for name in kind._fields]
     if found is None:
         return None
-    return [(each.name, each.encoded, _default(_EMPTY.get(each.factory, each.default))) for each in found]
+    types = _types(kind)
+    return [(each.name, each.encoded, _meanings_of_default(each, types.get(each.name, Any))) for each in found]
 
 
-def _default(default: object) -> bytes:
+def _types(kind: Any) -> Mapping[str, Any]:
     try:
-        return _encode(_meaning(default))
-    except (TypeError, ValueError):
-        return b""  # none, or made by user code: no value is equal to that
+        return typing.get_type_hints(kind, include_extras=True)
+    except Exception:  # noqa: BLE001 - user code; what cannot be found here is then taken as it is
+        return {}
+
+
+def _meanings_of_default(field: Field, type_: Any) -> _Defaults:
+    """Return what the default means as it stands in the class, and as it is once it was sent; nothing if there is none.
+
+    One that is not of the field's type cannot be sent: it is only what it is.
+    """
+    found: set[bytes] = set()
+    try:
+        if field.factory is msgspec.NODEFAULT:
+            default = field.default
+        else:
+            default = field.factory() if is_constant(field.factory) else msgspec.NODEFAULT
+        if default is not msgspec.NODEFAULT:
+            found.add(_encode(_meaning(default)))
+            found.add(_encode(_meaning(msgspec.msgpack.decode(_encode(default), type=type_))))
+    except BaseException:  # noqa: BLE001 - user code: factories, and hooks of types, may raise anything
+        pass  # a default that cannot be made, encoded, or decoded as this: no value is equal to that
+    return frozenset(found)
+
+
+def in_order(value: object) -> object:
+    """Return `value` with its sets as tuples, in an order that is the same in every process; it is encoded alike.
+
+    Where no type is declared, what is decoded are lists, and nothing tells that they were sets.
+    """
+    kind = _kind(value)
+    if kind in _LEAVES:
+        return value
+    parts = cast("Any", value)
+    if issubclass(kind, set | frozenset):
+        items = sorted((_encode(_meaning(item)), place, item) for place, item in enumerate(parts))
+        return tuple(in_order(item) for _, _, item in items)
+    if issubclass(kind, dict):
+        pairs = [(_key_in_order(key), in_order(item)) for key, item in parts.items()]
+        return value if _is_same(pairs, parts.items()) else dict(pairs)
+    fields = _fields(kind)
+    if fields is not None and not issubclass(kind, tuple):
+        return _fields_in_order(value, fields)
+    if issubclass(kind, list | tuple) and not _LEAVES.issuperset(map(type, parts)):
+        ordered = tuple(map(in_order, parts))
+        return value if all(map(operator.is_, ordered, parts)) else ordered
+    return value
+
+
+def _key_in_order(key: object) -> object:
+    ordered = in_order(key)
+    try:
+        hash(ordered)
+    except TypeError:
+        return key  # an object with a set in it: those that can be keys are decoded only if their type is declared
+    return ordered
+
+
+def _is_same(pairs: Iterable[tuple[object, object]], others: Iterable[tuple[object, object]]) -> bool:
+    return all(key is old and item is was for (key, item), (old, was) in zip(pairs, others, strict=True))
+
+
+def _fields_in_order(value: object, fields: _Fields) -> object:
+    contents = [(encoded, getattr(value, name, msgspec.UNSET)) for name, encoded, _ in fields]
+    given = [(name, content) for name, content in contents if content is not msgspec.UNSET]
+    pairs = [(name, in_order(content)) for name, content in given]
+    return value if _is_same(pairs, given) else plain_object(value, pairs)

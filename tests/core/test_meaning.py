@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from actorhub.core.codec import Codec
-from actorhub.core.meaning import meaning_hash
+from actorhub.core.meaning import in_order, meaning_hash
 from tests.support.hash_seeds import printed_with_each_seed
 
 
@@ -75,6 +75,34 @@ class Colour(enum.Enum):
     RED = "red"
 
 
+class Held(msgspec.Struct, frozen=True, tag="held", rename="camel"):
+    """Holds what nothing is known of."""
+
+    its_name: str
+    of: Any = None
+
+
+@dataclass
+class Kept:
+    """The same."""
+
+    of: Any
+    note: str = ""
+
+
+class Marked(msgspec.Struct, array_like=True, tag=7):
+    """The same, encoded without names."""
+
+    of: Any
+    note: str = ""
+
+
+class NamedHeld(NamedTuple):
+    """The same."""
+
+    of: Any
+
+
 EQUAL: Final[dict[str, tuple[Any, Any, Any]]] = {
     "an int in a float's place": (tuple[float], (1,), (1.0,)),
     "within structs": (tuple[list[Line]], ([Line("a", 1)],), ([Line("a", 1.0)],)),
@@ -115,17 +143,55 @@ def test_arguments_that_mean_the_same_have_one_hash(name: str) -> None:
 
 
 _PROGRAM: Final = """
-from tests.core.test_meaning import Any, Codec, meaning_hash
+from tests.core.test_meaning import *
 codec = Codec(tuple[Any, ...], "arguments")
 names = {"ada", "grace", "barbara", "hedy", "joan"}
-print(meaning_hash(codec.decode(codec.encode_in_order((names, {"of": {1, 2, 2**40, 2**50}}))), ()))
+mixed = {1, "one", None, 2.5, b"x", -7, (1, "a"), Colour.RED, Decimal("1.5")}
+sets = {frozenset(pair) for pair in zip(sorted(names), sorted(names)[1:])}
+structs = {Held(name, frozenset(names)) for name in names}
+values = (
+    names, {"of": {1, 2, 2**40, 2**50}}, {1: names, "b": mixed}, sets, [structs], (Held("a", sets), {"k": Kept(mixed)}),
+    {frozenset(names): 1, (1, frozenset(names)): 2, 3: 4}, NamedHeld(names), [1, 2], 1.5,
+)
+for value in (*values, values):
+    print(meaning_hash(codec.decode(codec.encode(in_order((value,)))), ()))
 """
 
 
 def test_sets_for_which_no_type_is_declared_mean_the_same_in_every_process() -> None:
-    """They come back as lists, and Python's hash seed does not say in which order."""
+    """They come back as lists, and Python's hash seed does not say in which order, whatever is in them or around."""
     hashes = printed_with_each_seed(_PROGRAM)
     assert len(hashes) == 1
+
+
+def test_what_is_in_order_is_encoded_alike() -> None:
+    """All but the order of the sets in it, so that it is decoded as what it is."""
+    names = {"ada", "grace"}
+    for declared, value in (
+        (Held, Held("a", frozenset(names))),
+        (Kept, Kept([{1, "a"}], note="n")),
+        (dict[str, Marked], {"a": Marked(names), "b": Marked(set())}),
+        (NamedHeld, NamedHeld(names)),
+        (dict[tuple[int, frozenset[str]], int], {(1, frozenset(names)): 2}),
+        (dict[Held, int], {Held("a", frozenset(names)): 2}),
+    ):
+        codec: Codec[Any] = Codec(declared, "a value")
+        assert meaning_hash((codec.decode(codec.encode(in_order(value))),), ()) == meaning_hash(
+            (codec.decode(codec.encode(value)),), ()
+        )
+
+
+def test_numbers_that_are_equal_mean_the_same_where_either_kind_may_stand() -> None:
+    """The state that a run hands on was loaded in the next one: its int became the float that its type says."""
+    for number in (0, 3, -7, 2**40, -(2**63)):
+        assert meaning_hash((number, {number: [number]}), ()) == meaning_hash(
+            (float(number), {float(number): (float(number),)}), ()
+        )
+    numbers = [1.5, 1, True, "1", float("nan"), float("inf"), 2.0**70, -(2.0**70), 2**63 - 1]
+    assert len({meaning_hash((number,), ()) for number in numbers}) == len(numbers)
+    one, other = ({-1, 3, 200, "a"}, {-1.0, 3.0, 200.0, "a"})
+    codec: Codec[Any] = Codec(Any, "a value")
+    assert len({meaning_hash((codec.decode(codec.encode(in_order(value))),), ()) for value in (one, other)}) == 1
 
 
 @pytest.mark.parametrize("name", DIFFERENT)

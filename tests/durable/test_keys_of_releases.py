@@ -32,6 +32,19 @@ class NewItem(msgspec.Struct, frozen=True):
     tags: list[str] = []
 
 
+class OldParcel(msgspec.Struct, frozen=True):
+    to: str
+    express: bool = False
+    grams: float = 1.0
+
+
+class NewParcel(msgspec.Struct, frozen=True, omit_defaults=True):
+    to: str
+    express: bool = False
+    grams: float = 1
+    fee: float = 0
+
+
 class OldTill(Entity[list[str]], name="till"):
     """The earlier release, of which there are only callers."""
 
@@ -46,6 +59,10 @@ class OldTill(Entity[list[str]], name="till"):
     @handler(durable=True)
     async def weigh(self, grams: float) -> int:
         return int(grams)
+
+    @handler(durable=True)
+    async def ship(self, parcel: OldParcel, price: float) -> int:
+        return int(price)
 
 
 class NewTill(Entity[list[str]], name="till"):
@@ -62,6 +79,10 @@ class NewTill(Entity[list[str]], name="till"):
     @handler(durable=True, retry=ONCE)
     async def weigh(self, grams: float) -> int:
         return await self._note(f"{grams}")
+
+    @handler(durable=True, retry=ONCE)
+    async def ship(self, parcel: NewParcel, price: float) -> int:
+        return await self._note(f"{parcel}{price}")
 
     @handler(readonly=True)
     async def seen(self) -> list[str]:
@@ -156,6 +177,13 @@ class Callers(NamedTuple):
                 "new": of(self.new, NewTill, "weigh", 1.0),
                 "other": of(self.new, NewTill, "weigh", 1.5),
                 "wrong": of(self.old, OldTill, "weigh", 2),
+            },
+            "omitted": {
+                "old": of(self.old, OldTill, "ship", OldParcel("Rome"), 5.0),
+                "new": of(self.new, NewTill, "ship", NewParcel("Rome"), 5.0),
+                "given": of(self.new, NewTill, "ship", NewParcel("Rome", False, 1.0, 0.0), 5.0),
+                "other": of(self.new, NewTill, "ship", NewParcel("Rome", fee=1.0), 5.0),
+                "wrong": of(self.old, OldTill, "ship", OldParcel("Rome", express=True), 5.0),
             },
         }
 

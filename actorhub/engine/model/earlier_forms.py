@@ -1,5 +1,6 @@
 """The forms in which earlier releases may have hashed arguments: without what has its default now, or untyped."""
 
+import enum
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from itertools import islice, product
@@ -11,10 +12,28 @@ from actorhub.core.fidelity import first_difference
 from actorhub.core.fields import Field, fields_of
 from actorhub.engine.model.spec import HandlerSpec
 
-_MOST_FORMS: Final = 64
+_MOST_FORMS: Final = 128
 _MOST_BYTES: Final = 1 << 20
 """Of all forms together: to make and hash them keeps the event loop."""
 _MOST_PLANS: Final = 4096
+
+class Numbers(enum.IntEnum):
+    """Where a float is declared."""
+
+    DECODED = 0
+    """All floats."""
+    DEFAULTS_AS_WRITTEN = 1
+    """What has its default is as it stands in the class, such as the int 0, and has not been decoded."""
+    WHOLE_AS_INTS = 2
+
+
+class Omitted(enum.IntEnum):
+    """Which fields are not encoded because they have their defaults."""
+
+    AS_DECLARED = 0
+    NONE = 1
+    ALL = 2
+
 
 _Drops: TypeAlias = Mapping[type[Any], int]
 """How many of its last fields are left out of each class."""
@@ -23,7 +42,7 @@ _Drops: TypeAlias = Mapping[type[Any], int]
 def earlier_forms(spec: HandlerSpec, arguments: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
     """Yield the arguments themselves, and then without last parameters and fields that have their defaults.
 
-    All of that once more with each whole float as an int. The forms that differ least come first.
+    All of that also with other numbers, and with defaults omitted or not. The forms that differ least come first.
 
     Args:
         spec: The handler.
@@ -35,10 +54,17 @@ def earlier_forms(spec: HandlerSpec, arguments: tuple[Any, ...], size: int) -> I
     survey.visit(arguments)
     names = tuple(survey.spare)
     ranges = (range(1 + _spare(arguments, spec.defaults)), *(range(1 + survey.spare[name]) for name in names))
-    plans = sorted(islice(product(range(1 + survey.has_whole_floats), *ranges), _MOST_PLANS), key=sum)
-    for whole, left_out, *drops in plans[1 : max(1, min(_MOST_FORMS, _MOST_BYTES // (size + 1)))]:
-        form = _Form(dict(zip(names, drops, strict=True)), is_whole=bool(whole))
+    numbers = Numbers if survey.has_whole_floats else [Numbers.DECODED]
+    omitted = Omitted if survey.has_defaults else [Omitted.AS_DECLARED]
+    plans = sorted(islice(product(numbers, omitted, *ranges), _MOST_PLANS), key=sum)
+    for number, omit, left_out, *drops in plans[: min(_MOST_FORMS, _MOST_BYTES // (size + 1))]:
+        form = _Form(dict(zip(names, drops, strict=True)), Numbers(number), Omitted(omit))
         yield tuple(form.of(argument) for argument in arguments[: len(arguments) - left_out])
+
+
+def with_all_fields(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return what is encoded like the arguments, but with the fields that have their defaults, whatever is declared."""
+    return tuple(map(_Form({}, Numbers.DECODED, Omitted.NONE).of, arguments))
 
 
 class _Survey:
@@ -48,6 +74,8 @@ class _Survey:
         self.spare: dict[type[Any], int] = {}
         """By class, how many of its last fields have their defaults in every instance."""
         self.has_whole_floats = False
+        """Or an int that is a default."""
+        self.has_defaults = False
 
     def visit(self, value: object) -> None:
         """Look at a value, and at everything in it."""
@@ -56,6 +84,7 @@ class _Survey:
         if fields is not None:
             values = [getattr(value, field.name) for field in fields]
             defaults = [_default_of(field) for field in fields]
+            self.has_defaults |= any(map(_is_default, values, defaults))
             spare = _spare(values, defaults)
             self.spare[kind] = min(spare, self.spare.get(kind, spare))
             self._visit_all(values)
@@ -77,12 +106,14 @@ class _Form:
 
     Args:
         drops: What is left out.
-        is_whole: Whether whole floats become ints.
+        numbers: What the numbers become.
+        omitted: What is left out besides.
     """
 
-    def __init__(self, drops: _Drops, *, is_whole: bool) -> None:
+    def __init__(self, drops: _Drops, numbers: Numbers, omitted: Omitted) -> None:
         self._drops = drops
-        self._is_whole = is_whole
+        self._numbers = numbers
+        self._omitted = omitted
         self._stand_ins: dict[tuple[Any, ...], type[msgspec.Struct]] = {}
 
     def of(self, value: object) -> Any:
@@ -97,7 +128,7 @@ class _Form:
                 return tuple(self.of(item) for item in cast("Iterable[object]", value))
             case AbstractSet():
                 return frozenset(self.of(item) for item in cast("Iterable[object]", value))
-            case float() if self._is_whole and _is_whole(value):
+            case float() if self._numbers is Numbers.WHOLE_AS_INTS and _is_whole(value):
                 return int(value)
             case _:
                 return value
@@ -105,11 +136,23 @@ class _Form:
     def _of_fields(self, value: object, fields: Sequence[Field]) -> Any:
         kind: type[Any] = type(value)
         kept = fields[: len(fields) - self._drops.get(kind, 0)]
-        if isinstance(value, msgspec.Struct) and value.__struct_config__.omit_defaults:
+        if self._omits(value):
             kept = [field for field in kept if not _is_default(getattr(value, field.name), _default_of(field))]
         name = (kind, *(field.name for field in kept))
         stand_in = self._stand_ins.get(name) or self._stand_ins.setdefault(name, _stand_in(kind, kept))
-        return stand_in(*(self.of(getattr(value, field.name)) for field in kept))
+        return stand_in(*(self.of(self._content(value, field)) for field in kept))
+
+    def _omits(self, value: object) -> bool:
+        if not isinstance(value, msgspec.Struct) or self._omitted is Omitted.NONE:
+            return False
+        config = value.__struct_config__
+        return config.omit_defaults if self._omitted is Omitted.AS_DECLARED else not config.array_like
+
+    def _content(self, value: object, field: Field) -> object:
+        content = getattr(value, field.name)
+        if self._numbers is Numbers.DEFAULTS_AS_WRITTEN and _is_default(content, default := _default_of(field)):
+            return default
+        return content
 
 
 def _stand_in(kind: type[Any], kept: Sequence[Field]) -> type[msgspec.Struct]:

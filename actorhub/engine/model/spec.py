@@ -11,7 +11,7 @@ from actorhub.core.address import check_entity_id
 from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
 from actorhub.core.errors import MalformedMessage, UnknownHandler
-from actorhub.core.meaning import meaning_hash
+from actorhub.core.meaning import in_order, meaning_hash
 from actorhub.core.retry import DEFAULT_RETRY, Retry
 from actorhub.core.texts import summary_of
 
@@ -28,7 +28,10 @@ class HandlerSpec:
     """The plain function of the class; takes the instance, then the positional arguments."""
     parameters: tuple[str, ...]
     defaults: tuple[Any, ...]
-    """Values of the last parameters, used where the caller leaves them out: copies, since a handler may change them."""
+    """Values of the last parameters, of their types, used where the caller leaves them out.
+
+    They are used as copies, since a handler may change them.
+    """
     by_position: int
     """How many arguments may be given by position."""
     bind: Callable[..., tuple[Any, ...]]
@@ -95,9 +98,11 @@ class HandlerSpec:
         Raises:
             MalformedMessage: They cannot be encoded, or do not fit.
         """
-        typed = self.decode_arguments(self.arguments.encode_in_order(arguments))
         try:
-            return meaning_hash(typed, self.defaults)
+            ordered = tuple(map(in_order, arguments))
+            return meaning_hash(self.decode_arguments(self.arguments.encode(ordered)), self.defaults)
+        except MalformedMessage:
+            raise
         except BaseException as exc:
             raise MalformedMessage(f"{self.arguments.what}: {summary_of(exc)}") from exc
 

@@ -3,7 +3,7 @@
 The hashes are the quick check. They differ for equal arguments where two releases declare or encode them differently: a
 parameter or a field with a default was added, or an int stands where a float is declared. So before a key is refused,
 the arguments of both are decoded as this process declares them, with the defaults for what an older caller left out,
-and compared as they are encoded from that. A message that means the same is then stored once more with the hash of the
+and compared by what they mean then. A message that means the same is then stored once more with the hash of the
 earlier one, so that everything else goes the way of equal hashes.
 """
 
@@ -14,7 +14,7 @@ import msgspec
 
 from actorhub.core.errors import MalformedMessage
 from actorhub.core.idempotency import payload_hash
-from actorhub.engine.model.earlier_forms import earlier_forms
+from actorhub.engine.model.earlier_forms import earlier_forms, with_all_fields
 from actorhub.engine.model.spec import HandlerSpec
 from actorhub.storage.message_ports import KeyUse, MessageKey, MessageStore, NewMessage
 
@@ -89,7 +89,7 @@ def means_the_same(spec: HandlerSpec, body: bytes, earlier: KeyUse) -> bool:
                 return True
             forms = earlier_forms(spec, arguments, len(body))
             return any(payload_hash(form) == earlier.payload_hash for form in forms)
-        return payload_hash(arguments) == payload_hash(_decode_whole(spec, earlier.body))
+        return spec.meaning_of(arguments) == spec.meaning_of(_decode_whole(spec, earlier.body))
     except Exception:  # noqa: BLE001 - user code: default factories, and hooks of types, may raise anything
         return False
 
@@ -102,12 +102,13 @@ def _decode_whole(spec: HandlerSpec, body: bytes) -> tuple[object, ...]:
     """
     arguments = spec.decode_arguments(body)
     try:
-        is_whole = _covers(msgspec.msgpack.decode(spec.arguments.encode(arguments)), msgspec.msgpack.decode(body))
+        whole = spec.arguments.encode(with_all_fields(arguments))
+        is_whole = _covers(msgspec.msgpack.decode(whole), msgspec.msgpack.decode(body))
     except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as exc:
         raise MalformedMessage(f"{spec.entity_type}.{spec.name}: {exc}") from exc
     if not is_whole:
         raise MalformedMessage(f"{spec.entity_type}.{spec.name}: the arguments have fields that are not known here")
-    return arguments
+    return spec.decode_arguments(whole)  # with defaults as they are once they were sent
 
 
 def _covers(whole: object, part: object) -> bool:
