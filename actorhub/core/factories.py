@@ -5,7 +5,7 @@ made yesterday would count as left out then, and as given today, so that one mes
 """
 
 import builtins
-import datetime
+import datetime as dt
 import decimal
 import enum
 import functools
@@ -18,22 +18,22 @@ import msgspec
 
 from actorhub.core.fields import fields_of
 
-_VALUES: Final = frozenset({
+_VALUES: Final[frozenset[object]] = frozenset({
     *(type(None), bool, int, float, str, bytes, bytearray, list, dict, set, frozenset, tuple),
-    *(decimal.Decimal, datetime.datetime, datetime.date, datetime.time, datetime.timedelta, uuid.UUID),
+    *(decimal.Decimal, dt.datetime, dt.date, dt.time, dt.timedelta, uuid.UUID),
 })  # fmt: skip
 _OWN_CODE: Final = ("__post_init__", "__attrs_post_init__")
 
 
-def is_constant(factory: Any) -> bool:
+def is_constant(factory: object) -> bool:
     """Whether a factory is a plain class, or a function that names nothing but plain classes and members of enums.
 
     A plain class holds values: those of Python, structs and dataclasses without code of their own in their making.
     """
-    factory = typing.get_origin(factory) or factory
-    if isinstance(factory, type):
-        return _is_plain(factory)
-    return isinstance(factory, FunctionType) and _names_only_values(factory)
+    made_by: object = typing.get_origin(factory) or factory
+    if isinstance(made_by, FunctionType):
+        return _names_only_values(made_by)
+    return isinstance(made_by, type) and _is_plain(made_by)
 
 
 def _names_only_values(function: FunctionType) -> bool:
@@ -52,7 +52,7 @@ def _names_only_values(function: FunctionType) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_plain(kind: Any) -> bool:
+def _is_plain(kind: object) -> bool:
     if kind in _VALUES or isinstance(kind, enum.EnumMeta):
         return True
     if not isinstance(kind, type) or hasattr(kind, "__attrs_attrs__"):
@@ -66,4 +66,5 @@ def _is_plain(kind: Any) -> bool:
 def _has_no_init(kind: type[Any]) -> bool:
     if issubclass(kind, msgspec.Struct):
         return True  # it cannot define one
-    return bool(cast("Any", kind).__dataclass_params__.init) and kind.__new__ is object.__new__
+    cls: Any = kind
+    return bool(cls.__dataclass_params__.init) and cls.__new__ is object.__new__

@@ -6,6 +6,7 @@ more, which have their defaults. So numbers that are equal mean the same, and a 
 stands in the class (an object that was never encoded has that), or what comes of that once it was sent.
 """
 
+import contextlib
 import functools
 import hashlib
 import operator
@@ -53,10 +54,8 @@ def meaning_hash(arguments: Sequence[Any], defaults: Sequence[Any]) -> bytes:
 def _meaning(value: Any) -> object:
     """Return what msgpack encodes in one way only."""
     kind = _kind(value)
-    if kind in _LEAVES:
-        return value
-    if kind is float:
-        return int(value) if value.is_integer() and int(value) in _INTS else value
+    if kind in _LEAVES or kind is float:
+        return int(value) if kind is float and value.is_integer() and int(value) in _INTS else value
     if issubclass(kind, dict):
         return ["dict", *sorted((_encode(_meaning(key)), _encode(_meaning(item))) for key, item in value.items())]
     if issubclass(kind, set | frozenset):
@@ -108,10 +107,10 @@ def _types(kind: Any) -> Mapping[str, Any]:
 def _meanings_of_default(field: Field, type_: Any) -> _Defaults:
     """Return what the default means as it stands in the class, and as it is once it was sent; nothing if there is none.
 
-    One that is not of the field's type cannot be sent: it is only what it is.
+    One that cannot be made is none. One that is not of the field's type cannot be sent: it is only what it is.
     """
     found: set[bytes] = set()
-    try:
+    with contextlib.suppress(BaseException):  # user code: factories, and hooks of types, may raise anything
         if field.factory is msgspec.NODEFAULT:
             default = field.default
         else:
@@ -119,8 +118,6 @@ def _meanings_of_default(field: Field, type_: Any) -> _Defaults:
         if default is not msgspec.NODEFAULT:
             found.add(_encode(_meaning(default)))
             found.add(_encode(_meaning(msgspec.msgpack.decode(_encode(default), type=type_))))
-    except BaseException:  # noqa: BLE001 - user code: factories, and hooks of types, may raise anything
-        pass  # a default that cannot be made, encoded, or decoded as this: no value is equal to that
     return frozenset(found)
 
 

@@ -1,7 +1,7 @@
 """What a release adds with a default changes no meaning, however the default is written."""
 
 import dataclasses
-import datetime
+import datetime as dt
 import enum
 import functools
 import random
@@ -47,7 +47,7 @@ class Basket(msgspec.Struct):
 class Prompt(msgspec.Struct):
     """What is paid today."""
 
-    day: datetime.date = msgspec.field(default_factory=datetime.date.today)
+    day: dt.date = msgspec.field(default_factory=dt.date.today)
 
 
 @dataclasses.dataclass
@@ -89,9 +89,9 @@ WRITTEN: Final[list[tuple[Any, Any]]] = [
     (frozenset[float], frozenset({0, 1, -7, 300})),
     (frozenset[str], ("a", "b")),
     (tuple[frozenset[float], ...], (frozenset({3, 4}),)),
-    (datetime.datetime, "2030-01-01T00:00:00Z"),
-    (datetime.datetime, datetime.datetime(2030, 1, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))),
-    (datetime.timedelta, datetime.timedelta(seconds=1)),
+    (dt.datetime, "2030-01-01T00:00:00Z"),
+    (dt.datetime, dt.datetime(2030, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=2)))),
+    (dt.timedelta, dt.timedelta(seconds=1)),
     (uuid.UUID, "00000000-0000-0000-0000-000000000000"),
     (Money, Money(3)),
     (Money | None, None),
@@ -114,10 +114,11 @@ MADE: Final[list[tuple[Any, Callable[[], Any]]]] = [
 ]
 
 
-def struct(field: tuple[Any, Any] | None, **config: Any) -> type[Any]:
+def struct(field: tuple[Any, Any] | None, **config: bool | str) -> type[Any]:
     """Return a struct, with one field more if it is given by type and default."""
     more = [] if field is None else [("added", *field)]
-    return msgspec.defstruct("Order", [("sku", str), *more], **config)
+    options: dict[str, Any] = config
+    return msgspec.defstruct("Order", [("sku", str), *more], **options)
 
 
 def frozen(field: tuple[Any, Any] | None) -> type[Any]:
@@ -128,15 +129,15 @@ def frozen(field: tuple[Any, Any] | None) -> type[Any]:
 
 def tupled(field: tuple[Any, Any] | None) -> type[Any]:
     """Return a named tuple."""
-    if field is None:
-        return cast("type[Any]", NamedTuple("Order", [("sku", str)]))
-    kind: Any = NamedTuple("Order", [("sku", str), ("added", field[0])])
-    kind._field_defaults = {"added": field[1]}
-    kind.__new__.__defaults__ = (field[1],)
+    more = [] if field is None else [("added", field[0])]
+    kind: Any = NamedTuple("kind", [("sku", str), *more])  # type: ignore[misc]
+    if field is not None:
+        kind._field_defaults = {"added": field[1]}
+        kind.__new__.__defaults__ = (field[1],)
     return cast("type[Any]", kind)
 
 
-KINDS: Final = {
+KINDS: Final[dict[str, Callable[[Any], type[Any]]]] = {
     "struct": struct,
     "omits": functools.partial(struct, omit_defaults=True),
     "tagged": functools.partial(struct, tag="o", array_like=True),
@@ -145,8 +146,11 @@ KINDS: Final = {
 }
 PLACES: Final[dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]] = {
     "itself": (lambda kind: kind, lambda order: order),
-    "list": (lambda kind: list[kind], lambda order: [order]),
-    "dict": (lambda kind: dict[str, tuple[kind, ...]], lambda order: {"a": (order,)}),
+    "list": (list.__class_getitem__, lambda order: [order]),
+    "dict": (
+        lambda kind: dict.__class_getitem__((str, tuple.__class_getitem__((kind, ...)))),
+        lambda order: {"a": (order,)},
+    ),
 }
 
 
@@ -154,7 +158,7 @@ def meanings(before: type[Any], after: type[Any], place: str) -> set[bytes]:
     """Return what orders mean in both releases: of the later one left out, given as written, and given as decoded."""
     type_of, put = PLACES[place]
 
-    def sent(kind: type[Any], order: object) -> Any:
+    def sent(kind: type[Any], order: object) -> object:
         return msgspec.msgpack.decode(msgspec.msgpack.encode(put(order)), type=type_of(kind))
 
     left_out = after("a")
@@ -183,7 +187,7 @@ def test_a_field_that_a_release_adds_with_a_default_means_nothing(kind: str, pla
 def test_a_field_that_a_release_adds_with_a_constant_factory_means_nothing(kind: str, place: str) -> None:
     """A class, or a function that makes the same always."""
     make = KINDS[kind]
-    field = dataclasses.field if kind == "dataclass" else msgspec.field
+    field: Any = dataclasses.field if kind == "dataclass" else msgspec.field
     for type_, factory in MADE:
         after = make((type_, field(default_factory=factory)))
         assert len(meanings(make(None), after, place)) == 1, (type_, factory)
@@ -222,9 +226,9 @@ def test_a_factory_that_raises_makes_no_default() -> None:
 @pytest.mark.parametrize(
     "factory",
     [
-        datetime.date.today,
+        dt.date.today,
         uuid.uuid4,
-        lambda: datetime.date.today(),  # noqa: PLW0108
+        lambda: dt.datetime.now(dt.UTC),
         lambda: random.randrange(2),
         lambda: id(1),
         lambda: open("a"),  # noqa: PTH123, SIM115

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from actorhub import Entity, MalformedMessage, handler
+from actorhub.core.codec import Codec
 from actorhub.engine.model.spec import HandlerSpec
 from tests.core.test_meaning_of_defaults import MADE, WRITTEN
 
@@ -23,10 +24,10 @@ def spec_of(cls: type[Entity[Any]]) -> HandlerSpec:
     return cls.__declaration__.spec.handlers["pay"]
 
 
-def with_parameter(type_: Any, default: object) -> HandlerSpec:
+def with_parameter(type_: object, default: object) -> HandlerSpec:
     """Return the handler of a release that adds a parameter."""
 
-    async def pay(self: object, cents: int, added: Any = None) -> None:
+    async def pay(self: object, cents: int, added: object = None) -> None:
         pass
 
     pay.__annotations__["added"] = type_
@@ -41,10 +42,10 @@ def with_parameter(type_: Any, default: object) -> HandlerSpec:
 @pytest.mark.parametrize(
     ("type_", "default"), [*WRITTEN, *((type_, make()) for type_, make in MADE)], ids=lambda value: repr(value)[:30]
 )
-def test_a_parameter_that_a_release_adds_with_a_default_means_nothing(type_: Any, default: object) -> None:
+def test_a_parameter_that_a_release_adds_with_a_default_means_nothing(type_: object, default: object) -> None:
     """Left out, as it is written, and as it is once it was sent."""
     after = with_parameter(type_, default)
-    decoded = msgspec.msgpack.decode(msgspec.msgpack.encode(default), type=type_)
+    decoded = Codec[object](type_, "a default").decode(msgspec.msgpack.encode(default))
     meanings = {after.meaning_of(after.bind(1)), after.meaning_of((1, default)), after.meaning_of((1, decoded))}
     assert meanings == {spec_of(Before).meaning_of((1,))}
 

@@ -12,10 +12,11 @@ from actorhub.core.fidelity import first_difference
 from actorhub.core.fields import Field, fields_of
 from actorhub.engine.model.spec import HandlerSpec
 
-_MOST_FORMS: Final = 128
+_MOST_FORMS: Final = 256
 _MOST_BYTES: Final = 1 << 20
 """Of all forms together: to make and hash them keeps the event loop."""
 _MOST_PLANS: Final = 4096
+
 
 class Numbers(enum.IntEnum):
     """Where a float is declared."""
