@@ -6,7 +6,6 @@ more, which have their defaults. So numbers that are equal mean the same, and a 
 stands in the class (an object that was never encoded has that), or what comes of that once it was sent.
 """
 
-import contextlib
 import functools
 import hashlib
 import operator
@@ -109,16 +108,17 @@ def _meanings_of_default(field: Field, type_: Any) -> _Defaults:
 
     One that cannot be made is none. One that is not of the field's type cannot be sent: it is only what it is.
     """
-    found: set[bytes] = set()
-    with contextlib.suppress(BaseException):  # user code: factories, and hooks of types, may raise anything
-        if field.factory is msgspec.NODEFAULT:
-            default = field.default
-        else:
-            default = field.factory() if is_constant(field.factory) else msgspec.NODEFAULT
-        if default is not msgspec.NODEFAULT:
-            found.add(_encode(_meaning(default)))
-            found.add(_encode(_meaning(msgspec.msgpack.decode(_encode(default), type=type_))))
-    return frozenset(found)
+    if field.factory is not msgspec.NODEFAULT and not is_constant(field.factory):
+        return frozenset()
+    try:
+        default = field.default if field.factory is msgspec.NODEFAULT else field.factory()
+        written = _encode(_meaning(default))
+    except BaseException:  # noqa: BLE001 - user code: factories may raise anything
+        return frozenset()  # none, or none that can be encoded: no value is equal to that
+    try:
+        return frozenset({written, _encode(_meaning(msgspec.msgpack.decode(_encode(default), type=type_)))})
+    except BaseException:  # noqa: BLE001 - user code: hooks of types may raise anything
+        return frozenset({written})
 
 
 def in_order(value: object) -> object:

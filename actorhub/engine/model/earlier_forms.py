@@ -12,7 +12,7 @@ from actorhub.core.fidelity import first_difference
 from actorhub.core.fields import Field, fields_of
 from actorhub.engine.model.spec import HandlerSpec
 
-_MOST_FORMS: Final = 256
+_MOST_FORMS: Final = 160
 _MOST_BYTES: Final = 1 << 20
 """Of all forms together: to make and hash them keeps the event loop."""
 _MOST_PLANS: Final = 4096
@@ -38,6 +38,8 @@ class Omitted(enum.IntEnum):
 
 _Drops: TypeAlias = Mapping[type[Any], int]
 """How many of its last fields are left out of each class."""
+_StandIns: TypeAlias = dict[tuple[Any, ...], type[msgspec.Struct]]
+"""By class and names of the fields that are kept."""
 
 
 def earlier_forms(spec: HandlerSpec, arguments: tuple[Any, ...], size: int) -> Iterator[tuple[Any, ...]]:
@@ -57,15 +59,16 @@ def earlier_forms(spec: HandlerSpec, arguments: tuple[Any, ...], size: int) -> I
     ranges = (range(1 + _spare(arguments, spec.defaults)), *(range(1 + survey.spare[name]) for name in names))
     numbers = Numbers if survey.has_whole_floats else [Numbers.DECODED]
     omitted = Omitted if survey.has_defaults else [Omitted.AS_DECLARED]
+    stand_ins: _StandIns = {}
     plans = sorted(islice(product(numbers, omitted, *ranges), _MOST_PLANS), key=sum)
     for number, omit, left_out, *drops in plans[: min(_MOST_FORMS, _MOST_BYTES // (size + 1))]:
-        form = _Form(dict(zip(names, drops, strict=True)), Numbers(number), Omitted(omit))
+        form = _Form(dict(zip(names, drops, strict=True)), Numbers(number), Omitted(omit), stand_ins)
         yield tuple(form.of(argument) for argument in arguments[: len(arguments) - left_out])
 
 
 def with_all_fields(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return what is encoded like the arguments, but with the fields that have their defaults, whatever is declared."""
-    return tuple(map(_Form({}, Numbers.DECODED, Omitted.NONE).of, arguments))
+    return tuple(map(_Form({}, Numbers.DECODED, Omitted.NONE, {}).of, arguments))
 
 
 class _Survey:
@@ -109,13 +112,14 @@ class _Form:
         drops: What is left out.
         numbers: What the numbers become.
         omitted: What is left out besides.
+        stand_ins: Classes that were made for other forms: to make one takes a hundred times as long as to use it.
     """
 
-    def __init__(self, drops: _Drops, numbers: Numbers, omitted: Omitted) -> None:
+    def __init__(self, drops: _Drops, numbers: Numbers, omitted: Omitted, stand_ins: _StandIns) -> None:
         self._drops = drops
         self._numbers = numbers
         self._omitted = omitted
-        self._stand_ins: dict[tuple[Any, ...], type[msgspec.Struct]] = {}
+        self._stand_ins = stand_ins
 
     def of(self, value: object) -> Any:
         """Return what stands for `value`: it is encoded as an earlier release would have encoded it."""
