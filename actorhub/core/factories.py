@@ -1,7 +1,7 @@
 """Whether the factory of a field makes the same value always and everywhere.
 
-If it does not (the day, a setting, the host), releases cannot be compared by what it makes: what was made yesterday would
-count as left out then, and as given today, so that one message would have two meanings.
+If it does not (the day, a setting, the host), releases cannot be compared by what it makes: what was made yesterday
+would count as left out then, and as given today, so that one message would have two meanings.
 """
 
 import builtins
