@@ -48,14 +48,14 @@ def _names_only_values(function: FunctionType) -> bool:
         if isinstance(kind, enum.EnumMeta)
         for member in cast("type[enum.Enum]", kind).__members__
     }
-    return all(name in members or _is_plain(kind) for name, kind in named.items())
+    return all(name in members or (isinstance(kind, type) and _is_plain(kind)) for name, kind in named.items())
 
 
 @functools.lru_cache(maxsize=4096)
-def _is_plain(kind: object) -> bool:
+def _is_plain(kind: type[Any]) -> bool:
     if kind in _VALUES or isinstance(kind, enum.EnumMeta):
         return True
-    if not isinstance(kind, type) or hasattr(kind, "__attrs_attrs__"):
+    if hasattr(kind, "__attrs_attrs__"):
         return False
     fields = fields_of(kind)
     if fields is None or any(hasattr(kind, name) for name in _OWN_CODE) or not _has_no_init(kind):

@@ -234,6 +234,7 @@ def test_a_factory_that_raises_makes_no_default() -> None:
         lambda: open("a"),  # noqa: PTH123, SIM115
         Prompt,
         lambda: [Prompt()],
+        lambda: list(WRITTEN),
         Numbered,
         functools.partial(Money, 1),
     ],
