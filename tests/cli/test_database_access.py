@@ -47,6 +47,8 @@ async def app(postgres_url: str) -> AsyncIterator[tuple[str, "asyncpg.Connection
     role = f"app{database[1:]}"
     await sql.execute(f'create role "{role}" login; grant all on database "{database}" to "{role}"')
     yield postgres_url.replace("postgres@", f"{role}@"), sql
+    # A runner that lives still would connect again, and its statements meet those below.
+    await sql.execute(f'alter role "{role}" nologin')
     await sql.execute("select pg_terminate_backend(pid, 5000) from pg_stat_activity where usename = $1", role)
     await sql.execute(f'drop owned by "{role}" cascade; drop role "{role}"')
     await sql.close()
