@@ -114,11 +114,7 @@ class Connector:
     async def is_reached_by_others(self, runner: RunnerAddress, deadline: float) -> bool:
         """Return whether a link to `runner` could be opened through another one; it is used then, like any other."""
         for via in self._relays.candidates(runner.incarnation, _WAYS_AT_ONCE):
-            try:
-                await self._relays.connect(via, runner, deadline)
-            except RunnerUnavailable as error:
-                _log.debug("no way to %s: %s", runner, error)
-            else:
+            if await self._open_way(via, runner, deadline):
                 return True
         return False
 
@@ -181,10 +177,15 @@ class Connector:
         for via in self._relays.candidates(runner.incarnation, _WAYS_AT_ONCE):
             if not self._needs_way(runner):
                 return
-            try:
-                await self._relays.connect(via, runner, _CONNECT_DEADLINE)
-            except RunnerUnavailable as error:
-                _log.debug("no way to %s: %s", runner, error)
+            _ = await self._open_way(via, runner, _CONNECT_DEADLINE)
+
+    async def _open_way(self, via: Peer, runner: RunnerAddress, deadline: float) -> bool:
+        try:
+            await self._relays.connect(via, runner, deadline)
+        except RunnerUnavailable as error:
+            _log.debug("no way to %s: %s", runner, error)
+            return False
+        return True
 
 
 class _Caller:
