@@ -18,7 +18,7 @@ from actorhub.core.errors import (
     field_names,
 )
 from actorhub.core.fidelity import first_difference
-from actorhub.core.texts import LONGEST_NAME, short_name_of, summary_of, text_of
+from actorhub.core.texts import LONGEST_NAME, is_of, is_read_plainly, short_name_of, summary_of, text_of
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ def _refusal(error: BaseException, what: str) -> MalformedMessage:
     They may raise anything, and `CancelledError`, `SystemExit` and the like are orders to whoever runs them: to a task
     of the engine, or to the process.
     """
-    return MalformedMessage(f"{what}: {text_of(error) if isinstance(error, _EXPECTED) else summary_of(error)}")
+    return MalformedMessage(f"{what}: {text_of(error) if issubclass(type(error), _EXPECTED) else summary_of(error)}")
 
 
 def _json_problem(data: bytes) -> str | None:
@@ -236,7 +236,7 @@ def encode_error(error: ActorhubError, limit: int) -> bytes:
         if len(data) <= limit:
             return data
         problem = f"this error takes {len(data)} bytes, the limit is {limit}"
-    name = error.type[:LONGEST_NAME] if isinstance(error, HandlerFailed) else _name_of(error)
+    name = error.type[:LONGEST_NAME] if is_of(error, HandlerFailed) else _name_of(error)
     short = HandlerFailed(name, f"{text_of(error)}: {problem}", possibly_executed=_may_have_run(error))
     return _encode_error(short)
 
@@ -251,14 +251,14 @@ def encode_passed_error(error: ActorhubError, limit: int, what: str) -> bytes:
     try:
         data = _encode_error(error)
         record = _decode_error(data)
-        _ = _domain_error(record, type(error)) if isinstance(error, EntityError) else _framework_error(record)
+        _ = _domain_error(record, type(error)) if is_of(error, EntityError) else _framework_error(record)
     except BaseException as exc:
         raise _refusal(exc, f"{what}: {public_name(error)}") from exc
     return check_size(data, limit, what)
 
 
 def _encode_error(error: ActorhubError) -> bytes:
-    if isinstance(error, EntityError):
+    if is_of(error, EntityError):
         fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in field_names(type(error))}
         return _encode(_ErrorRecord(_domain_name(type(error)), text_of(error), _may_have_run(error), fields, True))
     fields = {name: msgspec.Raw(_encode(getattr(error, name))) for name in _SENT_FIELDS if hasattr(error, name)}
@@ -273,12 +273,12 @@ def _may_have_run(error: ActorhubError) -> bool:
 
 
 def _name_of(error: ActorhubError) -> str:
-    return _domain_name(type(error)) if isinstance(error, EntityError) else public_name(error)
+    return _domain_name(type(error)) if is_of(error, EntityError) else public_name(error)
 
 
 def public_name(error: ActorhubError) -> str:
     """Return the name of the public class of `error`. For a private subclass that is the public class above it."""
-    if isinstance(error, EntityError):
+    if is_of(error, EntityError):
         return short_name_of(type(error))
     return next(cls.__name__ for cls in type(error).__mro__ if cls.__module__ == errors.__name__)
 
@@ -302,6 +302,8 @@ def copy_of(error: EntityError, limit: int) -> ActorhubError:
     """
     record = _decode_error(encode_error(error, limit))
     record.possibly_executed = True
+    if not is_read_plainly(type(error)):  # any longer: its class statement was
+        return _undecodable(record, TypeError("the class has a __getattribute__ or __class__ of its own"))
     try:
         return _domain_error(record, type(error)) if record.domain else _framework_error(record)
     except msgspec.ValidationError as exc:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, dataclass_transform
 
 from actorhub.core.error_fields import ErrorFields, fields_of
-from actorhub.core.texts import encodable
+from actorhub.core.texts import encodable, is_read_plainly
 from actorhub.core.type_hints import ClassScope
 
 
@@ -32,6 +32,11 @@ class ActorhubError(Exception):
             raise TypeError(
                 f"{cls.__name__}.possibly_executed is set by actorhub: write `possibly_executed = True`, or `= False`, "
                 "or leave it out"
+            )
+        if not is_read_plainly(cls):
+            raise TypeError(
+                f"{cls.__name__} has a __getattribute__ or __class__ of its own: actorhub reads its errors as Python "
+                "does, so leave these out"
             )
 
     def __init__(self, message: str = "", *, possibly_executed: bool | None = None) -> None:

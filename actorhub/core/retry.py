@@ -9,6 +9,7 @@ import msgspec
 from actorhub.core.backoff import Backoff
 from actorhub.core.errors import EntityError, MessageTooLarge
 from actorhub.core.option_types import check_duration, check_record
+from actorhub.core.texts import is_of
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,11 +56,11 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
         What is too large once is too large in every run.
         """
-        return attempts < self.attempts and not isinstance(error, MessageTooLarge)
+        return attempts < self.attempts and not (error is not None and is_of(error, MessageTooLarge))
 
     def is_final(self, error: BaseException) -> bool:
         """Return whether a domain error is the message's reply: another run would not change it."""
-        return isinstance(error, EntityError) and not isinstance(error, self.on)
+        return is_of(error, EntityError) and not issubclass(type(error), self.on)
 
     def pause(self, failed: int, chance: float) -> float:
         """Return the seconds to wait after failed run number `failed`. `chance`, in [0, 1), is the jitter."""

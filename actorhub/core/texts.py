@@ -2,13 +2,13 @@
 
 An exception may have no text at all (its `__str__` raises), one that UTF-8 cannot hold (half of a surrogate pair, from
 `json.loads` or `os.fsdecode`), or megabytes of it; its class may hide its name. None of that may keep the engine from
-answering, so no function here fails, and none returns more than it says.
+answering, so no function here fails, and none returns more than it says. Its class may even lie about itself (`is_of`).
 """
 
 import traceback
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeGuard, TypeVar
 
 LONGEST_TEXT: Final = 8 * 1024
 """Bytes of the text of an exception that are kept."""
@@ -16,6 +16,8 @@ LONGEST_TRACEBACK: Final = 32 * 1024
 """Bytes of a traceback that are kept, the last ones: they say what failed."""
 LONGEST_NAME: Final = 500
 """Bytes of the name of a class of exceptions that are kept."""
+
+E = TypeVar("E", bound=BaseException)
 
 _LONGEST_VALUE: Final = 80
 _MOST_ERRORS: Final = 100
@@ -26,6 +28,7 @@ _CUT: Final = "… (shortened)"
 _name: Final = type.__dict__["__name__"].__get__
 _qualified_name: Final = type.__dict__["__qualname__"].__get__
 _module: Final = type.__dict__["__module__"].__get__
+_cause: Final = BaseException.__dict__["__cause__"].__get__
 _parts: Final = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
@@ -45,6 +48,17 @@ def shown(value: object) -> str:
     return encodable(text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…")
 
 
+def is_of(error: BaseException, kind: type[E]) -> TypeGuard[E]:
+    """Return whether an error is of a class, by its own class. `isinstance` reads `__class__`, which is user code."""
+    return issubclass(type(error), kind)
+
+
+def is_read_plainly(cls: type[BaseException]) -> bool:
+    """Return whether attributes of these errors are read without code of the program: then they do not lie or raise."""
+    own = (vars(base) for base in cls.__mro__[:-1])
+    return cls.__getattribute__ is BaseException.__getattribute__ and not any("__class__" in names for names in own)
+
+
 def only_error_in(error: BaseException) -> BaseException:
     """Return the error that a group consists of, at any depth; any other error, and a group of several, as it is."""
     errors = _errors_in(error)
@@ -57,17 +71,26 @@ def _errors_in(error: BaseException) -> Iterator[BaseException]:
     left = [error]
     while left:
         found = left.pop()
-        if isinstance(found, BaseExceptionGroup):
+        if is_of(found, BaseExceptionGroup):
             left += reversed(_parts(found))
         else:
             yield found
+
+
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Return what an error was raised from, and the errors in it if it is a group."""
+    cause = _cause(error)
+    causes = [] if cause is None else [cause]
+    if is_of(error, BaseExceptionGroup):
+        causes += _parts(error)
+    return causes
 
 
 def text_of(error: BaseException) -> str:
     """Return the text of an exception, shortened if it is very long. That of a group has those of its errors."""
     try:
         text, errors = plain(str(error)), islice(_errors_in(error), _MOST_ERRORS)
-        if isinstance(error, BaseExceptionGroup):
+        if is_of(error, BaseExceptionGroup):
             text += f": {'; '.join(map(summary_of, errors))}"
     except BaseException as exc:  # noqa: BLE001 - user code: `__str__` may raise anything
         text = f"({short_name_of(type(exc))} instead of a text)"
@@ -138,7 +161,7 @@ def _formatted(error: BaseException) -> str | None:
         if found is None or id(found) in seen:
             continue
         seen.add(id(found))
-        parts = _parts(found) if isinstance(found, BaseExceptionGroup) else ()
+        parts = _parts(found) if is_of(found, BaseExceptionGroup) else ()
         if len(seen) + len(parts) > _MOST_ERRORS:
             return None
         left += (found.__cause__, found.__context__, *parts)

@@ -216,7 +216,7 @@ async def _outcome(work: Awaitable[T]) -> T | _Failed:
 
 def _trace(error: BaseException) -> BaseException | None:
     """Return `error` if its traceback tells more than its text, which is so for failures that nobody foresaw."""
-    return None if isinstance(error, ActorhubError | TimeoutError) else error
+    return None if issubclass(type(error), ActorhubError | TimeoutError) else error
 
 
 async def set_or_time(event: asyncio.Event, seconds: float | None) -> None:

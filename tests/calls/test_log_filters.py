@@ -1,5 +1,6 @@
 """Filters and handlers of the program's logging may raise: whoever logs goes on."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator
 
@@ -13,7 +14,7 @@ from tests.support.gates import all_items, failure
 class Careless(logging.Filter):
     """Looks into errors without care."""
 
-    def __init__(self, error: type[Exception]) -> None:
+    def __init__(self, error: type[BaseException]) -> None:
         super().__init__()
         self.asked = 0
         self._error = error
@@ -44,7 +45,7 @@ hub = Hub()
 hub.register(Shop)
 
 
-@pytest.fixture(params=[ValueError, RecursionError])
+@pytest.fixture(params=[ValueError, RecursionError, SystemExit, GeneratorExit, asyncio.CancelledError])
 def careless(request: pytest.FixtureRequest) -> Iterator[Careless]:
     """A filter at the handlers of the root logger."""
     made = Careless(request.param)

@@ -66,6 +66,34 @@ class Unread(EntityError):
             raise LookupError("only once")
 
 
+class _Closed(Exception):
+    """Lets nobody read it."""
+
+    def __getattribute__(self, name: str) -> NoReturn:
+        raise LookupError(name)
+
+
+class ClosedError(EntityError):
+    """A domain error that lets nobody read it."""
+
+    what: int = 0
+
+
+# Refused in the class statement, but a class can be changed afterwards.
+ClosedError.__getattribute__ = _Closed.__getattribute__  # type: ignore[method-assign,assignment] # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _posing_as(cls: type) -> type[Exception]:
+    """Return a class whose errors say that they are of another one."""
+    return type("Posing", (Exception,), {"__class__": property(lambda _: cls)})
+
+
+def _caused_by(cause: BaseException) -> BaseException:
+    error = ValueError("caused")
+    error.__cause__ = cause
+    return error
+
+
 def _nested(depth: int) -> object:
     value: object = 1
     for _ in range(depth):
@@ -86,6 +114,16 @@ WAYS: Final[dict[str, Callable[[], BaseException]]] = {
     "the end of an async iteration": StopAsyncIteration,
     "no text": _NoText,
     "no repr": _NoRepr,
+    "no attributes": _Closed,
+    "a domain error without attributes": ClosedError,
+    "a group without attributes": lambda: ExceptionGroup("g", [_Closed()]),
+    "a group of several without attributes": lambda: BaseExceptionGroup("g", [_Closed(), SystemExit()]),
+    "a cause without attributes": lambda: _caused_by(_Closed()),
+    "a domain error by its word": _posing_as(EntityError),
+    "an error of ours by its word": _posing_as(CallTimeout),
+    "a cancellation by its word": _posing_as(asyncio.CancelledError),
+    "a group by its word": _posing_as(ExceptionGroup),
+    "an exit by its word": _posing_as(SystemExit),
     "half of a surrogate pair": lambda: ValueError("a\ud800b"),
     "a class whose name is half of a pair": lambda: type("E\ud800", (Exception,), {})("x"),
     "a class without a module": lambda: type("E", (Exception,), {"__module__": 7})("x"),
@@ -232,10 +270,11 @@ async def test_whatever_on_activate_raises_callers_are_answered(where: str) -> N
     """None of their handlers ran; the runner goes on, and leaves at once."""
     async with MemoryCluster(hub) as memory:
         runner = await memory.start_runner()
-        client = (await memory.client()).client(OddStart)
+        client = (await memory.client()).client(OddStart).options(timeout=timedelta(seconds=20))
         errors = await asyncio.gather(*(failure(client(f"{where}: {way}").count()) for way in WAYS))
         for way, error in zip(WAYS, errors, strict=True):
             assert isinstance(error, ActorhubError), way
+            assert not isinstance(error, CallTimeout), way
             assert not error.possibly_executed, (way, error)
             assert len(text_of(error)) < 2 * LONGEST_TEXT, way
         async with asyncio.timeout(2):
@@ -497,3 +536,16 @@ def test_an_error_class_cannot_replace_what_says_whether_its_handler_ran(
     with pytest.raises(TypeError, match=r"Mine\.possibly_executed is set by actorhub: write `possibly_ex"):
         type("Mine", (base,), {"possibly_executed": claim})
     type("Mine", (base,), {"possibly_executed": True})
+
+
+@pytest.mark.parametrize("base", [ActorhubError, CallTimeout, EntityError])
+@pytest.mark.parametrize("name", ["__getattribute__", "__class__"])
+@pytest.mark.parametrize("is_inherited", [False, True])
+def test_an_error_class_cannot_replace_how_its_attributes_are_read(
+    base: type[ActorhubError], name: str, *, is_inherited: bool
+) -> None:
+    """The class statement is refused, for what a mix-in brings as well."""
+    members = {name: property(lambda _: 1) if name == "__class__" else _Closed.__getattribute__}
+    bases, own = ((type("Mixin", (), members), base), {}) if is_inherited else ((base,), members)
+    with pytest.raises(TypeError, match="Mine has a __getattribute__ or __class__ of its own"):
+        type("Mine", bases, own)

@@ -15,11 +15,12 @@ it sends concurrently, equal messages may change places; that makes no differenc
 import heapq
 import weakref
 from collections.abc import Sequence
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias
 
 from actorhub.core.errors import ActorhubError, EntityError, HandlerFailed, MalformedMessage, MessageCancelled
 from actorhub.core.idempotency import run_key
 from actorhub.core.logger import get_logger
+from actorhub.core.texts import causes_of
 from actorhub.storage.message_ports import MessageKey
 
 _log: Final = get_logger("actorhub.asked")
@@ -83,10 +84,7 @@ class Asked:
             if (key := ends.get(id(cause))) is not None:
                 blamed.append(key)
                 continue
-            if isinstance(cause, BaseExceptionGroup):
-                causes += cast("BaseExceptionGroup[BaseException]", cause).exceptions
-            if cause.__cause__ is not None:
-                causes.append(cause.__cause__)
+            causes += causes_of(cause)
         return blamed
 
     def forget_failed(self) -> None:

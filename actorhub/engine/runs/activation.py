@@ -22,7 +22,7 @@ from actorhub.core.errors import (
     SingletonErrorReason,
 )
 from actorhub.core.logger import get_logger
-from actorhub.core.texts import only_error_in, summary_of
+from actorhub.core.texts import is_of, only_error_in, summary_of
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import (
     ACTIVATING,
@@ -249,7 +249,7 @@ class Activations:
                     await self._leaders.lose(cell)
                 cell.instance = None
                 self._background.cancel(cell)
-                if attempt == _ATTEMPTS or isinstance(only_error_in(exc), _FINAL):
+                if attempt == _ATTEMPTS or issubclass(type(only_error_in(exc)), _FINAL):
                     self._give_up(cell, exc)
                     return
                 text = "%s: activation failed (attempt %d): %s; trying again"
@@ -379,9 +379,9 @@ class Activations:
         failed = handler_failed(exc)
         log_failure(_log, f"{cell.address}: activation failed for good", exc, failed)
         only = only_error_in(exc)
-        if isinstance(only, _Undecodable):
+        if is_of(only, _Undecodable):
             only = PersistenceError(only.message)  # Callers here get the public class, as those elsewhere do.
-        error = only if isinstance(only, ActorhubError) and takes_outcome(only, ran=False) else failed
+        error = only if is_of(only, ActorhubError) and takes_outcome(only, ran=False) else failed
         error.possibly_executed = False
         cell.phase = DEAD
         for message in cell.take_queue():

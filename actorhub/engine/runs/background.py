@@ -1,6 +1,7 @@
 """Background tasks: what a handler leaves running belongs to its activation, and ends with it."""
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -90,5 +91,6 @@ async def _named(cell: Cell, work: Coroutine[Any, Any, T]) -> T:
         # In a task these would stop the event loop.
         raise RuntimeError(f"a background task of {cell.address}: {summary_of(exc)}") from exc
     except Exception as exc:
-        exc.add_note(f"in a background task of {cell.address}")
+        with contextlib.suppress(BaseException):  # user code: its class may not be what it should
+            BaseException.add_note(exc, f"in a background task of {cell.address}")
         raise

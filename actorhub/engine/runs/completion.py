@@ -23,7 +23,7 @@ from actorhub.core.errors import (
     PersistenceError,
 )
 from actorhub.core.logger import get_logger
-from actorhub.core.texts import only_error_in
+from actorhub.core.texts import is_of, only_error_in
 from actorhub.engine.model.asked import Asked
 from actorhub.engine.model.durable_message import DurableMessage
 from actorhub.engine.model.records import COMMITTING, DEAD, DONE, EXCLUSIVE, RUNNING, Cell, Message
@@ -271,13 +271,13 @@ class Completion:
             message.abandoned_for.possibly_executed = True
             return message.abandoned_for
         only = only_error_in(error)
-        if isinstance(only, EntityError):
+        if is_of(only, EntityError):
             return copy_of(only, self._limit)
-        if isinstance(only, asyncio.CancelledError) and message.cell is not None and message.cell.phase == DEAD:
+        if is_of(only, asyncio.CancelledError) and message.cell is not None and message.cell.phase == DEAD:
             reason = "its runner lost the shard, or a run within it or before it could not be undone"
             return lost_owner(message, f"its activation ended while the handler ran: {reason}")
         self._failed += 1
-        if isinstance(only, ActorhubError) and takes_outcome(only, ran=True):
+        if is_of(only, ActorhubError) and takes_outcome(only, ran=True):
             return only
         return self.failure_of(message, error)
 

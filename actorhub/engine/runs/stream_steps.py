@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from actorhub.core.errors import ActorhubError, CallTimeout
 from actorhub.core.logger import get_logger
+from actorhub.core.texts import is_of
 from actorhub.engine.model.records import Message
 from actorhub.engine.runs.driving import run_in
 from actorhub.engine.runs.stuck import STUCK_AFTER, log_stuck
@@ -87,9 +88,9 @@ class StreamSteps:
         try:
             item = await run_in(self._context, step)
         except BaseException as exc:
-            if not isinstance(exc, GeneratorExit):
+            if not is_of(exc, GeneratorExit):
                 self._check_time(exc)
-            if isinstance(exc, StopAsyncIteration) and task.cancelling():
+            if is_of(exc, StopAsyncIteration) and task.cancelling():
                 raise asyncio.CancelledError from exc
             raise
         finally:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from actorhub.core.codec import check_size, copy_of
 from actorhub.core.errors import ActorhubError, EntityError, MalformedMessage, RunnerUnavailable
 from actorhub.core.logger import get_logger
-from actorhub.core.texts import only_error_in
+from actorhub.core.texts import is_of, only_error_in
 from actorhub.engine.model.records import (
     ACTIVE,
     CLOSING,
@@ -227,12 +227,12 @@ class StreamProducer:
     def _as_reply(self, error: BaseException) -> ActorhubError:
         message, only = self._message, only_error_in(error)
         is_cut = message.abandoned_for is not None or self._is_stopped or self._cell.phase == DEAD
-        if isinstance(only, asyncio.CancelledError) and is_cut:
+        if is_of(only, asyncio.CancelledError) and is_cut:
             # Else the generator raised it, or cancelled its own task, and would again at the next runner.
             return self._cancellation()
-        if isinstance(only, EntityError):
+        if is_of(only, EntityError):
             return copy_of(only, self._max_bytes)
-        if isinstance(only, ActorhubError) and takes_outcome(only, ran=self._ran):
+        if is_of(only, ActorhubError) and takes_outcome(only, ran=self._ran):
             return only
         return message.abandoned_for or self._completion.failure_of(message, error)
 
@@ -318,7 +318,7 @@ class StreamProducer:
         except GeneratorExit:
             raise  # dealt with in `run`
         except BaseException as exc:  # noqa: BLE001 - user code: nobody waits for it, so it is logged
-            if not (isinstance(exc, asyncio.CancelledError) and task.cancelling()):
+            if not (is_of(exc, asyncio.CancelledError) and task.cancelling()):
                 what = f"{self._message.what}({self._message.entity_id}): the clean-up failed, and is not committed"
                 log_failure(_log, what, exc, handler_failed(exc))
             self._take_back()
