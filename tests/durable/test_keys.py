@@ -1,6 +1,7 @@
 """Idempotency keys: equal keys are one message, committed once and answered alike; another payload is an error."""
 
 import asyncio
+import re
 from datetime import timedelta
 
 import pytest
@@ -60,7 +61,7 @@ async def test_a_late_caller_gets_the_stored_error(anywhere: Cluster) -> None:
 
 
 async def test_another_payload_with_the_same_key_is_an_error(anywhere: Cluster) -> None:
-    """DuplicateKey, nothing runs: while the first one waits, and after its end."""
+    """DuplicateKey, which names the first one; nothing runs: while the first one waits, and after its end."""
     log = anywhere.client(Log)
     keyed = log.options(key="k")("a")
     held = soon(log.options(key="held")("a").hold("one"))
@@ -70,6 +71,8 @@ async def test_another_payload_with_the_same_key_is_an_error(anywhere: Cluster) 
         error = await failure(call)
         assert isinstance(error, DuplicateKey)
         assert not error.possibly_executed
+        first = queued if "hold" not in error.message else r"\d{15,}"
+        assert re.search(rf"message {first} has used (its key|the key '.*') before, with another payload", error.message)
     gates["a"].open()
     assert await held == 1
     assert await anywhere.reply(queued) == 2

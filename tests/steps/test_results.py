@@ -374,6 +374,21 @@ async def test_a_type_that_cannot_be_stored_is_refused_before_the_function_runs(
     assert "cannot be sent or stored" in str(error)
 
 
+@pytest.mark.parametrize("depth", [1_100, 100_000])
+async def test_a_result_that_is_nested_too_deeply_is_refused_with_its_step(runner: Cluster, depth: int) -> None:
+    """The text says which, and nothing is stored."""
+
+    def nest() -> Any:
+        value: Any = 1
+        for _ in range(depth):
+            value = [value]
+        return value
+
+    error = await failed(runner, nest)
+    assert isinstance(error, MalformedMessage)
+    assert "result of step 'the step' is nested too deeply" in error.message
+
+
 async def test_the_handler_gets_a_copy(runner: Cluster) -> None:
     """What it changes in a result changes neither the function's own object nor what is stored."""
     mine = [1]

@@ -199,7 +199,8 @@ def _on_deposited(message: Message, outcome: "Future[Stored]") -> None:
     if error is not None:
         message.fail_waiting(error)
     elif outcome.result().verdict == Verdict.DUPLICATE_KEY:
-        text = f"{message.what}({message.entity_id}): its key was used before with another payload"
+        target, earlier = f"{message.what}({message.entity_id})", outcome.result().message_id
+        text = f"{target}: message {earlier} has used its key before, with another payload"
         message.fail_waiting(DuplicateKey(text))
     else:
         message.complete_waiting(_encode(outcome.result().message_id))

@@ -216,7 +216,7 @@ class Intake:
             case Verdict.SETTLED:
                 self._on_settled(message, stored)
             case Verdict.DUPLICATE_KEY:
-                self._on_key_clash(message, is_compared=is_compared)
+                self._on_key_clash(message, stored.message_id, is_compared=is_compared)
             case Verdict.FENCED:
                 # Nothing else: once it is known that the shard was lost, `on_revoked` sends the callers on.
                 self._mistrust(message.shard.id)
@@ -280,13 +280,13 @@ class Intake:
         else:
             self._on_new(message, stored)
 
-    def _on_key_clash(self, message: DurableMessage, *, is_compared: bool) -> None:
+    def _on_key_clash(self, message: DurableMessage, earlier: int, *, is_compared: bool) -> None:
         if is_compared:
-            self._refuse(message)
+            self._refuse(message, earlier)
         else:
-            _ = self._supervisor.spawn(self._compare(message), "compare payloads")
+            _ = self._supervisor.spawn(self._compare(message, earlier), "compare payloads")
 
-    async def _compare(self, message: DurableMessage) -> None:
+    async def _compare(self, message: DurableMessage, earlier: int) -> None:
         """Store a message as the earlier one that has its key, if both mean the same (see `runs.stored_payloads`)."""
         row = new_row(message, message.shard.id, epoch=message.shard.epoch, attempts=message.attempts)
         try:
@@ -298,13 +298,14 @@ class Intake:
         if message.place is Place.GONE:
             return
         if same is None:
-            self._refuse(message)
+            self._refuse(message, earlier)
         else:
             self._store_row(message, same, is_compared=True)
 
-    def _refuse(self, message: DurableMessage) -> None:
+    def _refuse(self, message: DurableMessage, earlier: int) -> None:
         for caller in self._memory.forget(message):
-            text = f"{caller.what}({caller.entity_id}): key {message.key!r} was used before with another payload"
+            target = f"{caller.what}({caller.entity_id})"
+            text = f"{target}: message {earlier} has used the key {message.key!r} before, with another payload"
             caller.fail_waiting(DuplicateKey(text))
 
     def _on_not_stored(self, message: DurableMessage, error: ActorhubError) -> None:

@@ -199,7 +199,11 @@ def _encode(value: Any, codec: Codec[Any] | None, what: str) -> bytes:
         data = codec.encode(value)
         codec.decode(data)
         return data
-    if not _is_plain(value):
+    try:
+        is_plain = _is_plain(value)
+    except RecursionError:
+        raise MalformedMessage(f"{what} is nested too deeply") from None
+    if not is_plain:
         raise TypeError(f"{what} would come back as another type: annotate what the step's function returns")
     return encode(value, what)
 
