@@ -295,13 +295,13 @@ def decode_error(data: bytes) -> ActorhubError:
         return _undecodable(record, exc)
 
 
-def copy_of(error: EntityError, limit: int) -> ActorhubError:
+def copy_of(error: EntityError, limit: int, *, ran: bool = True) -> ActorhubError:
     """Return an error of a handler as a caller in another process gets it: it shares nothing with the entity's.
 
-    It says that the handler ran, whatever the program has set.
+    It says whether the handler `ran`, whatever the program has set.
     """
     record = _decode_error(encode_error(error, limit))
-    record.possibly_executed = True
+    record.possibly_executed = ran
     if not is_read_plainly(type(error)):  # any longer: its class statement was
         return _undecodable(record, TypeError("the class has a __getattribute__ or __class__ of its own"))
     try:
@@ -309,7 +309,7 @@ def copy_of(error: EntityError, limit: int) -> ActorhubError:
     except msgspec.ValidationError as exc:
         return _undecodable(record, exc)
     except BaseException as exc:  # noqa: BLE001 - user code: its class may not be what it should
-        return error if _may_have_run(error) else _undecodable(record, exc)
+        return error if _may_have_run(error) is ran else _undecodable(record, exc)
 
 
 def _undecodable(record: _ErrorRecord, error: BaseException) -> HandlerFailed:

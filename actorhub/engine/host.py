@@ -90,6 +90,7 @@ class Host:
             storage=around.storage,
             supervisor=around.supervisor,
             events=self,
+            max_message_bytes=around.limits.max_message_bytes,
         )
         self.residency = Residency(around.types, self.activations, around.clock)
         self.residents = Residents(

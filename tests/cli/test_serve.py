@@ -50,7 +50,7 @@ async def test_a_handler_that_runs_at_sigterm_calls_its_sibling(
     began = SystemClock().monotonic()
     assert await runner.terminate() == 0
     assert [await call.ended() for call in calls] == [0] * 4, [call.err for call in calls]
-    assert SystemClock().monotonic() - began < 4
+    assert SystemClock().monotonic() - began < 8  # the grace time is many times as long
     assert [call.out.strip() for call in calls] == ["1"] * 4
     assert "did not finish" not in runner.err
 

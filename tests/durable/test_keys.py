@@ -72,7 +72,8 @@ async def test_another_payload_with_the_same_key_is_an_error(anywhere: Cluster) 
         assert isinstance(error, DuplicateKey)
         assert not error.possibly_executed
         first = queued if "hold" not in error.message else r"\d{15,}"
-        assert re.search(rf"message {first} has used (its key|the key '.*') before, with another payload", error.message)
+        text = rf"message {first} has used (its key|the key '.*') before, with another payload"
+        assert re.search(text, error.message)
     gates["a"].open()
     assert await held == 1
     assert await anywhere.reply(queued) == 2

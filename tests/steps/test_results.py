@@ -378,8 +378,8 @@ async def test_a_type_that_cannot_be_stored_is_refused_before_the_function_runs(
 async def test_a_result_that_is_nested_too_deeply_is_refused_with_its_step(runner: Cluster, depth: int) -> None:
     """The text says which, and nothing is stored."""
 
-    def nest() -> Any:
-        value: Any = 1
+    def nest() -> object:
+        value: object = 1
         for _ in range(depth):
             value = [value]
         return value

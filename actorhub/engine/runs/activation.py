@@ -11,11 +11,12 @@ from typing import Any, Final, Protocol
 from actorhub.core.address import ShardId
 from actorhub.core.backoff import Backoff
 from actorhub.core.carried import Carried
-from actorhub.core.codec import Codec
+from actorhub.core.codec import Codec, copy_of
 from actorhub.core.errors import (
     ActorhubError,
     CallCycle,
     ConfigurationError,
+    EntityError,
     MalformedMessage,
     PersistenceError,
     SingletonError,
@@ -161,6 +162,7 @@ class Activations:
         storage: Storage,
         supervisor: Supervisor,
         events: ActivationEvents,
+        max_message_bytes: int,
     ) -> None:
         """Prepare.
 
@@ -172,6 +174,7 @@ class Activations:
             storage: Has the states.
             supervisor: Owns the tasks. Its clock has the random pauses, and says when an entity was last used.
             events: The host.
+            max_message_bytes: Limit of an error.
         """
         self._scheduler = scheduler
         self._hooks = hooks
@@ -181,6 +184,7 @@ class Activations:
         self._supervisor = supervisor
         self._clock = supervisor.clock
         self._events = events
+        self._limit = max_message_bytes
         self._carrying: set[str] = set()
         self.activated = 0
         self.passivated = 0
@@ -386,7 +390,7 @@ class Activations:
         cell.phase = DEAD
         for message in cell.take_queue():
             message.phase = DONE
-            message.on_failed(error)
+            message.on_failed(copy_of(only, self._limit, ran=False) if is_of(only, EntityError) else error)
         self._events.on_gone(cell)
 
     async def _deactivate_leader(self, cell: Cell) -> None:

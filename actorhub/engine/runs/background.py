@@ -1,14 +1,13 @@
 """Background tasks: what a handler leaves running belongs to its activation, and ends with it."""
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
 
 from actorhub.core.errors import MailboxFull
 from actorhub.core.logger import get_logger
-from actorhub.core.texts import shown, summary_of
+from actorhub.core.texts import is_read_plainly, shown, summary_of
 from actorhub.engine.model.records import DEAD, PASSIVATING, Cell
 from actorhub.engine.model.run import Run
 from actorhub.engine.runs.scheduler import Scheduler
@@ -91,6 +90,6 @@ async def _named(cell: Cell, work: Coroutine[Any, Any, T]) -> T:
         # In a task these would stop the event loop.
         raise RuntimeError(f"a background task of {cell.address}: {summary_of(exc)}") from exc
     except Exception as exc:
-        with contextlib.suppress(BaseException):  # user code: its class may not be what it should
-            BaseException.add_note(exc, f"in a background task of {cell.address}")
+        if is_read_plainly(type(exc)):
+            exc.add_note(f"in a background task of {cell.address}")
         raise
