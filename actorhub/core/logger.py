@@ -1,13 +1,8 @@
 """Loggers that never raise: filters and handlers are the program's, and a run must end whatever they do."""
 
-import asyncio
 import logging
 import sys
 from collections.abc import Callable
-from typing import Final
-
-_RAISED: Final = (Exception, SystemExit, GeneratorExit, asyncio.CancelledError)
-"""What a filter, a handler or the text of an error may raise by itself; Ctrl-C is an order of the user."""
 
 
 class _Handling:
@@ -19,7 +14,9 @@ class _Handling:
     def __call__(self, record: logging.LogRecord) -> None:
         try:
             self._handle(record)
-        except _RAISED as error:  # user code: and there is no log to write it to
+        except KeyboardInterrupt:  # an order of whoever sits at the terminal
+            raise
+        except BaseException as error:  # noqa: BLE001 - user code: and there is no log to write it to
             kind = type(error).__name__
             sys.stderr.write(f"actorhub: a filter or handler of logger {record.name} raised {kind}: {record.msg}\n")
 
