@@ -7,8 +7,9 @@ idle entity costs one round trip before its handler starts, and one after.
 """
 
 from asyncio import Future
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -27,6 +28,8 @@ from actorhub.engine.model.records import NEW, SENT, HostedShard, Message
 from actorhub.engine.runs.store_answers import store_error
 from actorhub.engine.runs.stored_payloads import as_earlier
 from actorhub.storage.message_ports import CancelResult, MessageKey, NewMessage, Outcome, Stored, StoredReply, Verdict
+
+T = TypeVar("T")
 
 
 class Intake:
@@ -225,37 +228,33 @@ class Intake:
         assert stored.reply is not None
         # A run that is repeated gets the same end of what it asked for: its keys stay taken.
         if users_key(message.key) is not None and stored.reply.outcome is Outcome.CANCELLED:
-            _ = self._supervisor.spawn(self._free_key(message, stored), "free a key")
+            self._free_key(message, stored)
         else:
             self._settlement.answer(self._memory.forget(message), stored.message_id, stored.reply)
 
-    async def _free_key(self, message: DurableMessage, stored: Stored) -> None:
+    def _free_key(self, message: DurableMessage, stored: Stored) -> None:
         """Free the key of a message that was cancelled; if it was not this one, this one is stored now.
 
         A cancellation frees the key itself. It is taken again by a request that is repeated after it, and stays taken
         where a runner of an earlier release cancelled the message.
         """
-        try:
-            await self._settlement.cancel(stored.message_id, message.shard, message.spec)
-        except PersistenceError as error:
-            if message.place is not Place.GONE:
-                self._on_not_stored(message, error)
-            return
-        if message.place is Place.GONE:
-            return
-        if stored.message_id == message.message_id:
-            assert stored.reply is not None
-            self._settlement.answer(self._memory.forget(message), message.message_id, stored.reply)
-        else:
-            self._store_message(message, message.attempts)
+
+        def on_freed(_: object) -> None:
+            if stored.message_id == message.message_id:
+                assert stored.reply is not None
+                self._settlement.answer(self._memory.forget(message), message.message_id, stored.reply)
+            else:
+                self._store_message(message, message.attempts)
+
+        self._ask(message, self._settlement.cancel(stored.message_id, message.shard, message.spec), on_freed)
 
     def _on_first(self, message: DurableMessage, stored: Stored) -> None:
         if _may_have_joined(message):
-            _ = self._supervisor.spawn(self._unless_cancelled(message, stored), "look for a cancelled message")
+            self._store_unless_cancelled(message, stored)
         else:
             self._on_new(message, stored)
 
-    async def _unless_cancelled(self, message: DurableMessage, stored: Stored) -> None:
+    def _store_unless_cancelled(self, message: DurableMessage, stored: Stored) -> None:
         """Go on with an ask that was sent again, unless what it waited for under the same key was cancelled meanwhile.
 
         The key is free then. Its caller waited for the message that was cancelled, and must not order it once more.
@@ -263,44 +262,56 @@ class Intake:
         assert message.key is not None
         key = MessageKey(*message.entity, message.spec.name, message.key)
         made_at = Snowflake(message.message_id).parts().timestamp.timestamp()
-        result = None
-        try:
-            if cancelled := await self._store.cancelled_since(key, made_at):
-                result = await self._settlement.cancel(message.message_id, message.shard, message.spec)
-        except PersistenceError as error:
-            if message.place is not Place.GONE:
-                self._on_not_stored(message, error)
-            return
-        if message.place is Place.GONE:
-            return
-        if result is CancelResult.FENCED:
-            self._mistrust(message.shard.id)
-        elif cancelled:
-            self._settlement.answer(self._memory.forget(message), cancelled, StoredReply(Outcome.CANCELLED, b""))
-        else:
-            self._on_new(message, stored)
+
+        async def take_back() -> tuple[int, CancelResult | None]:
+            cancelled = await self._store.cancelled_since(key, made_at)
+            if not cancelled:
+                return 0, None
+            return cancelled, await self._settlement.cancel(message.message_id, message.shard, message.spec)
+
+        def on_answer(answer: tuple[int, CancelResult | None]) -> None:
+            cancelled, result = answer
+            if result is CancelResult.FENCED:
+                self._mistrust(message.shard.id)
+            elif not cancelled:
+                self._on_new(message, stored)
+            else:
+                self._settlement.answer(self._memory.forget(message), cancelled, StoredReply(Outcome.CANCELLED, b""))
+
+        self._ask(message, take_back(), on_answer)
 
     def _on_key_clash(self, message: DurableMessage, earlier: int, *, is_compared: bool) -> None:
         if is_compared:
             self._refuse(message, earlier)
         else:
-            _ = self._supervisor.spawn(self._compare(message, earlier), "compare payloads")
+            self._compare(message, earlier)
 
-    async def _compare(self, message: DurableMessage, earlier: int) -> None:
+    def _compare(self, message: DurableMessage, earlier: int) -> None:
         """Store a message as the earlier one that has its key, if both mean the same (see `runs.stored_payloads`)."""
+
+        def on_compared(same: NewMessage | None) -> None:
+            if same is None:
+                self._refuse(message, earlier)
+            else:
+                self._store_row(message, same, is_compared=True)
+
         row = new_row(message, message.shard.id, epoch=message.shard.epoch, attempts=message.attempts)
-        try:
-            same = await as_earlier(self._store, row, message.spec)
-        except PersistenceError as error:
+        self._ask(message, as_earlier(self._store, row, message.spec), on_compared)
+
+    def _ask(self, message: DurableMessage, question: Coroutine[Any, Any, T], go_on: Callable[[T], None]) -> None:
+        """Ask the store about a message, and go on with the answer, unless the message has left meanwhile."""
+
+        async def ask(question: Coroutine[Any, Any, T]) -> None:
+            try:
+                answer = await question
+            except PersistenceError as error:
+                if message.place is not Place.GONE:
+                    self._on_not_stored(message, error)
+                return
             if message.place is not Place.GONE:
-                self._on_not_stored(message, error)
-            return
-        if message.place is Place.GONE:
-            return
-        if same is None:
-            self._refuse(message, earlier)
-        else:
-            self._store_row(message, same, is_compared=True)
+                go_on(answer)
+
+        _ = self._supervisor.spawn_within(ask, question, "ask about a key")
 
     def _refuse(self, message: DurableMessage, earlier: int) -> None:
         for caller in self._memory.forget(message):
