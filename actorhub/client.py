@@ -11,7 +11,7 @@ import msgspec
 from actorhub._call import Call, CallTarget
 from actorhub._options import HOOKS
 from actorhub._stream_call import StreamCall
-from actorhub.core.arguments import check_headers, seconds_of
+from actorhub.core.arguments import check_headers, limit_of
 from actorhub.core.codec import Codec
 from actorhub.core.idempotency import check_key
 from actorhub.core.texts import shown
@@ -86,10 +86,7 @@ class Client(Generic[E]):
         """
         target = self._target
         if timeout is not msgspec.UNSET:
-            seconds = None if timeout is None else seconds_of(timeout, "timeout")
-            if seconds is not None and seconds <= 0:
-                raise ValueError(f"timeout={timeout} must be more than zero, or None for no limit")
-            target = dataclasses.replace(target, timeout=seconds)
+            target = dataclasses.replace(target, timeout=limit_of(timeout, "timeout"))
         if on_full is not msgspec.UNSET:
             if on_full not in ("fail", "wait"):
                 raise ValueError(f'on_full={shown(on_full)} must be "fail" or "wait"')

@@ -13,7 +13,7 @@ from actorhub._stored_messages import StoredMessages
 from actorhub._stream_call import StreamCall
 from actorhub.client import Client, make_client
 from actorhub.core.address import RunnerAddress, ShardId
-from actorhub.core.arguments import check_message_id, check_text, due_time, seconds_of
+from actorhub.core.arguments import check_message_id, check_text, due_time, limit_of, seconds_of
 from actorhub.core.codec import check_size, decode_answer, encode, encode_passed_error
 from actorhub.core.envelope import BROADCAST, Durable
 from actorhub.core.errors import (
@@ -194,10 +194,10 @@ class Cluster:
             CallTimeout: The message was not settled in time.
             MalformedMessage: `message_id` is not the id of a message.
             TypeError: `timeout` is not a `timedelta`.
-            ValueError: `timeout` is longer than a million days.
+            ValueError: `timeout` is not more than zero, or is longer than a million days.
         """
         self._check_loop("reply")
-        seconds = None if timeout is None else seconds_of(timeout, "timeout")
+        seconds = limit_of(timeout, "timeout")
         return await self._stored.reply(check_message_id(message_id), seconds)
 
     async def cancel(self, message_id: int, *, terminate: bool = False) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar, overload
 
-from actorhub.core.arguments import seconds_of
+from actorhub.core.arguments import limit_of
 from actorhub.core.clock import Clock
 from actorhub.core.codec import Codec
 from actorhub.core.errors import MalformedMessage
@@ -78,7 +78,7 @@ class KeyValue(Generic[T]):
             TypeError: The value is `None`, or `ttl` is not a `timedelta`.
             ValueError: `ttl` is not positive, or is longer than a million days.
         """
-        name, seconds = self._name(key), _seconds(ttl)
+        name, seconds = self._name(key), limit_of(ttl, "ttl")
         await self._reach().put(name, self._encode(name, value), seconds)
 
     async def delete(self, key: str) -> bool:
@@ -113,7 +113,7 @@ class KeyValue(Generic[T]):
             TypeError: `change` is a coroutine function or no function, or `ttl` is not a `timedelta`.
             ValueError: `ttl` is not positive, or is longer than a million days.
         """
-        name, seconds = self._name(key), _seconds(ttl)
+        name, seconds = self._name(key), limit_of(ttl, "ttl")
         if not callable(change):
             raise TypeError(f"modify takes a function that returns the new value, not {type(change).__name__}")
         attempt = 0
@@ -193,13 +193,6 @@ class KeyValue(Generic[T]):
 def untyped(reach: Callable[[], KeyValues], clock: Clock) -> KeyValue[Any]:
     """Return the whole store, for values of every type; `reach` returns it, or raises where it must not be used."""
     return KeyValue(reach, clock, Codec(Any, "its value"))
-
-
-def _seconds(ttl: timedelta | None) -> float | None:
-    seconds = None if ttl is None else seconds_of(ttl, "ttl")
-    if seconds is not None and seconds <= 0:
-        raise ValueError(f"ttl={ttl} must be positive")
-    return seconds
 
 
 def _not_awaitable(value: T) -> T:

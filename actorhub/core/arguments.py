@@ -38,6 +38,21 @@ def seconds_of(duration: object, name: str) -> float:
     return duration.total_seconds()
 
 
+def limit_of(duration: object, name: str) -> float | None:
+    """Return a limit in seconds; `None` stands for no limit.
+
+    Raises:
+        TypeError: It is neither a `timedelta` nor `None`.
+        ValueError: It is not more than zero, or is longer than a million days.
+    """
+    if duration is None:
+        return None
+    seconds = seconds_of(duration, name)
+    if seconds <= 0:
+        raise ValueError(f"{name}={duration} must be more than zero, or None for no limit")
+    return seconds
+
+
 def due_time(deliver_at: object) -> float:
     """Return a time in seconds since the Unix epoch; one before the epoch becomes the epoch's first second.
 

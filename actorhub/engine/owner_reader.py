@@ -39,5 +39,7 @@ class OwnerReader:
                 continue
             owners = [row.owner for row in rows if row.owner]
             own = self._node.itself.incarnation
-            self._node.table.learn([o for o in owners if o.runner.incarnation != own], self._node.clock.monotonic())
+            others = [owner for owner in owners if owner.runner.incarnation != own]
+            changed = self._node.table.learn(others, self._node.clock.monotonic())
+            self._node.router.on_owners_changed(changed)
             self._node.router.reconsider()

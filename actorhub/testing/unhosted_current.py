@@ -13,7 +13,7 @@ from actorhub.client import Client, no_attribute
 from actorhub.cluster import SingletonT
 from actorhub.context import Current, E
 from actorhub.core.address import RunnerAddress, ShardId, check_entity_id
-from actorhub.core.arguments import check_headers, due_time, seconds_of
+from actorhub.core.arguments import check_headers, due_time, limit_of, seconds_of
 from actorhub.core.idempotency import check_key, primary_key_of
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.entity import Declared
@@ -212,8 +212,8 @@ class RecordingClient(Client[D]):
         key: str | msgspec.UnsetType | None = msgspec.UNSET,
     ) -> Client[D]:
         # Checked like those of a cluster, so that a test finds a wrong one.
-        if timeout is not msgspec.UNSET and timeout is not None:
-            seconds_of(timeout, "timeout")
+        if timeout is not msgspec.UNSET:
+            limit_of(timeout, "timeout")
         if headers is not msgspec.UNSET:
             check_headers(headers)
         if key is msgspec.UNSET:

@@ -106,7 +106,7 @@ CALLERS: Final[dict[str, tuple[Act, Right]]] = {
     "cancelled id": (lambda c, v: c.cancel(v), _id),
     "retried id": (lambda c, v: c.retry(v), _id),
     "id of a reply": (lambda c, v: c.reply(v), _id),
-    "timeout of a reply": (lambda c, v: c.reply(7, timeout=v), lambda v: v is None or _short(v)),
+    "timeout of a reply": (lambda c, v: c.reply(7, timeout=v), _timeout),
     "terminate": (lambda c, v: c.cancel(7, terminate=v), lambda v: isinstance(v, bool)),
     "token": (lambda c, v: c.complete(v, 1), _nothing),
     "token that fails": (lambda c, v: c.fail(v, "no"), _nothing),

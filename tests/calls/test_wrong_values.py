@@ -66,6 +66,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "reply of None": (lambda c: c.reply(None), MalformedMessage, "None is not the id of a message"),
     "reply of 65 bits": (lambda c: c.reply(1 << 64), MalformedMessage, "is not the id of a message"),
     "reply in seconds": (lambda c: c.reply(7, timeout=2), TypeError, "timeout=2 must be a timedelta"),
+    "reply at once": (lambda c: c.reply(7, timeout=timedelta()), ValueError, "timeout=0:00:00 must be more than zero"),
     "retry of None": (lambda c: c.retry(None), MalformedMessage, "None is not the id of a message"),
     "token of bytes": (lambda c: c.complete(b"token", 1), MalformedMessage, "token must be a string"),
     "value of no type": (lambda c: c.complete("token", object()), MalformedMessage, "deferred value"),

@@ -75,12 +75,23 @@ async def an_owner_is_killed(memory: MemoryCluster, chance: random.Random) -> No
 
 
 async def an_owner_is_replaced(memory: MemoryCluster, chance: random.Random) -> None:
-    """Shards are handed over, on links of equal speed: see the exception in `docs/messages.md`."""
+    """Shards are handed over."""
     await memory.start_runner()
     await memory.stop(chance.choice(owners(memory)))
 
 
-FAULTS: Final = (all_owners_are_killed, an_owner_is_killed, an_owner_is_replaced)
+async def a_slow_owner_is_replaced(memory: MemoryCluster, chance: random.Random) -> None:
+    """What is on its way to it comes back late, long after the next owner is known."""
+    await memory.start_runner()
+    slow = chance.choice(owners(memory))
+    names = [memory.name_of(one) for one in (*memory.runners, *memory.clients) if one is not slow]
+    for name in names:
+        for source, target in ((name, memory.name_of(slow)), (memory.name_of(slow), name)):
+            memory.network.delay(source, target, seconds=chance.choice((0, 0.01, 0.05)))
+    await memory.stop(slow)
+
+
+FAULTS: Final = (all_owners_are_killed, an_owner_is_killed, an_owner_is_replaced, a_slow_owner_is_replaced)
 
 
 class Numbers:

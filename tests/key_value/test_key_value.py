@@ -320,9 +320,9 @@ async def test_a_new_value_has_a_new_time(stepped: MemoryCluster, clock: Stepped
 @pytest.mark.parametrize("ttl", [timedelta(), timedelta(seconds=-1), timedelta(days=1_000_001), timedelta.max])
 async def test_a_time_must_be_positive_and_finite(cluster: Cluster, ttl: timedelta) -> None:
     """ValueError says so, and nothing is written."""
-    with pytest.raises(ValueError, match=r"must be positive|is longer than 1000000 days"):
+    with pytest.raises(ValueError, match=r"must be more than zero|is longer than 1000000 days"):
         await cluster.kv.set("a", 1, ttl=ttl)
-    with pytest.raises(ValueError, match=r"must be positive|is longer than 1000000 days"):
+    with pytest.raises(ValueError, match=r"must be more than zero|is longer than 1000000 days"):
         await cluster.kv.modify("a", plus_one, ttl=ttl)
     assert not await cluster.kv.has("a")
 

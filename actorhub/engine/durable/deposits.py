@@ -21,7 +21,7 @@ import msgspec
 
 from actorhub.core.address import ShardId
 from actorhub.core.codec import decode_answer
-from actorhub.core.envelope import ASK, TELL, Durable
+from actorhub.core.envelope import TELL, Durable
 from actorhub.core.errors import ActorhubError, DuplicateKey, RunnerUnavailable
 from actorhub.engine.model.durable_message import new_row
 from actorhub.engine.model.records import FOREVER, NEW, PARKED, SENT, Message
@@ -177,21 +177,6 @@ class Deposits:
             self._begin(shard)
             wake = self._wakes[shard] = Wake(sent, partial(self._on_over, shard))
             self._routing.route(wake)
-
-
-def goes_before(other: Message, message: Message) -> bool:
-    """Whether a message that is parked must run before a tell: to the same entity, and both without a due time."""
-    delivery, told = other.delivery, message.delivery
-    return (
-        delivery is not None
-        and told is not None
-        and other.phase == PARKED
-        and other.kind in (ASK, TELL)
-        and not delivery.is_stored
-        and other.message_id < message.message_id
-        and other.entity == message.entity
-        and not (delivery.deliver_at or delivery.delay or told.deliver_at or told.delay)
-    )
 
 
 def _on_deposited(message: Message, outcome: "Future[Stored]") -> None:

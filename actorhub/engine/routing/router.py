@@ -2,16 +2,14 @@
 
 import asyncio
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterable
-from operator import attrgetter
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 import msgspec
 
 from actorhub.core.address import RunnerAddress, ShardId, ShardOwner
 from actorhub.core.clock import Clock
-from actorhub.core.envelope import ABOUT_MESSAGES, ANY_RUNNER, ASK, TELL, Cancel
+from actorhub.core.envelope import ABOUT_MESSAGES, ANY_RUNNER, ASK, TELL
 from actorhub.core.errors import (
     ActorhubError,
     CallTimeout,
@@ -21,7 +19,7 @@ from actorhub.core.errors import (
     UnknownEntityType,
 )
 from actorhub.core.logger import get_logger
-from actorhub.engine.durable.deposits import Deposits, goes_before
+from actorhub.engine.durable.deposits import Deposits
 from actorhub.engine.durable.homes import HomeQuestion
 from actorhub.engine.host import Host
 from actorhub.engine.model.records import (
@@ -37,6 +35,7 @@ from actorhub.engine.model.records import (
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.routing.deadlines import Deadlines
 from actorhub.engine.routing.deadlocks import deadlock_of
+from actorhub.engine.routing.parked import Parked
 from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.table import RoutingTable
 from actorhub.engine.supervision import Supervisor
@@ -110,10 +109,7 @@ class Router:
         self._monotonic = clock.monotonic
         self._on_stranded = on_stranded
         self._unreached = unreached
-        self._parked: dict[ShardId, deque[Message]] = {}
-        self._parked_since: dict[ShardId, float] = {}
-        """Since when some message has been waiting for each shard, in monotonic seconds."""
-        self._parked_count = 0
+        self._parked = Parked(clock.monotonic)
         self._ids = itertools.count(1)
         self._early: list[Message] = []
         """Messages that wait until the cluster's number of shards is known."""
@@ -124,7 +120,7 @@ class Router:
 
     def statistics(self) -> RouterStatistics:
         """Return the counters as they are now."""
-        return RouterStatistics(self._local, self._remote, self._parked_count, self._not_owner, self.refused_replies)
+        return RouterStatistics(self._local, self._remote, self._parked.count, self._not_owner, self.refused_replies)
 
     def route(self, message: Message) -> None:
         """Deliver the message here, send it to the owner, or park it until there is one. Errors become its reply."""
@@ -185,26 +181,30 @@ class Router:
         """
         for shard in shards:
             # Taken out before any of it is routed: what is parked again goes to a new queue, and is not routed twice.
-            parked = self._parked.pop(shard, None)
-            if parked is None:
-                continue
-            self._parked_count -= len(parked)
-            for message in parked:
+            for message in self._parked.take(shard):
                 if message.phase == PARKED:
                     message.phase = NEW
                     self.route(message)
-            if shard not in self._parked:
-                self._parked_since.pop(shard, None)
+            self._parked.forget_wait(shard)
 
     def on_owners_changed(self, shards: Iterable[ShardId]) -> None:
-        """Route what waits for these shards, and soon give up what their former owners have not answered.
+        """Route what waits for these shards, and give up what their former owners have not answered.
 
         A former owner whose event loop is blocked, or whose commit hangs, keeps its links open, so no broken link would
-        end the wait for its replies. By the time they are given up, the routing table would refuse them anyway.
+        end the wait for its replies. Durable messages go to the next owner at once, before what is sent later can
+        overtake them (invariant G): the store knows them, so each takes effect once. For other replies there is a grace
+        time, after which the routing table would refuse them anyway.
         """
         self._moved.update(shards)
         if self._moved and self._moved_timer is None:
             self._moved_timer = asyncio.get_running_loop().call_later(_REPLY_GRACE, self._give_up_on_former_owners)
+        for peer, message in self._at_former_owners(frozenset(shards)):
+            # A deposit is stored by any runner, not by the shard's owner.
+            if message.delivery is not None and message.kind in (ASK, TELL) and not message.delivery.is_deposit:
+                assert message.shard_id is not None
+                peer.give_up(message)
+                if self._comes_back(message, unsure=True):
+                    self._parked.add(message, message.shard_id)
         self.release(shards)
 
     def has_undelivered_tells(self) -> bool:
@@ -216,18 +216,15 @@ class Router:
         return [message for message in self._elsewhere() if message.kind == ASK]
 
     def _elsewhere(self) -> Iterable[Message]:
-        return itertools.chain(*self._parked.values(), *(peer.pending.values() for peer in self._peers.runners()))
+        return itertools.chain(self._parked, *(peer.pending.values() for peer in self._peers.runners()))
 
     def parked_shards(self) -> list[ShardId]:
         """Return the shards that something is parked for."""
-        return list(self._parked)
+        return self._parked.shards()
 
     def longest_wait(self) -> float:
         """Return for how many seconds some shard has had messages that wait for its owner."""
-        # A message that was given up stays in its queue, as done, until the queue is routed again.
-        waiting = (shard for shard, parked in self._parked.items() if any(m.phase == PARKED for m in parked))
-        since = min((self._parked_since[shard] for shard in waiting), default=None)
-        return 0.0 if since is None else self._monotonic() - since
+        return self._parked.longest_wait()
 
     def reconsider(self) -> None:
         """Try again everything that is parked; fail what no runner of the cluster can take.
@@ -235,8 +232,8 @@ class Router:
         Called when the members of the cluster have changed or owners were read from the store. Messages that came back
         too often get another `MAX_HOPS` attempts.
         """
-        for shard, parked in list(self._parked.items()):
-            for message in list(parked):
+        for shard in self._parked.shards():
+            for message in self._parked.of(shard):
                 message.hops = 0
                 if message.kind not in ABOUT_MESSAGES:
                     message.shard_id = None  # It may have waited for the owner of a shard where its entity was before.
@@ -260,15 +257,21 @@ class Router:
         shard = message.shard_id
         assert shard is not None
         self.table.forget(shard, peer.runner)
+        changed: list[ShardId] = []
         if hint is not None and hint.runner != peer.runner:
-            self.table.learn([hint], self._monotonic())
+            changed = self.table.learn([hint], self._monotonic())
         message.hops += 1
         if message.kind not in ABOUT_MESSAGES:
             # A peer that has declared the entity for another shard names that one. Without a hint the message goes its
             # own way again, also if it was sent to an entity's home before.
             message.shard_id = None if hint is None else hint.shard
         # The peer may have stored a durable one before it lost the shard. Then the next owner runs it, whoever asks.
-        self._route_again(message, unsure=message.delivery is not None)
+        if self._comes_back(message, unsure=message.delivery is not None):
+            if changed and message.delivery is not None:
+                self._parked.add(message, changed[0])  # to be routed in its place among those that come back as well
+            else:
+                self.route(message)
+        self.on_owners_changed(changed)
 
     def on_link_lost(self, peer: Peer, unsent: Iterable[int], reason: str) -> None:
         """Route again what never left this process, and treat as lost what may have been executed."""
@@ -357,47 +360,57 @@ class Router:
         self.deadlines.close()
         if self._moved_timer is not None:
             self._moved_timer.cancel()
-        waiting = [*self._early, *(m for parked in self._parked.values() for m in parked)]
+        waiting = [*self._early, *self._parked]
         self._early.clear()
         self._parked.clear()
-        self._parked_since.clear()
-        self._parked_count = 0
         for message in waiting:
             if message.phase == PARKED:
                 self._refuse(message, error)
 
     def give_up_asks(self, error: ActorhubError) -> None:
         """Fail every call that waits for an owner; tells go on waiting."""
-        for parked in list(self._parked.values()):
-            for message in list(parked):
-                if message.phase == PARKED and message.kind != TELL:
-                    self._refuse(message, error)
+        for message in self._parked:
+            if message.phase == PARKED and message.kind != TELL:
+                self._refuse(message, error)
 
     def _give_up_on_former_owners(self) -> None:
         moved, self._moved = self._moved, set()
         self._moved_timer = None
-        for peer in self._peers.runners():
-            for message in [m for m in peer.pending.values() if m.phase == SENT and m.shard_id in moved]:
-                assert message.shard_id is not None
-                # The shard may have come back to this peer meanwhile, or have no known owner; then its answer counts.
-                owner = self.table.owner(message.shard_id)
-                if owner is not None and owner.runner != peer.runner:
-                    del peer.pending[message.request_id]
-                    peer.link.send(Cancel(message.request_id, timed_out=False))
-                    self.on_lost(message, peer, f"{owner.runner} took the shard over before the reply came")
+        for peer, message in self._at_former_owners(moved):
+            peer.give_up(message)
+            self.on_lost(message, peer, "another runner took the shard over before the reply came")
+
+    def _at_former_owners(self, moved: Collection[ShardId]) -> list[tuple[Peer, Message]]:
+        """Return what has not been answered by a former owner of these shards, in the order in which it was sent.
+
+        A shard may have come back to its former owner meanwhile, or have no known owner. Then the answer counts.
+        """
+        found: list[tuple[Peer, Message]] = []
+        for peer in self._peers.runners() if moved else ():
+            for message in peer.pending.values():
+                if message.phase == SENT and message.shard_id is not None and message.shard_id in moved:
+                    owner = self.table.owner(message.shard_id)
+                    if owner is not None and owner.runner != peer.runner:
+                        found.append((peer, message))
+        return found
 
     def _route_again(self, message: Message, *, unsure: bool = False) -> None:
         """Route a message that came back, unless its caller has given up; `unsure`: it may have been executed."""
+        if self._comes_back(message, unsure=unsure):
+            self.route(message)
+
+    def _comes_back(self, message: Message, *, unsure: bool) -> bool:
+        """Make a message that came back ready to be routed; return `False` if it has ended instead."""
         if (error := message.abandoned_for) is not None:
             message.phase = DONE
             error.possibly_executed = unsure or message.was_sent_before
             message.on_failed(error)
-            return
+            return False
         if message.kind in ANY_RUNNER or isinstance(message, HomeQuestion):
             # There is no shard to route it by. Whoever asks knows which other runner to try.
             message.phase = DONE
             message.on_failed(RunnerUnavailable(f"{message.address}: the link broke before the request was sent"))
-            return
+            return False
         message.phase = NEW
         message.peer = None
         if message.delivery is not None:
@@ -407,7 +420,7 @@ class Router:
             message.delivery = msgspec.structs.replace(
                 durable, is_repeated=True, is_deposit=durable.is_deposit and durable.is_stored
             )
-        self.route(message)
+        return True
 
     def _send(self, message: Message, peer: Peer) -> None:
         try:
@@ -421,16 +434,13 @@ class Router:
 
     def _park(self, message: Message, shard: ShardId) -> None:
         error = self._closed or self._undeliverable(message)
-        if error is None and self._parked_count >= MAX_PARKED:
-            text = f"{message.address}: {self._parked_count} calls already wait for the owners of their shards"
+        if error is None and self._parked.count >= MAX_PARKED:
+            text = f"{message.address}: {self._parked.count} calls already wait for the owners of their shards"
             error = MailboxFull(text)
         if error is not None:
             self._refuse(message, error)
             return
-        message.phase = PARKED
-        self._parked_count += 1
-        self._parked.setdefault(shard, deque()).append(message)
-        self._parked_since.setdefault(shard, self._monotonic())
+        self._parked.add(message, shard)
         # A durable tell does not need an owner to be accepted. If none comes soon, it is stored for whoever will be it.
         if message.kind == TELL and message.delivery is not None and not message.delivery.is_stored:
             self.deposits.on_parked(message)
@@ -449,18 +459,9 @@ class Router:
         return owner is not None and self._peers.by_runner(owner.runner) is not None
 
     def unpark(self, message: Message) -> list[Message]:
-        """Remove a durable tell that is parked, with the durable messages to its entity that were sent before it.
-
-        Those are found by their ids: what was sent before and came back is parked behind what came after it.
-        """
-        shard = message.shard_id
-        assert shard is not None
-        parked = self._parked[shard]
-        taken = sorted((m for m in parked if m is message or goes_before(m, message)), key=attrgetter("message_id"))
-        gone = set(taken)
-        self._parked[shard] = deque(m for m in parked if m not in gone)
-        self._parked_count -= len(taken)
-        return taken
+        """Remove a durable tell that is parked, with the durable messages to its entity that were sent before it."""
+        assert message.shard_id is not None
+        return self._parked.take_up_to(message, message.shard_id)
 
     def can_ask_a_runner(self) -> bool:
         """Return whether there is a runner that can store a durable message."""
