@@ -350,7 +350,7 @@ class Cluster:
     @property
     def is_shutting_down(self) -> bool:
         """Whether this process is leaving the cluster."""
-        return self._leaving
+        return self._leaving or self._node.closed
 
     @property
     def runner(self) -> RunnerAddress | None:

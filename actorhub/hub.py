@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar, Unpack, cast, get_type_hints
 
 from actorhub._declaration import spec_of
-from actorhub.cluster import Cluster, cluster_here, leave
+from actorhub.cluster import Cluster, cluster_here, leave, part_of
 from actorhub.core.address import HASH_VERSION, RunnerAddress, RunnerInfo
 from actorhub.core.clock import Clock, SystemClock
 from actorhub.core.config import SettingKeywords, Settings, load_settings
@@ -100,6 +100,7 @@ class Hub:
                 defaults.
 
         Raises:
+            ShuttingDown: A task of the program cancelled those of actorhub, which ends the block.
             ConfigurationError: A setting is unknown or not valid. The text says what to write, or the near name.
             RunnerUnavailable: No runner answered within 10 seconds.
         """
@@ -121,6 +122,7 @@ class Hub:
             settings: As for `connect`.
 
         Raises:
+            ShuttingDown: As for `connect`.
             ConfigurationError: A setting is unknown or not valid, the database cannot be used, the port is taken, or
                 the cluster has agreed on other values.
             PersistenceError: The database failed during the start.
@@ -151,6 +153,7 @@ class Hub:
             telemetry.observe_client(client, VERSION)
             cluster = Cluster(client, self.specs)
             stack.push_async_callback(leave, cluster, settings.grace.total_seconds())
+            await stack.enter_async_context(client.node.within_block())
             await client.start(_CONNECT_DEADLINE)
             yield cluster
 
@@ -170,9 +173,11 @@ class Hub:
             address = str(settings.advertise or settings.listen)
             hello = Hello(PROTOCOL_VERSION, settings.namespace, address, clock.token(), relays=True)
             transport = _network.runner_transport(settings, hello, acceptor, self.specs)
-            yield await self.assemble(
+            cluster = await self.assemble(
                 settings, stack, clock=clock, storage=storage, transport=transport, acceptor=acceptor
             )
+            await stack.enter_async_context(part_of(cluster).node.within_block())
+            yield cluster
 
     async def assemble(
         self,

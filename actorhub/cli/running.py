@@ -15,10 +15,12 @@ from typing import Any, Final
 import click
 import msgspec
 
+from actorhub.cli.commands import CommandFailed
 from actorhub.cli.signals import on_stop_signals
 from actorhub.cluster import Cluster
 from actorhub.core.clock import SystemClock
 from actorhub.core.config import Settings, mask_secrets
+from actorhub.core.errors import ShuttingDown
 from actorhub.core.texts import summary_of
 from actorhub.hub import Hub
 
@@ -94,6 +96,12 @@ def run_loop(work: Coroutine[Any, Any, int]) -> int:
         main = _and_leave(work)
         try:
             return runner.run(main)
+        except ShuttingDown as exc:
+            # The runner gave up, because a task of the program cancelled those of actorhub, and probably those of the
+            # gRPC server. Its C core does not survive that: it goes on writing to their memory.
+            CommandFailed(str(exc)).show()
+            _exit(1)
+            raise
         except BaseException as exc:
             is_cancelled = isinstance(exc, asyncio.CancelledError)
             if inspect.getcoroutinestate(main) == inspect.CORO_CLOSED and not is_cancelled:
@@ -157,6 +165,7 @@ async def serve(hub: Hub, settings: Settings, say: Callable[[Ready], None], stop
         stop: Made in this task.
 
     Raises:
+        ShuttingDown: the runner gave up.
         ActorhubError: the runner could not start.
     """
     from actorhub.storage.postgres.embedded import EmbeddedPostgres  # noqa: PLC0415 - asyncpg loads where it is used

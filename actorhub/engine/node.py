@@ -3,13 +3,14 @@
 import asyncio
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from actorhub.core.address import RunnerAddress, ShardId
 from actorhub.core.clock import Clock
-from actorhub.core.errors import ActorhubError, ShuttingDown
+from actorhub.core.errors import ActorhubError, RunnerUnavailable, ShuttingDown
 from actorhub.core.logger import get_logger
 from actorhub.engine.host import Host
 from actorhub.engine.ids import ProcessIds
@@ -121,6 +122,9 @@ class Node:
         """Told of calls, if traces are wanted."""
         self.closed = False
         self.why_closed = "the connection to the cluster is closed"
+        self.on_aborted: list[Callable[[str], None]] = []
+        """Told, with the reason, that this process gives up."""
+        self.supervisor.on_loop_cancelled = self._abort
         self.failed_tells = 0
         """How many tells failed after they were accepted, or were never sent."""
         _nodes.add(self)
@@ -158,6 +162,8 @@ class Node:
         Raises:
             ActorhubError: The link is refused.
         """
+        if self.closed:
+            raise RunnerUnavailable(self.why_closed)
         return self.connector.accept(link)
 
     def enter_era(self, cluster: str, era: str, reason: str) -> None:
@@ -205,6 +211,50 @@ class Node:
                     await asyncio.sleep(_FORWARDING_POLL)
         except TimeoutError:
             _log.warning("asks that were not answered within the grace time: %d; %s is one", len(asks), asks[0].what)
+
+    @asynccontextmanager
+    async def within_block(self) -> AsyncGenerator[None, None]:
+        """Cancel the block if this process gives up, and raise the reason from it, as a task group does.
+
+        Raises:
+            ShuttingDown: This process has given up.
+        """
+        if self.closed:
+            raise ShuttingDown(self.why_closed)
+        scope = asyncio.timeout(None)
+
+        def end(_: str) -> None:
+            scope.reschedule(0.0)
+
+        try:
+            async with scope:
+                self.on_aborted.append(end)
+                try:
+                    yield
+                finally:
+                    self.on_aborted.remove(end)
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        if scope.expired():
+            raise ShuttingDown(self.why_closed)
+
+    def _abort(self, loop: str) -> None:
+        """Give everything up at once, so that other runners take over: without its loops, nothing here goes on."""
+        if self.closed:
+            return
+        self.closed = True
+        self.why_closed = (
+            f"a task of the program cancelled actorhub's own tasks, {loop!r} for one: "
+            f"this {'client' if self.inbound is None else 'runner'} has ended"
+        )
+        _log.critical("%s", self.why_closed)
+        for on_aborted in self.on_aborted:
+            on_aborted(self.why_closed)
+        self.supervisor.end_loops()
+        self.router.close(ShuttingDown(self.why_closed))
+        self.connector.want(())
+        self.forget_era(self.why_closed)
 
     def _unreached(self, owner: RunnerAddress | None) -> str:
         return self.connector.unreached.text(owner)

@@ -128,6 +128,7 @@ class Runner:
             host=self,
             supervisor=supervisor,
         )
+        self.node.on_aborted.append(self.ownership.let_everything_go)
         self.eras = Eras(self.node, storage, lease_machine_id=self._renew_machine_id, on_ended=self._on_era_ended)
         self._key_value_requests = KeyValueRequests(storage.key_values, supervisor)
         self._requests = self._make_requests()
@@ -275,8 +276,8 @@ class Runner:
     def _obstacle(self, singletons: Sequence[SingletonHealth]) -> str:
         if self.ids.machine < 0:
             return "it is starting"
-        if self.is_leaving:
-            return "it is leaving the cluster"
+        if self.is_leaving or self.node.closed:
+            return "it is leaving the cluster" if self.is_leaving else self.node.why_closed
         if not self.ownership.is_fresh():
             return f"it cannot prove its ownership: {self.storage.obstacle or 'the database does not answer'}"
         if stale := [singleton.name for singleton in singletons if singleton.is_stale]:

@@ -47,7 +47,11 @@ class Supervisor:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.on_loop_cancelled: Callable[[str], None] | None = None
+        """Told the name of a loop that was cancelled by somebody who does not own it."""
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._loops: set[asyncio.Task[Any]] = set()
+        """The loops that nobody has ended."""
         self._failures: Counter[str] = Counter()
         self._restarts: Counter[str] = Counter()
         self._abandoned: Counter[str] = Counter()
@@ -97,11 +101,24 @@ class Supervisor:
     def loop(
         self, name: str, factory: Callable[[], Coroutine[Any, Any, None]], backoff: Backoff | None = None
     ) -> asyncio.Task[None]:
-        """Run `factory()`, again whenever it raises, until it returns or the task is cancelled.
+        """Run `factory()`, again whenever it raises, until it returns or the loop is ended by `end`.
 
         Each failure is logged and counted. The backoff starts over after a run that lasted longer than its maximum.
+        A cancellation that comes neither from `end` nor from `aclose` ends the loop too, and is reported.
         """
-        return self.spawn(self._keep_running(name, factory, backoff or Backoff()), name)
+        task = self.spawn(self._keep_running(name, factory, backoff or Backoff()), name)
+        self._loops.add(task)
+        return task
+
+    def end(self, task: asyncio.Task[Any]) -> None:
+        """Cancel a task on behalf of its owner."""
+        self._loops.discard(task)
+        task.cancel()
+
+    def end_loops(self) -> None:
+        """End every loop; other tasks go on."""
+        for task in tuple(self._loops):
+            self.end(task)
 
     async def bounded(self, work: Coroutine[Any, Any, T], name: str, seconds: float) -> T:
         """Return the result of `work`, or raise `TimeoutError` after `seconds`, even if `work` resists cancellation.
@@ -110,7 +127,7 @@ class Supervisor:
         that hangs does not hang the caller. If the caller is cancelled, `work` is cancelled and not waited for either.
 
         Raises:
-            TimeoutError: The time is over. The text names the work.
+            TimeoutError: The time is over, or somebody else cancelled the work. The text names the work.
             ShuttingDown: The supervisor is closed, or was closed during the wait.
         """
         task = self.spawn_within(_outcome, work, name)
@@ -129,6 +146,8 @@ class Supervisor:
             task.cancel()
             self._count(self._abandoned, name)
             raise TimeoutError(f"{name} took longer than {seconds:.3g} s")
+        if task.cancelled() and not self._closed:
+            raise TimeoutError(f"{name} was cancelled by a task of the program")
         if task.cancelled():
             raise ShuttingDown(f"{name} was cancelled: this process is leaving")
         result = task.result()
@@ -190,7 +209,11 @@ class Supervisor:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        is_left = task in self._loops
+        self._loops.discard(task)
         if task.cancelled():
+            if is_left and not self._closed and self.on_loop_cancelled is not None:
+                self.on_loop_cancelled(task.get_name())
             return
         error = task.exception()
         if error is not None:

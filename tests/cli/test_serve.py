@@ -95,6 +95,18 @@ async def test_who_ends_the_event_loop_ends_the_process_and_is_named(
     assert "which ends this process at once" in runner.err
 
 
+async def test_who_cancels_the_tasks_of_actorhub_ends_the_process_and_is_named(processes: Processes) -> None:
+    """Although the main task lives, the process ends with 1, and the next runner has its shards at once."""
+    runner = await processes.serve()
+    _ = await processes.run("call", "gate", "a", "cancel_other_tasks", "--admin", runner.address)
+    assert await runner.ended(deadline=10) == 1
+    assert "a task of the program cancelled actorhub's own tasks" in runner.err
+    assert "Traceback" not in runner.err
+    other = await processes.serve()
+    count = await processes.run("call", "orders", "ada", "count", "--admin", other.address)
+    assert count.json == 0
+
+
 async def test_a_second_signal_ends_the_process_at_once(processes: Processes) -> None:
     """While the first waits for a handler, a second SIGINT ends the process with 130."""
     runner = await processes.serve()

@@ -234,3 +234,36 @@ async def test_bounded_work_that_never_starts_is_closed(supervisor: Supervisor) 
     with pytest.raises(ShuttingDown):
         await supervisor.bounded(refused, "work", 1.0)
     assert inspect.getcoroutinestate(refused) == inspect.CORO_CLOSED
+
+
+async def test_a_loop_that_a_stranger_cancels_is_reported(supervisor: Supervisor) -> None:
+    """Loops that their owner ends, other tasks, and what a closing supervisor cancels are nobody's business."""
+    cancelled: list[str] = []
+    supervisor.on_loop_cancelled = cancelled.append
+    forever = asyncio.Event().wait
+    stolen, ended, left = (
+        supervisor.loop(name, forever)  # type: ignore[arg-type]
+        for name in ("stolen", "ended", "left")
+    )
+    single = supervisor.spawn(asyncio.sleep(60), "single")
+    await asyncio.sleep(0)
+    supervisor.end(ended)
+    stolen.cancel()
+    single.cancel()
+    await asyncio.wait([stolen, ended, single])
+    await supervisor.aclose(1.0)
+    assert left.cancelled()
+    assert cancelled == ["stolen"]
+
+
+async def test_bounded_work_that_a_stranger_cancels_is_not_taken_for_a_shutdown(supervisor: Supervisor) -> None:
+    """The caller gets a `TimeoutError`, for which it tries again, and not `ShuttingDown`."""
+
+    async def cancelled() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    with pytest.raises(TimeoutError, match="store was cancelled by a task of the program"):
+        await supervisor.bounded(cancelled(), "store", 1.0)

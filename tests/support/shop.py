@@ -107,6 +107,17 @@ class Gate(Entity, name="gate", concurrency=10):
         asyncio.get_running_loop().call_later(0.1, lambda: [task.cancel() for task in asyncio.all_tasks()])
         return "left"
 
+    async def cancel_other_tasks(self) -> str:
+        """Cancel what runs in the event loop a moment later, except the main task, which is the oldest."""
+
+        def cancel() -> None:
+            for task in asyncio.all_tasks():
+                if task.get_name() != "Task-1":
+                    task.cancel()
+
+        asyncio.get_running_loop().call_later(0.1, cancel)
+        return "left"
+
     async def stop_the_loop(self) -> str:
         """Stop the event loop a moment later."""
         loop = asyncio.get_running_loop()

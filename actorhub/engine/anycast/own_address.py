@@ -43,7 +43,7 @@ class OwnAddress:
     def stop(self) -> None:
         """Check no longer: a process that ends cannot be connected to."""
         if self._checking is not None:
-            self._checking.cancel()
+            self._node.supervisor.end(self._checking)
 
     async def _run(self) -> None:
         await self._check()

@@ -326,7 +326,7 @@ class Ownership:
     def _stop(self, reason: str) -> None:
         self._left = True
         for task in self._loops:
-            task.cancel()
+            self._supervisor.end(task)
         self._fence(reason)
 
     async def _until_settled(self, *, empty: bool = False) -> None:

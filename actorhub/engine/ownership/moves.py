@@ -226,8 +226,8 @@ class HandOvers:
             work = self._host.drain(shard, grace)
             await self._supervisor.bounded(work, "drain shard", grace + DRAIN_MARGIN)
             drained = True
-        except TimeoutError:
-            _log.warning("shard %s is revoked: its drain exceeded the grace time by %.3g s", shard, DRAIN_MARGIN)
+        except TimeoutError as error:
+            _log.warning("shard %s is revoked: %s", shard, error)
             if self._holdings.owned.get(shard) == epoch and session is self._holdings.session:
                 await self._host.spare((shard,))
         finally:

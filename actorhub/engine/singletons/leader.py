@@ -376,7 +376,7 @@ class SingletonLeader:
         # not call `on_lose_leadership` beside `on_become_leader`, or beside a handler.
         tasks = self._tasks.pop(cell, [])
         for task in tasks:
-            task.cancel()
+            self._supervisor.end(task)
         until = self._clock.monotonic() + (0.0 if cell is self.abandoned else LOSS_LIMIT)
         while self._clock.monotonic() < until and (  # noqa: ASYNC110 - once per activation
             self._runs_in(cell) or cell.streams or not all(task.done() for task in tasks)
