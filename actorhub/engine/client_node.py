@@ -12,7 +12,7 @@ from actorhub.core.errors import ActorhubError, PersistenceError, RunnerUnavaila
 from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.remote_key_values import RemoteKeyValues
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, ask_health, ask_to_complete
-from actorhub.engine.eras import Eras
+from actorhub.engine.eras import EraWatch
 from actorhub.engine.ids import MACHINE_LEASE, RENEW_MACHINE, ProcessIds
 from actorhub.engine.model.limits import Limits
 from actorhub.engine.model.sharding import Sharding
@@ -80,7 +80,7 @@ class ClientNode:
         self.key_values: KeyValues = RemoteKeyValues(self.node) if storage is None else storage.key_values
         """The key-value store, reached directly or through a runner."""
         if storage is not None:
-            _ = Eras(self.node, storage, lease_machine_id=partial(self._lease_machine_id, storage))
+            _ = EraWatch(self.node, storage, lease_machine_id=partial(self._lease_machine_id, storage))
         self._era = ""
         self._era_left_at = 0.0
         """When the last link to a runner of that era ended, in monotonic seconds."""

@@ -12,7 +12,7 @@ _log: Final = get_logger("actorhub.eras")
 _SOON: Final = Backoff(0.05, 1.0)
 
 
-class Eras:
+class EraWatch:
     """Keeps one process in the present era of its database.
 
     Owners, epochs, links and leases of an era say nothing in the next one, in which all of that may have happened

@@ -14,7 +14,7 @@ from actorhub.core.address import ShardId
 from actorhub.core.errors import ActorhubError
 from actorhub.core.logger import get_logger
 from actorhub.engine.durable.delivery import Delivery
-from actorhub.engine.durable.homes import Homes, Neighbours
+from actorhub.engine.durable.homes import Homes, OtherRunners
 from actorhub.engine.durable.owner import Owner
 from actorhub.engine.model.records import (
     ACTIVE,
@@ -202,7 +202,7 @@ class Host:
     def _make_homes(self, around: Surroundings, owner: Owner) -> Homes:
         return Homes(
             owner,
-            Neighbours(around.hosted_groups, around.ask_home, around.new_id, around.wake),
+            OtherRunners(around.hosted_groups, around.ask_home, around.new_id, around.wake),
             sharding=around.sharding,
             activations=self.activations,
             delivery=self.delivery,

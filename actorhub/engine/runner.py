@@ -23,14 +23,14 @@ from actorhub.core.envelope import (
 from actorhub.core.errors import ActorhubError, PersistenceError, ShuttingDown
 from actorhub.core.logger import get_logger
 from actorhub.engine.anycast.ask import ask_home
-from actorhub.engine.anycast.former_owners import FormerOwnerRequests
 from actorhub.engine.anycast.key_value_requests import KeyValueRequests
+from actorhub.engine.anycast.letting_go import FormerOwnerRequests
 from actorhub.engine.anycast.own_address import OwnAddress
 from actorhub.engine.anycast.runner_requests import DeferredOutcome, RunnerRequests
 from actorhub.engine.blocking import BlockedLoopWatch
 from actorhub.engine.durable.homes import HomeQuestion
 from actorhub.engine.durable.server_clock import ServerClock
-from actorhub.engine.eras import Eras
+from actorhub.engine.eras import EraWatch
 from actorhub.engine.host import Host
 from actorhub.engine.ids import MACHINE_LEASE, RENEW_MACHINE, ProcessIds
 from actorhub.engine.model.lease import Lease
@@ -129,7 +129,7 @@ class Runner:
             supervisor=supervisor,
         )
         self.node.on_aborted.append(self.ownership.let_everything_go)
-        self.eras = Eras(self.node, storage, lease_machine_id=self._renew_machine_id, on_ended=self._on_era_ended)
+        self.eras = EraWatch(self.node, storage, lease_machine_id=self._renew_machine_id, on_ended=self._on_era_ended)
         self._key_value_requests = KeyValueRequests(storage.key_values, supervisor)
         self._requests = self._make_requests()
         self._own_address = OwnAddress(self.node)

@@ -16,7 +16,7 @@ from actorhub.core.address import RunnerAddress, ShardId, ShardOwner
 from actorhub.core.clock import Clock
 from actorhub.core.idempotency import run_key
 from actorhub.core.retry import Retry
-from actorhub.engine.anycast.former_owners import FormerOwnerRequests
+from actorhub.engine.anycast.letting_go import FormerOwnerRequests
 from actorhub.engine.durable.attempts import Attempts
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.intake import Intake

@@ -4,7 +4,7 @@ import pytest
 
 from actorhub import Cluster, Hub
 from actorhub.cluster import part_of
-from actorhub.engine.anycast.former_owners import FormerOwnerRequests
+from actorhub.engine.anycast.letting_go import FormerOwnerRequests
 from actorhub.engine.runner import Runner
 from actorhub.testing import MemoryCluster, until
 from tests.partitions.entities import Desk

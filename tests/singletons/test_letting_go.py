@@ -8,7 +8,7 @@ import pytest
 from actorhub import Cluster, Hub
 from actorhub.cluster import part_of
 from actorhub.core.address import ShardOwner
-from actorhub.engine.anycast.former_owners import FormerOwnerRequests
+from actorhub.engine.anycast.letting_go import FormerOwnerRequests
 from actorhub.engine.ownership import former_owners, loop, session
 from actorhub.engine.runner import Runner
 from actorhub.storage.memory import session as memory_session

@@ -89,7 +89,7 @@ class HomeQuestion(AwaitedMessage):
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbours:
+class OtherRunners:
     """What a runner knows of others, for `Homes`."""
 
     hosted_groups: Callable[[], Collection[str]]
@@ -108,7 +108,7 @@ class Homes:
     def __init__(
         self,
         owner: Owner,
-        neighbours: Neighbours,
+        others: OtherRunners,
         *,
         sharding: Sharding,
         activations: Activations,
@@ -123,7 +123,7 @@ class Homes:
         self._scheduler = owner.scheduler
         self._supervisor = owner.supervisor
         self._store = owner.store
-        self._neighbours = neighbours
+        self._others = others
         self._sharding = sharding
         self._storage = owner.storage
         self._forward = owner.forward
@@ -181,7 +181,7 @@ class Homes:
         """
         if home in self._shards:
             return self._incarnation
-        if home.group not in self._neighbours.hosted_groups():
+        if home.group not in self._others.hosted_groups():
             return None
         # Not always the same handler: the release before need not have it, and answers only for those that it has.
         self._asked += 1
@@ -189,7 +189,7 @@ class Homes:
         spec = handlers[self._asked % len(handlers)] if handlers else operation_spec(entity[0], "home")
         question = HomeQuestion(spec, entity[1], home, may_move=may_move)
         question.deadline = self._clock.monotonic() + 2 * _GRACE
-        owner = await self._neighbours.ask_home(question)
+        owner = await self._others.ask_home(question)
         if question.is_kept:
             raise Elsewhere(home)
         return owner
@@ -268,7 +268,7 @@ class Homes:
     async def _move_messages(self, cell: Cell, home: ShardId) -> None:
         try:
             await self._take_back(self._set_aside(cell.shard, cell.entity))
-            wake_id = self._neighbours.new_id()
+            wake_id = self._others.new_id()
             moved = await self._storage.move_entity(
                 cell.entity,
                 source=cell.shard.id,
@@ -298,7 +298,7 @@ class Homes:
     async def _sweep(self) -> None:
         is_full = True
         while is_full:
-            groups = self._neighbours.hosted_groups()
+            groups = self._others.hosted_groups()
             found = await self._store.strays(self._types, groups, self._swept, _STRAYS_AT_ONCE)
             for stray in found:
                 self._swept = stray  # If this one fails, the next sweep begins behind it.
@@ -391,7 +391,7 @@ class Homes:
             told = Message(spec, cell.entity_id, TELL)
             told.message_id = message_id
             told.shard_id = home
-            self._neighbours.wake(told, home)
+            self._others.wake(told, home)
 
     def _place_of(self, entity: tuple[str, str]) -> ShardId:
         return self._sharding.shard_of(self._types[entity[0]].spec, entity[1])

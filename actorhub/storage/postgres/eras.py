@@ -105,7 +105,7 @@ async def visit_era(url: str, namespace: str, *, adopts: bool) -> Visit:
         await close(connection)
 
 
-class Eras(Guard):
+class EraGuard(Guard):
     """Lets connections into the present era only.
 
     Each connection is checked when it is made (`statement`), because a server process never changes its server. Behind

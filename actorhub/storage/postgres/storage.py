@@ -34,7 +34,7 @@ from actorhub.storage.postgres.connection import Database
 from actorhub.storage.postgres.connections import NEEDED, Connections
 from actorhub.storage.postgres.control import LONG, Lane
 from actorhub.storage.postgres.dedicated import DedicatedSession, application_name
-from actorhub.storage.postgres.eras import Eras
+from actorhub.storage.postgres.eras import EraGuard
 from actorhub.storage.postgres.errors import limit_met
 from actorhub.storage.postgres.key_values import PostgresKeyValues
 from actorhub.storage.postgres.leases import SILENCE_LIMIT, open_lease_session
@@ -116,7 +116,7 @@ class PostgresStorage(Storage):
         self._fence = fence
         self._locks: Locks = locks
         self._counters = StorageCounters()
-        self._eras = Eras(self._database, self._counters)
+        self._eras = EraGuard(self._database, self._counters)
         self._database.guard = self._lock_database.guard = self._eras
         self._eras.past.listen(self._on_era)
         most, kept = (min(max_connections, _MOST_OF_CLIENT), 1) if client else (max_connections - 1, NEEDED)
