@@ -46,7 +46,7 @@ def _(patch: Patch) -> None:
 
 @_mutant("durations are not checked", "odd_calls")
 def _(patch: Patch) -> None:
-    patch(client, "seconds_of", lambda duration, _: duration.total_seconds())
+    patch(client, "limit_of", lambda duration, _: duration and duration.total_seconds())
 
 
 @_mutant("what a handler spawns is not checked", "odd_handlers")
