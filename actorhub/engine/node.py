@@ -1,6 +1,7 @@
 """What runners and clients have in common: links, routing, ids."""
 
 import asyncio
+import contextlib
 import os
 import weakref
 from collections.abc import AsyncGenerator, Callable
@@ -24,7 +25,7 @@ from actorhub.engine.routing.inbound import Inbound
 from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.relays import Relays
 from actorhub.engine.routing.router import Router
-from actorhub.engine.routing.switching import LinkSwitch
+from actorhub.engine.routing.switching import LinkSwitch, echo
 from actorhub.engine.runs.observing import CallTracing
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore
@@ -32,6 +33,8 @@ from actorhub.transport.ports import Link, LinkEvents, Transport
 
 _log: Final = get_logger("actorhub.node")
 
+_HEARING: Final = 1.0
+"""Seconds that peers have to say that they know. Those of an earlier release may not answer."""
 _FORWARDING_POLL: Final = 0.005
 """Seconds between checks of whether the next owners have accepted everything."""
 
@@ -211,6 +214,19 @@ class Node:
                     await asyncio.sleep(_FORWARDING_POLL)
         except TimeoutError:
             _log.warning("asks that were not answered within the grace time: %d; %s is one", len(asks), asks[0].what)
+
+    async def until_heard(self, limit: float) -> None:
+        """Wait, for at most `limit` seconds or one, until nothing is on its way from a peer to here, or back.
+
+        What a peer sent before it heard that this process owns nothing is sent back by then, so its callers need not
+        take it for executed when their link ends. The second answer says that this has arrived, too.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(limit, _HEARING)):
+                for _ in range(2):
+                    for answer in [echo(self.router, peer) for peer in self.peers.every()]:
+                        with contextlib.suppress(ActorhubError):
+                            await answer
 
     @asynccontextmanager
     async def within_block(self) -> AsyncGenerator[None, None]:

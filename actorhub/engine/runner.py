@@ -228,6 +228,7 @@ class Runner:
         await self.node.until_answered(self._left(until))
         # Those whose calls to each other go through here have been told, and look for another way.
         await self.node.relays.until_unused(min(self._left(until), _FORWARDING))
+        await self.node.until_heard(self._left(until))
         await self.host.carriers.aclose()
         await self.host.singletons.aclose(1.0)
         await self.node.aclose(1.0)

@@ -307,3 +307,30 @@ async def test_only_one_of_two_instances_can_be_alive_after_a_partition(
         assert await client.client(Counter)(_ids_on(owner, 1)[0]).add() == 1
     memory.heal(one, two)
     await memory.settled()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.02, 0.1])
+async def test_no_call_fails_that_is_on_its_way_to_a_runner_that_leaves(
+    memory: MemoryCluster, pair: tuple[Cluster, Cluster, Cluster], seconds: float
+) -> None:
+    """The runner ends no link before it has sent back what was sent to it by a caller who did not know yet."""
+    leaving, _, client = pair
+    for source, target in ((client, leaving), (leaving, client)):
+        memory.network.delay(memory.name_of(source), memory.name_of(target), seconds=seconds)
+    names = _ids_on(leaving, 8)
+    is_over = False
+
+    async def call(name: str) -> int:
+        count = 0
+        while not is_over:
+            for each in [soon(client.client(Counter)(name).add()) for _ in range(3)]:
+                await each
+                count += 1
+            await asyncio.sleep(0)
+        return count
+
+    calls = [soon(call(name)) for name in names]
+    await memory.stop(leaving)
+    is_over = True
+    for name, count in zip(names, await asyncio.gather(*calls), strict=True):
+        assert await client.client(Counter)(name).value() == count

@@ -27,6 +27,16 @@ _QUIET: Final = 30.0
 _CHECKS: Final = Backoff(initial=0.05, maximum=1.0)
 
 
+def echo(router: Router, peer: Peer) -> "asyncio.Future[bytes]":
+    """Return what is done once a peer has answered, and so has taken in what was sent to it before.
+
+    What it sent before its answer has arrived by then. It fails with an `ActorhubError` if the link breaks.
+    """
+    message = AwaitedMessage(_SPEC, "", ECHO)
+    router.send_to(message, peer)
+    return message.future
+
+
 class LinkSwitch:
     """Moves calls from a link that goes through another runner to a later link."""
 
@@ -67,10 +77,8 @@ class LinkSwitch:
 
     async def _until_flushed(self, former: Peer) -> None:
         while former.link.is_open:
-            echo = AwaitedMessage(_SPEC, "", ECHO)
-            self._router.send_to(echo, former)
             try:
-                await echo.future
+                await echo(self._router, former)
             except ActorhubError:
                 # It is broken, or there is no room for one more call.
                 await asyncio.sleep(_RETRY)
