@@ -88,14 +88,9 @@ class Peer:
         self.link.send(_request_of(message, now))
 
     def recall(self, message: Message) -> None:
-        """Forget the message, and have the peer drop it, because nobody waits for its reply."""
+        """Forget the message, and have the peer drop it, because nobody waits for the peer's reply."""
         if self.pending.pop(message.request_id, None) is not None:
             self.link.send(Cancel(message.request_id))
-
-    def give_up(self, message: Message) -> None:
-        """Forget a message whose shard the peer has lost, and have the peer drop it."""
-        del self.pending[message.request_id]
-        self.link.send(Cancel(message.request_id, timed_out=False))
 
     def grant(self, message: Message, count: int) -> None:
         """Allow the peer's producer to send `count` more items of the stream."""

@@ -202,7 +202,7 @@ class Router:
             # A deposit is stored by any runner, not by the shard's owner.
             if message.delivery is not None and message.kind in (ASK, TELL) and not message.delivery.is_deposit:
                 assert message.shard_id is not None
-                peer.give_up(message)
+                peer.recall(message)
                 if self._comes_back(message, unsure=True):
                     self._parked.add(message, message.shard_id)
         self.release(shards)
@@ -377,7 +377,7 @@ class Router:
         moved, self._moved = self._moved, set()
         self._moved_timer = None
         for peer, message in self._at_former_owners(moved):
-            peer.give_up(message)
+            peer.recall(message)
             self.on_lost(message, peer, "another runner took the shard over before the reply came")
 
     def _at_former_owners(self, moved: Collection[ShardId]) -> list[tuple[Peer, Message]]:
