@@ -95,6 +95,11 @@ class Durable(msgspec.Struct, array_like=True):
     payload_hash: bytes = b""
     """Hash of the arguments, if there is a key."""
 
+    @property
+    def is_wake(self) -> bool:
+        """Whether it only makes the owner of the shard that it names look into the store."""
+        return self.is_deposit and self.is_stored
+
 
 class Request(msgspec.Struct, array_like=True, tag=1):
     """A call of one handler."""
@@ -141,7 +146,10 @@ class Failure(msgspec.Struct, array_like=True, tag=3):
 
 
 class NotOwner(msgspec.Struct, array_like=True, tag=4):
-    """The runner that got the request does not own the shard, and ran nothing. `hint` is the owner it knows of."""
+    """The runner that got the request does not own the shard, and ran nothing.
+
+    `hint` is the owner that it knows of. The address is empty if it knows only in which shard it has the entity.
+    """
 
     id: int
     hint: ShardOwner | None = None

@@ -82,9 +82,9 @@ class ClientNode:
         if storage is not None:
             _ = EraWatch(self.node, storage, lease_machine_id=partial(self._lease_machine_id, storage))
         self._era = ""
+        """The latest that a runner was in; without a database of its own, a client knows no other."""
         self._era_left_at = 0.0
         """When the last link to a runner of that era ended, in monotonic seconds."""
-        """The latest that a runner was in; without a database of its own, a client knows no other."""
         self._is_doubtful = False
         """Whether a runner was lost, or refused this client: it may be in another era."""
         self._runners: Sequence[RunnerAddress] = ()

@@ -1,4 +1,4 @@
-"""The owners as the store has them, for calls that wait because an announcement was missed."""
+"""The owners as the store has them, for what waits because an announcement was missed."""
 
 import asyncio
 from typing import Final
@@ -21,17 +21,25 @@ class OwnerReader:
         self._node = node
         self._storage = storage
         self._reading: asyncio.Task[None] | None = None
+        self._is_wanted = False
+        """Whether the owners are to be read although no call waits."""
 
     def begin(self) -> None:
         """Read until no call waits for an owner."""
         if self._reading is None or self._reading.done():
             self._reading = self._node.supervisor.spawn(self._read(), "refresh owners")
 
+    def read_soon(self) -> None:
+        """Read, and go on as long as calls wait."""
+        self._is_wanted = True
+        self.begin()
+
     async def _read(self) -> None:
         while True:
             await asyncio.sleep(_INTERVAL)
-            if not self._node.router.parked_shards():
+            if not self._is_wanted and not self._node.router.parked_shards():
                 return
+            self._is_wanted = False
             try:
                 rows = await self._storage.shards()
             except PersistenceError as error:

@@ -295,7 +295,7 @@ class Runner:
         return frozenset(group for info in self._living() for group in info.groups)
 
     async def _ask_home(self, question: HomeQuestion) -> str:
-        return await ask_home(self.node, question)
+        return await ask_home(self.node, question, self._owner_reader.read_soon)
 
     def _wake(self, message: Message, shard: ShardId) -> None:
         self.node.router.deposits.wake(message, shard)

@@ -11,11 +11,15 @@ import msgspec
 import pytest
 
 from actorhub import Cluster, Entity, Hub, Retry, Singleton, current, handler
+from actorhub.cluster import part_of
+from actorhub.core.envelope import TELL
+from actorhub.engine.model.durable_message import new_row
+from actorhub.engine.model.records import Message
 from actorhub.storage.memory.storage import MemoryStorage
 from actorhub.storage.message_ports import MessageFilter, MessageState
 from actorhub.testing import MemoryCluster, until
 from tests.support.gates import gates
-from tests.support.parts import host_of
+from tests.support.parts import client_of, host_of, runner_of
 
 IDS = [f"{name}/{number}" for name in ("ada", "bob", "eve") for number in range(4)]
 
@@ -182,6 +186,24 @@ async def test_both_releases_serve_while_a_type_moves_and_back(
         await judged(cluster, release, callers, in_order=False)
 
 
+async def test_callers_of_the_release_before_are_answered_while_runners_of_the_next_come_and_go() -> None:
+    """A shard that a runner loses, where it has the entity, is not the one to which such a caller sends its calls."""
+    async with MemoryCluster(GROUP[1]) as memory:
+        await memory.start_runner(hub=GROUP[1])
+        client, stop = await memory.client(hub=BEFORE[1]), asyncio.Event()
+        callers = [Caller(client, BEFORE, f"caller {number}") for number in range(8)]
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            for caller in callers:
+                tasks.create_task(caller.run(stop))
+            for _ in range(8):
+                coming = await memory.start_runner(hub=GROUP[1])
+                await memory.settled()
+                await memory.stop(coming)
+            stop.set()
+        await settled(memory, client)
+        await judged(client, BEFORE, callers, in_order=False)
+
+
 async def test_what_is_told_to_one_release_runs_at_once_where_the_other_has_the_entity(
     memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +221,38 @@ async def test_what_is_told_to_one_release_runs_at_once_where_the_other_has_the_
             caller.acknowledged[entity_id].append(op)
     await settled(memory, new)
     await judged(new, GROUP, [caller])
+
+
+async def test_a_wake_is_for_the_shard_that_it_names(memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its receiver has the entity in another shard, and owns both; no runner scans the store by itself here."""
+    monkeypatch.setattr("actorhub.engine.runner._POLL", 3600.0)
+    new = await memory.start_runner(hub=GROUP[1])
+    await memory.settled()
+    client = await memory.client(hub=BEFORE[1])
+    accounts: Any = client.client(BEFORE[0])
+    store, deposits = runner_of(new).node.store, client_of(client).node.router.deposits
+    assert store is not None
+    for entity_id in IDS:
+        await accounts(entity_id).put("put")
+        told = Message(host_of(new).types["account"].spec.handlers["add"], entity_id, TELL)
+        told.body, told.message_id = msgspec.msgpack.encode(["told"]), part_of(new).node.ids.new_id()
+        told.shard_id = client.shard_of(BEFORE[0], entity_id)
+        await store.deposit(new_row(told, told.shard_id))
+        deposits.wake(told, told.shard_id)
+    await settled(memory, new)
+    assert [await accounts(entity_id).done() for entity_id in IDS] == [["put", "told"]] * len(IDS)
+
+
+async def test_an_owner_of_a_home_that_is_not_known_is_looked_up(memory: MemoryCluster) -> None:
+    """Its announcement may have been missed, and no call waits for it that would have the owners read."""
+    old = await memory.start_runner(hub=BEFORE[1])
+    await Caller(old, BEFORE, "old").round()
+    new = await memory.start_runner(hub=GROUP[1])
+    await memory.settled()
+    for shard in runner_of(new).node.table.of_runner(runner_of(old).info.runner):
+        runner_of(new).node.table.forget(shard, runner_of(old).info.runner)
+    async with asyncio.timeout(5):
+        await Caller(new, GROUP, "new").round()
 
 
 @pytest.mark.parametrize("is_made", [False, True], ids=["it does not happen", "it has happened"])

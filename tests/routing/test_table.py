@@ -57,7 +57,10 @@ def test_a_gone_runner_owns_nothing() -> None:
     shards = [ShardId("default", n) for n in range(8)]
     table.learn([ShardOwner(shard, RUNNERS[n % 2], 1) for n, shard in enumerate(shards)], 0.0)
     assert table.of_runner(RUNNERS[0]) == shards[::2]
-    assert table.forget_runner(RUNNERS[0]) == shards[::2]
+    table.doubt(shards[0], RUNNERS[0])
+    table.forget_runner(RUNNERS[0])
+    table.trust_again()
+    assert [shard for shard in shards if table.owner(shard)] == shards[1::2]
     assert table.of_runner(RUNNERS[0]) == []
     assert table.of_runner(RUNNERS[1]) == shards[1::2]
 
@@ -71,3 +74,31 @@ def test_replies_of_a_former_owner_are_superseded_after_a_moment() -> None:
     assert table.is_superseded(SHARD, 1, 101.1)
     assert not table.is_superseded(SHARD, 2, 200.0)
     assert not table.is_superseded(SHARD, 3, 200.0)
+
+
+def test_a_doubted_owner_is_trusted_again_unless_it_released_the_shard() -> None:
+    """It sent a message back, and announces nothing, since nothing has changed for it."""
+    table = RoutingTable()
+    other = ShardId("default", 8)
+    table.learn([_owner(5), _owner(5, other)], 0.0)
+    table.doubt(SHARD, RUNNERS[2])
+    assert table.owner(SHARD) == _owner(5)
+    for shard in (SHARD, other):
+        table.doubt(shard, RUNNERS[1])
+    table.forget(other, RUNNERS[1])
+    assert (table.owner(SHARD), table.owner(other)) == (None, None)
+    table.trust_again()
+    assert (table.owner(SHARD), table.owner(other)) == (_owner(5), None)
+
+
+def test_a_doubted_owner_is_not_trusted_once_there_is_a_later_one() -> None:
+    """What was announced meanwhile counts, also if that owner has released the shard again."""
+    table = RoutingTable()
+    table.learn([_owner(5)], 0.0)
+    table.doubt(SHARD, RUNNERS[1])
+    table.learn([_owner(6)], 0.0)
+    table.trust_again()
+    assert table.owner(SHARD) == _owner(6)
+    table.forget(SHARD, RUNNERS[2])
+    table.trust_again()
+    assert table.owner(SHARD) is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from typing import Final
 
 from actorhub.core.errors import ActorhubError, CallTimeout, NotConnected, RunnerUnavailable, UnknownEntityType
@@ -105,8 +106,13 @@ async def ask(node: Node, request: AwaitedMessage, peer: Peer | None = None) -> 
         node.deadlines.drop(request)
 
 
-async def ask_home(node: Node, question: HomeQuestion) -> str:
+async def ask_home(node: Node, question: HomeQuestion, find_owners: Callable[[], None]) -> str:
     """Have the owner of a shard say whether it has an entity there; return the incarnation of that runner.
+
+    Args:
+        node: Asks.
+        question: Names the shard.
+        find_owners: Called if the owner is not known or linked, so that it is when the question is asked again.
 
     Raises:
         RunnerUnavailable: the owner is not known or linked, or could not say.
@@ -114,6 +120,7 @@ async def ask_home(node: Node, question: HomeQuestion) -> str:
     owner = node.table.owner(question.home)
     peer = None if owner is None else node.peers.by_runner(owner.runner)
     if owner is None or peer is None:
+        find_owners()
         raise RunnerUnavailable(f"the owner of {question.home} is not linked")
     try:
         await ask(node, question, peer)

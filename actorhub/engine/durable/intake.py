@@ -64,7 +64,8 @@ class Intake:
     def accept(self, caller: Message, shard: HostedShard) -> None:
         """Take a call of a durable handler for an owned shard: store it, then run it."""
         cell = self._backlog.cell_of(caller.entity)
-        if cell is not None and self._shards.get(cell.shard.id) is cell.shard:
+        is_wake = caller.delivery is not None and caller.delivery.is_wake
+        if cell is not None and not is_wake and self._shards.get(cell.shard.id) is cell.shard:
             shard = cell.shard  # Another release has the entity in another shard, and it is at home there.
         if shard.draining:
             if not self._draining.admits(caller, shard):

@@ -203,6 +203,9 @@ class Inbound:
 
     def _take(self, peer: Peer, message: RemoteMessage) -> None:
         """Take a message for an entity that is not resident, or one that is or will be stored."""
+        is_wake = message.delivery is not None and message.delivery.is_wake
+        if is_wake:
+            message.shard_id = message.named  # What it is about is there, wherever this release has the entity.
         try:
             shard_id = self._router.sharding.shard_of_target(message)
         except ActorhubError as error:
@@ -214,7 +217,7 @@ class Inbound:
             # Another release has the entity in another shard, and this runner owns that: somebody must serve it.
             shard = self._host.shards.get(message.named)
             message.shard_id = shard_id if shard is None else shard.id
-        if message.delivery is not None and message.delivery.is_deposit and not message.delivery.is_stored:
+        if message.delivery is not None and message.delivery.is_deposit and not is_wake:
             self._router.deposits.deposit(message)
         elif shard is None and message.named != shard_id and message.hops < MAX_HOPS:
             # The caller has the entity in another shard, or may have, and would only send it here again.
@@ -241,7 +244,7 @@ class Inbound:
                 return
             del message.caller.serving[message.caller_id]
             message.phase = DONE
-            message.caller.link.send(NotOwner(message.caller_id, self._router.table.owner(shard)))
+            message.caller.link.send(NotOwner(message.caller_id, self._hint(shard)))
         elif self.may_reply():
             self._router.route(message)
         else:
@@ -378,8 +381,11 @@ class Inbound:
     def _is_elsewhere(self, message: RemoteMessage, place: ShardId) -> None:
         """Answer a question about an entity's home: this runner has the entity in that shard."""
         if message.caller.serving.pop(message.caller_id, None) is message:
-            hint = self._router.table.owner(place) or ShardOwner(place, RunnerAddress("", ""), 0)
-            message.caller.link.send(NotOwner(message.caller_id, hint))
+            message.caller.link.send(NotOwner(message.caller_id, self._hint(place)))
+
+    def _hint(self, shard: ShardId) -> ShardOwner:
+        """Return who owns a shard, as far as is known here. The caller may have sent the message to another shard."""
+        return self._router.table.owner(shard) or ShardOwner(shard, RunnerAddress("", ""), 0)
 
     def _on_broadcast(self, peer: Peer, request: Request, spec: HandlerSpec) -> None:
         count = self.broadcast_here(spec, request.body, request.message_id)

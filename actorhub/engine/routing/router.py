@@ -208,8 +208,12 @@ class Router:
         self.release(shards)
 
     def has_undelivered_tells(self) -> bool:
-        """Whether a tell that was accepted here is parked, or on its way to an owner that has not accepted it yet."""
-        return any(message.kind == TELL and message.phase in (PARKED, SENT) for message in self._elsewhere())
+        """Whether a tell that was accepted here is parked, or on its way to an owner that has not accepted it yet.
+
+        A wake that is parked is not needed: whoever takes the shard looks into the store.
+        """
+        tells = (message for message in self._elsewhere() if message.kind == TELL)
+        return any(tell.phase == SENT or (tell.phase == PARKED and not _is_about_shard(tell)) for tell in tells)
 
     def asks_elsewhere(self) -> list[Message]:
         """Return the asks whose replies are to come through here from other processes."""
@@ -232,10 +236,11 @@ class Router:
         Called when the members of the cluster have changed or owners were read from the store. Messages that came back
         too often get another `MAX_HOPS` attempts.
         """
+        self.table.trust_again()
         for shard in self._parked.shards():
             for message in self._parked.of(shard):
                 message.hops = 0
-                if message.kind not in ABOUT_MESSAGES:
+                if not _is_about_shard(message):
                     message.shard_id = None  # It may have waited for the owner of a shard where its entity was before.
                 if message.phase == PARKED and (error := self._undeliverable(message)) is not None:
                     self._refuse(message, error)
@@ -245,7 +250,8 @@ class Router:
         """Route again a call that a peer sent back: it did not run there, and will not.
 
         The peer's hint is taken only as far as its epoch is newer than what is known, and never if it names the peer
-        itself: an out-of-date hint would lead the message in a circle.
+        itself: an out-of-date hint would lead the message in a circle. One that names another shard says that the peer
+        has the entity there, and nothing about who owns the shard that the message was sent to.
         """
         message = peer.pending.pop(request_id, None)
         if message is None:
@@ -256,15 +262,17 @@ class Router:
         self._not_owner += 1
         shard = message.shard_id
         assert shard is not None
-        self.table.forget(shard, peer.runner)
+        if hint is None or hint.shard == shard:
+            self.table.doubt(shard, peer.runner)
         changed: list[ShardId] = []
-        if hint is not None and hint.runner != peer.runner:
-            changed = self.table.learn([hint], self._monotonic())
+        owner = hint if hint is not None and hint.runner.address else None
+        if owner is not None and owner.runner != peer.runner:
+            changed = self.table.learn([owner], self._monotonic())
         message.hops += 1
-        if message.kind not in ABOUT_MESSAGES:
-            # A peer that has declared the entity for another shard names that one. Without a hint the message goes its
-            # own way again, also if it was sent to an entity's home before.
-            message.shard_id = None if hint is None else hint.shard
+        if not _is_about_shard(message):
+            # A peer that has declared the entity for another shard names that and its owner. Without them the message
+            # goes its own way again, also if it was sent to an entity's home before.
+            message.shard_id = None if owner is None else owner.shard
         # The peer may have stored a durable one before it lost the shard. Then the next owner runs it, whoever asks.
         if self._comes_back(message, unsure=message.delivery is not None):
             if changed and message.delivery is not None:
@@ -417,9 +425,7 @@ class Router:
             durable = message.delivery
             # `is_repeated` has the store look among settled messages, too: the first sending may have run to its end. A
             # tell that was to be deposited goes the usual way again, since there may be an owner by now.
-            message.delivery = msgspec.structs.replace(
-                durable, is_repeated=True, is_deposit=durable.is_deposit and durable.is_stored
-            )
+            message.delivery = msgspec.structs.replace(durable, is_repeated=True, is_deposit=durable.is_wake)
         return True
 
     def _send(self, message: Message, peer: Peer) -> None:
@@ -479,3 +485,8 @@ class Router:
         return UnknownEntityType(
             f"no live runner hosts entity type {name!r}: they host {', '.join(sorted(self.known_types))}"
         )
+
+
+def _is_about_shard(message: Message) -> bool:
+    """Whether a message is for the owner of the shard that it names, wherever its entity is by now."""
+    return message.kind in ABOUT_MESSAGES or (message.delivery is not None and message.delivery.is_wake)

@@ -26,6 +26,8 @@ class RoutingTable:
         """The highest epoch ever announced. It outlives a release, so that late announcements are known as old."""
         self._since: dict[ShardId, float] = {}
         """When that epoch was announced, in monotonic seconds."""
+        self._doubted: dict[ShardId, ShardOwner] = {}
+        """Owners that sent a message back, although they have not announced that they released the shard."""
 
     def owner(self, shard: ShardId) -> ShardOwner | None:
         """Return the owner of a shard, if one is known."""
@@ -51,28 +53,42 @@ class RoutingTable:
                 self.newest[owner.shard] = owner.epoch
                 self._since[owner.shard] = now
                 self._owners[owner.shard] = owner
+                self._doubted.pop(owner.shard, None)
                 changed.append(owner.shard)
         return changed
 
     def clear(self) -> None:
         """Forget everything: epochs begin again, perhaps below those that were announced."""
         self._owners.clear()
+        self._doubted.clear()
         self.newest.clear()
         self._since.clear()
 
     def forget(self, shard: ShardId, runner: RunnerAddress) -> None:
         """Take in that `runner` does not own the shard. Does nothing if another runner is known as its owner."""
+        for known in (self._owners, self._doubted):
+            owner = known.get(shard)
+            if owner is not None and owner.runner == runner:
+                del known[shard]
+
+    def doubt(self, shard: ShardId, runner: RunnerAddress) -> None:
+        """Do without an owner that sent a message back, until it announces itself, or `trust_again` is called."""
         owner = self._owners.get(shard)
         if owner is not None and owner.runner == runner:
-            del self._owners[shard]
+            self._doubted[shard] = self._owners.pop(shard)
 
-    def forget_runner(self, runner: RunnerAddress) -> list[ShardId]:
-        """Forget everything that `runner` owned; return the shards that have no known owner now."""
-        lost = [shard for shard, owner in self._owners.items() if owner.runner == runner]
-        for shard in lost:
-            del self._owners[shard]
-        return lost
+    def trust_again(self) -> None:
+        """Take doubted owners for owners again: they may not have been able to prove it for a moment."""
+        for shard, owner in self._doubted.items():
+            self._owners.setdefault(shard, owner)
+        self._doubted.clear()
+
+    def forget_runner(self, runner: RunnerAddress) -> None:
+        """Forget everything that `runner` owned."""
+        for shard in self.of_runner(runner):
+            self.forget(shard, runner)
 
     def of_runner(self, runner: RunnerAddress) -> list[ShardId]:
         """Return the shards that `runner` owns, as far as is known."""
-        return [shard for shard, owner in self._owners.items() if owner.runner == runner]
+        known = (*self._owners.items(), *self._doubted.items())
+        return [shard for shard, owner in known if owner.runner == runner]
