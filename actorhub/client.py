@@ -14,7 +14,7 @@ from actorhub._stream_call import StreamCall
 from actorhub.core.arguments import check_headers, limit_of
 from actorhub.core.codec import Codec
 from actorhub.core.idempotency import check_key
-from actorhub.core.texts import shown
+from actorhub.core.texts import is_of, plain, shown
 from actorhub.engine.model.spec import EntitySpec, HandlerSpec
 from actorhub.entity import Declared
 
@@ -88,9 +88,10 @@ class Client(Generic[E]):
         if timeout is not msgspec.UNSET:
             target = dataclasses.replace(target, timeout=limit_of(timeout, "timeout"))
         if on_full is not msgspec.UNSET:
-            if on_full not in ("fail", "wait"):
+            word = plain(on_full) if is_of(on_full, str) else None
+            if word not in ("fail", "wait"):
                 raise ValueError(f'on_full={shown(on_full)} must be "fail" or "wait"')
-            target = dataclasses.replace(target, waits_for_room=on_full == "wait")
+            target = dataclasses.replace(target, waits_for_room=word == "wait")
         if headers is not msgspec.UNSET:
             target = dataclasses.replace(target, headers=check_headers(headers))
         if key is not msgspec.UNSET:

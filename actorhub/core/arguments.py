@@ -2,7 +2,8 @@
 
 What becomes part of a message, or names one (ids, keys, headers, tokens), is refused with `MalformedMessage`. How and
 when a call is made (durations, times) is checked like the arguments of any Python function: `TypeError` for a value of
-another type, `ValueError` for one that makes no sense.
+another type, `ValueError` for one that makes no sense. A value may be of a subclass whose methods do anything: those of
+the class itself are used.
 """
 
 import re
@@ -11,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final, cast
 
 from actorhub.core.errors import MalformedMessage
-from actorhub.core.texts import plain, shown
+from actorhub.core.texts import is_of, plain, short_name_of, shown, summary_of
 
 MAX_HEADER_BYTES: Final = 64 << 10
 """Headers of one call in UTF-8, names and values."""
@@ -31,11 +32,12 @@ def seconds_of(duration: object, name: str) -> float:
         TypeError: It is not a `timedelta`.
         ValueError: It is longer than a million days.
     """
-    if not isinstance(duration, timedelta):
+    if not is_of(duration, timedelta):
         raise TypeError(f"{name}={shown(duration)} must be a timedelta, such as timedelta(seconds=2)")
-    if duration > LONGEST:
-        raise ValueError(f"{name}={duration} is longer than {LONGEST.days} days")
-    return duration.total_seconds()
+    seconds = timedelta.total_seconds(duration)
+    if seconds > LONGEST.total_seconds():
+        raise ValueError(f"{name}={timedelta.__str__(duration)} is longer than {LONGEST.days} days")
+    return seconds
 
 
 def limit_of(duration: object, name: str) -> float | None:
@@ -49,7 +51,7 @@ def limit_of(duration: object, name: str) -> float | None:
         return None
     seconds = seconds_of(duration, name)
     if seconds <= 0:
-        raise ValueError(f"{name}={duration} must be more than zero, or None for no limit")
+        raise ValueError(f"{name}={timedelta(seconds=seconds)} must be more than zero, or None for no limit")
     return seconds
 
 
@@ -58,15 +60,19 @@ def due_time(deliver_at: object) -> float:
 
     Raises:
         TypeError: It is not a `datetime`.
-        ValueError: It has no time zone.
+        ValueError: It has no time zone, or one that fails.
     """
-    if not isinstance(deliver_at, datetime):
+    if not is_of(deliver_at, datetime):
         raise TypeError(
             f"deliver_at={shown(deliver_at)} must be a datetime with a time zone, such as datetime.now(UTC)"
         )
-    if deliver_at.utcoffset() is None:
+    try:
+        offset, due = datetime.utcoffset(deliver_at), datetime.timestamp(deliver_at)
+    except Exception as exc:
+        raise ValueError(f"deliver_at={shown(deliver_at)}: its time zone failed: {summary_of(exc)}") from exc
+    if offset is None:
         raise ValueError(f"deliver_at={deliver_at} has no time zone: use e.g. datetime.now(UTC)")
-    return max(deliver_at.timestamp(), 1.0)
+    return max(due, 1.0)
 
 
 def check_message_id(message_id: object) -> int:
@@ -75,9 +81,10 @@ def check_message_id(message_id: object) -> int:
     Raises:
         MalformedMessage: No message can have it.
     """
-    if not isinstance(message_id, int) or isinstance(message_id, bool) or not _IDS[0] <= message_id < _IDS[1]:
+    number = int.__index__(message_id) if is_of(message_id, int) and not is_of(message_id, bool) else None
+    if number is None or not _IDS[0] <= number < _IDS[1]:
         raise MalformedMessage(f"{shown(message_id)} is not the id of a message: use the number that tell returned")
-    return int(message_id)
+    return number
 
 
 def check_text(value: object, what: str) -> str:
@@ -86,8 +93,8 @@ def check_text(value: object, what: str) -> str:
     Raises:
         MalformedMessage: It is not text, or UTF-8 cannot hold it.
     """
-    if not isinstance(value, str):
-        raise MalformedMessage(f"{what} must be a string, not {type(value).__name__}: {shown(value)}")
+    if not is_of(value, str):
+        raise MalformedMessage(f"{what} must be a string, not {short_name_of(type(value))}: {shown(value)}")
     text = plain(value)
     if not text.isascii() and _SURROGATE.search(text):
         raise MalformedMessage(f"{what} {text[:80]!r} contains half of a surrogate pair, which is not text: remove it")
@@ -112,13 +119,17 @@ def check_headers(headers: object) -> dict[str, str]:
     """Return the headers of a call.
 
     Raises:
-        MalformedMessage: They are not a mapping of text to text, or too large.
+        MalformedMessage: They are not a mapping of text to text, cannot be read, or are too large.
     """
-    if not isinstance(headers, Mapping):
-        raise MalformedMessage(f"headers must be a mapping of text to text, not {type(headers).__name__}")
+    if not issubclass(type(headers), Mapping):
+        raise MalformedMessage(f"headers must be a mapping of text to text, not {short_name_of(type(headers))}")
+    try:
+        items = [(key, value) for key, value in cast("Mapping[object, object]", headers).items()]
+    except Exception as exc:
+        raise MalformedMessage(f"headers cannot be read: {summary_of(exc)}") from exc
     checked: dict[str, str] = {}
     size = 0
-    for key, value in cast("Mapping[object, object]", headers).items():
+    for key, value in items:
         name = check_text(key, "the name of a header")
         checked[name] = text = check_text(value, f"header {name[:80]!r}")
         size += len(name.encode()) + len(text.encode())

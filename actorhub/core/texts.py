@@ -17,7 +17,7 @@ LONGEST_TRACEBACK: Final = 32 * 1024
 LONGEST_NAME: Final = 500
 """Bytes of the name of a class of exceptions that are kept."""
 
-E = TypeVar("E", bound=BaseException)
+K = TypeVar("K")
 
 _LONGEST_VALUE: Final = 80
 _MOST_ERRORS: Final = 100
@@ -39,18 +39,19 @@ def encodable(text: str) -> str:
 
 def shown(value: object) -> str:
     """Return a value as an error shows it: a class by its name, anything long shortened. Never fails."""
-    if isinstance(value, type):
-        return value.__qualname__
+    if is_of(value, type):
+        name: str = _qualified_name(value)
+        return name
     try:
-        text = repr(value)
+        text = plain(repr(value))
     except Exception:  # noqa: BLE001 - user code: `__repr__` may raise anything
-        text = f"<{type(value).__qualname__}>"
+        text = f"<{_qualified_name(type(value))}>"
     return encodable(text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}…")
 
 
-def is_of(error: BaseException, kind: type[E]) -> TypeGuard[E]:
-    """Return whether an error is of a class, by its own class. `isinstance` reads `__class__`, which is user code."""
-    return issubclass(type(error), kind)
+def is_of(value: object, kind: type[K]) -> TypeGuard[K]:
+    """Return whether a value is of a class, by its own class. `isinstance` reads `__class__`, which is user code."""
+    return issubclass(type(value), kind)
 
 
 def is_read_plainly(cls: type[BaseException]) -> bool:

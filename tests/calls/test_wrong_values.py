@@ -2,8 +2,8 @@
 
 import threading
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
-from typing import Any
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from typing import Any, cast
 
 import pytest
 
@@ -17,6 +17,20 @@ SOON = timedelta(seconds=5)
 NAIVE = datetime.fromisoformat("2030-01-01T00:00")
 WEST = timezone(timedelta(hours=-5))
 HUGE = "x" * (5 << 20)
+
+
+def _raises(*_: object) -> object:
+    raise LookupError("odd")
+
+
+ODD_TEXT = type("OddText", (str,), dict.fromkeys(("__eq__", "__hash__", "__repr__", "encode"), _raises))
+ODD_NUMBER = type("OddNumber", (int,), dict.fromkeys(("__le__", "__lt__", "__ge__", "__int__", "__repr__"), _raises))
+ODD_ZONE = type("OddZone", (tzinfo,), {"utcoffset": _raises})
+ODD_MAPPING = type("OddMapping", (dict,), {"items": _raises})
+NO_PAIRS = type("NoPairs", (dict,), {"items": lambda _: [1, 2]})
+LIAR: Callable[[], Any] = type("Liar", (), {"__class__": property(_raises), "__repr__": _raises})
+ODD_DURATION = type("OddDuration", (timedelta,), dict.fromkeys(("total_seconds", "__gt__", "__str__"), _raises))
+ODD_TIME = type("OddTime", (datetime,), dict.fromkeys(("timestamp", "utcoffset", "__str__"), _raises))
 
 
 def _till(cluster: Cluster, **options: Any) -> Till:
@@ -34,6 +48,21 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "key of an int": (lambda c: _till(c, key=5), MalformedMessage, "key must be a string"),
     "key with a surrogate": (lambda c: _till(c, key="\udfff"), MalformedMessage, "half of a surrogate pair"),
     "on_full": (lambda c: _till(c, on_full="drop"), ValueError, "on_full='drop'"),
+    "on_full that is odd": (lambda c: _till(c, on_full=ODD_TEXT("drop")), ValueError, "on_full=<OddText>"),
+    "on_full that lies": (lambda c: _till(c, on_full=LIAR()), ValueError, "on_full=<Liar>"),
+    "headers that raise": (lambda c: _till(c, headers=ODD_MAPPING()), MalformedMessage, "read: LookupError: odd"),
+    "headers that are no pairs": (lambda c: _till(c, headers=NO_PAIRS()), MalformedMessage, "read: TypeError"),
+    "headers that lie": (lambda c: _till(c, headers=LIAR()), MalformedMessage, "headers must be a mapping"),
+    "timeout that lies": (lambda c: _till(c, timeout=LIAR()), TypeError, "timeout=<Liar> must be a timedelta"),
+    "odd timeout of ages": (lambda c: _till(c, timeout=ODD_DURATION(10**7)), ValueError, "timeout="),
+    "key that lies": (lambda c: _till(c, key=LIAR()), MalformedMessage, "key must be a string, not Liar"),
+    "cancel of a liar": (lambda c: c.cancel(LIAR()), MalformedMessage, "<Liar> is not the id of a message"),
+    "cancel of an odd number": (lambda c: c.cancel(ODD_NUMBER(1 << 64)), MalformedMessage, "<OddNumber> is not the"),
+    "due in an odd zone": (
+        lambda c: c.tell(_till(c).book(1), deliver_at=NAIVE.replace(tzinfo=ODD_ZONE())),
+        ValueError,
+        "its time zone failed: LookupError: odd",
+    ),
     "id of an int": (lambda c: c.client(Till)(5), MalformedMessage, "entity id must be a string"),
     "id with a surrogate": (lambda c: c.client(Till)("a\ud900"), MalformedMessage, "half of a surrogate pair"),
     "id with a tab": (lambda c: c.client(Till)("a\t"), MalformedMessage, "control character"),
@@ -125,6 +154,15 @@ async def test_texts_of_other_classes_are_the_same_text(cluster: Cluster) -> Non
     assert await tills(Id.FIRST).add(1) == 2
     assert await tills(Id.FIRST).identity() == ("first", "str")
     assert await tills.options(headers={Id.FIRST: Id.FIRST}, key=None)("a").headers() == {"first": "first"}
+
+
+async def test_methods_of_the_classes_of_right_values_do_not_matter(cluster: Cluster) -> None:
+    """They may raise: nobody calls them."""
+    options: dict[str, Any] = {"timeout": ODD_DURATION(days=1), "on_full": ODD_TEXT("wait")}
+    till = cluster.client(Till).options(**options, headers={"x": ODD_TEXT("y")})("a")
+    assert await till.add(1) == 1
+    told = await cluster.tell(till.book(1), key=ODD_TEXT("k"), deliver_at=ODD_TIME(2020, 1, 1, tzinfo=UTC))
+    assert await cluster.reply(cast("int", ODD_NUMBER(told)), timeout=cast("timedelta", ODD_DURATION(seconds=20))) > 0
 
 
 async def test_right_values_at_the_limits_pass(cluster: Cluster) -> None:
