@@ -97,7 +97,7 @@ class Durable(msgspec.Struct, array_like=True):
 
     @property
     def is_wake(self) -> bool:
-        """Whether it only makes the owner of the shard that it names look into the store."""
+        """Whether it only makes the owner of the shard that it names poll the store."""
         return self.is_deposit and self.is_stored
 
 

@@ -51,7 +51,7 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "on_full that is odd": (lambda c: _till(c, on_full=ODD_TEXT("drop")), ValueError, "on_full=<OddText>"),
     "on_full that lies": (lambda c: _till(c, on_full=LIAR()), ValueError, "on_full=<Liar>"),
     "headers that raise": (lambda c: _till(c, headers=ODD_MAPPING()), MalformedMessage, "read: LookupError: odd"),
-    "headers that are no pairs": (lambda c: _till(c, headers=NO_PAIRS()), MalformedMessage, "read: TypeError"),
+    "headers without pairs": (lambda c: _till(c, headers=NO_PAIRS()), MalformedMessage, "read: TypeError"),
     "headers that lie": (lambda c: _till(c, headers=LIAR()), MalformedMessage, "headers must be a mapping"),
     "timeout that lies": (lambda c: _till(c, timeout=LIAR()), TypeError, "timeout=<Liar> must be a timedelta"),
     "odd timeout of ages": (lambda c: _till(c, timeout=ODD_DURATION(10**7)), ValueError, "timeout="),

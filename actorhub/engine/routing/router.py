@@ -210,7 +210,7 @@ class Router:
     def has_undelivered_tells(self) -> bool:
         """Whether a tell that was accepted here is parked, or on its way to an owner that has not accepted it yet.
 
-        A wake that is parked is not needed: whoever takes the shard looks into the store.
+        A wake that is parked is not needed: whoever takes the shard polls the store.
         """
         tells = (message for message in self._elsewhere() if message.kind == TELL)
         return any(tell.phase == SENT or (tell.phase == PARKED and not _is_about_shard(tell)) for tell in tells)
