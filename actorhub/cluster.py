@@ -33,6 +33,7 @@ from actorhub.engine.model.records import AwaitedMessage, Message
 from actorhub.engine.model.spec import EntitySpec
 from actorhub.engine.node import Node
 from actorhub.engine.part import Part
+from actorhub.engine.routing.peers import Peer
 from actorhub.engine.singletons.health import RunnerHealth
 from actorhub.entity import Declared, Entity
 from actorhub.key_value import KeyValue, untyped
@@ -368,20 +369,22 @@ class Cluster:
         told.kind = BROADCAST
         told.prepare()
         counts = [self._part.broadcast_here(told.spec, told.body)]
-        waiting: list[_BroadcastRequest] = []
+        waiting: list[tuple[Peer, _BroadcastRequest]] = []
         for peer in self._node.peers.runners():
             call = _BroadcastRequest(told)
             self._node.deadlines.add(call)
             self._node.router.send_to(call, peer)
-            waiting.append(call)
+            waiting.append((peer, call))
         refusal: ActorhubError | None = None
-        for call in waiting:
+        for peer, call in waiting:
             try:
                 counts.append(decode_answer(await call.future, int))
             except UnknownEntityType:
                 counts.append(0)
             except ActorhubError as error:
-                refusal = error
+                # A runner that has left has no entities any longer.
+                if peer.link.is_open or not peer.is_leaving:
+                    refusal = error
             finally:
                 self._node.deadlines.drop(call)
         if refusal is not None:

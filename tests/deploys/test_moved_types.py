@@ -12,6 +12,7 @@ import pytest
 
 from actorhub import Cluster, Entity, Hub, Retry, Singleton, current, handler
 from actorhub.cluster import part_of
+from actorhub.core.address import ShardId
 from actorhub.core.envelope import TELL
 from actorhub.engine.model.durable_message import new_row
 from actorhub.engine.model.records import Message
@@ -223,6 +224,32 @@ async def test_what_is_told_to_one_release_runs_at_once_where_the_other_has_the_
     await judged(new, GROUP, [caller])
 
 
+async def deposited(runner: Cluster, shard: ShardId, entity_id: str, op: str) -> Message:
+    """Store a message for whoever owns the shard; return it."""
+    told = Message(host_of(runner).types["account"].spec.handlers["add"], entity_id, TELL)
+    told.body, told.message_id, told.shard_id = msgspec.msgpack.encode([op]), part_of(runner).node.ids.new_id(), shard
+    store = runner_of(runner).node.store
+    assert store is not None
+    await store.deposit(new_row(told, shard))
+    return told
+
+
+@pytest.mark.parametrize("is_active", [True, False], ids=["the entity is active", "the entity is not in memory"])
+async def test_who_waits_where_a_message_was_stored_is_told_where_it_runs(
+    memory: MemoryCluster, is_active: bool
+) -> None:
+    """One runner owns both shards, and moves the message from one to the other while somebody waits for it."""
+    new = await memory.start_runner(hub=GROUP[1])
+    await memory.settled()
+    client = await memory.client(hub=BEFORE[1])
+    accounts: Any = client.client(BEFORE[0])
+    for entity_id in IDS:
+        if is_active:
+            await accounts(entity_id).put("put")
+        told = await deposited(new, client.shard_of(BEFORE[0], entity_id), entity_id, "told")
+        assert await client.reply(told.message_id, timeout=timedelta(seconds=5)) == 1 + is_active
+
+
 async def test_a_wake_is_for_the_shard_that_it_names(memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its receiver has the entity in another shard, and owns both; no runner scans the store by itself here."""
     monkeypatch.setattr("actorhub.engine.runner._POLL", 3600.0)
@@ -230,15 +257,11 @@ async def test_a_wake_is_for_the_shard_that_it_names(memory: MemoryCluster, monk
     await memory.settled()
     client = await memory.client(hub=BEFORE[1])
     accounts: Any = client.client(BEFORE[0])
-    store, deposits = runner_of(new).node.store, client_of(client).node.router.deposits
-    assert store is not None
     for entity_id in IDS:
         await accounts(entity_id).put("put")
-        told = Message(host_of(new).types["account"].spec.handlers["add"], entity_id, TELL)
-        told.body, told.message_id = msgspec.msgpack.encode(["told"]), part_of(new).node.ids.new_id()
-        told.shard_id = client.shard_of(BEFORE[0], entity_id)
-        await store.deposit(new_row(told, told.shard_id))
-        deposits.wake(told, told.shard_id)
+        told = await deposited(new, client.shard_of(BEFORE[0], entity_id), entity_id, "told")
+        assert told.shard_id is not None
+        client_of(client).node.router.deposits.wake(told, told.shard_id)
     await settled(memory, new)
     assert [await accounts(entity_id).done() for entity_id in IDS] == [["put", "told"]] * len(IDS)
 

@@ -1,6 +1,8 @@
 """A task of the program cancels those of actorhub, as shutdown helpers do: the process gives up at once and says so."""
 
 import asyncio
+import contextlib
+import inspect
 import logging
 from collections.abc import Collection
 from datetime import timedelta
@@ -8,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from actorhub import Entity, Hub, current
+from actorhub import ActorhubError, Cluster, Entity, Hub, current
 from actorhub.core.clock import SystemClock
 from actorhub.core.errors import NotConnected, ShuttingDown
 from actorhub.testing import MemoryCluster
@@ -171,6 +173,58 @@ async def test_a_block_in_which_its_own_task_is_cancelled_raises_that(postgres_u
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(program())
     assert task.cancelled()
+
+
+def kind_of(task: asyncio.Task[Any]) -> str:
+    """Return the name of actorhub's function that a task runs; empty for tasks of others."""
+    coro = task.get_coro()
+    return coro.__qualname__ if inspect.iscoroutine(coro) and "/actorhub/" in coro.cr_code.co_filename else ""
+
+
+async def test_a_process_gives_up_or_goes_on_whichever_of_its_tasks_are_cancelled(postgres_url: str) -> None:
+    """One kind after the other, in a runner and its client: then all calls are answered, or the process has ended."""
+    settings: dict[str, Any] = {"database_url": postgres_url, "listen": "127.0.0.1:0", "shards_per_group": 16}
+    left, done = {"?"}, {""}
+
+    async def cancel_some(runner: Cluster, client: Cluster, before: set[asyncio.Task[Any]]) -> None:
+        """Cancel kind after kind as long as both go on."""
+        while not (runner.is_shutting_down or client.is_shutting_down):
+            worker = client.client(Worker).options(timeout=timedelta(seconds=2))
+            await until_answered(worker, runner, client)
+            choose(others() - before)
+            left.clear()
+            left.update({kind_of(task) for task in victims} - done)
+            if not left:
+                return
+            kind = min(left)
+            done.add(kind)
+            victims.difference_update([task for task in victims if kind_of(task) != kind])
+            cancel_all()
+            await asyncio.sleep(0.05)
+
+    while left:
+        before = others()
+        with contextlib.suppress(ShuttingDown):
+            async with hub.runner(**settings) as runner:
+                assert runner.runner is not None
+                async with hub.connect(gateway=runner.runner.address) as client:
+                    await cancel_some(runner, client, before)
+    assert {"GrpcLink._write_all", "GrpcLink._read_all"} <= done
+
+
+async def until_answered(worker: Any, runner: Cluster, client: Cluster) -> None:  # noqa: ANN401 - a client of it
+    """Wait until calls of every entity are answered, or one of the two has given up."""
+
+    async def answered(number: int) -> None:
+        while not (runner.is_shutting_down or client.is_shutting_down):
+            with contextlib.suppress(ActorhubError):
+                await worker(f"{number}").where()
+                return
+            await asyncio.sleep(0.05)
+
+    async with asyncio.timeout(15), asyncio.TaskGroup() as tasks:
+        for number in range(8):
+            tasks.create_task(answered(number))
 
 
 async def test_a_runner_that_leaves_and_whose_tasks_are_cancelled_is_soon_gone() -> None:

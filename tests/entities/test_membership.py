@@ -329,8 +329,14 @@ async def test_no_call_fails_that_is_on_its_way_to_a_runner_that_leaves(
             await asyncio.sleep(0)
         return count
 
-    calls = [soon(call(name)) for name in names]
+    async def broadcast() -> None:
+        while not is_over:
+            await client.tell(client.client(Counter).active().value())
+            await asyncio.sleep(0)
+
+    calls, broadcasts = [soon(call(name)) for name in names], soon(broadcast())
     await memory.stop(leaving)
     is_over = True
+    await broadcasts
     for name, count in zip(names, await asyncio.gather(*calls), strict=True):
         assert await client.client(Counter)(name).value() == count

@@ -33,8 +33,7 @@ from actorhub.core.errors import (
 from actorhub.core.logger import get_logger
 from actorhub.engine.durable.delivery import Delivery
 from actorhub.engine.durable.owner import Owner
-from actorhub.engine.model.durable_message import start_of
-from actorhub.engine.model.records import ACTIVATING, DEAD, SENT, AwaitedMessage, Cell, HostedShard, Message
+from actorhub.engine.model.records import ACTIVATING, DEAD, AwaitedMessage, Cell, HostedShard, Message
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.model.spec import HandlerSpec, operation_spec
 from actorhub.engine.runs.activation import Activations, Elsewhere
@@ -252,9 +251,7 @@ class Homes:
         self._given[entity] = (home, self._clock.monotonic() + _GIVEN)
         if (shard := self._shards.get(home)) is not None:
             # Whoever waits here for a message that is about to be moved would not be told how it ends.
-            counted = self._set_aside(shard, entity)
-            self._forward_waiting(shard, entity, place)
-            await self._take_back(counted)
+            await self._take_back(self._memory.let_go_of(shard, entity, place))
         return place
 
     async def send_away(self, cell: Cell, home: ShardId) -> None:
@@ -267,7 +264,7 @@ class Homes:
 
     async def _move_messages(self, cell: Cell, home: ShardId) -> None:
         try:
-            await self._take_back(self._set_aside(cell.shard, cell.entity))
+            await self._take_back(self._memory.set_aside(cell.shard, cell.entity))
             wake_id = self._others.new_id()
             moved = await self._storage.move_entity(
                 cell.entity,
@@ -279,12 +276,10 @@ class Homes:
         except PersistenceError as error:
             _log.warning("messages of %s could not be moved to %s yet: %s", cell.address, home, error)
             return
-        # The loader may have brought in what it read before the move.
-        counted = self._set_aside(cell.shard, cell.entity)
         if moved:
             self._wake_owner(cell, home, wake_id)
-        self._forward_waiting(cell.shard, cell.entity, home)
-        await self._take_back(counted)
+        # The loader may have brought in what it read before the move.
+        await self._take_back(self._memory.let_go_of(cell.shard, cell.entity, home))
 
     async def run(self) -> None:
         """Bring in messages from shards that no living runner hosts, those of entities that belong here."""
@@ -333,11 +328,13 @@ class Homes:
         _log.debug("%s moved from %s to %s with %d messages", cell.address, home, cell.shard.id, moved)
         if moved:
             await self._let_moved_go_first(cell)
+        if (source := self._shards.get(home)) is not None:
+            await self._take_back(self._memory.let_go_of(source, cell.entity, cell.shard.id))
 
     async def _let_moved_go_first(self, cell: Cell) -> None:
         """Have what arrived here wait behind messages that were moved here, which are older (invariant G)."""
         if cell.phase == ACTIVATING:
-            counted = self._set_aside(cell.shard, cell.entity)
+            counted = self._memory.set_aside(cell.shard, cell.entity)
             self._let_stored_in(cell.shard, cell.entity)
             await self._take_back(counted)
 
@@ -346,23 +343,6 @@ class Homes:
             cell.has_backlog = True
         self._backlog.mark_awaited(shard, entity)
         self._schedule.poll_soon()
-
-    def _forward_waiting(self, shard: HostedShard, entity: tuple[str, str], home: ShardId) -> None:
-        """Have callers that wait for messages of the entity wait for them at its home."""
-        waiting = self._memory.table(shard).waiting
-        for message_id in [message_id for message_id, group in waiting.items() if group and group[0].entity == entity]:
-            for caller in waiting.pop(message_id):
-                if caller.phase == SENT:
-                    self._forward(caller, home)
-
-    def _set_aside(self, shard: HostedShard, entity: tuple[str, str]) -> list[RunStart]:
-        """Leave the entity's durable messages to the store; return the runs that are counted and will not end here."""
-        messages = self._memory.table(shard).messages.values()
-        mine = [message for message in messages if message.entity == entity]
-        counted = [start_of(message) for message in mine if message.is_counted]
-        for message in mine:
-            self._memory.spill(message)
-        return counted
 
     async def _take_back(self, counted: Sequence[RunStart]) -> None:
         """Have runs that are counted and will not end here not count as attempts."""

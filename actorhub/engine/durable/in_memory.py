@@ -14,6 +14,7 @@ from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from actorhub.core.address import ShardId
 from actorhub.core.envelope import TELL
 from actorhub.engine.durable.backlog import Backlog
 from actorhub.engine.durable.owner import Owner
@@ -54,6 +55,7 @@ class InMemory:
 
     def __init__(self, owner: Owner, *, residents: Residents, backlog: Backlog, schedule: Schedule) -> None:
         self._types = owner.types
+        self._forward = owner.forward
         self._scheduler = owner.scheduler
         self._residents = residents
         self._backlog = backlog
@@ -253,6 +255,28 @@ class InMemory:
         waiting = message.waiters if message is not None else table.waiting.setdefault(message_id, [])
         waiting[:] = [caller for caller in waiting if caller.phase == SENT]
         waiting.extend(callers)
+
+    def let_go_of(self, shard: HostedShard, entity: tuple[str, str], home: ShardId) -> list[RunStart]:
+        """Leave an entity's durable messages to the store, and have who waits for them here wait at its home.
+
+        Returns:
+            The runs that are counted and will not end here.
+        """
+        counted = self.set_aside(shard, entity)
+        waiting = self.table(shard).waiting
+        for message_id in [message_id for message_id, group in waiting.items() if group and group[0].entity == entity]:
+            for caller in waiting.pop(message_id):
+                if caller.phase == SENT:
+                    self._forward(caller, home)
+        return counted
+
+    def set_aside(self, shard: HostedShard, entity: tuple[str, str]) -> list[RunStart]:
+        """Leave an entity's durable messages to the store; return the runs that are counted and will not end here."""
+        mine = [message for message in self.table(shard).messages.values() if message.entity == entity]
+        counted = [start_of(message) for message in mine if message.is_counted]
+        for message in mine:
+            self.spill(message)
+        return counted
 
     def _ensure_room(self, hosted_type: HostedType) -> bool:
         if hosted_type.spec.singleton_id is None and self.entities >= self._most_entities:

@@ -63,6 +63,7 @@ class Settlement:
         self._context = owner.scheduler.context
         self._incarnation = owner.incarnation
         self._mistrust = owner.mistrust
+        self._shards = owner.shards
         self._forward = owner.forward
         self._longest = owner.limits.max_message_bytes
         self.retention = owner.limits.retention
@@ -163,15 +164,22 @@ class Settlement:
                 waiting = self._memory.table(shard).waiting.pop(message_id, ())
                 self._fail_callers(waiting, message_id, "it is not stored, or its reply is no longer kept")
                 return
+        if row is None or (row.reply is None and row.shard == shard.id):
+            self._backlog.scan(shard)
+            return
         # Taken out after the await, not before: whoever came to wait meanwhile is answered, too.
-        if row is not None and row.reply is not None:
-            self.answer(self._memory.table(shard).waiting.pop(message_id, ()), message_id, row.reply)
-        elif row is not None and row.shard != shard.id:
-            for caller in self._memory.table(shard).waiting.pop(message_id, ()):
+        callers = self._memory.table(shard).waiting.pop(message_id, [])
+        if row.reply is not None:
+            self.answer(callers, message_id, row.reply)
+        elif (other := self._shards.get(row.shard)) is not None:
+            # It is this runner's as well. The loader finds the message there, wherever the entity is activated.
+            self._memory.wait_for(other, message_id, callers)
+            for entity in {caller.entity for caller in callers}:
+                self._backlog.mark_awaited(other, entity)
+        else:
+            for caller in callers:
                 if caller.phase == SENT:
                     self._forward(caller, row.shard)
-        else:
-            self._backlog.scan(shard)
 
     async def _answer_from_store(self, message_id: int, callers: Collection[Message]) -> None:
         try:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
+from typing import Any
 
 import grpc
 from typing_extensions import override
@@ -62,11 +63,11 @@ class GrpcLink(QueuedLink):
         super().close(reason)
 
     async def pump(self) -> None:
-        """Move frames until the link breaks. Cancellation breaks it.
+        """Move frames until the link breaks. Cancellation breaks it, also that of reader or writer by the program.
 
         A link ends in one of four ways: `close`, a failed read, a failed write, or the cancellation of this task, which
         is how gRPC tells the accepting end that its peer is gone. Each resolves `_broken`, the first one with its
-        reason; this task alone waits for it and ends reader and writer. A frame that is under way then was taken from
+        reason; this task alone waits for it, and ends reader and writer. A frame that is under way then was taken from
         the queue, so its envelopes are not reported as unsent: whether they arrived is unknown.
         """
         try:
@@ -75,7 +76,8 @@ class GrpcLink(QueuedLink):
                 moving = [tasks.create_task(move(), context=Context()) for move in (self._read_all, self._write_all)]
                 try:
                     # Not awaited itself: a cancelled task cancels the future that it awaits.
-                    await asyncio.wait((self._broken,))
+                    ends: list[asyncio.Future[Any]] = [self._broken, *moving]
+                    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     for task in moving:
                         task.cancel()
