@@ -194,6 +194,8 @@ class Members(msgspec.Struct, array_like=True, tag=9):
     """Every entity type that at least one live runner hosts."""
     machine_id: int = -1
     """The machine id that is leased to this client, or -1 for none."""
+    groups: list[str] = []
+    """Every shard group that at least one live runner hosts; empty if the sender's release does not say."""
 
 
 class Leaving(msgspec.Struct, array_like=True, tag=10):

@@ -211,7 +211,7 @@ class ClientNode:
 
     def _join(self, news: Members) -> None:
         self._runners = news.runners
-        self.node.router.known_types = frozenset(news.entity_types)
+        self.node.router.on_hosted(frozenset(news.entity_types), frozenset(news.groups))
         self.node.connector.want(self._runners)
         if self.node.router.sharding.shards_per_group == 0:
             self.node.router.on_cluster_values(news.shards_per_group)

@@ -22,10 +22,11 @@ from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.routing.connector import Connector
 from actorhub.engine.routing.exchange import Exchange, NodeEvents
 from actorhub.engine.routing.inbound import Inbound
+from actorhub.engine.routing.late_replies import echo
 from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.relays import Relays
 from actorhub.engine.routing.router import Router
-from actorhub.engine.routing.switching import LinkSwitch, echo
+from actorhub.engine.routing.switching import LinkSwitch
 from actorhub.engine.runs.observing import CallTracing
 from actorhub.engine.supervision import Supervisor
 from actorhub.storage.message_ports import MessageStore
@@ -224,7 +225,7 @@ class Node:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(limit, _HEARING)):
                 for _ in range(2):
-                    for answer in [echo(self.router, peer) for peer in self.peers.every()]:
+                    for answer in [echo(self.router.send_to, peer) for peer in self.peers.every()]:
                         with contextlib.suppress(ActorhubError):
                             await answer
 

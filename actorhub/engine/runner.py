@@ -376,11 +376,11 @@ class Runner:
     def on_members_changed(self, runners: Sequence[LiveRunner]) -> None:
         """Link to the runners that are alive, tell the clients, and route what is parked."""
         self.known_runners = runners
-        self._former_owners.forget_others([runner.info.runner.incarnation for runner in runners])
-        live = [runner.info for runner in runners]
-        self.node.router.known_types = frozenset(name for info in self._living() for name in info.entity_types)
-        own = self.info.runner
-        self.node.connector.want([i.runner for i in live if i.runner.incarnation != own.incarnation])
+        live = [runner.info.runner for runner in runners]
+        self._former_owners.forget_others([runner.incarnation for runner in live])
+        hosted = frozenset(name for info in self._living() for name in info.entity_types)
+        self.node.router.on_hosted(hosted, self._hosted_groups())
+        self.node.connector.want([runner for runner in live if runner.incarnation != self.info.runner.incarnation])
         self._tell_members([peer for peer in self.node.peers.linked.values() if not peer.is_runner])
         self.node.router.reconsider()
         self._give_up_if_last()
@@ -473,7 +473,7 @@ class Runner:
         live = [runner.info.runner for runner in self.known_runners] or [self.info.runner]
         types = sorted(self.node.router.known_types or self.info.entity_types)
         for peer in peers:
-            peer.link.send(Members(live, self.values.shards_per_group, types))
+            peer.link.send(Members(live, self.values.shards_per_group, types, groups=sorted(self._hosted_groups())))
 
     def on_stranded(self) -> None:
         """Read the owners from the store as well, while calls wait for owners."""

@@ -2,132 +2,39 @@
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-import msgspec
 import pytest
 
-from actorhub import Cluster, Entity, Hub, Retry, Singleton, current, handler
-from actorhub.cluster import part_of
-from actorhub.core.address import ShardId
-from actorhub.core.envelope import TELL
-from actorhub.engine.model.durable_message import new_row
-from actorhub.engine.model.records import Message
 from actorhub.storage.memory.storage import MemoryStorage
-from actorhub.storage.message_ports import MessageFilter, MessageState
+from actorhub.storage.message_ports import MessageFilter
 from actorhub.testing import MemoryCluster, until
+from tests.deploys.accounts import (
+    BEFORE,
+    BOTH,
+    GROUP,
+    IDS,
+    KEY,
+    Caller,
+    Release,
+    judged,
+    leading,
+    led,
+    memory,
+    release,
+    settled,
+)
 from tests.support.gates import gates
-from tests.support.parts import client_of, host_of, runner_of
+from tests.support.parts import host_of
 
-IDS = [f"{name}/{number}" for name in ("ada", "bob", "eve") for number in range(4)]
+__all__ = ["memory"]
 
-
-class Ops(msgspec.Struct):
-    done: list[str] = []
-
-
-def _release(**placement: Any) -> tuple[type[Entity[Ops]], Hub]:
-    """Return a release of one program: the entity with that placement, and a hub that has it."""
-
-    class Account(Entity[Ops], name="account", **placement):
-        def _note(self, op: str) -> int:
-            self.state.done.append(op)
-            return len(self.state.done)
-
-        @handler(durable=True, retry=Retry(attempts=2, initial=timedelta(milliseconds=10)))
-        async def add(self, op: str) -> int:
-            return self._note(op)
-
-        @handler(durable=True, retry=Retry(attempts=1))
-        async def hold(self, op: str) -> int:
-            await gates[op].pass_through()
-            return self._note(op)
-
-        async def put(self, op: str) -> int:
-            return self._note(op)
-
-        @handler(readonly=True)
-        async def done(self) -> list[str]:
-            return list(self.state.done)
-
-        @handler(readonly=True)
-        async def shard(self) -> str:
-            return str(current().shard_id)
-
-    hub = Hub()
-    hub.register(Account)
-    return Account, hub
-
-
-BEFORE = _release()
-GROUP = _release(shard_group="moved")
-KEY = _release(shard_key=lambda entity_id: entity_id.partition("/")[0])
-BOTH = _release(shard_group="moved", shard_key=lambda entity_id: entity_id.partition("/")[0])
-Release = tuple[type[Entity[Ops]], Hub]
 CHANGES = pytest.mark.parametrize(
     "change",
     [(BEFORE, GROUP), (BEFORE, KEY), (BEFORE, BOTH), (GROUP, BEFORE), (KEY, BEFORE), (GROUP, KEY)],
     ids=["group", "key", "both", "group taken back", "key taken back", "another group and key"],
 )
-
-
-@pytest.fixture
-async def memory() -> AsyncIterator[MemoryCluster]:
-    """An empty cluster."""
-    async with MemoryCluster(BEFORE[1]) as made:
-        yield made
-
-
-class Caller:
-    """One sender, which has one release: calls each entity in turn, and remembers what was acknowledged."""
-
-    def __init__(self, cluster: Cluster, release: Release, name: str) -> None:
-        self._cluster = cluster
-        self._accounts: Any = cluster.client(release[0]).options(timeout=timedelta(seconds=10))
-        self._name = name
-        self._round = 0
-        self.acknowledged: dict[str, list[str]] = {entity_id: [] for entity_id in IDS}
-
-    async def round(self) -> None:
-        """Call each entity once with each kind of call."""
-        self._round += 1
-        for entity_id in IDS:
-            account = self._accounts(entity_id)
-            for kind in ("asked", "told", "put"):
-                op = f"{self._name}-{self._round}-{kind}"
-                if kind == "told":
-                    await self._cluster.tell(account.add(op))
-                else:
-                    await (account.add(op) if kind == "asked" else account.put(op))
-                self.acknowledged[entity_id].append(op)
-
-    async def run(self, until_set: asyncio.Event) -> None:
-        """Go on until the event."""
-        while not until_set.is_set():
-            await self.round()
-
-
-async def settled(memory: MemoryCluster, any_runner: Cluster) -> None:
-    """Wait until no message is pending; none may be a dead letter."""
-    wanted = MessageFilter(states=frozenset({MessageState.PENDING, MessageState.SCHEDULED, MessageState.DEAD}))
-    rows = memory.store.messages.messages
-    await until(lambda: not rows(wanted), "every message is settled", deadline=20)
-
-
-async def judged(cluster: Cluster, release: Release, callers: Sequence[Caller], *, in_order: bool = True) -> None:
-    """Check that each entity has each acknowledged op once, and durable and other ones of a sender in its order."""
-    accounts: Any = cluster.client(release[0])
-    for entity_id in IDS:
-        done = await accounts(entity_id).done()
-        assert [op for op, count in Counter(done).items() if count > 1] == []
-        for caller in callers:
-            for is_volatile in (False, True):
-                wanted = [op for op in caller.acknowledged[entity_id] if op.endswith("put") is is_volatile]
-                found = [op for op in done if op in set(wanted)]
-                assert (found if in_order else sorted(found)) == (wanted if in_order else sorted(wanted))
 
 
 @CHANGES
@@ -183,26 +90,8 @@ async def test_both_releases_serve_while_a_type_moves_and_back(
         await asyncio.sleep(0.3)
         stop.set()
     await settled(memory, new[0])
-    for cluster, release in ((old[0], before), (new[0], after)):
-        await judged(cluster, release, callers, in_order=False)
-
-
-async def test_callers_of_the_release_before_are_answered_while_runners_of_the_next_come_and_go() -> None:
-    """A shard that a runner loses, where it has the entity, is not the one to which such a caller sends its calls."""
-    async with MemoryCluster(GROUP[1]) as memory:
-        await memory.start_runner(hub=GROUP[1])
-        client, stop = await memory.client(hub=BEFORE[1]), asyncio.Event()
-        callers = [Caller(client, BEFORE, f"caller {number}") for number in range(8)]
-        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-            for caller in callers:
-                tasks.create_task(caller.run(stop))
-            for _ in range(8):
-                coming = await memory.start_runner(hub=GROUP[1])
-                await memory.settled()
-                await memory.stop(coming)
-            stop.set()
-        await settled(memory, client)
-        await judged(client, BEFORE, callers, in_order=False)
+    for cluster, declared in ((old[0], before), (new[0], after)):
+        await judged(cluster, declared, callers, in_order=False)
 
 
 async def test_what_is_told_to_one_release_runs_at_once_where_the_other_has_the_entity(
@@ -222,60 +111,6 @@ async def test_what_is_told_to_one_release_runs_at_once_where_the_other_has_the_
             caller.acknowledged[entity_id].append(op)
     await settled(memory, new)
     await judged(new, GROUP, [caller])
-
-
-async def deposited(runner: Cluster, shard: ShardId, entity_id: str, op: str) -> Message:
-    """Store a message for whoever owns the shard; return it."""
-    told = Message(host_of(runner).types["account"].spec.handlers["add"], entity_id, TELL)
-    told.body, told.message_id, told.shard_id = msgspec.msgpack.encode([op]), part_of(runner).node.ids.new_id(), shard
-    store = runner_of(runner).node.store
-    assert store is not None
-    await store.deposit(new_row(told, shard))
-    return told
-
-
-@pytest.mark.parametrize("is_active", [True, False], ids=["the entity is active", "the entity is not in memory"])
-async def test_who_waits_where_a_message_was_stored_is_told_where_it_runs(
-    memory: MemoryCluster, is_active: bool
-) -> None:
-    """One runner owns both shards, and moves the message from one to the other while somebody waits for it."""
-    new = await memory.start_runner(hub=GROUP[1])
-    await memory.settled()
-    client = await memory.client(hub=BEFORE[1])
-    accounts: Any = client.client(BEFORE[0])
-    for entity_id in IDS:
-        if is_active:
-            await accounts(entity_id).put("put")
-        told = await deposited(new, client.shard_of(BEFORE[0], entity_id), entity_id, "told")
-        assert await client.reply(told.message_id, timeout=timedelta(seconds=5)) == 1 + is_active
-
-
-async def test_a_wake_is_for_the_shard_that_it_names(memory: MemoryCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its receiver has the entity in another shard, and owns both; no runner scans the store by itself here."""
-    monkeypatch.setattr("actorhub.engine.runner._POLL", 3600.0)
-    new = await memory.start_runner(hub=GROUP[1])
-    await memory.settled()
-    client = await memory.client(hub=BEFORE[1])
-    accounts: Any = client.client(BEFORE[0])
-    for entity_id in IDS:
-        await accounts(entity_id).put("put")
-        told = await deposited(new, client.shard_of(BEFORE[0], entity_id), entity_id, "told")
-        assert told.shard_id is not None
-        client_of(client).node.router.deposits.wake(told, told.shard_id)
-    await settled(memory, new)
-    assert [await accounts(entity_id).done() for entity_id in IDS] == [["put", "told"]] * len(IDS)
-
-
-async def test_an_owner_of_a_home_that_is_not_known_is_looked_up(memory: MemoryCluster) -> None:
-    """Its announcement may have been missed, and no call waits for it that would have the owners read."""
-    old = await memory.start_runner(hub=BEFORE[1])
-    await Caller(old, BEFORE, "old").round()
-    new = await memory.start_runner(hub=GROUP[1])
-    await memory.settled()
-    for shard in runner_of(new).node.table.of_runner(runner_of(old).info.runner):
-        runner_of(new).node.table.forget(shard, runner_of(old).info.runner)
-    async with asyncio.timeout(5):
-        await Caller(new, GROUP, "new").round()
 
 
 @pytest.mark.parametrize("is_made", [False, True], ids=["it does not happen", "it has happened"])
@@ -366,7 +201,7 @@ def _key_of_all_but_ada(entity_id: str) -> str:
     return entity_id
 
 
-OTHERS_ONLY = _release(shard_key=_key_of_all_but_ada)
+OTHERS_ONLY = release(shard_key=_key_of_all_but_ada)
 
 
 async def test_messages_that_cannot_be_brought_in_do_not_hide_others(
@@ -413,52 +248,21 @@ async def test_a_sweep_that_is_held_up_does_not_keep_runners_from_scanning_the_s
     gate.open()
 
 
-class Lease(msgspec.Struct):
-    terms: list[str] = []
-
-
-_leading: list[str] = []
-
-
-def _led(**placement: Any) -> tuple[type[Singleton[Lease]], Hub]:
-    """Return a release of a program with a singleton of that placement."""
-
-    class Clerk(Singleton[Lease], name="clerk", **placement):
-        async def on_become_leader(self) -> None:
-            assert _leading == []
-            _leading.append(str(current().shard_id))
-
-        async def on_lose_leadership(self) -> None:
-            _leading.pop()
-
-        @handler(durable=True)
-        async def note(self, op: str) -> str:
-            self.state.terms.append(op)
-            return str(current().shard_id)
-
-        async def noted(self) -> list[str]:
-            return list(self.state.terms)
-
-    hub = Hub()
-    hub.register(Clerk)
-    return Clerk, hub
-
-
 @pytest.mark.parametrize("groups", [("default", "moved"), ("moved", "default")], ids=["there", "back"])
 async def test_a_singleton_that_moves_has_one_leader_at_a_time(memory: MemoryCluster, groups: tuple[str, str]) -> None:
     """It goes on where the other release led it, once nobody of that one does; callers of both reach whoever leads."""
-    before, after = (_led(shard_group=group) for group in groups)
+    before, after = (led(shard_group=group) for group in groups)
     old = await memory.start_runner(hub=before[1])
     clerk: Any = old.singleton(before[0])
-    assert await clerk.note("one") == _leading[0]
+    assert await clerk.note("one") == leading[0]
     new = await memory.start_runner(hub=after[1])
     later: Any = new.singleton(after[0])
     await memory.settled()
-    assert await later.note("two") == _leading[0]
+    assert await later.note("two") == leading[0]
     await old.tell(clerk.note("three"), delay=timedelta(seconds=0.5))
     await memory.stop(old)
-    await until(lambda: bool(_leading) and _leading[0].startswith(groups[1]), "the next release leads")
-    assert await later.note("four") == _leading[0]
+    await until(lambda: bool(leading) and leading[0].startswith(groups[1]), "the next release leads")
+    assert await later.note("four") == leading[0]
     await new.poll_storage()
     await settled(memory, new)
     assert sorted(await later.noted()) == ["four", "one", "three", "two"]
@@ -466,5 +270,5 @@ async def test_a_singleton_that_moves_has_one_leader_at_a_time(memory: MemoryClu
     back: Any = again.singleton(before[0])
     assert await back.noted() == await later.noted()
     await memory.stop(new)
-    await until(lambda: bool(_leading) and _leading[0].startswith(groups[0]), "the release before leads")
+    await until(lambda: bool(leading) and leading[0].startswith(groups[0]), "the release before leads")
     assert len(await back.noted()) == 4

@@ -285,7 +285,7 @@ class Loader:
             )
         if self._shards.get(cell.shard.id) is cell.shard:
             self._backlog.mark_awaited(cell.shard, cell.entity)
-        # Nothing of it runs in the shard where it is not activated, so no run is counted there.
+        # The entity is not activated there, so no run of it is counted there.
         _ = self._memory.let_go_of(shard, cell.entity, cell.shard.id)
 
     def _on_no_room(self, entity: tuple[str, str]) -> bool:

@@ -21,7 +21,7 @@ from actorhub.core.envelope import (
     Reply,
     Request,
 )
-from actorhub.core.errors import ActorhubError
+from actorhub.core.errors import ActorhubError, UnknownEntityType
 from actorhub.core.logger import get_logger
 from actorhub.engine.model.records import DONE, SENT, Message
 from actorhub.engine.routing.inbound import Inbound
@@ -159,7 +159,7 @@ class Exchange:
             case Failure():
                 message = self._take_answered(peer, envelope)
                 if message is not None:
-                    message.on_failed(message.own_error(decode_error(envelope.body)))
+                    self._on_failed(message, decode_error(envelope.body))
             case NotOwner():
                 self._router.on_not_owner(peer, envelope.id, envelope.hint)
             case Chunk():
@@ -171,6 +171,10 @@ class Exchange:
                 self._inbound.on_control(peer, envelope)
             case _:
                 self._on_news(peer, envelope)
+
+    def _on_failed(self, message: Message, error: ActorhubError) -> None:
+        if not (isinstance(error, UnknownEntityType) and self._router.is_tried_elsewhere(message)):
+            message.on_failed(message.own_error(error))
 
     def _on_news(self, peer: Peer, envelope: Envelope) -> None:
         match envelope:

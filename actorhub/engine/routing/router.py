@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
@@ -35,6 +35,7 @@ from actorhub.engine.model.records import (
 from actorhub.engine.model.sharding import Sharding
 from actorhub.engine.routing.deadlines import Deadlines
 from actorhub.engine.routing.deadlocks import deadlock_of
+from actorhub.engine.routing.late_replies import LateReplies
 from actorhub.engine.routing.parked import Parked
 from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.table import RoutingTable
@@ -50,8 +51,6 @@ _OUTCOME_WAIT: Final = 0.1
 """Seconds that a peer has, after the caller's deadline, to say whether the handler of the call had started."""
 MAX_PARKED: Final = 100_000
 """Calls that may wait for owners at once."""
-_REPLY_GRACE: Final = 1.1
-"""Seconds to wait for a former owner's replies: a little longer than the routing table accepts them."""
 
 
 class RouterStatistics(msgspec.Struct, frozen=True):
@@ -105,6 +104,8 @@ class Router:
         self.deadlines: Deadlines[Message] = Deadlines(asyncio.get_running_loop(), clock, self._on_expired)
         self.known_types: frozenset[str] = frozenset()
         """The entity types that living runners host; empty until that is known."""
+        self._groups: frozenset[str] = frozenset()
+        """The shard groups that living runners host; empty as long as that is not known."""
         self._peers = peers
         self._monotonic = clock.monotonic
         self._on_stranded = on_stranded
@@ -115,8 +116,7 @@ class Router:
         """Messages that wait until the cluster's number of shards is known."""
         self._closed: ActorhubError | None = None
         self._local = self._remote = self._not_owner = self.refused_replies = 0
-        self._moved: set[ShardId] = set()
-        self._moved_timer: asyncio.TimerHandle | None = None
+        self._late = LateReplies(peers, self.table, supervisor, send_to=self._send, on_lost=self.on_lost)
 
     def statistics(self) -> RouterStatistics:
         """Return the counters as they are now."""
@@ -151,11 +151,34 @@ class Router:
         # A known owner without a link is as good as none for now: the link is being opened, and releases what is
         # parked.
         owner = self.table.owner(shard_id)
-        peer = self._peers.by_runner(owner.runner) if owner is not None else None
+        peer = self._peers.by_runner(owner.runner) if owner is not None else self._stand_in(message, shard_id)
         if peer is not None and message.hops < MAX_HOPS:
             self._send(message, peer)
         else:
             self._park(message, shard_id)
+
+    def _stand_in(self, message: Message, shard: ShardId) -> Peer | None:
+        """Return a runner that may know where the entity is, if nobody hosts the group where it is declared here.
+
+        In that runner's release the entity type may have another group. It passes the message on.
+        """
+        if shard.group in self._groups or not self._groups or _is_about_shard(message):
+            return None
+        runners = self._peers.to_ask()
+        return runners[message.hops % len(runners)] if runners else None
+
+    def is_tried_elsewhere(self, message: Message) -> bool:
+        """Send a message on of which a peer says that it does not host the type, if that was a stand-in."""
+        shard = message.shard_id
+        if shard is None or message.hops + 1 >= MAX_HOPS or self._stand_in(message, shard) is None:
+            return False
+        message.hops += 1
+        self._route_again(message)
+        return True
+
+    def on_hosted(self, types: frozenset[str], groups: frozenset[str]) -> None:
+        """Take in which entity types and shard groups living runners host."""
+        self.known_types, self._groups = types, groups
 
     def send_to(self, message: Message, peer: Peer) -> None:
         """Send the message to that peer, whoever owns the shard."""
@@ -190,15 +213,11 @@ class Router:
     def on_owners_changed(self, shards: Iterable[ShardId]) -> None:
         """Route what waits for these shards, and give up what their former owners have not answered.
 
-        A former owner whose event loop is blocked, or whose commit hangs, keeps its links open, so no broken link would
-        end the wait for its replies. Durable messages go to the next owner at once, before what is sent later can
-        overtake them (invariant G): the store knows them, so each takes effect once. For other replies there is a grace
-        time, after which the routing table would refuse them anyway.
+        Durable messages go to the next owner at once, before what is sent later can overtake them (invariant G): the
+        store knows them, so each takes effect once. For other replies there is a grace time.
         """
-        self._moved.update(shards)
-        if self._moved and self._moved_timer is None:
-            self._moved_timer = asyncio.get_running_loop().call_later(_REPLY_GRACE, self._give_up_on_former_owners)
-        for peer, message in self._at_former_owners(frozenset(shards)):
+        self._late.watch(shards)
+        for peer, message in self._late.owed(frozenset(shards)):
             # A deposit is stored by any runner, not by the shard's owner.
             if message.delivery is not None and message.kind in (ASK, TELL) and not message.delivery.is_deposit:
                 assert message.shard_id is not None
@@ -366,8 +385,7 @@ class Router:
         # From here on nothing is parked: what is routed again because its link ends is refused at once.
         self._closed = error
         self.deadlines.close()
-        if self._moved_timer is not None:
-            self._moved_timer.cancel()
+        self._late.close()
         waiting = [*self._early, *self._parked]
         self._early.clear()
         self._parked.clear()
@@ -380,27 +398,6 @@ class Router:
         for message in self._parked:
             if message.phase == PARKED and message.kind != TELL:
                 self._refuse(message, error)
-
-    def _give_up_on_former_owners(self) -> None:
-        moved, self._moved = self._moved, set()
-        self._moved_timer = None
-        for peer, message in self._at_former_owners(moved):
-            peer.recall(message)
-            self.on_lost(message, peer, "another runner took the shard over before the reply came")
-
-    def _at_former_owners(self, moved: Collection[ShardId]) -> list[tuple[Peer, Message]]:
-        """Return what has not been answered by a former owner of these shards, in the order in which it was sent.
-
-        A shard may have come back to its former owner meanwhile, or have no known owner. Then the answer counts.
-        """
-        found: list[tuple[Peer, Message]] = []
-        for peer in self._peers.runners() if moved else ():
-            for message in peer.pending.values():
-                if message.phase == SENT and message.shard_id is not None and message.shard_id in moved:
-                    owner = self.table.owner(message.shard_id)
-                    if owner is not None and owner.runner != peer.runner:
-                        found.append((peer, message))
-        return found
 
     def _route_again(self, message: Message, *, unsure: bool = False) -> None:
         """Route a message that came back, unless its caller has given up; `unsure`: it may have been executed."""

@@ -5,11 +5,9 @@ import itertools
 from typing import Final
 
 from actorhub.core.backoff import Backoff
-from actorhub.core.envelope import ECHO
 from actorhub.core.errors import ActorhubError
 from actorhub.core.logger import get_logger
-from actorhub.engine.model.records import AwaitedMessage
-from actorhub.engine.model.spec import operation_spec
+from actorhub.engine.routing.late_replies import echo
 from actorhub.engine.routing.peers import Peer, Peers
 from actorhub.engine.routing.relays import RelayedLink
 from actorhub.engine.routing.router import Router
@@ -17,7 +15,6 @@ from actorhub.engine.supervision import Supervisor
 
 _log: Final = get_logger("actorhub.peers")
 
-_SPEC: Final = operation_spec("runner", "echo")
 _PATIENCE: Final = 10.0
 """Seconds after which a link that does not answer is given up for the one that has taken its place."""
 _RETRY: Final = 0.05
@@ -25,16 +22,6 @@ _RETRY: Final = 0.05
 _QUIET: Final = 30.0
 """Seconds without a call from the other end after which it is taken to be done."""
 _CHECKS: Final = Backoff(initial=0.05, maximum=1.0)
-
-
-def echo(router: Router, peer: Peer) -> "asyncio.Future[bytes]":
-    """Return what is done once a peer has answered, and so has taken in what was sent to it before.
-
-    What it sent before its answer has arrived by then. It fails with an `ActorhubError` if the link breaks.
-    """
-    message = AwaitedMessage(_SPEC, "", ECHO)
-    router.send_to(message, peer)
-    return message.future
 
 
 class LinkSwitch:
@@ -87,7 +74,7 @@ class LinkSwitch:
             async with asyncio.timeout(_PATIENCE):
                 while former.link.is_open:
                     try:
-                        await echo(self._router, former)
+                        await echo(self._router.send_to, former)
                     except ActorhubError:
                         # It is broken, or there is no room for one more call.
                         await asyncio.sleep(_RETRY)
