@@ -37,7 +37,7 @@ from actorhub._resolution import (
 from actorhub.core.codec import Codec
 from actorhub.core.cron import CronOptions
 from actorhub.core.retry import DEFAULT_RETRY
-from actorhub.core.texts import shown
+from actorhub.core.texts import is_of, short_name_of, shown
 from actorhub.core.type_hints import ClassScope, UnknownName
 from actorhub.engine.model.spec import DEFAULT_CANCEL_GRACE, EntitySpec, HandlerSpec
 from actorhub.engine.singletons.cron_runs import cron_function
@@ -240,16 +240,24 @@ def spec_of(declared: object) -> EntitySpec:
     Raises:
         TypeError: It is not such a class, or its types cannot be resolved.
     """
-    declaration = getattr(declared, "__declaration__", None)
-    if isinstance(declared, type) and declaration is not None:
+    # Of the class, as far as it is an instance: `declared` may be anything, whose attributes do anything.
+    declaration = getattr(declared if is_of(declared, type) else type(declared), "__declaration__", None)
+    if is_of(declared, type) and declaration is not None:
         spec: EntitySpec = declaration.spec
         return spec
     if declaration is not None:
-        name = type(declared).__name__
+        name = short_name_of(type(declared))
         raise TypeError(f"an instance of {name} was given: give the class, {name}")
-    if hasattr(typing.get_origin(declared), "__declaration__"):
+    if hasattr(_origin(declared), "__declaration__"):
         raise TypeError(f"{declared} has no name: declare a class of it, as in class Name({declared}): ...")
     raise TypeError(f"{shown(declared)} is not a class of entities: give a subclass of Entity or Singleton")
+
+
+def _origin(declared: object) -> object:
+    try:
+        return typing.get_origin(declared)
+    except Exception:  # noqa: BLE001 - user code: it may lie about its class
+        return None
 
 
 def _retention(options: HandlerOptions, crons: tuple[CronOptions, ...]) -> timedelta | None:

@@ -26,7 +26,7 @@ from actorhub.core.errors import (
 )
 from actorhub.core.option_types import check_types
 from actorhub.core.snowflake import Snowflake
-from actorhub.core.texts import plain, shown
+from actorhub.core.texts import is_of, plain, short_name_of, shown
 from actorhub.engine.anycast.runner_requests import DeferredOutcome
 from actorhub.engine.model.event_loop import check_loop
 from actorhub.engine.model.records import AwaitedMessage, Message
@@ -453,9 +453,9 @@ def _delivery(deliver_at: datetime | None, delay: timedelta | None, key: str | N
 
 
 def _failure(error: object) -> ActorhubError:
-    if isinstance(error, str):
+    if is_of(error, str):
         return DeferredFailed(plain(error))
-    if not isinstance(error, EntityError):
+    if not is_of(error, EntityError):
         raise TypeError(f"fail takes an EntityError or a text, not {shown(error)}")
     return error
 
@@ -466,11 +466,12 @@ def as_call(call: Awaitable[Any]) -> Call:
     Raises:
         TypeError: It is something else.
     """
-    if isinstance(call, StreamCall):
+    if is_of(call, StreamCall):
         call.discard()
         raise TypeError(f"{call!r} cannot be told, because nobody would receive its items: use `async for item in ...`")
-    if not isinstance(call, Call):
-        raise TypeError(f"tell takes a call, such as client('id').method(...), not {type(call).__name__}")
+    if not is_of(call, Call):
+        kind = short_name_of(type(call))
+        raise TypeError(f"tell takes a call, such as client('id').method(...), not {kind}")
     return call
 
 

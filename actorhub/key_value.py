@@ -1,9 +1,9 @@
 """The key-value store: small values that belong to no entity and are shared by the whole cluster."""
 
 import asyncio
-import inspect
 from collections.abc import Callable
 from datetime import timedelta
+from types import CoroutineType
 from typing import Any, Final, Generic, TypeVar, overload
 
 from actorhub.core.arguments import limit_of
@@ -11,6 +11,7 @@ from actorhub.core.clock import Clock
 from actorhub.core.codec import Codec
 from actorhub.core.errors import MalformedMessage
 from actorhub.core.key_value import check_key, check_prefix, check_value
+from actorhub.core.texts import is_of, shown
 from actorhub.storage.key_value_ports import KeyValues
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ class KeyValue(Generic[T]):
         """
         name, seconds = self._name(key), limit_of(ttl, "ttl")
         if not callable(change):
-            raise TypeError(f"modify takes a function that returns the new value, not {type(change).__name__}")
+            raise TypeError(f"modify takes a function that returns the new value, not {shown(change)}")
         attempt = 0
         while True:
             stored = await self._reach().get(name)
@@ -196,7 +197,7 @@ def untyped(reach: Callable[[], KeyValues], clock: Clock) -> KeyValue[Any]:
 
 
 def _not_awaitable(value: T) -> T:
-    if inspect.iscoroutine(value):
+    if is_of(value, CoroutineType):
         value.close()
         raise TypeError("modify takes a plain function, not a coroutine function: compute the new value without await")
     return value

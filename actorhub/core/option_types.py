@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 
-from actorhub.core.texts import shown
+from actorhub.core.texts import is_of, shown
 
 LONGEST: Final = timedelta(days=36_500)
 """The longest duration of any option: a hundred years. Longer ones lead to times that no clock has."""
@@ -50,7 +50,7 @@ def check_types(where: str, allowed: Mapping[str, Any], values: Mapping[str, obj
             text = (
                 f"{prefix}{name}={shown(value)} must be {_phrase(allowed[name])}{_advice(name, value, allowed[name])}"
             )
-            is_word = typing.get_origin(allowed[name]) is Literal and isinstance(value, str)
+            is_word = typing.get_origin(allowed[name]) is Literal and is_of(value, str)
             raise (ValueError if is_word else TypeError)(text)
 
 
@@ -94,7 +94,10 @@ def _fits(value: object, allowed: Any) -> bool:
     kind = typing.get_origin(allowed) or allowed
     if kind in _CHECKS:
         return _CHECKS[kind](value, typing.get_args(allowed))
-    return isinstance(kind, TypeVar) or isinstance(value, kind)
+    if isinstance(kind, TypeVar):
+        return True
+    # Of a protocol, an object may be one by attributes that its class does not have.
+    return isinstance(value, kind) if getattr(kind, "_is_protocol", False) else is_of(value, kind)
 
 
 def _fits_one(value: object, allowed: tuple[Any, ...]) -> bool:
@@ -106,11 +109,11 @@ def _fits_literal(value: object, allowed: tuple[Any, ...]) -> bool:
 
 
 def _fits_items(value: Any, allowed: tuple[Any, ...]) -> bool:
-    return isinstance(value, tuple) and all(_fits(item, allowed[0]) for item in cast("tuple[object, ...]", value))
+    return is_of(value, tuple) and all(_fits(item, allowed[0]) for item in cast("tuple[object, ...]", value))
 
 
 def _fits_mapping(value: Any, allowed: tuple[Any, ...]) -> bool:
-    if not isinstance(value, Mapping):
+    if not issubclass(type(value), Mapping):
         return False
     items = cast("Mapping[object, object]", value).items()
     return all(_fits(part, one) for item in items for part, one in zip(item, allowed, strict=True))
@@ -122,11 +125,11 @@ _CHECKS: Final[Mapping[object, Callable[[object, tuple[Any, ...]], bool]]] = {
     types.UnionType: _fits_one,
     typing.Literal: _fits_literal,
     tuple: _fits_items,
-    type: lambda value, allowed: isinstance(value, type) and issubclass(value, allowed[0]),
+    type: lambda value, allowed: is_of(value, type) and issubclass(value, allowed[0]),
     _MAPPING: _fits_mapping,
     _CALLABLE: lambda value, _: callable(value),
-    int: lambda value, _: isinstance(value, int) and not isinstance(value, bool),
-    float: lambda value, _: isinstance(value, int | float) and not isinstance(value, bool),
+    int: lambda value, _: is_of(value, int) and not is_of(value, bool),
+    float: lambda value, _: issubclass(type(value), int | float) and not is_of(value, bool),
 }
 
 

@@ -58,6 +58,21 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
     "key that lies": (lambda c: _till(c, key=LIAR()), MalformedMessage, "key must be a string, not Liar"),
     "cancel of a liar": (lambda c: c.cancel(LIAR()), MalformedMessage, "<Liar> is not the id of a message"),
     "cancel of an odd number": (lambda c: c.cancel(ODD_NUMBER(1 << 64)), MalformedMessage, "<OddNumber> is not the"),
+    "tell of a liar": (
+        lambda c: c.tell(LIAR()),
+        TypeError,
+        "method(...), not Liar",
+    ),
+    "cancel as a liar says": (
+        lambda c: c.cancel(7, terminate=LIAR()),
+        TypeError,
+        "terminate=<Liar> must be",
+    ),
+    "failed with a liar": (lambda c: c.fail("token", LIAR()), TypeError, "fail takes an EntityError or a text"),
+    "client of a liar": (lambda c: c.client(LIAR()), TypeError, "<Liar> is not a class of entities"),
+    "singleton of a liar": (lambda c: c.singleton(LIAR()), TypeError, "<Liar> is not a class of entities"),
+    "shard of a liar": (lambda c: c.shard_of(LIAR(), "a"), TypeError, "<Liar> is not a class of entities"),
+    "kv change of a liar": (lambda c: c.kv.modify("k", LIAR()), TypeError, "modify takes a function that returns"),
     "due in an odd zone": (
         lambda c: c.tell(_till(c).book(1), deliver_at=NAIVE.replace(tzinfo=ODD_ZONE())),
         ValueError,
