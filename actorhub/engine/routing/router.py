@@ -162,7 +162,8 @@ class Router:
 
         In that runner's release the entity type may have another group. It passes the message on.
         """
-        if shard.group in self._groups or not self._groups or _is_about_shard(message):
+        is_hosted_here = self.host is not None and message.spec.entity_type in self.host.types
+        if shard.group in self._groups or not self._groups or is_hosted_here or _is_about_shard(message):
             return None
         runners = self._peers.to_ask()
         return runners[message.hops % len(runners)] if runners else None
