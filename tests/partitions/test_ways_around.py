@@ -79,19 +79,6 @@ async def test_a_way_around_that_was_given_up_is_not_used_again(memory: MemoryCl
     assert await asked == 1
 
 
-async def test_a_way_around_that_opens_when_there_is_a_direct_link_is_closed(memory: MemoryCluster) -> None:
-    """The direct link came while it was being opened: it would only hold up the runner that it goes through."""
-    one, other, third = [await memory.start_runner() for _ in range(3)]
-    await memory.settled()
-    nodes = [part_of(each).node for each in (one, other, third)]
-    via = next(peer for peer in nodes[0].peers.runners() if peer.runner == third.runner)
-    assert other.runner is not None
-    await nodes[0].relays.connect(via, other.runner, 5.0)
-    assert nodes[0].relays.statistics().links == 1
-    assert nodes[0].peers.direct(other.runner.incarnation) is nodes[0].peers.by_runner(other.runner)
-    await until(lambda: all(n.relays.statistics().links == n.relays.statistics().carried == 0 for n in nodes))
-
-
 async def test_a_runner_that_leaves_is_known_to_leave_on_each_of_its_links(memory: MemoryCluster) -> None:
     """It says so over one of them, and the other end may use another one."""
     cut = await cut_off(memory, "runner")

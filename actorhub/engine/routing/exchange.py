@@ -99,8 +99,6 @@ class Exchange:
         former = self._peers.add(peer)
         if former is not None and (former.via or peer.via or self._switch.is_under_way(peer)):
             self._switch.begin(former, peer)
-        elif not self._peers.is_used(peer):
-            self._switch.retire(peer)  # It was under way when there was a direct one again.
         self._node_events.on_linked(peer)
         # Owners are read from the store, too, so messages may have been waiting for a link to a runner that was known
         # to own their shards.

@@ -46,21 +46,15 @@ class LinkSwitch:
         self._flushes[incarnation] = flush
         _ = self._supervisor.spawn(self._switch(former, later, earlier, flush), "switch links")
 
-    def retire(self, unused: Peer) -> None:
-        """Close a link through another runner that came when there was a direct one, once the other end agrees."""
-
-        async def retire() -> None:
-            await self._flush(unused)  # The first frame that opened it may not have left this process yet.
-            await self._retire(unused)
-
-        _ = self._supervisor.spawn(retire(), "retire a link")
-
     async def _switch(self, former: Peer, later: Peer, earlier: asyncio.Event | None, flush: asyncio.Event) -> None:
         try:
             if earlier is not None:
                 # The former link may hold back what it was given, and what was held is sent over this one if it breaks.
                 await earlier.wait()
-            await self._flush(former)
+            async with asyncio.timeout(_PATIENCE):
+                await self._until_flushed(former)
+        except TimeoutError:
+            former.link.close(f"it did not answer within {_PATIENCE:g} s, and there is another link")
         finally:
             later.link.release()
             flush.set()
@@ -68,23 +62,18 @@ class LinkSwitch:
                 del self._flushes[later.runner.incarnation]
         await self._retire(former)
 
-    async def _flush(self, former: Peer) -> None:
-        """Wait until everything has arrived that was sent over the link before, or it has ended."""
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                while former.link.is_open:
-                    try:
-                        await echo(self._router.send_to, former)
-                    except ActorhubError:
-                        # It is broken, or there is no room for one more call.
-                        await asyncio.sleep(_RETRY)
-                    else:
-                        return
-        except TimeoutError:
-            former.link.close(f"it did not answer within {_PATIENCE:g} s, and there is another link")
+    async def _until_flushed(self, former: Peer) -> None:
+        while former.link.is_open:
+            try:
+                await echo(self._router.send_to, former)
+            except ActorhubError:
+                # It is broken, or there is no room for one more call.
+                await asyncio.sleep(_RETRY)
+            else:
+                return
 
     async def _retire(self, former: Peer) -> None:
-        """Close a link that is not used once neither side has a call in flight on it, or will make another one.
+        """Close the former link once neither side has a call in flight on it, or will make another one.
 
         It stays if calls go over it again, because the later link has broken: the next link takes its place then.
         """
