@@ -109,7 +109,7 @@ def _fits_literal(value: object, allowed: tuple[Any, ...]) -> bool:
 
 
 def _fits_items(value: Any, allowed: tuple[Any, ...]) -> bool:
-    return is_of(value, tuple) and all(_fits(item, allowed[0]) for item in cast("tuple[object, ...]", value))
+    return issubclass(type(value), tuple) and all(_fits(item, allowed[0]) for item in cast("tuple[object, ...]", value))
 
 
 def _fits_mapping(value: Any, allowed: tuple[Any, ...]) -> bool:
