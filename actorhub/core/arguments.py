@@ -67,11 +67,12 @@ def due_time(deliver_at: object) -> float:
             f"deliver_at={shown(deliver_at)} must be a datetime with a time zone, such as datetime.now(UTC)"
         )
     try:
-        offset, due = datetime.utcoffset(deliver_at), datetime.timestamp(deliver_at)
+        has_zone = datetime.utcoffset(deliver_at) is not None
+        due = datetime.timestamp(deliver_at) if has_zone else 0.0
     except Exception as exc:
         raise ValueError(f"deliver_at={shown(deliver_at)}: its time zone failed: {summary_of(exc)}") from exc
-    if offset is None:
-        raise ValueError(f"deliver_at={deliver_at} has no time zone: use e.g. datetime.now(UTC)")
+    if not has_zone:
+        raise ValueError(f"deliver_at={shown(deliver_at)} has no time zone: use e.g. datetime.now(UTC)")
     return max(due, 1.0)
 
 

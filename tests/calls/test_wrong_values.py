@@ -97,6 +97,11 @@ WRONG: dict[str, tuple[Callable[[Any], Any], type[Exception], str]] = {
         ValueError,
         "time zone",
     ),
+    "due in the first year without a zone": (
+        lambda c: c.tell(_till(c).book(1), deliver_at=datetime.min),  # noqa: DTZ901 - that is what is tested
+        ValueError,
+        "has no time zone",
+    ),
     "delay of seconds": (lambda c: c.tell(_till(c).book(1), delay=5), TypeError, "delay=5 must be a timedelta"),
     "told key": (lambda c: c.tell(_till(c).book(1), key=b"k"), MalformedMessage, "key must be a string"),
     "cancel of text": (lambda c: c.cancel("7"), MalformedMessage, "'7' is not the id of a message"),
