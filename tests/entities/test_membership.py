@@ -230,7 +230,7 @@ async def test_replies_of_a_former_owner_are_refused(
 
 async def test_a_slow_handler_is_waited_for_and_then_cut_off(memory: MemoryCluster) -> None:
     """A runner that leaves gives its handlers the grace time; what does not end is cancelled and reported."""
-    memory.settings = Settings(shards_per_group=16, grace=timedelta(milliseconds=400))
+    memory.settings = Settings(shards_per_group=16, grace=timedelta(seconds=1))
     one = await memory.start_runner()
     client = await memory.client()
     quick = soon(client.client(Counter)("quick").add(0.15))
