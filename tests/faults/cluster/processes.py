@@ -106,7 +106,7 @@ class RunnerProcess:
         self.generation += 1
         self.incarnation = ""
         self.frozen = False
-        self.front.listen()
+        self.front.listen_with_target()
         stem = self._directory / f"{self.name}.{self.generation}"
         self._out = stem.with_name(f"{stem.name}.out")
         arguments = {

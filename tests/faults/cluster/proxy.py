@@ -65,6 +65,7 @@ class TcpProxy:
         self._open: set[_Connection] = set()
         self._serving: set[asyncio.Task[None]] = set()
         self._listener: socket.socket | None = None
+        self._awaiting_target: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -86,6 +87,9 @@ class TcpProxy:
 
     def refuse(self) -> None:
         """Take no connections until `listen`, as if the target listened itself and were gone."""
+        if self._awaiting_target is not None:
+            self._awaiting_target.cancel()
+            self._awaiting_target = None
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
@@ -99,6 +103,27 @@ class TcpProxy:
             self._listener.setblocking(False)
             self.port = self._listener.getsockname()[1]
             asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
+    def listen_with_target(self) -> None:
+        """Take connections again once the target does, which is about to start."""
+        if self._listener is None and self._awaiting_target is None:
+            self._awaiting_target = asyncio.Task(self._listen_with_target())
+
+    async def _listen_with_target(self) -> None:
+        while True:
+            try:
+                _, writer = await self._connect()
+            except OSError:
+                await asyncio.sleep(0.01)
+            else:
+                writer.transport.abort()
+                self._awaiting_target = None
+                return self.listen()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if isinstance(self._target, Path):
+            return await asyncio.open_unix_connection(str(self._target))
+        return await asyncio.open_connection("127.0.0.1", self._target)
 
     def _accept(self, listener: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError, ConnectionError):
@@ -142,10 +167,7 @@ class TcpProxy:
         connection.apply(self._mode(connection))
         self._open.add(connection)
         try:
-            if isinstance(self._target, Path):
-                back_reader, back_writer = await asyncio.open_unix_connection(str(self._target))
-            else:
-                back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self._target)
+            back_reader, back_writer = await self._connect()
             connection.writers.append(back_writer)
             connection.apply(self._mode(connection))
             async with asyncio.TaskGroup() as tasks:

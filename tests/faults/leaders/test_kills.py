@@ -22,10 +22,8 @@ RUNS = int(os.environ.get("LEADER_RUNS", "5"))
 KILLS = int(os.environ.get("LEADER_KILLS", "105"))
 FREEZES = int(os.environ.get("LEADER_FREEZES", "4"))
 FIRST_SEED = int(os.environ.get("FAULT_SEED", "0")) or random.randrange(1, 1_000_000)
-HAS_LEASES = os.environ.get("ACTORHUB_LOCKS") == "lease"
-KILLED_LIMIT = 8.0 if HAS_LEASES else 1.0
-"""Seconds after SIGKILL within which the next leader commits, in 99 of 100 cases. With leases it must be seen that the
-address refuses connections, and here the proxy takes them as soon as the next process is on its way."""
+KILLED_LIMIT = 1.0
+"""Seconds after SIGKILL within which the next leader commits, in 99 of 100 cases."""
 FROZEN_LIMIT = 10.0
 """Seconds after SIGSTOP, always."""
 
