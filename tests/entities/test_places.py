@@ -8,12 +8,11 @@ from datetime import timedelta
 import pytest
 
 from actorhub import CallTimeout, Cluster, Entity, Hub, MailboxFull, current, handler
-from actorhub.cluster import part_of
 from actorhub.core.config import Settings
-from actorhub.engine.runner import Runner
 from actorhub.engine.runs import newcomers
 from actorhub.testing import MemoryCluster, until
 from tests.support.gates import closed_gates, failure, gates, outcomes, soon
+from tests.support.parts import host_of
 
 __all__ = ["closed_gates"]
 
@@ -81,14 +80,8 @@ async def cluster(request: pytest.FixtureRequest, memory: MemoryCluster, runner:
     return runner if request.param == "here" else await memory.client()
 
 
-def host_of(runner: Cluster) -> Runner:
-    part = part_of(runner)
-    assert isinstance(part, Runner)
-    return part
-
-
 def waiting(runner: Cluster) -> int:
-    return host_of(runner).host.newcomers.count
+    return host_of(runner).newcomers.count
 
 
 async def _full(cluster: Cluster) -> "list[asyncio.Task[str]]":
@@ -114,7 +107,7 @@ async def test_any_number_of_ids_is_served_in_few_places(runner: Cluster, cluste
     guest = cluster.client(Guest).options(on_full="wait")
     found = await outcomes(*(guest(str(n)).visit_for(0.001) for n in range(200)))
     assert found == [None] * 200
-    assert host_of(runner).host.residents.count <= 4
+    assert host_of(runner).residents.count <= 4
     assert waiting(runner) == 0
 
 
@@ -187,7 +180,7 @@ async def test_the_wait_is_bounded(runner: Cluster, cluster: Cluster, monkeypatc
     assert isinstance(error, MailboxFull)
     assert not error.possibly_executed
     assert "3 calls" in str(error)
-    assert host_of(runner).host.statistics().queued == 3
+    assert host_of(runner).statistics().queued == 3
 
 
 async def test_waiting_costs_no_time(runner: Cluster) -> None:
@@ -286,7 +279,7 @@ async def test_what_a_leaving_entity_has_in_its_mailbox_keeps_its_place(runner: 
         await gates[str(n)].came()
     await gates["leaving"].came()
     queued = soon(cluster.client(Lingering)("x").visit())
-    await until(lambda: host_of(runner).host.statistics().queued == 1, deadline=5)
+    await until(lambda: host_of(runner).statistics().queued == 1, deadline=5)
     gates["leaving"].open()
     async with asyncio.timeout(5):
         assert await queued == "x"

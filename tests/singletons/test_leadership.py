@@ -6,10 +6,8 @@ import random
 import pytest
 
 from actorhub import Cluster, Hub, SingletonError, current
-from actorhub.cluster import part_of
 from actorhub.core.errors import PersistenceError, RunnerUnavailable
 from actorhub.engine.ownership import moves
-from actorhub.engine.runner import Runner
 from actorhub.engine.singletons import leader
 from actorhub.storage.ports import StoredState
 from actorhub.testing import MemoryCluster, until
@@ -27,6 +25,7 @@ from tests.singletons.diary import (
     story,
 )
 from tests.support.gates import failure, gates, soon
+from tests.support.parts import runner_of
 
 hub = Hub()
 hub.register(Diary)
@@ -46,12 +45,6 @@ def new_story() -> None:
 def soon_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have hooks of lost leaders end within 0.2 s instead of 5."""
     monkeypatch.setattr(leader, "LOSS_LIMIT", 0.2)
-
-
-def runner_of(cluster: Cluster) -> Runner:
-    found = part_of(cluster)
-    assert isinstance(found, Runner)
-    return found
 
 
 def incarnation(runner: Cluster) -> str:

@@ -6,15 +6,14 @@ from datetime import timedelta
 import pytest
 
 from actorhub import Cluster, Hub
-from actorhub.cluster import part_of
 from actorhub.core.address import ShardOwner
 from actorhub.engine.anycast.letting_go import FormerOwnerRequests
 from actorhub.engine.ownership import former_owners, loop, session
-from actorhub.engine.runner import Runner
 from actorhub.storage.memory import session as memory_session
 from actorhub.testing import MemoryCluster, until
 from tests.singletons.diary import Diary, at_gate, for_ever, is_leading, story
 from tests.support.gates import gates
+from tests.support.parts import runner_of
 
 hub = Hub()
 hub.register(Diary)
@@ -31,12 +30,6 @@ def new_story() -> None:
     story.act["run"] = for_ever
 
 
-def part(cluster: Cluster) -> Runner:
-    found = part_of(cluster)
-    assert isinstance(found, Runner)
-    return found
-
-
 async def a_leader_that_lost_its_session_unheard(memory: MemoryCluster) -> Cluster:
     leader = await memory.start_runner(weight=LIGHT)
     await until(lambda: story.log == BEGINNING, "run")
@@ -45,7 +38,7 @@ async def a_leader_that_lost_its_session_unheard(memory: MemoryCluster) -> Clust
 
 
 def end_unheard(memory: MemoryCluster, runner: Cluster) -> None:
-    incarnation = part(runner).node.incarnation
+    incarnation = runner_of(runner).node.incarnation
     memory.store.freeze_sessions(incarnation)
     memory.store.terminate_sessions(incarnation)
 
@@ -74,8 +67,8 @@ async def test_the_next_leader_begins_after_the_one_that_was_asked_has_ended(
     assert is_leading(starting.result())
     assert story.log == [*BEGINNING, *END, *BEGINNING]
     assert story.most_alive == 1
-    memory.store.thaw_sessions(part(leader).node.incarnation)  # A heartbeat may wait there.
-    await until(lambda: part(leader).ownership.statistics().sessions_opened == 2, "it has a new session")
+    memory.store.thaw_sessions(runner_of(leader).node.incarnation)  # A heartbeat may wait there.
+    await until(lambda: runner_of(leader).ownership.statistics().sessions_opened == 2, "it has a new session")
 
 
 async def test_the_next_leader_begins_after_the_one_that_let_go_by_itself_has_ended(
@@ -84,7 +77,7 @@ async def test_the_next_leader_begins_after_the_one_that_let_go_by_itself_has_en
     """Whoever lost everything a moment ago answers that it acts for nothing once its hooks have run."""
     leader = await a_leader_that_lost_its_session_unheard(memory)
     story.act["on_lose_leadership"] = at_gate("losing")
-    part(leader).ownership.let_everything_go("it is tested")
+    runner_of(leader).ownership.let_everything_go("it is tested")
     await gates["losing"].came()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(memory.start_runner(weight=HEAVY))
@@ -112,17 +105,17 @@ async def test_an_address_that_never_led_to_a_runner_does_not_prove_it_dead(memo
     leader = await memory.start_runner()
     other = await memory.start_runner()
     await memory.settled()
-    asking = FormerOwnerRequests(part(other).node)
-    owner = part(leader).info.runner
-    peer = part(other).node.peers.by_runner(owner)
+    asking = FormerOwnerRequests(runner_of(other).node)
+    owner = runner_of(leader).info.runner
+    peer = runner_of(other).node.peers.by_runner(owner)
     assert peer is not None
     listener = memory.network.listeners.pop(owner.address)
     await asking.check_address(peer)
     memory.cut(leader, other)
     memory.heal(leader, other)
     tenures: list[ShardOwner] = []
-    part(other).node.peers.remove(peer)
+    runner_of(other).node.peers.remove(peer)
     assert not await asking.has_let_go(owner, tenures, 0.2)
-    assert await FormerOwnerRequests(part(other).node).has_let_go(owner, tenures, 0.2)
+    assert await FormerOwnerRequests(runner_of(other).node).has_let_go(owner, tenures, 0.2)
     memory.network.listeners[owner.address] = listener
-    assert not await FormerOwnerRequests(part(other).node).has_let_go(owner, tenures, 0.2)
+    assert not await FormerOwnerRequests(runner_of(other).node).has_let_go(owner, tenures, 0.2)

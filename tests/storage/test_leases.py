@@ -227,7 +227,7 @@ async def test_a_session_that_is_just_being_renewed_is_kept(world: LeaseWorld) -
             await sql.fetchval("select keep_session(token) from lock_session where incarnation = 'a'")
             began = time.monotonic()
             assert await peer.try_lock(SHARDS) == []
-            assert time.monotonic() - began < 0.9
+            assert time.monotonic() - began < 0.5
         await late.heartbeat(runner("a"))
         assert await peer.try_lock(SHARDS) == []
 
@@ -244,7 +244,7 @@ async def test_a_transaction_that_somebody_left_open_loses_nobody_a_session(worl
             began = time.monotonic()
             await one.unlock(SHARDS[:2])
             assert await other.try_lock(SHARDS) == SHARDS[:3]
-            assert time.monotonic() - began < 0.9
+            assert time.monotonic() - began < 0.5
 
 
 async def test_a_server_whose_clock_is_set_back_keeps_no_dead_session(world: LeaseWorld) -> None:
